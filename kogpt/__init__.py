@@ -1,0 +1,30 @@
+"""KoGPT, the Korean GPT-J: model, tokenizer, converter and sampling loop.
+
+Names below are imported when they are first used, so `import kogpt` costs next to nothing.
+"""
+
+import importlib
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "kogpt.checkpoint": ("convert", "inspect", "load_model", "verify"),
+    "kogpt.errors": ("InputRefusedError", "KoGPTError", "NotEnoughResourcesError"),
+    "kogpt.generation": ("SamplingParams", "generate", "stream"),
+    "kogpt.loading": ("load",),
+    "kogpt.model": ("KVCache", "KoGPT", "KoGPTConfig"),
+    "kogpt.tokenizer": ("load_tokenizer",),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = sorted(_HOME_OF)  # noqa: PLE0605
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'kogpt' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME_OF[name]), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

@@ -1,0 +1,69 @@
+"""The key-value cache: what attention remembers of the tokens already read."""
+
+from torch import Tensor
+
+
+class KVCache:
+    """Keys and values of up to `capacity` tokens per row, for every layer that appends to it.
+
+    A cache is passed into `KoGPT.forward` and belongs to the caller. A layer's buffers are made
+    when it first appends, with the shape, dtype and device of what it appends, so one class
+    serves every width, precision and number of key heads. Buffers are (B, H, capacity, D): the
+    keys of one head lie together, which is the order in which decoding reads them.
+
+    Attributes:
+        capacity: most tokens a row can hold.
+        length: tokens held now, the same for every row (shorter rows are padded on the left).
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.length = 0
+        self._layers: list[tuple[Tensor, Tensor]] = []
+
+    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Writes the new keys and values of one layer behind those held.
+
+        Args:
+            layer: index of the layer; layers first append in order.
+            k: new keys (B, T, H, D), already rotated.
+            v: new values (B, T, H, D).
+
+        Returns:
+            All keys and all values of the layer, (B, S, H, D) views with S = length + T.
+
+        Raises:
+            ValueError: S exceeds the capacity.
+        """
+        end = self.length + k.size(1)
+        if end > self.capacity:
+            raise ValueError(f"{end} tokens do not fit a cache of {self.capacity}")
+        if layer == len(self._layers):
+            self._layers.append((self._buffer(k), self._buffer(v)))
+        for buffer, new in zip(self._layers[layer], (k, v), strict=True):
+            buffer[:, :, self.length : end] = new.transpose(1, 2)
+        keys, values = self._layers[layer]
+        return keys[:, :, :end].transpose(1, 2), values[:, :, :end].transpose(1, 2)
+
+    def advance(self, count: int) -> None:
+        """Counts `count` tokens as held, once every layer has appended them."""
+        self.length += count
+
+    def truncate(self, length: int) -> None:
+        """Forgets all tokens from position `length` on."""
+        if not 0 <= length <= self.length:
+            raise ValueError(f"cannot truncate a cache of {self.length} tokens to {length}")
+        self.length = length
+
+    def select(self, rows: Tensor) -> "KVCache":
+        """A new cache whose batch is `rows` (B',) of this one, in that order, repeats allowed."""
+        chosen = KVCache(self.capacity)
+        chosen.length = self.length
+        chosen._layers = [
+            (k.index_select(0, rows), v.index_select(0, rows)) for k, v in self._layers
+        ]
+        return chosen
+
+    def _buffer(self, like: Tensor) -> Tensor:
+        B, _, H, D = like.shape
+        return like.new_zeros(B, H, self.capacity, D)

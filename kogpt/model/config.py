@@ -1,0 +1,237 @@
+"""The shape of a model: the fields of the released `config.json`, read strictly."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from kogpt.errors import InputRefusedError
+
+# What GPT-J is, beyond sizes. A config that says otherwise describes another network.
+FIXED = {
+    "model_type": "gptj",
+    "activation_function": "gelu_new",
+    "tie_word_embeddings": False,
+    "scale_attn_weights": True,
+}
+
+# No GPT-J is near these; larger values come from damaged or hostile files.
+LIMITS = {
+    "vocab_size": 1 << 24,
+    "n_positions": 1 << 20,
+    "n_embd": 1 << 17,
+    "n_layer": 1 << 10,
+    "n_head": 1 << 12,
+    "n_inner": 1 << 20,
+}
+
+MAX_FILE_SIZE = 1 << 20
+
+
+@dataclass(frozen=True)
+class KoGPTConfig:
+    """Sizes and probabilities of a GPT-J, by default those of KoGPT (6,166,502,400 parameters).
+
+    Attributes:
+        vocab_size: rows of the embedding and of the head.
+        n_positions: longest sequence, in tokens.
+        n_embd: width of the residual stream.
+        n_layer: number of blocks.
+        n_head: attention heads; each is `n_embd / n_head` wide.
+        rotary_dim: leading dims of each head that are rotated; 0 for none, None for all.
+        n_inner: inner width of the MLP; None for four times `n_embd`.
+        layer_norm_epsilon: added to the variance in each LayerNorm.
+        attn_pdrop: dropout of attention weights in training.
+        embd_pdrop: dropout of embeddings in training.
+        resid_pdrop: dropout of what each block adds to the residual stream, in training.
+        initializer_range: standard deviation of new weights.
+        bos_token_id: id that begins a text, if the model has one.
+        eos_token_id: id that ends a text, if the model has one.
+        pad_token_id: id that fills a batch, if the model has one.
+
+    Raises:
+        InputRefusedError: a value makes no sense; the message names it.
+    """
+
+    vocab_size: int = 64512
+    n_positions: int = 2048
+    n_embd: int = 4096
+    n_layer: int = 28
+    n_head: int = 16
+    rotary_dim: int | None = 64
+    n_inner: int | None = None
+    layer_norm_epsilon: float = 1e-5
+    attn_pdrop: float = 0.1
+    embd_pdrop: float = 0.1
+    resid_pdrop: float = 0.0
+    initializer_range: float = 0.02
+    bos_token_id: int | None = 0
+    eos_token_id: int | None = 1
+    pad_token_id: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, limit in LIMITS.items():
+            value = getattr(self, name)
+            if not (value is None and name == "n_inner"):
+                _check_int(name, value, 1, limit)
+        if self.n_embd % self.n_head:
+            raise InputRefusedError(f"n_embd {self.n_embd} is no multiple of n_head {self.n_head}")
+        if self.rotary_dim is not None:
+            _check_int("rotary_dim", self.rotary_dim, 0, self.head_dim)
+        if self.rotary_width % 2:
+            raise InputRefusedError(f"rotary_dim {self.rotary_width} is odd: dims turn in pairs")
+        for name in ("attn_pdrop", "embd_pdrop", "resid_pdrop"):
+            _check_float(name, getattr(self, name), 0.0, 1.0)
+        _check_float("layer_norm_epsilon", self.layer_norm_epsilon, 0.0, 1.0)
+        _check_float("initializer_range", self.initializer_range, 0.0, 100.0)
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            if getattr(self, name) is not None:
+                # Not held to vocab_size: ids come from the tokenizer, and many files are careless.
+                _check_int(name, getattr(self, name), 0, LIMITS["vocab_size"])
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head, D."""
+        return self.n_embd // self.n_head
+
+    @property
+    def inner_dim(self) -> int:
+        """Inner width of the MLP, F."""
+        return 4 * self.n_embd if self.n_inner is None else self.n_inner
+
+    @property
+    def rotary_width(self) -> int:
+        """Leading dims of each head that are rotated, R."""
+        return self.head_dim if self.rotary_dim is None else self.rotary_dim
+
+    @property
+    def num_parameters(self) -> int:
+        """Exact count of the parameters."""
+        C, F, V = self.n_embd, self.inner_dim, self.vocab_size
+        attention, mlp, norm = 4 * C * C, 2 * C * F + F + C, 2 * C
+        return self.n_layer * (attention + mlp + norm) + 2 * V * C + V + norm
+
+    @classmethod
+    def preset(cls, name: str) -> "KoGPTConfig":
+        """A known shape by its name.
+
+        Raises:
+            ValueError: there is no such preset; the message lists those there are.
+        """
+        if name not in PRESETS:
+            raise ValueError(f"no preset {name!r}; there are {', '.join(PRESETS)}")
+        return PRESETS[name]
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "KoGPTConfig":
+        """Reads the keys of a `config.json`; what is absent takes GPT-J's default.
+
+        Keys about other things (tasks, library versions, dtypes) are passed over.
+
+        Raises:
+            InputRefusedError: the file describes another architecture, or lacks a size.
+        """
+        if "model_type" not in values:
+            raise InputRefusedError("model_type is missing: this is not a model's config.json")
+        for key, fixed in FIXED.items():
+            if values.get(key, fixed) != fixed:
+                raise InputRefusedError(f"{key} is {values[key]!r}, a GPT-J has {fixed!r}")
+        sizes = ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head")
+        if missing := [name for name in sizes if name not in values]:
+            raise InputRefusedError(f"{missing[0]} is missing from the config")
+        fields = {f.name for f in dataclasses.fields(cls)}
+        given = {key: value for key, value in values.items() if key in fields}
+        # The library that wrote the file leaves out what equals its own default, which is zero.
+        absent = {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "bos_token_id": None, "eos_token_id": None}
+        return cls(**{**absent, **given})
+
+    @classmethod
+    def from_file(cls, path: str | PathLike[str]) -> "KoGPTConfig":
+        """Reads a `config.json`.
+
+        Raises:
+            InputRefusedError: it cannot be read as one; the message names the file.
+        """
+        try:
+            return cls.from_dict(read_json_object(Path(path)))
+        except InputRefusedError as error:
+            message = str(error)
+            raise InputRefusedError(
+                message if str(path) in message else f"{path}: {message}"
+            ) from None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The `config.json` of this shape, as the wider ecosystem reads it."""
+        fixed = {"architectures": ["GPTJForCausalLM"], **FIXED}
+        return {**fixed, **dataclasses.asdict(self)}
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """Reads a small JSON file whose top is an object.
+
+    Raises:
+        InputRefusedError: missing, too large, not UTF-8, not JSON, or not an object.
+    """
+    try:
+        if path.stat().st_size > MAX_FILE_SIZE:
+            raise InputRefusedError(f"{path}: larger than {MAX_FILE_SIZE} bytes")
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputRefusedError(f"{path}: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise InputRefusedError(f"{path}: not JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise InputRefusedError(f"{path}: holds a {type(value).__name__}, not an object")
+    return value
+
+
+def _check_int(name: str, value: object, low: int, high: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        raise InputRefusedError(f"{name} is {value!r}, it must be a whole number {low} to {high}")
+
+
+def _check_float(name: str, value: object, low: float, high: float) -> None:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not low <= value <= high:  # type: ignore[operator]
+        raise InputRefusedError(f"{name} is {value!r}, it must be a number {low} to {high}")
+
+
+_KOGPT_J_BASE = KoGPTConfig(
+    vocab_size=51200,
+    n_positions=1024,
+    n_embd=768,
+    n_layer=12,
+    n_head=12,
+    rotary_dim=16,
+    bos_token_id=1,
+    eos_token_id=2,
+    pad_token_id=0,
+)
+
+PRESETS = {
+    "kogpt-6b": KoGPTConfig(),
+    "gpt-j-6b": KoGPTConfig(
+        vocab_size=50400, attn_pdrop=0.0, embd_pdrop=0.0, bos_token_id=50256, eos_token_id=50256
+    ),
+    # The public small Korean GPT-Js (heegyu/kogpt-j-*).
+    "kogpt-j-base": _KOGPT_J_BASE,
+    "kogpt-j-base-24L": dataclasses.replace(_KOGPT_J_BASE, n_layer=24),
+    "kogpt-j-350m": dataclasses.replace(_KOGPT_J_BASE, n_layer=20, n_embd=1024, n_head=16),
+    # The model in the box.
+    "nano": KoGPTConfig(
+        vocab_size=8000,
+        n_positions=1024,
+        n_embd=256,
+        n_layer=6,
+        n_head=4,
+        rotary_dim=32,
+        attn_pdrop=0.0,
+        embd_pdrop=0.0,
+        bos_token_id=2,
+        eos_token_id=3,
+        pad_token_id=0,
+    ),
+}

@@ -1,0 +1,69 @@
+"""Rotary position embedding in GPT-J's form: interleaved pairs on the first dims of each head.
+
+Source: Su et al., "RoFormer" (arXiv 2104.09864), section 3.4. GPT-J pairs neighbouring dims
+(0, 1), (2, 3), ..., where GPT-NeoX and Llama pair dim i with dim i + R/2.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+class Rotation(NamedTuple):
+    """The rotation that belongs to some positions; call it on queries and on keys.
+
+    Attributes:
+        cos: cosines of the angles, (B or 1, T, 1, R/2), float32.
+        sin: sines of the same shape.
+    """
+
+    cos: Tensor
+    sin: Tensor
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Rotates the first R dims of every head of `x` (B, T, H, D); the rest passes through.
+
+        The arithmetic is at least float32; what returns has the dtype of `x`.
+        """
+        rotary_dim = 2 * self.cos.size(-1)
+        wide = x[..., :rotary_dim].to(torch.promote_types(x.dtype, torch.float32))
+        even, odd = wide.unflatten(-1, (-1, 2)).unbind(-1)
+        turned = torch.stack(
+            (even * self.cos - odd * self.sin, odd * self.cos + even * self.sin), dim=-1
+        )
+        return torch.cat((turned.flatten(-2).to(x.dtype), x[..., rotary_dim:]), dim=-1)
+
+
+class RotaryEmbedding(nn.Module):
+    """Table of angles for every position; gives the `Rotation` of the positions asked for.
+
+    The table is derived, so it is no part of the state dict, and it stays float32 when the model
+    is cast: half precision cannot tell neighbouring positions apart beyond a few hundred.
+    """
+
+    table: Tensor  # (2, n_positions, R/2): cosines, sines
+
+    def __init__(self, rotary_dim: int, n_positions: int, base: float = 10000.0) -> None:
+        super().__init__()
+        self.rotary_dim, self.n_positions, self.base = rotary_dim, n_positions, base
+        self.register_buffer("table", self._angles(), persistent=False)
+
+    def _angles(self, device: torch.device | None = None) -> Tensor:
+        # The order of operations and the float32 of the reference, to the last bit.
+        exponents = torch.arange(0, self.rotary_dim, 2, device=device) / max(self.rotary_dim, 1)
+        positions = torch.arange(self.n_positions, device=device).float()
+        angles = positions[:, None] * (1.0 / self.base**exponents)
+        return torch.stack((angles.cos(), angles.sin()))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "RotaryEmbedding":
+        super()._apply(fn, recurse)
+        # A cast would have rounded the table and `to_empty` left it blank: make it anew.
+        self.table = self._angles(self.table.device)
+        return self
+
+    def forward(self, positions: Tensor) -> Rotation:
+        """Rotation of `positions` (B or 1, T), each in [0, n_positions)."""
+        cos, sin = self.table[:, positions].unsqueeze(-2)  # (B, T, 1, R/2) each
+        return Rotation(cos, sin)
