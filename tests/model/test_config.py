@@ -1,0 +1,102 @@
+"""Reading and refusing configurations."""
+
+import json
+
+import pytest
+
+from kogpt.errors import InputRefusedError
+from kogpt.model import PRESETS, KoGPTConfig
+
+RELEASED = {
+    "activation_function": "gelu_new",
+    "architectures": ["GPTJForCausalLM"],
+    "attn_pdrop": 0.1,
+    "bos_token_id": 0,
+    "embd_pdrop": 0.1,
+    "eos_token_id": 1,
+    "gradient_checkpointing": False,
+    "initializer_range": 0.02,
+    "layer_norm_epsilon": 1e-05,
+    "model_type": "gptj",
+    "n_embd": 4096,
+    "n_head": 16,
+    "n_layer": 28,
+    "n_positions": 2048,
+    "rotary_dim": 64,
+    "task_specific_params": {"text-generation": {"do_sample": True, "max_length": 128}},
+    "tokenizer_class": "PreTrainedTokenizerFast",
+    "torch_dtype": "float16",
+    "vocab_size": 64512,
+}
+
+
+def test_the_released_config_is_the_default_one():
+    assert KoGPTConfig.from_dict(RELEASED) == KoGPTConfig()
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_config_survives_its_file(name, tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(PRESETS[name].to_dict()), encoding="utf-8")
+    assert KoGPTConfig.from_file(path) == PRESETS[name]
+
+
+def test_transformers_reads_what_is_written():
+    transformers = pytest.importorskip("transformers")
+    config = transformers.GPTJConfig(**KoGPTConfig().to_dict())
+    assert (config.n_layer, config.rotary_dim, config.tie_word_embeddings) == (28, 64, False)
+    assert KoGPTConfig.from_dict(config.to_dict()) == KoGPTConfig()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"n_head": 0}, "n_head is 0"),
+        ({"n_layer": 10**9}, "n_layer is 1000000000"),
+        ({"n_layer": 2.5}, "n_layer is 2.5"),
+        ({"n_layer": True}, "n_layer is True"),
+        ({"n_embd": "4096"}, "n_embd is '4096'"),
+        ({"n_head": 15}, "no multiple of n_head 15"),
+        ({"rotary_dim": 300}, "rotary_dim is 300"),
+        ({"rotary_dim": 7}, "rotary_dim 7 is odd"),
+        ({"vocab_size": -1}, "vocab_size is -1"),
+        ({"n_inner": 0}, "n_inner is 0"),
+        ({"attn_pdrop": 1.5}, "attn_pdrop is 1.5"),
+        ({"layer_norm_epsilon": float("nan")}, "layer_norm_epsilon is nan"),
+        ({"bos_token_id": -1}, "bos_token_id is -1"),
+        ({"model_type": "gpt2"}, "model_type is 'gpt2'"),
+        ({"activation_function": "relu"}, "activation_function is 'relu'"),
+        ({"tie_word_embeddings": True}, "tie_word_embeddings is True"),
+    ],
+)
+def test_a_config_that_makes_no_sense_is_refused_by_field(change, message):
+    with pytest.raises(InputRefusedError, match=message):
+        KoGPTConfig.from_dict({**RELEASED, **change})
+
+
+@pytest.mark.parametrize("key", ["model_type", "vocab_size", "n_layer"])
+def test_a_config_without_a_size_is_refused_by_name(key):
+    with pytest.raises(InputRefusedError, match=f"{key} is missing"):
+        KoGPTConfig.from_dict({k: v for k, v in RELEASED.items() if k != key})
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"[]", b"7", b'{"n_head": \xff}', b"[" * 100_000, b'"' + b" " * (1 << 20) + b'"'],
+)
+def test_a_file_that_is_no_config_is_refused_with_one_line_naming_it(content, tmp_path):
+    path = tmp_path / "config.json"
+    path.write_bytes(content)
+    with pytest.raises(InputRefusedError) as refusal:
+        KoGPTConfig.from_file(path)
+    assert str(path) in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+def test_a_missing_file_is_refused_with_one_line_naming_it(tmp_path):
+    with pytest.raises(InputRefusedError, match="No such file"):
+        KoGPTConfig.from_file(tmp_path / "config.json")
+
+
+def test_an_unknown_preset_is_answered_with_those_there_are():
+    with pytest.raises(ValueError, match="no preset 'mini'; there are kogpt-6b"):
+        KoGPTConfig.preset("mini")
