@@ -1,7 +1,7 @@
 """The interface that both kinds of tokenizer share."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from kogpt.tokenizer.streaming import StreamDecoder
@@ -13,9 +13,12 @@ class Tokenizer(ABC):
 
     Attributes:
         vocab_size: One more than the highest id that has a piece. A model may have more rows.
-        bos_id, eos_id, pad_id, unk_id: Ids of the special pieces; None where the files name none.
-        special_ids: Ids that carry no text: `decode` leaves them out unless told otherwise.
-        files: The files this tokenizer was read from; copying them copies the tokenizer.
+        bos_id: Id of the piece that begins a text; like the next three, None if no file names it.
+        eos_id: Id of the piece that ends a text.
+        pad_id: Id of the piece that fills a batch.
+        unk_id: Id of the piece that stands for the unknown.
+        special_ids: Ids that carry no text; `decode` leaves them out unless told otherwise.
+        files: The files this tokenizer was read from. Copying them copies the tokenizer.
     """
 
     vocab_size: int
@@ -42,21 +45,21 @@ class Tokenizer(ABC):
             bos: Put the id of the beginning in front.
             eos: Put the id of the end behind.
             allow_special: Let "[EOS]" and the like in the text become the special id. Otherwise
-                they are text like any other, so nobody ends a document by typing its end.
+                they are text like any other, and nobody ends a document by typing its end.
             normalize: "auto" composes a text whose Hangul is decomposed, "nfc" any text, "none"
-                nothing; see `normalize_text`.
+                no text; see `normalize_text`.
 
         Raises:
             InputRefusedError: The text holds lone surrogates.
-            ValueError: bos or eos is asked for, but the files name no such piece.
+            ValueError: `bos` or `eos` is asked for, but no file names such a piece.
         """
         ids = self._encode(normalize_text(text, normalize), allow_special)
-        head = [self._require("bos", self.bos_id)] if bos else []
-        tail = [self._require("eos", self.eos_id)] if eos else []
+        head = [_required(self.bos_id, "bos")] if bos else []
+        tail = [_required(self.eos_id, "eos")] if eos else []
         return head + ids + tail
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
-        """Text of the ids. Bytes that are not UTF-8 become U+FFFD.
+        """Text of the ids; bytes that are not UTF-8 become U+FFFD.
 
         Raises:
             ValueError: An id has no piece; names it.
@@ -64,13 +67,13 @@ class Tokenizer(ABC):
         stream = self.stream_decoder(skip_special=skip_special)
         return "".join(map(stream.push, ids)) + stream.flush()
 
-    @abstractmethod
-    def stream_decoder(self, *, skip_special: bool = True) -> StreamDecoder:
-        """A fresh decoder that takes ids one by one."""
-
-    @abstractmethod
     def id_to_piece(self, id: int) -> str:
         """The piece of an id as the vocabulary writes it; ValueError if it has none."""
+        last = self.vocab_size - 1
+        piece = self._piece(id) if 0 <= id <= last else None
+        if piece is None:
+            raise ValueError(f"id {id} has no piece; the vocabulary has ids 0 to {last}")
+        return piece
 
     @abstractmethod
     def piece_to_id(self, piece: str) -> int | None:
@@ -81,10 +84,25 @@ class Tokenizer(ABC):
         """The bytes an id adds to a text, none for a special one; ValueError if it has no piece."""
 
     @abstractmethod
-    def _encode(self, text: str, allow_special: bool) -> list[int]: ...
+    def stream_decoder(self, *, skip_special: bool = True) -> StreamDecoder:
+        """A fresh decoder that takes ids one by one."""
 
-    @staticmethod
-    def _require(name: str, id: int | None) -> int:
-        if id is None:
-            raise ValueError(f"{name}=True, but the tokenizer's files name no {name} token")
-        return id
+    @abstractmethod
+    def _piece(self, id: int) -> str | None:
+        """The piece of an id below vocab_size, or None if the vocabulary leaves that id out."""
+
+    @abstractmethod
+    def _encode(self, text: str, allow_special: bool) -> list[int]:
+        """Ids of a text that holds no lone surrogates."""
+
+    def _resolve_special(self, names: Mapping[str, str]) -> None:
+        """Sets bos_id and its like to the ids of the pieces that `names` gives them."""
+        ids = {role: self.piece_to_id(piece) for role, piece in names.items()}
+        self.bos_id, self.eos_id = ids.get("bos"), ids.get("eos")
+        self.pad_id, self.unk_id = ids.get("pad"), ids.get("unk")
+
+
+def _required(id: int | None, role: str) -> int:
+    if id is None:
+        raise ValueError(f"{role}=True, but the files of the tokenizer name no {role} token")
+    return id

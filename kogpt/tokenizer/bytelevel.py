@@ -1,0 +1,105 @@
+"""The tokenizer of the release: byte-level BPE in a tokenizer.json, read with `tokenizers`."""
+
+import threading
+from pathlib import Path
+
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers
+
+from kogpt.errors import InputRefusedError
+from kogpt.tokenizer.base import Tokenizer
+from kogpt.tokenizer.files import (
+    MAX_VOCABULARY_BYTES,
+    one_line,
+    read_limited,
+    special_names,
+    tokenizer_files,
+)
+from kogpt.tokenizer.streaming import StreamDecoder
+
+
+def _byte_of_letter() -> dict[str, int]:
+    """GPT-2's alphabet: a printable Latin-1 character stands for its own byte, and the characters
+    from U+0100 on stand for the other bytes in their order (space, 0x20, is "Ġ")."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    own = {letter: ord(letter) for letter in letters if ord(letter) < 256}
+    others = [byte for byte in range(256) if byte not in own.values()]
+    return own | dict(zip(letters[len(own) :], others, strict=True))
+
+
+BYTE_OF_LETTER = _byte_of_letter()
+
+
+class ByteLevelTokenizer(Tokenizer):
+    """A byte-level BPE `tokenizer.json`.
+
+    Splitting, merging, normalising and the matching of added tokens are the library's, so ids are
+    those of the reference by construction.
+
+    Args:
+        directory: Folder that holds tokenizer.json and perhaps its companions.
+
+    Raises:
+        InputRefusedError: The file is too large, damaged, or not a byte-level tokenizer.
+    """
+
+    def __init__(self, directory: str | Path) -> None:
+        path = Path(directory) / "tokenizer.json"
+        names = special_names(path.parent)
+        backend = _read_backend(path)
+        # Pieces that only the companions call special; transformers does the same.
+        named = [piece for piece in names.values() if backend.token_to_id(piece) is not None]
+        backend.add_special_tokens(named)
+
+        self._backend = backend
+        self._lock = threading.Lock()  # for the backend's switch between typed and special text
+        self.files = tokenizer_files(path)
+        self.vocab_size = 1 + max(backend.get_vocab().values())
+        self.special_ids = frozenset(
+            id for id, token in backend.get_added_tokens_decoder().items() if token.special
+        )
+        self._resolve_special(names)
+
+    def piece_to_id(self, piece: str) -> int | None:
+        return self._backend.token_to_id(piece)
+
+    def token_bytes(self, id: int) -> bytes:
+        return b"" if id in self.special_ids else self._written_bytes(id)
+
+    def stream_decoder(self, *, skip_special: bool = True) -> StreamDecoder:
+        return StreamDecoder(self.token_bytes if skip_special else self._written_bytes)
+
+    def _piece(self, id: int) -> str | None:
+        return self._backend.id_to_token(id)
+
+    def _encode(self, text: str, allow_special: bool) -> list[int]:
+        with self._lock:
+            self._backend.encode_special_tokens = not allow_special
+            return self._backend.encode(text, add_special_tokens=False).ids
+
+    def _written_bytes(self, id: int) -> bytes:
+        piece = self.id_to_piece(id)
+        try:
+            return bytes(BYTE_OF_LETTER[letter] for letter in piece)
+        except KeyError:  # an added token holds plain text, such as an emoji
+            return piece.encode()
+
+
+def _read_backend(path: Path) -> tokenizers.Tokenizer:
+    data = read_limited(path, MAX_VOCABULARY_BYTES)
+    try:
+        backend = tokenizers.Tokenizer.from_str(data.decode())
+    except Exception as error:  # the library raises Exception itself, nothing narrower
+        raise InputRefusedError(f"{path}: not a valid tokenizer.json: {one_line(error)}") from error
+    if not isinstance(backend.decoder, decoders.ByteLevel):
+        raise InputRefusedError(
+            f"{path}: its decoder is {type(backend.decoder).__name__}, not ByteLevel; only "
+            "byte-level BPE is read from tokenizer.json, sentencepiece from tokenizer.model"
+        )
+    # Settings of a training run or a server that may have been saved along: never cut or pad a
+    # text behind the user's back, never split it at random.
+    backend.no_truncation()
+    backend.no_padding()
+    if isinstance(backend.model, models.BPE):
+        backend.model.dropout = None
+    return backend

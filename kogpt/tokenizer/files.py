@@ -1,0 +1,62 @@
+"""Reads tokenizer files with a limit on their size, and the names of special pieces."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from kogpt.errors import InputRefusedError
+
+# The largest vocabularies in use (256,000 pieces) take 35 MB as tokenizer.json and 5 MB as
+# tokenizer.model; the JSON companions a few kB.
+MAX_VOCABULARY_BYTES = 64 << 20
+MAX_COMPANION_BYTES = 4 << 20
+
+COMPANIONS = ("special_tokens_map.json", "tokenizer_config.json")
+
+
+def read_limited(path: Path, limit: int) -> bytes:
+    """The bytes of a file; InputRefusedError if it is no file or holds more than `limit` bytes."""
+    if not path.is_file():
+        raise InputRefusedError(f"{path}: no such file, or not a regular one")
+    with path.open("rb") as file:
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise InputRefusedError(f"{path}: larger than {limit >> 20} MB, which no tokenizer needs")
+    return data
+
+
+def one_line(error: Exception) -> str:
+    """What a library says about a file, which may quote the file at any length."""
+    return " ".join(str(error).split())[:200]
+
+
+def tokenizer_files(vocabulary: Path) -> list[Path]:
+    """The vocabulary file and those of its companions that exist."""
+    companions = (vocabulary.with_name(name) for name in COMPANIONS)
+    return [vocabulary, *(path for path in companions if path.exists())]
+
+
+def special_names(directory: Path) -> dict[str, str]:
+    """Pieces by role, {"bos": "[BOS]", ...}, as special_tokens_map.json or, for roles that it does
+    not name, tokenizer_config.json has them."""
+    names: dict[str, str] = {}
+    for companion in COMPANIONS:
+        entries = _read_json_object(directory / companion)
+        for role in ("bos", "eos", "pad", "unk"):
+            entry = entries.get(f"{role}_token")
+            piece = entry.get("content") if isinstance(entry, dict) else entry
+            if isinstance(piece, str):
+                names.setdefault(role, piece)
+    return names
+
+
+def _read_json_object(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    try:
+        content = json.loads(read_limited(path, MAX_COMPANION_BYTES))
+    except (ValueError, RecursionError) as error:
+        raise InputRefusedError(f"{path}: not valid JSON: {one_line(error)}") from error
+    if not isinstance(content, dict):
+        raise InputRefusedError(f"{path}: holds a JSON {type(content).__name__}, not an object")
+    return content

@@ -1,0 +1,24 @@
+"""Finds out which kind of tokenizer a folder holds."""
+
+from pathlib import Path
+
+from kogpt.errors import InputRefusedError
+from kogpt.tokenizer.base import Tokenizer
+from kogpt.tokenizer.bytelevel import ByteLevelTokenizer
+from kogpt.tokenizer.spm import SentencePieceTokenizer
+
+
+def load_tokenizer(directory: str | Path) -> Tokenizer:
+    """The tokenizer of a model folder.
+
+    A `tokenizer.model` goes first: where both lie side by side, tokenizer.json was made from it.
+
+    Raises:
+        InputRefusedError: The folder holds no tokenizer, or one that cannot be used.
+    """
+    directory = Path(directory)
+    if (directory / "tokenizer.model").exists():
+        return SentencePieceTokenizer(directory)
+    if (directory / "tokenizer.json").exists():
+        return ByteLevelTokenizer(directory)
+    raise InputRefusedError(f"{directory}: holds neither tokenizer.model nor tokenizer.json")

@@ -1,0 +1,101 @@
+"""Checks a sentencepiece model before the library sees it, and reads what the library hides.
+
+The format is protocol buffers, `sentencepiece_model.proto` in google/sentencepiece; the few fields
+that matter here do not call for the protobuf package.
+"""
+
+import math
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+# Field numbers of ModelProto, SentencePiece and NormalizerSpec.
+PIECES, NORMALIZER, DENORMALIZER = 1, 3, 5
+PIECE_SCORE = 2
+CHARSMAP, ADD_DUMMY_PREFIX, REMOVE_EXTRA_WHITESPACES = 2, 3, 4
+
+VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
+
+
+@dataclass(frozen=True)
+class SpaceRules:
+    """What a model does to spaces and characters before it splits a text."""
+
+    add_dummy_prefix: bool
+    remove_extra_whitespaces: bool
+    rewrites_characters: bool
+
+    @property
+    def keeps_text(self) -> bool:
+        """Whether the pieces hold the text as it was."""
+        changes = self.add_dummy_prefix, self.remove_extra_whitespaces, self.rewrites_characters
+        return not any(changes)
+
+
+def check_model(model: bytes) -> SpaceRules:
+    """Walks a serialized model.
+
+    Raises:
+        ValueError: It is cut off or malformed, a score is not finite (the library loads NaN and
+            then splits at random), or it rewrites text after decoding.
+    """
+    fields = list(_fields(model))
+    for piece in _messages(fields, PIECES):
+        _check_score(piece)
+    if dict(_fields(b"".join(_messages(fields, DENORMALIZER)))).get(CHARSMAP):
+        raise ValueError("it has a denormalizer, which decoding id by id cannot follow")
+    # The parts of a message that comes in pieces are joined, and the last value of a field counts.
+    rules = dict(_fields(b"".join(_messages(fields, NORMALIZER))))
+    return SpaceRules(
+        add_dummy_prefix=bool(rules.get(ADD_DUMMY_PREFIX, True)),
+        remove_extra_whitespaces=bool(rules.get(REMOVE_EXTRA_WHITESPACES, True)),
+        rewrites_characters=bool(rules.get(CHARSMAP)),
+    )
+
+
+def _check_score(piece: bytes) -> None:
+    score = dict(_fields(piece)).get(PIECE_SCORE, bytes(4))
+    if not isinstance(score, bytes) or len(score) != 4:
+        raise ValueError("the score of a piece is not a float")
+    if not math.isfinite(struct.unpack("<f", score)[0]):
+        raise ValueError("the score of a piece is NaN or infinite")
+
+
+def _messages(fields: list[tuple[int, int | bytes]], number: int) -> Iterator[bytes]:
+    for found, value in fields:
+        if found == number:
+            if isinstance(value, int):
+                raise ValueError(f"field {number} is a number, not a message")
+            yield value
+
+
+def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
+    """Number and value of each field: an int, or the bytes of anything that is not a varint."""
+    at = 0
+    while at < len(message):
+        key, at = _varint(message, at)
+        number, wire_type = key >> 3, key & 7
+        if wire_type == VARINT:
+            value, at = _varint(message, at)
+            yield number, value
+            continue
+        if wire_type == BYTES:
+            size, at = _varint(message, at)
+        elif wire_type in (FIXED32, FIXED64):
+            size = 4 if wire_type == FIXED32 else 8
+        else:
+            raise ValueError(f"no field begins at byte {at}")
+        if at + size > len(message):
+            raise ValueError(f"cut off: {at + size - len(message)} bytes are missing")
+        yield number, message[at : at + size]
+        at += size
+
+
+def _varint(message: bytes, at: int) -> tuple[int, int]:
+    """The number that begins at byte `at`, and where it ends."""
+    value = 0
+    for shift, byte in enumerate(message[at : at + 10]):
+        value |= (byte & 0x7F) << 7 * shift
+        if byte < 0x80:
+            return value, at + shift + 1
+    raise ValueError(f"cut off or malformed at byte {at}")
