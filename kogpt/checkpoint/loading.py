@@ -1,0 +1,70 @@
+"""Loads a checkpoint into a model, tensor by tensor."""
+
+import os
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from kogpt.checkpoint.dtypes import parse_dtype
+from kogpt.checkpoint.names import expand
+from kogpt.checkpoint.reader import CheckpointReader, open_checkpoint
+from kogpt.checkpoint.resources import require_memory
+from kogpt.checkpoint.writer import TensorSpec
+from kogpt.model import KoGPT
+
+BOX = Path(__file__).resolve().parents[1] / "nano"  # the model in the box
+ROOM_TO_RUN = 64 << 20  # bytes, beside the weights
+
+
+def load_model(
+    path: str | os.PathLike[str] | None = None,
+    dtype: str | torch.dtype | None = None,
+    device: str | torch.device | None = None,
+    *,
+    model_class: type[KoGPT] = KoGPT,
+) -> KoGPT:
+    """Loads a model, ready to run (dropout off).
+
+    Args:
+        path: a checkpoint folder, or a file of weights beside its `config.json`, in any format
+            that `open_checkpoint` reads. None for the model in the box.
+        dtype: to compute in. None takes what is stored, except that float16 on a CPU becomes
+            float32: a CPU is never silently half.
+        device: to load to; None for the CPU.
+        model_class: `KoGPT`, or a subclass with the same names and shapes.
+
+    Raises:
+        InputRefusedError: the checkpoint is damaged, dangerous, or not of this architecture.
+        NotEnoughResourcesError: the device has no room for the weights.
+        ValueError: `dtype` is none that weights come in.
+    """
+    device = torch.device(device or "cpu")
+    with open_checkpoint(BOX if path is None else path) as reader:
+        config = reader.require_config()
+        reader.check(config)
+        target = compute_dtype(reader.stored_dtype, device) if dtype is None else parse_dtype(dtype)
+        needed = config.num_parameters * target.itemsize + ROOM_TO_RUN
+        require_memory(device, needed, str(reader.path))
+        with torch.device("meta"):
+            model = model_class(config)
+        state = {name: _load(reader, name, target, device) for name in expand(config)}
+    model.load_state_dict(state, strict=True, assign=True)
+    for module in model.modules():
+        # What is left on the meta device is derived: rotary tables, which `to_empty` recomputes.
+        if any(buffer.is_meta for buffer in module.buffers(recurse=False)):
+            module.to_empty(device=device, recurse=False)
+    return model.eval()
+
+
+def compute_dtype(stored: torch.dtype, device: torch.device) -> torch.dtype:
+    """The dtype to compute in where the user names none."""
+    return torch.float32 if stored == torch.float16 and device.type == "cpu" else stored
+
+
+def _load(reader: CheckpointReader, name: str, dtype: torch.dtype, device: torch.device) -> Tensor:
+    shape = reader.shape(name)
+    values = torch.empty(shape, dtype=dtype, device=device)
+    for rows in TensorSpec(name, dtype, shape).slices():
+        values[rows].copy_(reader.read(name, rows))
+    return values

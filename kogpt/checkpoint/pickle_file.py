@@ -1,0 +1,44 @@
+"""Reading weights from a `torch.save` file, after the guard has let it pass."""
+
+import pickle
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from kogpt.checkpoint.pickle_guard import StoredTensor, describe
+from kogpt.errors import InputRefusedError
+
+
+class PickleFile:
+    """An open file. Only `read` maps it into memory; nothing is held beyond that."""
+
+    def __init__(self, path: Path) -> None:
+        """Reads what the file says it holds.
+
+        Raises:
+            InputRefusedError: it holds anything but plain weights.
+        """
+        self.path = path
+        self.tensors: Mapping[str, StoredTensor] = describe(path)
+
+    def close(self) -> None:
+        self.__dict__.pop("_mapped", None)
+
+    def read(self, name: str, rows: slice = slice(None)) -> Tensor:
+        """A tensor, or a range of its first dimension; a view of the mapped file."""
+        return self._mapped[name][rows] if self.tensors[name].shape else self._mapped[name]
+
+    @cached_property
+    def _mapped(self) -> dict[str, Tensor]:
+        try:
+            state = torch.load(self.path, map_location="cpu", weights_only=True, mmap=True)
+        except (RuntimeError, ValueError, pickle.UnpicklingError) as error:
+            reason = str(error).partition("\n")[0]
+            raise InputRefusedError(f"{self.path}: torch cannot load it: {reason}") from None
+        seen = {name: (tuple(t.shape), t.dtype, t.stride()) for name, t in state.items()}
+        if seen != {n: (t.shape, t.dtype, t.stride) for n, t in self.tensors.items()}:
+            raise InputRefusedError(f"{self.path}: torch reads other tensors than it describes")
+        return state

@@ -1,0 +1,340 @@
+"""Reads the description of the tensors in a `torch.save` file without unpickling anything.
+
+A pickle is a program. This module follows that program on paper: it knows the few instructions
+and the few names that a file of weights needs, builds plain descriptions where the program would
+build objects, and refuses everything else. Nothing is imported, called or allocated on behalf of
+the file, so it may say what it likes. What comes out also serves to look at a file's contents
+without loading torch storages.
+
+A file of weights is a zip archive with uncompressed members: `NAME/data.pkl`, the program, and
+one `NAME/data/KEY` for each storage.
+"""
+
+import math
+import os
+import pickletools
+import re
+import struct
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+
+from kogpt.checkpoint.safetensors_file import MAX_NAME, MAX_RANK, clip
+from kogpt.errors import InputRefusedError
+
+MAX_PICKLE = 32 << 20  # bytes; the released model's takes 60 KB
+MAX_MEMBERS = 100_000
+LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, ..., lengths of name and extra field
+
+MEMBER = re.compile(
+    r"[^/]+/(data\.pkl|data/\d+|version|byteorder|\.data/serialization_id"
+    r"|\.format_version|\.storage_alignment)"
+)
+
+STORAGES = {
+    "torch.DoubleStorage": torch.float64,
+    "torch.FloatStorage": torch.float32,
+    "torch.HalfStorage": torch.float16,
+    "torch.BFloat16Storage": torch.bfloat16,
+    "torch.LongStorage": torch.int64,
+    "torch.IntStorage": torch.int32,
+    "torch.ShortStorage": torch.int16,
+    "torch.CharStorage": torch.int8,
+    "torch.ByteStorage": torch.uint8,
+    "torch.BoolStorage": torch.bool,
+}
+
+
+@dataclass(frozen=True)
+class Storage:
+    """A run of values: member `data/KEY` of the archive."""
+
+    dtype: torch.dtype
+    key: str
+    numel: int
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A view into a storage."""
+
+    storage: Storage
+    offset: int
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.storage.dtype
+
+
+@dataclass(frozen=True)
+class Global:
+    """A name that the program asks to import."""
+
+    name: str
+
+
+def describe(path: Path) -> dict[str, StoredTensor]:
+    """The tensors of a `torch.save` file, by name.
+
+    Raises:
+        InputRefusedError: the archive or its program is anything but plain weights.
+    """
+    where = str(path)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = _check_members(archive, path)
+            program = archive.read(members["data.pkl"])
+            if "byteorder" in members and archive.read(members["byteorder"]) != b"little":
+                raise InputRefusedError(f"{where}: not written on a little-endian machine")
+    except (zipfile.BadZipFile, NotImplementedError, EOFError, ValueError, OSError) as error:
+        if isinstance(error, InputRefusedError):
+            raise
+        raise InputRefusedError(f"{where}: {_no_zip(path) or error}") from None
+    tensors = Interpreter(where).run(program)
+    for name, tensor in tensors.items():
+        _check_storage(tensor.storage, members, f"{where}: {name}")
+    return tensors
+
+
+def _no_zip(path: Path) -> str | None:
+    """What a file is that torch once wrote, before it wrote zip archives."""
+    with path.open("rb") as file:
+        head = file.read(512)
+    if head.startswith(b"\x80"):
+        return "a bare pickle or an old torch.save file; load and save it with torch >= 1.6"
+    if head[257:262] == b"ustar":
+        return "a tar archive, as very old versions of torch wrote; save it anew with torch >= 1.6"
+    return None if head.startswith(b"PK") else "not a torch.save file"
+
+
+def _check_members(archive: zipfile.ZipFile, path: Path) -> dict[str, zipfile.ZipInfo]:
+    """Members by name without the top folder, after a look at the archive's own honesty."""
+    infos = sorted(archive.infolist(), key=lambda info: info.header_offset)
+    if not infos or len(infos) > MAX_MEMBERS:
+        raise InputRefusedError(f"{path}: an archive of {len(infos)} members")
+    if archive.comment or infos[0].header_offset != 0:
+        raise InputRefusedError(f"{path}: something is hidden before or behind the archive")
+    members: dict[str, zipfile.ZipInfo] = {}
+    with path.open("rb") as file:
+        end = 0
+        for info in infos:
+            what = f"{path}: member {clip(info.filename)}"
+            if not MEMBER.fullmatch(info.filename):
+                raise InputRefusedError(f"{what} is not part of a file of weights")
+            if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:
+                raise InputRefusedError(f"{what} is compressed")
+            if info.flag_bits & 0x1:
+                raise InputRefusedError(f"{what} is encrypted")
+            if info.header_offset < end:
+                raise InputRefusedError(f"{what} overlaps another")
+            end = _end_of_data(file.fileno(), info, what)
+            top, _, name = info.filename.partition("/")
+            if name in members or top != infos[0].filename.partition("/")[0]:
+                raise InputRefusedError(f"{what} appears twice, or in a second folder")
+            members[name] = info
+    if end > archive.start_dir:
+        raise InputRefusedError(f"{path}: a member reaches beyond the archive")
+    if "data.pkl" not in members:
+        raise InputRefusedError(f"{path}: data.pkl is missing")
+    if members["data.pkl"].file_size > MAX_PICKLE:
+        raise InputRefusedError(f"{path}: data.pkl is larger than {MAX_PICKLE} bytes")
+    return members
+
+
+def _end_of_data(descriptor: int, info: zipfile.ZipInfo, what: str) -> int:
+    """Offset behind a member's data, by the header in front of it."""
+    local = os.pread(descriptor, LOCAL_HEADER.size, info.header_offset)
+    if len(local) < LOCAL_HEADER.size:
+        raise InputRefusedError(f"{what} lies behind the end of the file")
+    signature, name, extra = LOCAL_HEADER.unpack(local)
+    if signature != b"PK\x03\x04":
+        raise InputRefusedError(f"{what} has no header of its own")
+    return info.header_offset + LOCAL_HEADER.size + name + extra + info.file_size
+
+
+def _check_storage(storage: Storage, members: dict[str, zipfile.ZipInfo], what: str) -> None:
+    member = members.get(f"data/{storage.key}")
+    needed = storage.numel * storage.dtype.itemsize
+    if member is None:
+        raise InputRefusedError(f"{what}: its storage data/{storage.key} is missing")
+    if member.file_size != needed:
+        raise InputRefusedError(
+            f"{what}: its storage data/{storage.key} holds {member.file_size} bytes, not {needed}"
+        )
+
+
+class Interpreter:
+    """Follows a pickle program on paper.
+
+    The stack holds plain values: None, numbers, texts, tuples, dicts, and descriptions. A `MARK`
+    is the interpreter itself, which no program can push otherwise.
+    """
+
+    def __init__(self, where: str) -> None:
+        self.where = where
+        self.stack: list[Any] = []
+        self.memo: dict[int, Any] = {}
+
+    def run(self, program: bytes) -> dict[str, StoredTensor]:
+        """The table of tensors that the program would build.
+
+        Raises:
+            InputRefusedError: it would do anything else.
+        """
+        position = -1
+        try:
+            for opcode, argument, position in pickletools.genops(program):
+                if opcode.name != "STOP":
+                    self._step(opcode.name, argument)
+        except InputRefusedError:
+            raise
+        except (ValueError, IndexError, KeyError, TypeError, struct.error) as error:
+            raise InputRefusedError(f"{self.where}: broken pickle: {clip(str(error))}") from None
+        if len(self.stack) != 1 or position != len(program) - 1:
+            self.refuse("it does not end with its result")
+        return self._table(self.stack[0])
+
+    def refuse(self, what: str) -> NoReturn:
+        raise InputRefusedError(f"{self.where}: unsafe pickle: {what}")
+
+    def _table(self, value: object) -> dict[str, StoredTensor]:
+        if not isinstance(value, dict):
+            self.refuse(f"its top is no table of tensors but {clip(value)}")
+        for name, tensor in value.items():
+            if not isinstance(tensor, StoredTensor):
+                self.refuse(f"{clip(name)} is no tensor but {clip(tensor)}")
+            if not name.isprintable() or len(name) > MAX_NAME:
+                self.refuse(f"{clip(name)} is no name for a tensor")
+        return value
+
+    def _step(self, name: str, argument: Any) -> None:
+        if name in IGNORED:
+            return
+        if name in CONSTANTS:
+            self.stack.append(CONSTANTS[name])
+        elif name in ARGUMENTS:
+            self.stack.append(argument)
+        elif name in STEPS:
+            STEPS[name](self, argument)
+        else:
+            self.refuse(f"instruction {name}")
+
+    def mark(self, _: object) -> None:
+        self.stack.append(self)
+
+    def pop_to_mark(self) -> list[Any]:
+        at = len(self.stack) - 1 - self.stack[::-1].index(self)
+        items = self.stack[at + 1 :]
+        del self.stack[at:]
+        return items
+
+    def pop(self, count: int) -> tuple[Any, ...]:
+        items = tuple(self.stack[len(self.stack) - count :])
+        if len(items) < count or self in items:
+            self.refuse("too few values")
+        del self.stack[len(self.stack) - count :]
+        return items
+
+    def import_global(self, argument: str | None) -> None:
+        module, name = argument.split(" ", 1) if argument is not None else self.pop(2)
+        full = f"{module}.{name}"
+        if full not in STORAGES and full not in CALLS:
+            self.refuse(f"it imports {clip(full)}")
+        self.stack.append(Global(full))
+
+    def reduce(self, _: object) -> None:
+        function, arguments = self.pop(2)
+        if not isinstance(function, Global) or function.name not in CALLS:
+            self.refuse(f"it calls {clip(function)}")
+        self.stack.append(CALLS[function.name](self, *arguments))
+
+    def persistent(self, _: object) -> None:
+        (reference,) = self.pop(1)
+        kind, storage_type, key, _location, numel = reference
+        if kind != "storage" or not isinstance(storage_type, Global):
+            self.refuse(f"a reference to {clip(reference)}")
+        if not isinstance(key, str) or not key.isdecimal() or not _is_size(numel):
+            self.refuse(f"a reference to {clip(reference)}")
+        self.stack.append(Storage(STORAGES[storage_type.name], key, numel))
+
+    def set_items(self, items: list[Any]) -> None:
+        table = self.stack[-1]
+        if type(table) is not dict or len(items) % 2:
+            self.refuse(f"it sets items of {clip(table)}")
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            if not isinstance(key, str) or key in table:
+                self.refuse(f"{clip(key)} appears twice, or is no text")
+            table[key] = value
+
+    def build(self, _: object) -> None:
+        """Sets attributes; of an OrderedDict only, where torch keeps version numbers."""
+        target, state = self.pop(2)
+        if type(target) is not dict or type(state) is not dict or set(state) - {"_metadata"}:
+            self.refuse(f"it sets attributes of {clip(target)}")
+        self.stack.append(target)
+
+    def ordered_dict(self, *arguments: object) -> dict[str, Any]:
+        if arguments:
+            self.refuse("an OrderedDict made from other things")
+        return {}
+
+    def tensor(
+        self, storage: Any, offset: Any, shape: Any, stride: Any, _grad: Any, hooks: Any, *rest: Any
+    ) -> StoredTensor:
+        sizes = (offset, *shape, *stride)
+        if not isinstance(storage, Storage) or not all(map(_is_size, sizes)) or hooks or rest:
+            self.refuse("a tensor made of other things than a storage and sizes")
+        if len(shape) != len(stride) or len(shape) > MAX_RANK:
+            self.refuse(f"a tensor of shape {clip(shape)} and strides {clip(stride)}")
+        last = sum((n - 1) * step for n, step in zip(shape, stride, strict=True))
+        if math.prod(shape) and offset + last >= storage.numel:
+            self.refuse(f"a tensor of shape {clip(shape)} beyond its storage")
+        return StoredTensor(storage, offset, shape, stride)
+
+    def parameter(self, tensor: Any, _grad: Any, hooks: Any) -> StoredTensor:
+        if not isinstance(tensor, StoredTensor) or hooks:
+            self.refuse("a parameter made of other things than a tensor")
+        return tensor
+
+
+def _is_size(value: object) -> bool:
+    return type(value) is int and 0 <= value < 1 << 63
+
+
+IGNORED = {"PROTO", "FRAME"}
+CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
+ARGUMENTS = {"BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"} | {
+    "BINUNICODE",
+    "SHORT_BINUNICODE",
+}
+STEPS: dict[str, Callable[[Interpreter, Any], None]] = {
+    "MARK": Interpreter.mark,
+    "GLOBAL": Interpreter.import_global,
+    "STACK_GLOBAL": Interpreter.import_global,
+    "REDUCE": Interpreter.reduce,
+    "BINPERSID": Interpreter.persistent,
+    "BUILD": Interpreter.build,
+    "EMPTY_DICT": lambda self, _: self.stack.append({}),
+    "TUPLE": lambda self, _: self.stack.append(tuple(self.pop_to_mark())),
+    "TUPLE1": lambda self, _: self.stack.append(self.pop(1)),
+    "TUPLE2": lambda self, _: self.stack.append(self.pop(2)),
+    "TUPLE3": lambda self, _: self.stack.append(self.pop(3)),
+    "SETITEM": lambda self, _: self.set_items(list(self.pop(2))),
+    "SETITEMS": lambda self, _: self.set_items(self.pop_to_mark()),
+    "BINPUT": lambda self, slot: self.memo.update({slot: self.stack[-1]}),
+    "LONG_BINPUT": lambda self, slot: self.memo.update({slot: self.stack[-1]}),
+    "MEMOIZE": lambda self, _: self.memo.update({len(self.memo): self.stack[-1]}),
+    "BINGET": lambda self, slot: self.stack.append(self.memo[slot]),
+    "LONG_BINGET": lambda self, slot: self.stack.append(self.memo[slot]),
+}
+CALLS: dict[str, Callable[..., Any]] = {
+    "collections.OrderedDict": Interpreter.ordered_dict,
+    "torch._utils._rebuild_tensor_v2": Interpreter.tensor,
+    "torch._utils._rebuild_parameter": Interpreter.parameter,
+}

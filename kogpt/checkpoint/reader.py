@@ -1,0 +1,226 @@
+"""One way to read every kind of checkpoint: names, shapes and dtypes first, then slices."""
+
+import os
+from collections.abc import Collection, Mapping
+from functools import reduce
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from kogpt.checkpoint.dtypes import check_float
+from kogpt.checkpoint.files import refuse_foreign, require_regular
+from kogpt.checkpoint.index import ShardIndex, read_index
+from kogpt.checkpoint.names import check_names, is_ignored
+from kogpt.checkpoint.pickle_file import PickleFile
+from kogpt.checkpoint.safetensors_file import SafetensorsFile
+from kogpt.errors import InputRefusedError
+from kogpt.model.config import KoGPTConfig, read_json_object
+
+
+class Description(Protocol):
+    """What is known of a tensor before it is read."""
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+
+class WeightsFile(Protocol):
+    """A source of tensors under their released names."""
+
+    @property
+    def path(self) -> Path: ...
+
+    @property
+    def tensors(self) -> Mapping[str, Description]: ...
+
+    def read(self, name: str, rows: slice = ...) -> Tensor: ...
+
+    def close(self) -> None: ...
+
+
+# Where a folder keeps its weights, in the order of preference.
+LAYOUTS = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+
+
+class CheckpointReader:
+    """An open checkpoint. Use as a context manager.
+
+    Attributes:
+        path: the folder or file it was opened by.
+        files: every file that holds weights, and the index where there is one.
+        config: the shape of the model, where a `config.json` tells it.
+        names: the model's tensors, in the order found.
+        ignored: derived buffers that are passed over.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        parts: list[WeightsFile],
+        config: KoGPTConfig | None,
+        index: ShardIndex | None = None,
+    ) -> None:
+        self.path = path
+        self.config = config
+        self._parts = parts
+        self._owner: dict[str, WeightsFile] = {}
+        for part in parts:
+            for name in part.tensors:
+                if name in self._owner:
+                    raise InputRefusedError(
+                        f"{part.path}: {name} is in {self._owner[name].path.name} too"
+                    )
+                self._owner[name] = part
+        if index is not None:
+            self._check_index(index)
+        self.files = [part.path for part in parts] + ([index.path] if index else [])
+        self.names = [name for name in self._owner if not is_ignored(name)]
+        self.ignored = [name for name in self._owner if is_ignored(name)]
+
+    def __enter__(self) -> "CheckpointReader":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for part in self._parts:
+            part.close()
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._owner[name].tensors[name].shape
+
+    def dtype(self, name: str) -> torch.dtype:
+        return self._owner[name].tensors[name].dtype
+
+    def read(self, name: str, rows: slice = slice(None)) -> Tensor:
+        """A tensor, or a range of its first dimension, as stored."""
+        return self._owner[name].read(name, rows)
+
+    @property
+    def stored_dtype(self) -> torch.dtype:
+        """The narrowest dtype that holds every weight as stored."""
+        return reduce(torch.promote_types, (self.dtype(name) for name in self.names))
+
+    def require_config(self) -> KoGPTConfig:
+        """The shape of the model.
+
+        Raises:
+            InputRefusedError: there is no `config.json`.
+        """
+        if self.config is None:
+            raise InputRefusedError(f"{self.path}: config.json is missing")
+        return self.config
+
+    def check(self, config: KoGPTConfig, allow_extra: Collection[str] = ()) -> None:
+        """Holds names, shapes and dtypes against a config.
+
+        Raises:
+            InputRefusedError: something is missing, unknown, misshapen or quantised.
+        """
+        shapes = {name: self.shape(name) for name in self._owner}
+        allowed = check_names(shapes, config, str(self.path), allow_extra)
+        for name in self.names:
+            if name not in allowed:
+                check_float(self.dtype(name), name, str(self._owner[name].path))
+        self.names = [name for name in self.names if name not in allowed]
+
+    def _check_index(self, index: ShardIndex) -> None:
+        for name, file in index.weight_map.items():
+            if name not in self._owner or self._owner[name].path.name != file:
+                raise InputRefusedError(f"{index.path}: {name} is not in {file}")
+        for name in self._owner:
+            if name not in index.weight_map and not is_ignored(name):
+                raise InputRefusedError(f"{index.path}: {name} is not listed")
+        self._check_total(index)
+
+    def _check_total(self, index: ShardIndex) -> None:
+        # Libraries count masks at one byte a value, one bit, or not at all.
+        sizes = {True: 0, False: 0}
+        for name in self._owner:
+            count = torch.Size(self.shape(name)).numel() * self.dtype(name).itemsize
+            sizes[is_ignored(name)] += count
+        total = index.total_size
+        if total is not None and not sizes[False] <= total <= sizes[False] + sizes[True]:
+            raise InputRefusedError(
+                f"{index.path}: total_size is {total}, the tensors take {sizes[False]}"
+            )
+
+
+def open_checkpoint(path: str | os.PathLike[str]) -> CheckpointReader:
+    """Opens a checkpoint: reads headers, but no weights.
+
+    Args:
+        path: a folder in one of `LAYOUTS`, one of those files itself (or any file named
+            `*.safetensors`, `*.bin` or `*.pt`), with `config.json` beside it.
+
+    Raises:
+        InputRefusedError: it is missing, damaged, dangerous or of another kind.
+    """
+    path = Path(path)
+    weights = _locate(path)
+    config = _read_config(weights.parent / "config.json")
+    if weights.name.endswith(".index.json"):
+        extension = ".bin" if weights.name.endswith(".bin.index.json") else ".safetensors"
+        index = read_index(weights, extension)
+        parts = _open_all([weights.parent / name for name in index.files])
+    else:
+        index, parts = None, _open_all([weights])
+    try:
+        return CheckpointReader(path, parts, config, index)
+    except BaseException:
+        _close_all(parts)
+        raise
+
+
+def _locate(path: Path) -> Path:
+    """The file of weights, or index of them, that a path stands for."""
+    if not path.exists():
+        raise InputRefusedError(f"{path}: no such file or folder")
+    if not path.is_dir():
+        return path
+    for name in LAYOUTS:
+        if os.path.lexists(path / name):
+            return path / name
+    raise InputRefusedError(f"{path}: holds no weights; expected one of {', '.join(LAYOUTS)}")
+
+
+def _read_config(path: Path) -> KoGPTConfig | None:
+    if not path.exists():
+        return None
+    require_regular(path)
+    if "quantization_config" in read_json_object(path):
+        raise InputRefusedError(
+            f"{path}: quantization_config marks a quantised copy;"
+            " convert the original weights instead"
+        )
+    return KoGPTConfig.from_file(path)
+
+
+def _open_all(paths: list[Path]) -> list[WeightsFile]:
+    parts: list[WeightsFile] = []
+    try:
+        for path in paths:
+            parts.append(_open(path))
+    except BaseException:
+        _close_all(parts)
+        raise
+    return parts
+
+
+def _open(path: Path) -> WeightsFile:
+    require_regular(path)
+    refuse_foreign(path)
+    return SafetensorsFile(path) if path.suffix == ".safetensors" else PickleFile(path)
+
+
+def _close_all(parts: list[WeightsFile]) -> None:
+    for part in parts:
+        part.close()

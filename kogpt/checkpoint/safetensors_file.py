@@ -1,0 +1,232 @@
+"""Reading and writing the safetensors format, strictly.
+
+A file is eight bytes of header length (little-endian), that many bytes of JSON, and the data:
+
+    {"__metadata__": {str: str}, name: {"dtype", "shape", "data_offsets": [begin, end]}, ...}
+
+The reader accepts only what the format's description allows: no name twice, offsets that tile
+the data without gap or overlap, and a file of exactly that length. Weights are read by name and
+slice; nothing is held beyond the slice asked for.
+"""
+
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kogpt.errors import InputRefusedError
+
+MAX_HEADER = 16 << 20  # bytes; the released model's takes 40 KB
+MAX_NAME = 256
+MAX_RANK = 16
+ALIGNMENT = 64  # of the data's first byte: a cache line, and the widest vector registers
+
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+CODES = {dtype: code for code, dtype in DTYPES.items()}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor of a file: what it is, and where its bytes begin and end in the data."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Header:
+    """The parsed header of a file.
+
+    Attributes:
+        entries: name -> entry, in the order of their data.
+        metadata: the free texts.
+        data_start: offset in the file of the first byte of data.
+    """
+
+    entries: dict[str, Entry]
+    metadata: dict[str, str]
+    data_start: int
+
+
+class SafetensorsFile:
+    """An open file of weights."""
+
+    def __init__(self, path: Path) -> None:
+        """Opens the file and reads its header.
+
+        Raises:
+            InputRefusedError: it breaks the format's rules; the message names file and key.
+        """
+        self.path = path
+        self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            self.header = read_header(self._fd, str(path))
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def tensors(self) -> Mapping[str, Entry]:
+        return self.header.entries
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def read(self, name: str, rows: slice = slice(None)) -> Tensor:
+        """Reads a tensor, or a range of its first dimension.
+
+        Raises:
+            InputRefusedError: the file has become shorter since it was opened.
+        """
+        entry = self.header.entries[name]
+        shape, skipped = entry.shape, 0
+        if shape:
+            start, stop, _ = rows.indices(shape[0])
+            shape = (max(stop - start, 0), *shape[1:])
+            skipped = start * math.prod(shape[1:]) * entry.dtype.itemsize
+        result = torch.empty(shape, dtype=entry.dtype)
+        offset = self.header.data_start + entry.begin + skipped
+        if result.numel():
+            _read_exactly(self._fd, result, offset, f"{self.path}: {name}")
+        return result
+
+
+def _read_exactly(fd: int, into: Tensor, offset: int, what: str) -> None:
+    buffer = into.view(-1).view(torch.uint8).numpy().data
+    while buffer:
+        count = os.preadv(fd, [buffer], offset)
+        if count == 0:
+            raise InputRefusedError(f"{what} ends early: the file was truncated")
+        buffer, offset = buffer[count:], offset + count
+
+
+def read_header(fd: int, where: str) -> Header:
+    """Reads and checks the header of an open file.
+
+    Raises:
+        InputRefusedError: the file breaks the format's rules.
+    """
+    size = os.fstat(fd).st_size
+    length = int.from_bytes(os.pread(fd, 8, 0), "little")
+    if size < 8 or length > size - 8:
+        raise InputRefusedError(f"{where}: truncated, or not a safetensors file")
+    if length > MAX_HEADER:
+        raise InputRefusedError(f"{where}: a header of {length} bytes; at most {MAX_HEADER}")
+    return parse_header(os.pread(fd, length, 8), size - 8 - length, where)
+
+
+def parse_header(raw: bytes, data_size: int, where: str) -> Header:
+    """Parses the JSON of a header.
+
+    Args:
+        raw: the bytes of the JSON.
+        data_size: bytes that follow it in the file.
+        where: the file, for messages.
+
+    Raises:
+        InputRefusedError: the header breaks the format's rules; the message names the key.
+    """
+    try:
+        if not raw.startswith(b"{"):
+            raise ValueError("it begins with another byte than '{'")
+        table = json.loads(raw.decode("utf-8"), object_pairs_hook=unique_keys)
+        metadata = _metadata(table.pop("__metadata__", {}))
+        entries = {name: _entry(name, value) for name, value in table.items()}
+        entries = _tiled(entries, data_size)
+    except (ValueError, RecursionError) as error:
+        raise InputRefusedError(f"{where}: bad safetensors header: {error}") from None
+    return Header(entries, metadata, 8 + len(raw))
+
+
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An `object_pairs_hook` for `json.loads` that refuses a key given twice."""
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{clip(twice)} appears twice")
+    return result
+
+
+def _metadata(value: object) -> dict[str, str]:
+    if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
+        raise ValueError("__metadata__ is no table of texts")
+    return value
+
+
+def _entry(name: str, value: object) -> Entry:
+    if not name.isprintable() or len(name) > MAX_NAME:
+        raise ValueError(f"{clip(name)} is no name for a tensor")
+    if not isinstance(value, dict) or value.keys() != {"dtype", "shape", "data_offsets"}:
+        raise ValueError(f"{name!r} is not described by dtype, shape and data_offsets")
+    dtype = value["dtype"]
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        raise ValueError(f"{name!r} has the unknown dtype {clip(dtype)}")
+    shape, offsets = _sizes(name, value["shape"]), _sizes(name, value["data_offsets"])
+    if len(shape) > MAX_RANK:
+        raise ValueError(f"{name!r} has {len(shape)} dimensions")
+    if len(offsets) != 2:
+        raise ValueError(f"{name!r} has {len(offsets)} data_offsets")
+    size = math.prod(shape) * DTYPES[dtype].itemsize
+    if offsets[1] - offsets[0] != size:
+        raise ValueError(f"{name!r} needs {size} bytes, its data_offsets are {list(offsets)}")
+    return Entry(DTYPES[dtype], shape, *offsets)
+
+
+def clip(value: object) -> str:
+    """A value from a file as it can be shown in one line of a message."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _sizes(name: str, value: object) -> tuple[int, ...]:
+    if not isinstance(value, list) or not all(type(n) is int and 0 <= n < 1 << 63 for n in value):
+        raise ValueError(f"{name!r} has sizes that are no whole numbers: {clip(value)}")
+    return tuple(value)
+
+
+def _tiled(entries: dict[str, Entry], data_size: int) -> dict[str, Entry]:
+    ordered = dict(sorted(entries.items(), key=lambda item: (item[1].begin, item[1].end)))
+    end = 0
+    for name, entry in ordered.items():
+        if entry.begin != end:
+            raise ValueError(f"{name!r} begins at {entry.begin}, the tensor before ends at {end}")
+        end = entry.end
+    if end != data_size:
+        raise ValueError(f"its tensors take {end} bytes, the file holds {data_size}")
+    return ordered
+
+
+def encode_header(
+    tensors: Iterable[tuple[str, torch.dtype, tuple[int, ...]]], metadata: Mapping[str, str]
+) -> bytes:
+    """The header, length included, of a file that holds these tensors in this order."""
+    table: dict[str, Any] = {"__metadata__": dict(metadata)}
+    end = 0
+    for name, dtype, shape in tensors:
+        begin, end = end, end + math.prod(shape) * dtype.itemsize
+        table[name] = {"dtype": CODES[dtype], "shape": list(shape), "data_offsets": [begin, end]}
+    text = json.dumps(table, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-(8 + len(text)) % ALIGNMENT)
+    return len(text).to_bytes(8, "little") + text

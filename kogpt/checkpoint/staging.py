@@ -1,0 +1,204 @@
+"""A folder that appears complete or not at all.
+
+The new folder `DST` grows in a hidden sibling, `.DST.partial/folder`, and gets its name by one
+rename when every byte of it is on the disk. A reader can never see half of it, `DST` itself is
+never touched before, and after a crash everything unfinished lies in that one place, where the
+next run of the same command resumes it and any other run clears it away. (Temporary names inside
+`DST` would show a folder with some files missing, and would need a mark to tell it.)
+
+    .DST.partial/plan.json      what is being written, and from what: resumed only if equal
+    .DST.partial/done-*.json    one record for each finished step
+    .DST.partial/folder/        the folder to be
+"""
+
+import errno
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from kogpt.errors import InputRefusedError, KoGPTError, NotEnoughResourcesError
+
+
+class Staging:
+    """The unfinished form of a folder; one process at a time.
+
+    Use as a context manager. Leaving it after `commit` leaves nothing but the folder. Leaving it
+    by an error removes the unfinished work; by a signal (KeyboardInterrupt, SystemExit) keeps it,
+    to be resumed.
+
+    Attributes:
+        folder: where to write the files.
+    """
+
+    def __init__(self, dst: Path, plan: Mapping[str, Any] | None = None) -> None:
+        """Names a folder to be written.
+
+        Args:
+            dst: the final name.
+            plan: all that determines the folder's content, as JSON. Finished steps of an
+                interrupted run with an equal plan are kept. None never resumes.
+        """
+        self.dst = Path(os.path.abspath(dst))
+        self.partial = self.dst.with_name(f".{self.dst.name}.partial")
+        self.folder = self.partial / "folder"
+        self._plan = plan
+        self._lock = -1
+
+    def __enter__(self) -> "Staging":
+        with writing(self.partial):
+            self.dst.parent.mkdir(parents=True, exist_ok=True)
+            self._lock = _lock(self.partial)
+        try:
+            refuse_existing(self.dst)
+            with writing(self.partial):
+                self._prepare()
+        except BaseException:
+            self._close(discard=not self.folder.exists())
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._close(discard=kind is None or issubclass(kind, Exception))
+
+    def _prepare(self) -> None:
+        plan_file = self.partial / "plan.json"
+        if self._plan is None or _read_json(plan_file) != self._plan:
+            _clear(self.partial)
+        self.folder.mkdir(exist_ok=True)
+        if self._plan is not None and not plan_file.exists():
+            write_atomically(plan_file, to_json(self._plan))
+
+    def done(self, step: str) -> Any:
+        """What an earlier run recorded for a finished step; None if it is yet to be done."""
+        return _read_json(self.partial / f"done-{step}.json")
+
+    def mark_done(self, step: str, record: object) -> None:
+        """Records a step as finished; what it wrote must be on the disk."""
+        with writing(self.partial):
+            write_atomically(self.partial / f"done-{step}.json", to_json(record))
+
+    def commit(self) -> None:
+        """Gives the folder its final name.
+
+        Raises:
+            InputRefusedError: something has taken the name meanwhile.
+        """
+        with writing(self.dst):
+            fsync_path(self.folder)
+            try:
+                os.rename(self.folder, self.dst)  # replaces an empty folder, nothing else
+            except (FileExistsError, NotADirectoryError):
+                raise InputRefusedError(f"{self.dst}: exists already") from None
+            except OSError as error:
+                if error.errno != errno.ENOTEMPTY:
+                    raise
+                raise InputRefusedError(f"{self.dst}: exists already") from None
+            fsync_path(self.dst.parent)
+
+    def _close(self, discard: bool) -> None:
+        if discard:
+            shutil.rmtree(self.partial, ignore_errors=True)
+        os.close(self._lock)
+
+
+def refuse_existing(dst: Path) -> None:
+    """Refuses a final name behind which there is something already.
+
+    Raises:
+        InputRefusedError: it is a file, or a folder that is not empty.
+    """
+    if dst.is_symlink() or (dst.exists() and not (dst.is_dir() and not any(dst.iterdir()))):
+        raise InputRefusedError(f"{dst}: exists already; choose another name or remove it")
+
+
+def _lock(folder: Path) -> int:
+    """Makes the folder if need be and locks it; the lock ends with the process, however it ends."""
+    while True:
+        folder.mkdir(exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Another process may have finished, and removed the folder, before we got the lock.
+            if folder.exists() and os.path.samestat(os.fstat(descriptor), folder.stat()):
+                return descriptor
+        except BlockingIOError:
+            os.close(descriptor)
+            raise KoGPTError(f"{folder}: locked: another process is writing it") from None
+        os.close(descriptor)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turns errors of the operating system into errors that name the path.
+
+    Raises:
+        NotEnoughResourcesError: the disk or the quota is full.
+        KoGPTError: anything else.
+    """
+    try:
+        yield
+    except OSError as error:
+        message = f"{error.filename or path}: cannot be written: {error.strerror or error}"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise NotEnoughResourcesError(message) from error
+        raise KoGPTError(message) from error
+
+
+def write_file(path: Path, *parts: bytes | memoryview) -> None:
+    """Writes a file, given in parts, and waits until it is on the disk."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+    try:
+        offset = 0
+        for part in parts:
+            write_fully(descriptor, part, offset)
+            offset += len(part)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Writes a file so that its name is absent, or as before, or complete."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    write_file(temporary, data)
+    os.rename(temporary, path)
+    fsync_path(path.parent)
+
+
+def write_fully(descriptor: int, data: bytes | memoryview, offset: int) -> None:
+    """Writes all of `data` at `offset`, however many calls the system needs."""
+    view = memoryview(data).cast("B")
+    while view:
+        count = os.pwrite(descriptor, view, offset)
+        view, offset = view[count:], offset + count
+
+
+def fsync_path(path: Path) -> None:
+    """Waits until a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def to_json(value: object) -> bytes:
+    """JSON as it is written to files: the same bytes for the same value."""
+    return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+
+
+def _clear(folder: Path) -> None:
+    for entry in folder.iterdir():
+        shutil.rmtree(entry) if entry.is_dir() else entry.unlink()

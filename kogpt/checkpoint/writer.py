@@ -1,0 +1,350 @@
+"""Writes a checkpoint folder: safetensors shards streamed tensor by tensor, index, manifest.
+
+Each tensor passes through memory once, in slices, and is hashed, measured and written on the
+way. The folder is built by `Staging`, so its name appears when all of it is on the disk.
+"""
+
+import hashlib
+import math
+import os
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import partial, reduce
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kogpt.checkpoint.dtypes import dtype_name, parse_dtype
+from kogpt.checkpoint.lanes import Lanes
+from kogpt.checkpoint.manifest import (
+    FORMAT,
+    INDEX_NAME,
+    MANIFEST_NAME,
+    TensorRecord,
+    file_record,
+)
+from kogpt.checkpoint.names import check_names, expand
+from kogpt.checkpoint.resources import require_disk
+from kogpt.checkpoint.safetensors_file import encode_header
+from kogpt.checkpoint.staging import (
+    Staging,
+    refuse_existing,
+    to_json,
+    write_file,
+    write_fully,
+    writing,
+)
+from kogpt.checkpoint.statistics import Statistics
+from kogpt.errors import InputRefusedError
+from kogpt.model.config import KoGPTConfig
+
+SLICE = 16 << 20  # bytes of a tensor that are handled at a time
+FLUSH = 256 << 20  # bytes after which the disk is set to work, rather than all at the end
+MAX_SHARD_SIZE = 5 * 10**9
+ROOM_FOR_SMALL_FILES = 1 << 20  # bytes
+
+Read = Callable[[str, slice], Tensor]
+Progress = Callable[[int], None]
+Content = bytes | Path | Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """A tensor to be written."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def slices(self) -> Iterator[slice]:
+        """Ranges of the first dimension of at most `SLICE` bytes (or one row)."""
+        rows = self.shape[0]
+        step = max(1, SLICE * rows // self.nbytes)
+        return (slice(start, min(start + step, rows)) for start in range(0, rows, step))
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A safetensors file to be written."""
+
+    name: str
+    tensors: tuple[TensorSpec, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(spec.nbytes for spec in self.tensors)
+
+    def header(self, metadata: Mapping[str, str]) -> bytes:
+        return encode_header(((t.name, t.dtype, t.shape) for t in self.tensors), metadata)
+
+
+def plan_shards(tensors: Iterable[TensorSpec], max_shard_size: int) -> list[Shard]:
+    """Deals tensors, in order, to files of at most `max_shard_size` bytes (or one tensor)."""
+    groups: list[list[TensorSpec]] = [[]]
+    room = max_shard_size
+    for spec in tensors:
+        if groups[-1] and spec.nbytes > room:
+            groups.append([])
+            room = max_shard_size
+        groups[-1].append(spec)
+        room -= spec.nbytes
+    return [
+        Shard(f"model-{i:05}-of-{len(groups):05}.safetensors", tuple(group))
+        for i, group in enumerate(groups, start=1)
+    ]
+
+
+def write_checkpoint(
+    dst: str | os.PathLike[str],
+    config: KoGPTConfig,
+    tensors: Mapping[str, Tensor],
+    *,
+    dtype: str | torch.dtype | None = None,
+    files: Mapping[str, Content] | None = None,
+    license_notice: str = "not stated",
+    max_shard_size: int = MAX_SHARD_SIZE,
+    allow_nonfinite: Collection[str] = (),
+) -> None:
+    """Writes the weights of a model in memory as a checkpoint folder, complete or not at all.
+
+    Args:
+        dst: the folder; must not exist (or be empty).
+        config: the shape of the model.
+        tensors: the state dict, by its released names.
+        dtype: to cast to; None keeps what the tensors have.
+        files: further files by name: bytes, a file to copy, or tensors for a safetensors file.
+        license_notice: of the weights, as noted in the manifest and in every shard.
+        max_shard_size: bytes.
+        allow_nonfinite: patterns of names of tensors that may hold NaN or infinity.
+
+    Raises:
+        InputRefusedError: wrong names or shapes, NaN or infinity, or `dst` exists.
+        NotEnoughResourcesError: the disk has no room.
+    """
+    target = None if dtype is None else parse_dtype(dtype)
+    check_names({name: tuple(t.shape) for name, t in tensors.items()}, config, str(dst))
+    specs = [
+        TensorSpec(name, target or tensors[name].dtype, shape)
+        for name, shape in expand(config).items()
+    ]
+    shards = plan_shards(specs, max_shard_size)
+    refuse_existing(Path(dst))
+    require_disk(Path(dst), sum(shard.nbytes for shard in shards) + ROOM_FOR_SMALL_FILES)
+
+    def read(name: str, rows: slice) -> Tensor:
+        return tensors[name].detach()[rows].cpu()
+
+    metadata = {"format": "pt", "license": license_notice}
+    with Staging(Path(dst)) as staging:
+        records = write_shards(staging, shards, read, metadata, allow_nonfinite=allow_nonfinite)
+        finish(staging, config, shards, records, metadata, files=files or {})
+
+
+def write_shards(
+    staging: Staging,
+    shards: list[Shard],
+    read: Read,
+    metadata: Mapping[str, str],
+    *,
+    allow_nonfinite: Collection[str] = (),
+    progress: Progress = lambda count: None,
+) -> dict[str, TensorRecord]:
+    """Writes the data of all shards that are not done yet; `finish` writes their headers.
+
+    Args:
+        staging: the unfinished folder.
+        shards: what to write.
+        read: gives rows of a tensor by name, in any dtype.
+        metadata: of the headers to come; here only the lengths of its texts matter.
+        allow_nonfinite: patterns of names of tensors that may hold NaN or infinity.
+        progress: told the number of bytes of each finished slice.
+
+    Returns:
+        What is known of every tensor, in order.
+
+    Raises:
+        InputRefusedError: a tensor holds NaN or infinity and no pattern allows it.
+    """
+    records: dict[str, TensorRecord] = {}
+    for shard in shards:
+        done = staging.done(shard.name)
+        if done is None:
+            path, start = staging.folder / shard.name, len(shard.header(metadata))
+            with writing(path):
+                written = _write_data(path, shard, start, read, allow_nonfinite, progress)
+            staging.mark_done(shard.name, {n: record.to_dict() for n, record in written.items()})
+        else:
+            written = {name: TensorRecord.from_dict(record) for name, record in done.items()}
+            progress(shard.nbytes)
+        records |= written
+    return records
+
+
+def _write_data(
+    path: Path,
+    shard: Shard,
+    offset: int,
+    read: Read,
+    allow_nonfinite: Collection[str],
+    progress: Progress,
+) -> dict[str, TensorRecord]:
+    """Streams the tensors of one shard to its file, from `offset` on."""
+    digests = {spec.name: hashlib.sha256() for spec in shard.tensors}
+    seen = {spec.name: Statistics(spec.dtype) for spec in shard.tensors}
+    with _Output(path, offset) as output, Lanes("hash", "measure", "write") as lanes:
+        for spec in shard.tensors:
+            for rows in spec.slices():
+                values = read(spec.name, rows).to(spec.dtype).contiguous()
+                data = raw_bytes(values)
+                lanes.submit(
+                    hash=partial(digests[spec.name].update, data),
+                    measure=partial(seen[spec.name].update, values),
+                    write=partial(output.append, data),
+                )
+                progress(len(data))
+        lanes.wait()
+        output.sync()
+    for name, statistics in seen.items():
+        _check_finite(name, statistics, allow_nonfinite)
+    return {
+        spec.name: TensorRecord.of(
+            shard.name, spec.dtype, spec.shape, digests[spec.name].hexdigest(), seen[spec.name]
+        )
+        for spec in shard.tensors
+    }
+
+
+def _check_finite(name: str, seen: Statistics, allowed: Collection[str]) -> None:
+    if (seen.nan or seen.inf) and not any(fnmatchcase(name, pattern) for pattern in allowed):
+        raise InputRefusedError(
+            f"{name} holds {seen.nan} NaN and {seen.inf} infinite values;"
+            " name it in --allow-nonfinite to accept that"
+        )
+
+
+class _Output:
+    """A growing file that keeps the disk busy from early on, instead of all at the end."""
+
+    def __init__(self, path: Path, offset: int) -> None:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+        self._file = os.open(path, flags, 0o666)
+        self._offset = self._flushed = offset
+        self._flusher = ThreadPoolExecutor(1, thread_name_prefix="flush")
+        self._flush: Future[None] | None = None
+
+    def __enter__(self) -> "_Output":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._flusher.shutdown(wait=True)
+        os.close(self._file)
+
+    def append(self, data: memoryview) -> None:
+        write_fully(self._file, data, self._offset)
+        self._offset += len(data)
+        if self._offset - self._flushed >= FLUSH:
+            self._join()
+            self._flushed = self._offset
+            self._flush = self._flusher.submit(os.fdatasync, self._file)
+
+    def sync(self) -> None:
+        """Waits until everything is on the disk."""
+        self._join()
+        os.fsync(self._file)
+
+    def _join(self) -> None:
+        if self._flush is not None:
+            self._flush.result()
+
+
+def finish(
+    staging: Staging,
+    config: KoGPTConfig,
+    shards: list[Shard],
+    records: Mapping[str, TensorRecord],
+    metadata: Mapping[str, str],
+    *,
+    files: Mapping[str, Content],
+    source: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes headers, index, config, other files and, last, the manifest; then commits.
+
+    Args:
+        staging: the unfinished folder, its shards written.
+        config: the shape of the model.
+        shards: the files.
+        records: of every tensor.
+        metadata: of the headers.
+        files: further files by name.
+        source: what the weights were converted from, for the manifest.
+    """
+    contents: dict[str, Content] = {
+        "config.json": to_json(_config(config, shards)),
+        INDEX_NAME: to_json(_index(shards)),
+        **files,
+    }
+    with writing(staging.folder):
+        headers = {
+            shard.name: _write_header(staging.folder / shard.name, shard.header(metadata))
+            for shard in shards
+        }
+        manifest = {
+            "format": FORMAT,
+            "license": metadata["license"],
+            "source": source,
+            "files": {name: _write(staging.folder / name, c) for name, c in contents.items()},
+            "headers": headers,
+            "tensors": {name: record.to_dict() for name, record in records.items()},
+        }
+        write_file(staging.folder / MANIFEST_NAME, to_json(manifest))
+    staging.commit()
+
+
+def _index(shards: list[Shard]) -> dict[str, Any]:
+    weight_map = {spec.name: shard.name for shard in shards for spec in shard.tensors}
+    return {
+        "metadata": {"total_size": sum(shard.nbytes for shard in shards)},
+        "weight_map": weight_map,
+    }
+
+
+def _config(config: KoGPTConfig, shards: list[Shard]) -> dict[str, Any]:
+    dtypes = {spec.dtype for shard in shards for spec in shard.tensors}
+    name = dtype_name(reduce(torch.promote_types, dtypes))
+    # The older and the newer name of the key in the wider ecosystem.
+    return {**config.to_dict(), "torch_dtype": name, "dtype": name}
+
+
+def _write_header(path: Path, header: bytes) -> dict[str, Any]:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        write_fully(descriptor, header, 0)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    return file_record([header])
+
+
+def _write(path: Path, content: Content) -> dict[str, Any]:
+    """Writes one further file and gives its entry in the manifest."""
+    if isinstance(content, Path):
+        content = content.read_bytes()
+    if isinstance(content, bytes):
+        write_file(path, content)
+        return file_record([content])
+    header = encode_header(((n, t.dtype, tuple(t.shape)) for n, t in content.items()), {})
+    write_file(path, header, *(raw_bytes(t.detach().cpu()) for t in content.values()))
+    return file_record([header, *(raw_bytes(t.detach().cpu()) for t in content.values())])
+
+
+def raw_bytes(values: Tensor) -> memoryview:
+    """The bytes of a tensor, row-major; shares the memory of a contiguous one."""
+    return values.contiguous().view(-1).view(torch.uint8).numpy().data
