@@ -1,7 +1,17 @@
 """Safe reading, atomic writing and conversion of checkpoints."""
 
+from kogpt.checkpoint.convert import ConversionOptions, convert
 from kogpt.checkpoint.loading import load_model
 from kogpt.checkpoint.reader import CheckpointReader, open_checkpoint
+from kogpt.checkpoint.report import ConversionReport
 from kogpt.checkpoint.writer import write_checkpoint
 
-__all__ = ["CheckpointReader", "load_model", "open_checkpoint", "write_checkpoint"]
+__all__ = [
+    "CheckpointReader",
+    "ConversionOptions",
+    "ConversionReport",
+    "convert",
+    "load_model",
+    "open_checkpoint",
+    "write_checkpoint",
+]

@@ -24,6 +24,10 @@ class PickleFile:
         self.path = path
         self.tensors: Mapping[str, StoredTensor] = describe(path)
 
+    @property
+    def paths(self) -> list[Path]:
+        return [self.path]
+
     def close(self) -> None:
         self.__dict__.pop("_mapped", None)
 

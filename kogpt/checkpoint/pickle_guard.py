@@ -187,16 +187,17 @@ class Interpreter:
         Raises:
             InputRefusedError: it would do anything else.
         """
-        position = -1
+        end = -1
         try:
             for opcode, argument, position in pickletools.genops(program):
+                end = position or 0
                 if opcode.name != "STOP":
                     self._step(opcode.name, argument)
         except InputRefusedError:
             raise
         except (ValueError, IndexError, KeyError, TypeError, struct.error) as error:
             raise InputRefusedError(f"{self.where}: broken pickle: {clip(str(error))}") from None
-        if len(self.stack) != 1 or position != len(program) - 1:
+        if len(self.stack) != 1 or end != len(program) - 1:
             self.refuse("it does not end with its result")
         return self._table(self.stack[0])
 

@@ -36,6 +36,9 @@ class WeightsFile(Protocol):
     def path(self) -> Path: ...
 
     @property
+    def paths(self) -> list[Path]: ...
+
+    @property
     def tensors(self) -> Mapping[str, Description]: ...
 
     def read(self, name: str, rows: slice = ...) -> Tensor: ...
@@ -57,6 +60,7 @@ class CheckpointReader:
 
     Attributes:
         path: the folder or file it was opened by.
+        folder: the folder its files are in.
         files: every file that holds weights, and the index where there is one.
         config: the shape of the model, where a `config.json` tells it.
         names: the model's tensors, in the order found.
@@ -71,6 +75,7 @@ class CheckpointReader:
         index: ShardIndex | None = None,
     ) -> None:
         self.path = path
+        self.folder = path if path.is_dir() else path.parent
         self.config = config
         self._parts = parts
         self._owner: dict[str, WeightsFile] = {}
@@ -83,7 +88,8 @@ class CheckpointReader:
                 self._owner[name] = part
         if index is not None:
             self._check_index(index)
-        self.files = [part.path for part in parts] + ([index.path] if index else [])
+        self.files = [path for part in parts for path in part.paths]
+        self.files += [] if index is None else [index.path]
         self.names = [name for name in self._owner if not is_ignored(name)]
         self.ignored = [name for name in self._owner if is_ignored(name)]
 
@@ -101,7 +107,7 @@ class CheckpointReader:
         return self._owner[name].tensors[name].dtype
 
     def read(self, name: str, rows: slice = slice(None)) -> Tensor:
-        """A tensor, or a range of its first dimension, as stored."""
+        """A tensor, or a range of its first dimension, as stored (sums of several: float32)."""
         return self._owner[name].read(name, rows)
 
     @property
@@ -119,8 +125,11 @@ class CheckpointReader:
             raise InputRefusedError(f"{self.path}: config.json is missing")
         return self.config
 
-    def check(self, config: KoGPTConfig, allow_extra: Collection[str] = ()) -> None:
+    def check(self, config: KoGPTConfig, allow_extra: Collection[str] = ()) -> list[str]:
         """Holds names, shapes and dtypes against a config.
+
+        Returns:
+            Names of additional tensors that a pattern of `allow_extra` lets pass.
 
         Raises:
             InputRefusedError: something is missing, unknown, misshapen or quantised.
@@ -131,6 +140,7 @@ class CheckpointReader:
             if name not in allowed:
                 check_float(self.dtype(name), name, str(self._owner[name].path))
         self.names = [name for name in self.names if name not in allowed]
+        return allowed
 
     def _check_index(self, index: ShardIndex) -> None:
         for name, file in index.weight_map.items():

@@ -88,6 +88,10 @@ class SafetensorsFile:
     def tensors(self) -> Mapping[str, Entry]:
         return self.header.entries
 
+    @property
+    def paths(self) -> list[Path]:
+        return [self.path]
+
     def close(self) -> None:
         if self._fd >= 0:
             os.close(self._fd)

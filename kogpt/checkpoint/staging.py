@@ -106,6 +106,16 @@ class Staging:
         os.close(self._lock)
 
 
+def sweep(dst: Path) -> None:
+    """Removes what a run leaves that was killed after the folder got its name, before the rest."""
+    partial = dst.absolute().with_name(f".{dst.absolute().name}.partial")
+    if partial.is_dir() and not (partial / "folder").exists() and dst.exists():
+        with writing(partial):
+            lock = _lock(partial)
+            shutil.rmtree(partial)
+            os.close(lock)
+
+
 def refuse_existing(dst: Path) -> None:
     """Refuses a final name behind which there is something already.
 

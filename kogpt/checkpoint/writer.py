@@ -44,6 +44,7 @@ from kogpt.model.config import KoGPTConfig
 
 SLICE = 16 << 20  # bytes of a tensor that are handled at a time
 FLUSH = 256 << 20  # bytes after which the disk is set to work, rather than all at the end
+MEMORY = 256 << 20  # bytes, held at most: slices in flight, their casts, and buffers
 MAX_SHARD_SIZE = 5 * 10**9
 ROOM_FOR_SMALL_FILES = 1 << 20  # bytes
 

@@ -1,0 +1,277 @@
+"""Converts a checkpoint in any format that is read into a folder as this package writes it."""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from kogpt.checkpoint.dtypes import dtype_name, parse_dtype
+from kogpt.checkpoint.files import require_regular
+from kogpt.checkpoint.manifest import MANIFEST_NAME
+from kogpt.checkpoint.names import expand
+from kogpt.checkpoint.overflow import FitCounts, clamp_finite, count_misfits
+from kogpt.checkpoint.reader import CheckpointReader, open_checkpoint
+from kogpt.checkpoint.report import ConversionReport, TensorLine
+from kogpt.checkpoint.resources import require_disk
+from kogpt.checkpoint.source_hash import SourceHash
+from kogpt.checkpoint.staging import Staging, refuse_existing, sweep, to_json
+from kogpt.checkpoint.writer import (
+    MAX_SHARD_SIZE,
+    ROOM_FOR_SMALL_FILES,
+    TensorSpec,
+    finish,
+    plan_shards,
+    write_shards,
+)
+from kogpt.errors import InputRefusedError
+from kogpt.model.config import KoGPTConfig
+
+# Copied where the source has them.
+COMPANIONS = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+    "generation_config.json",
+)
+MAX_COMPANION = 64 << 20  # bytes
+
+KOGPT_LICENSE = (
+    "CC-BY-NC-ND-4.0, Kakao Brain: weights and tokenizer of KoGPT. Changing the format makes no"
+    " adapted material; finetuned or merged weights may not be shared."
+)
+OTHER_LICENSE = "not stated here: that of the source applies"
+
+UNKNOWN_HASH = "0" * 64  # holds the place of the source's hash while it is computed
+
+
+@dataclass(frozen=True)
+class ConversionOptions:
+    """How to convert.
+
+    Attributes:
+        dtype: of the result; None for that of the source.
+        max_shard_size: bytes of a file of weights.
+        on_overflow: what to do where float16 cannot hold a finite value: `error` refuses,
+            `clamp` takes the largest float16, `bfloat16` writes all weights in that format.
+        allow_nonfinite: patterns of names of tensors that may hold NaN or infinity.
+        allow_extra: patterns of names of unknown tensors to leave behind.
+        license_notice: of the weights; None for what is known of the release.
+        config: the shape of the model; None for the `config.json` of the source.
+        dry_run: only report what would be done.
+        quiet: no progress bar, not even on a terminal.
+
+    Raises:
+        ValueError: an option is none of those possible.
+    """
+
+    dtype: str | torch.dtype | None = None
+    max_shard_size: int = MAX_SHARD_SIZE
+    on_overflow: str = "error"
+    allow_nonfinite: tuple[str, ...] = ()
+    allow_extra: tuple[str, ...] = ()
+    license_notice: str | None = None
+    config: KoGPTConfig | None = None
+    dry_run: bool = False
+    quiet: bool = False
+
+    def __post_init__(self) -> None:
+        if self.dtype is not None:
+            parse_dtype(self.dtype)
+        if self.max_shard_size < 1:
+            raise ValueError(f"max_shard_size is {self.max_shard_size}, it must be at least 1")
+        if self.on_overflow not in ("error", "clamp", "bfloat16"):
+            raise ValueError(
+                f"on_overflow is {self.on_overflow!r}, it must be error, clamp or bfloat16"
+            )
+
+
+def convert(
+    src: str | os.PathLike[str],
+    dst: str | os.PathLike[str],
+    options: ConversionOptions | None = None,
+) -> ConversionReport:
+    """Converts a checkpoint; `dst` appears complete or not at all.
+
+    The same call resumes after an interruption and then writes the same bytes as without one;
+    repeated after it has succeeded, it only says so.
+
+    Args:
+        src: folder or file, in any format that `open_checkpoint` reads.
+        dst: the folder to write; must not exist, or be empty.
+        options: how; None for the defaults.
+
+    Raises:
+        InputRefusedError: the source is damaged, dangerous or of another kind, or `dst` exists.
+        NotEnoughResourcesError: the disk has no room.
+    """
+    options = options or ConversionOptions()
+    with open_checkpoint(src) as reader:
+        job = _Job(reader, Path(dst), options)
+        if not options.dry_run:
+            job.run()
+        return job.report()
+
+
+class _Job:
+    """One conversion: what is read, what is to be written, and what came of it."""
+
+    def __init__(self, reader: CheckpointReader, dst: Path, options: ConversionOptions) -> None:
+        self.reader, self.dst, self.options = reader, dst, options
+        self.config = options.config or reader.require_config()
+        self.extra = reader.check(self.config, options.allow_extra)
+        self.companions = _companions(reader.folder)
+        self.misfits = FitCounts()
+        self.dtype = self._decide_dtype()
+        self.shards = plan_shards(self._specs(self.dtype), options.max_shard_size)
+        license_notice = options.license_notice or _license_of(self.config)
+        self.metadata = {"format": "pt", "license": license_notice, "source_sha256": UNKNOWN_HASH}
+        self.was_complete = False
+
+    @property
+    def nbytes(self) -> int:
+        return sum(shard.nbytes for shard in self.shards)
+
+    def _specs(self, dtype: torch.dtype) -> list[TensorSpec]:
+        return [TensorSpec(name, dtype, shape) for name, shape in expand(self.config).items()]
+
+    def _decide_dtype(self) -> torch.dtype:
+        stored, asked = self.reader.stored_dtype, self.options.dtype
+        dtype = stored if asked is None else parse_dtype(asked)
+        if dtype != torch.float16 or stored == torch.float16:
+            return dtype
+        self.misfits = count_misfits(self.reader, self._specs(dtype))
+        if self.misfits.total and self.options.on_overflow == "error":
+            name, count = next(iter(self.misfits.overflowed.items()))
+            raise InputRefusedError(
+                f"{self.reader.path}: {self.misfits.total} values in"
+                f" {len(self.misfits.overflowed)} tensors overflow float16"
+                f" (the first {count} in {name}); choose --on-overflow clamp or bfloat16"
+            )
+        to_bfloat16 = self.misfits.total and self.options.on_overflow == "bfloat16"
+        return torch.bfloat16 if to_bfloat16 else dtype
+
+    def run(self) -> None:
+        sweep(self.dst)
+        with SourceHash(self.reader.folder, self.reader.files) as source:
+            self.was_complete = self._is_complete(source)
+            if self.was_complete:
+                return
+            refuse_existing(self.dst)
+            with Staging(self.dst, self._plan()) as staging:
+                require_disk(self.dst, self._missing(staging) + ROOM_FOR_SMALL_FILES)
+                self._write(staging, source)
+
+    def _write(self, staging: Staging, source: SourceHash) -> None:
+        quiet = True if self.options.quiet else None  # None: only where stderr is no terminal
+        with tqdm(total=self.nbytes, unit="B", unit_scale=True, disable=quiet) as bar:
+            records = write_shards(
+                staging,
+                self.shards,
+                self._read,
+                self.metadata,
+                allow_nonfinite=self.options.allow_nonfinite,
+                progress=bar.update,
+            )
+        hashes = source.result()
+        metadata = {**self.metadata, "source_sha256": hashes["sha256"]}
+        finish(
+            staging,
+            self.config,
+            self.shards,
+            records,
+            metadata,
+            files=self.companions,
+            source=hashes,
+        )
+
+    def _read(self, name: str, rows: slice) -> Tensor:
+        values = self.reader.read(name, rows)
+        clamp = self.misfits.total and self.dtype == torch.float16
+        return clamp_finite(values) if clamp else values
+
+    def _plan(self) -> dict[str, Any]:
+        """All that determines the bytes of the result, to tell whether a rest can be resumed."""
+        stats = {str(path): path.stat() for path in self.reader.files}
+        plan = {
+            "source": {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()},
+            "shards": {shard.name: [spec.name for spec in shard.tensors] for shard in self.shards},
+            "dtype": dtype_name(self.dtype),
+            "config": self.config.to_dict(),
+            "options": {"on_overflow": self.options.on_overflow, "license": self.metadata},
+            "nonfinite": list(self.options.allow_nonfinite),
+        }
+        return json.loads(to_json(plan))
+
+    def _missing(self, staging: Staging) -> int:
+        return sum(shard.nbytes for shard in self.shards if staging.done(shard.name) is None)
+
+    def _is_complete(self, source: SourceHash) -> bool:
+        """Whether `dst` is already what this conversion would write."""
+        try:
+            manifest = json.loads((self.dst / MANIFEST_NAME).read_bytes())
+            tensors = {n: (t["file"], t["dtype"]) for n, t in manifest["tensors"].items()}
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+            return False  # something else; refused for existing, if it does
+        wanted = {
+            spec.name: (shard.name, dtype_name(spec.dtype))
+            for shard in self.shards
+            for spec in shard.tensors
+        }
+        same = tensors == wanted and manifest.get("license") == self.metadata["license"]
+        return same and manifest.get("source") == source.result()
+
+    def report(self) -> ConversionReport:
+        lines = [
+            TensorLine(
+                spec.name,
+                spec.shape,
+                dtype_name(self.reader.dtype(spec.name)),
+                dtype_name(spec.dtype),
+                spec.nbytes,
+                shard.name,
+            )
+            for shard in self.shards
+            for spec in shard.tensors
+        ]
+        return ConversionReport(
+            source=str(self.reader.path),
+            destination=str(self.dst),
+            dry_run=self.options.dry_run,
+            already_complete=self.was_complete,
+            config=self.config.to_dict(),
+            license=self.metadata["license"],
+            tensors=lines,
+            ignored=list(self.reader.ignored),
+            left_out=self.extra,
+            copied=list(self.companions),
+            overflowed=self.misfits.total,
+            vanished=self.misfits.vanished,
+        )
+
+
+def _license_of(config: KoGPTConfig) -> str:
+    sizes = ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head")
+    release = KoGPTConfig()
+    is_release = all(getattr(config, size) == getattr(release, size) for size in sizes)
+    return KOGPT_LICENSE if is_release else OTHER_LICENSE
+
+
+def _companions(folder: Path) -> dict[str, bytes]:
+    found = {}
+    for name in COMPANIONS:
+        path = folder / name
+        if os.path.lexists(path):
+            require_regular(path)
+            if path.stat().st_size > MAX_COMPANION:
+                raise InputRefusedError(f"{path}: larger than {MAX_COMPANION} bytes")
+            found[name] = path.read_bytes()
+    return found

@@ -1,0 +1,102 @@
+"""What the commands about checkpoints tell: for people as text, for programs as a dict."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from kogpt.checkpoint.resources import human
+from kogpt.checkpoint.writer import MEMORY, ROOM_FOR_SMALL_FILES
+
+
+@dataclass(frozen=True)
+class TensorLine:
+    """One row of the name table."""
+
+    name: str
+    shape: tuple[int, ...]
+    stored_dtype: str
+    dtype: str
+    nbytes: int
+    file: str
+
+
+@dataclass(frozen=True)
+class ConversionReport:
+    """What a conversion did, or would do.
+
+    Attributes:
+        source: as given.
+        destination: as given.
+        dry_run: nothing was written.
+        already_complete: nothing was written, because an equal run had finished before.
+        config: the `config.json` of the result.
+        license: the notice written to the result.
+        tensors: the name table, in network order.
+        ignored: derived buffers of the source that were passed over.
+        left_out: unknown tensors left behind as allowed.
+        copied: tokenizer and other files that were copied.
+        overflowed: finite values that float16 cannot hold.
+        vanished: values other than zero that became zero in float16.
+    """
+
+    source: str
+    destination: str
+    dry_run: bool
+    already_complete: bool
+    config: dict[str, Any]
+    license: str
+    tensors: list[TensorLine]
+    ignored: list[str]
+    left_out: list[str]
+    copied: list[str]
+    overflowed: int
+    vanished: int
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the weights."""
+        return sum(line.nbytes for line in self.tensors)
+
+    @property
+    def disk_needed(self) -> int:
+        """Bytes the result takes."""
+        return self.nbytes + ROOM_FOR_SMALL_FILES
+
+    @property
+    def memory_needed(self) -> int:
+        """Bytes of memory the conversion takes beside the interpreter and torch."""
+        return MEMORY
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it, as `--json` prints it."""
+        sizes = {"disk_needed": self.disk_needed, "memory_needed": self.memory_needed}
+        return {**asdict(self), "nbytes": self.nbytes, **sizes}
+
+    def __str__(self) -> str:
+        return "\n".join([*(self._table() if self.dry_run else []), *self._summary()])
+
+    def _table(self) -> list[str]:
+        width = max(len(line.name) for line in self.tensors)
+        return [
+            f"{line.name:<{width}}  {'x'.join(map(str, line.shape)):>14}"
+            f"  {line.stored_dtype:>8} -> {line.dtype:<8}  {human(line.nbytes):>10}  {line.file}"
+            for line in self.tensors
+        ]
+
+    def _summary(self) -> list[str]:
+        files = len({line.file for line in self.tensors})
+        verb = "would write" if self.dry_run else "wrote"
+        verb = "already holds" if self.already_complete else verb
+        return [
+            f"{self.destination}: {verb} {len(self.tensors)} tensors, {human(self.nbytes)}"
+            f" in {files} files, from {self.source}",
+            f"disk needed {human(self.disk_needed)}, memory needed {human(self.memory_needed)}",
+            f"passed over {len(self.ignored)} derived buffers, left out {len(self.left_out)}"
+            f" extra tensors, copied {', '.join(self.copied) or 'no tokenizer files'}",
+            *self._losses(),
+            f"licence of the weights: {self.license}",
+        ]
+
+    def _losses(self) -> list[str]:
+        if not self.overflowed and not self.vanished:
+            return []
+        return [f"float16: {self.overflowed} values too large, {self.vanished} rounded to zero"]
