@@ -1,22 +1,24 @@
 """Finds out which kind of tokenizer a folder holds."""
 
+from os import PathLike
 from pathlib import Path
 
+from kogpt.box import BOX
 from kogpt.errors import InputRefusedError
 from kogpt.tokenizer.base import Tokenizer
 from kogpt.tokenizer.bytelevel import ByteLevelTokenizer
 from kogpt.tokenizer.spm import SentencePieceTokenizer
 
 
-def load_tokenizer(directory: str | Path) -> Tokenizer:
-    """The tokenizer of a model folder.
+def load_tokenizer(directory: str | PathLike[str] | None = None) -> Tokenizer:
+    """The tokenizer of a model folder; of the model in the box where none is named.
 
     A `tokenizer.model` goes first: where both lie side by side, tokenizer.json was made from it.
 
     Raises:
         InputRefusedError: The folder holds no tokenizer, or one that cannot be used.
     """
-    directory = Path(directory)
+    directory = BOX if directory is None else Path(directory)
     if (directory / "tokenizer.model").exists():
         return SentencePieceTokenizer(directory)
     if (directory / "tokenizer.json").exists():
