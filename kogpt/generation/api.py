@@ -1,0 +1,147 @@
+"""The two ways to have text written: all at once, or as it comes."""
+
+from collections.abc import Iterator, Sequence
+from itertools import chain
+
+from kogpt.generation.batch import Batch
+from kogpt.generation.beam import BeamSearch
+from kogpt.generation.loop import MakeBatch, run
+from kogpt.generation.params import SamplingParams
+from kogpt.generation.requests import Prompt, evaluation_mode, make_requests
+from kogpt.generation.sample import Generation, Request, Sample
+from kogpt.generation.scoring import sequence_logprobs
+from kogpt.model import KoGPT
+from kogpt.tokenizer import Tokenizer
+
+
+def generate(
+    model: KoGPT,
+    tokenizer: Tokenizer,
+    prompts: str | Sequence[Prompt],
+    params: SamplingParams | Sequence[SamplingParams] | None = None,
+    *,
+    batch_size: int = 8,
+    prefill_chunk: int = 512,
+    use_cache: bool = True,
+) -> list[Generation]:
+    """Continues prompts.
+
+    The keyword arguments say how to compute, not what: results do not depend on them.
+
+    Args:
+        model: any model; dropout is off while this runs.
+        tokenizer: its tokenizer.
+        prompts: texts or lists of ids; one text alone counts as a list of it. An empty prompt
+            begins from the tokenizer's bos.
+        params: how to continue: the same for all prompts, or a list with those of each.
+        batch_size: samples that run together; memory grows with it.
+        prefill_chunk: most tokens of a prompt that are read at once.
+        use_cache: keep keys and values between steps, which costs memory and saves much time.
+
+    Returns:
+        `n` generations for each prompt, in the order of the prompts: `n` in all for one prompt.
+        (A beam search that finds fewer than `n` endings gives those.)
+
+    Raises:
+        InputRefusedError: a prompt is longer than the context of the model (with both counts;
+            nothing is cut), empty with no bos to begin from, or holds lone surrogates or an id
+            without a piece.
+        ValueError: an id in `params` is not in the vocabulary, or the counts do not match.
+        KoGPTError: the model computes NaN or infinite logits.
+    """
+    requests = make_requests(model, tokenizer, prompts, params)
+    make_batch = batch_maker(model, prefill_chunk, use_cache)
+    with evaluation_mode(model):
+        samples = _sample(make_batch, tokenizer, requests, batch_size)
+        samples += _search(make_batch, tokenizer, requests)
+        echoes = {
+            request.index: sequence_logprobs(
+                model, [request.prompt_ids], top=request.params.logprobs or 0
+            )[0]
+            for request in requests
+            if request.params.echo and request.params.logprobs is not None
+        }
+    samples.sort(key=lambda sample: (sample.request.index, sample.index))
+    return [sample.generation(echoes.get(sample.request.index)) for sample in samples]
+
+
+def stream(
+    model: KoGPT,
+    tokenizer: Tokenizer,
+    prompt: Prompt,
+    params: SamplingParams | None = None,
+    *,
+    prefill_chunk: int = 512,
+    use_cache: bool = True,
+) -> Iterator[str]:
+    """Continues one prompt, giving the text as it comes.
+
+    A character comes once its last byte is generated; of what may become a stop string, nothing
+    comes before that is settled. Joined, the pieces are the text that `generate` returns.
+
+    Args: as for `generate`.
+
+    Returns:
+        Pieces of text, none empty.
+
+    Raises:
+        ValueError: `n` or `num_beams` is above 1. And what `generate` raises; all but KoGPTError
+            before the first piece is asked for.
+    """
+    params = params or SamplingParams()
+    if params.n > 1 or params.num_beams > 1:
+        raise ValueError("one sample can be streamed: n and num_beams must be 1")
+    (request,) = make_requests(model, tokenizer, [prompt], params)
+    make_batch = batch_maker(model, prefill_chunk, use_cache)
+    return _pieces(model, make_batch, Sample(request, tokenizer))
+
+
+def batch_maker(model: KoGPT, prefill_chunk: int, use_cache: bool) -> MakeBatch:
+    """What lays out the prompts of requests in a batch for the model."""
+    if prefill_chunk < 1:
+        raise ValueError(f"prefill_chunk is {prefill_chunk}, it must be at least 1")
+
+    def make_batch(requests: Sequence[Request]) -> Batch:
+        prompts = [request.prompt_ids for request in requests]
+        room = max(request.limit for request in requests)
+        return Batch(model, prompts, room=room, prefill_chunk=prefill_chunk, use_cache=use_cache)
+
+    return make_batch
+
+
+def _pieces(model: KoGPT, make_batch: MakeBatch, sample: Sample) -> Iterator[str]:
+    shown = 0
+    with evaluation_mode(model):
+        for _ in chain([None], run(make_batch, [sample])):  # first what is there before any step
+            yield from filter(None, sample.pieces[shown:])
+            shown = len(sample.pieces)
+
+
+def _sample(
+    make_batch: MakeBatch, tokenizer: Tokenizer, requests: Sequence[Request], batch_size: int
+) -> list[Sample]:
+    """Runs the requests that sample, in batches of prompts that are about as long."""
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}, it must be at least 1")
+    samples = [
+        Sample(request, tokenizer, index)
+        for request in sorted(requests, key=lambda request: len(request.prompt_ids))
+        if request.params.num_beams == 1
+        for index in range(request.params.n)
+    ]
+    for first in range(0, len(samples), batch_size):
+        for _ in run(make_batch, samples[first : first + batch_size]):
+            pass
+    return samples
+
+
+def _search(
+    make_batch: MakeBatch, tokenizer: Tokenizer, requests: Sequence[Request]
+) -> list[Sample]:
+    """Runs the requests that search, one by one: the beams of each are a batch."""
+    return [
+        sample
+        for request in requests
+        if request.params.num_beams > 1
+        for sample in BeamSearch(request, tokenizer).run(make_batch([request]))
+    ]

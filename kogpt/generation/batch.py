@@ -1,0 +1,107 @@
+"""Rows of ids that grow together, and the model's view of them.
+
+Dimension key: `B` rows, `L` columns, `V` vocabulary.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from kogpt.generation.processors import History
+from kogpt.model import KoGPT, KVCache
+
+
+class Batch:
+    """Prompts of any lengths, padded on the left to one width, to which columns are appended.
+
+    Attributes:
+        ids: (B, L); padding repeats the first id of its row.
+        generated: columns appended to the prompts.
+    """
+
+    def __init__(
+        self,
+        model: KoGPT,
+        prompts: Sequence[Sequence[int]],
+        *,
+        room: int,
+        prefill_chunk: int,
+        use_cache: bool,
+    ) -> None:
+        """Lays out the prompts; the model reads them when logits are first asked for.
+
+        Args:
+            model: the model, in evaluation mode.
+            prompts: at least one id each, none longer than the context.
+            room: most columns that will be appended.
+            prefill_chunk: most columns the model reads at once, which bounds the memory of long
+                prompts. Logits do not depend on it.
+            use_cache: keep keys and values; without, every step reads all columns again.
+        """
+        device = model.lm_head.weight.device
+        width = max(map(len, prompts))
+        padded = [[prompt[0]] * (width - len(prompt)) + list(prompt) for prompt in prompts]
+        self.model = model
+        self.ids = torch.tensor(padded, device=device)
+        self.generated = 0
+        self.prefill_chunk = prefill_chunk
+        self._starts: Tensor | None = None
+        if any(len(prompt) < width for prompt in prompts):
+            self._starts = torch.tensor([width - len(prompt) for prompt in prompts], device=device)
+        self._capacity = min(width + room, model.config.n_positions)
+        self._cache = KVCache(self._capacity) if use_cache else None
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the columns fill the context: rows without padding have come to its end."""
+        return self.ids.size(1) >= self.model.config.n_positions
+
+    def history(self, rows: Tensor) -> History:
+        """What `rows` (B',) have read."""
+        starts = None if self._starts is None else self._starts[rows]
+        return History(self.ids[rows], starts, self.generated)
+
+    @torch.inference_mode()
+    def logits(self) -> Tensor:
+        """Logits (B, V) after the last column; reads the columns not yet in the cache."""
+        if self._cache is None:
+            hidden = self.model.transformer(self.ids, None, self._starts)
+        else:
+            unread = self.ids[:, self._cache.length :]
+            for columns in unread.split(self.prefill_chunk, dim=1):
+                hidden = self.model.transformer(columns, self._cache, self._starts)
+        return self.model.logits(hidden[:, -1])
+
+    @torch.inference_mode()
+    def append(self, ids: Tensor) -> None:
+        """Adds a column of ids (B,)."""
+        if self.is_full:
+            self._drop_padding()
+        self.ids = torch.cat((self.ids, ids[:, None]), dim=1)
+        self.generated += 1
+
+    @torch.inference_mode()
+    def select(self, rows: Sequence[int]) -> None:
+        """Makes `rows` of this batch the batch, in that order, repeats allowed."""
+        if list(rows) == list(range(len(self.ids))):
+            return
+        chosen = torch.tensor(rows, device=self.ids.device)
+        self.ids = self.ids[chosen]
+        if self._starts is not None:
+            self._starts = self._starts[chosen]
+        if self._cache is not None:
+            self._cache = self._cache.select(chosen)
+
+    def _drop_padding(self) -> None:
+        """Drops the columns that are padding in every row; the rest is read anew.
+
+        Only a batch of unequal prompts gets here, when its longest row has ended at the end of
+        the context and shorter ones go on.
+        """
+        assert self._starts is not None, "a row is longer than the context"
+        spare = int(self._starts.min())
+        self.ids = self.ids[:, spare:]
+        self._starts = self._starts - spare
+        if self._cache is not None:
+            self._cache = KVCache(self._capacity)

@@ -1,0 +1,72 @@
+"""The sampling loop: read, choose, record, go on with the rows that are not finished."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from kogpt.errors import KoGPTError
+from kogpt.generation.batch import Batch
+from kogpt.generation.sample import NO_TOKEN, Request, Sample
+from kogpt.generation.sampling import Sampler
+from kogpt.generation.scoring import token_logprobs
+
+# Lays out the prompts of some requests, each once.
+MakeBatch = Callable[[Sequence[Request]], Batch]
+
+
+def run(make_batch: MakeBatch, samples: Sequence[Sample]) -> Iterator[None]:
+    """Continues samples together until all are finished, pausing after each step.
+
+    A prompt that several samples continue is read once. Finished rows stay in the batch, ignored,
+    until they are half of it: then leaving them out is worth the copy of the cache.
+
+    Raises:
+        KoGPTError: the model computes NaN or infinite logits.
+    """
+    live = [sample for sample in samples if sample.finish_reason is None]
+    if not live:
+        return
+    requests = {sample.request.index: sample.request for sample in live}
+    batch = make_batch(list(requests.values()))
+    logits = batch.logits()
+    prompt_of_row = [list(requests).index(sample.request.index) for sample in live]
+    batch.select(prompt_of_row)
+    logits = logits[prompt_of_row]
+    choose = Sampler(live, logits.device)
+    while True:
+        ids = choose(logits, batch)
+        record(live, logits, ids)
+        yield
+        unfinished = [row for row, sample in enumerate(live) if sample.finish_reason is None]
+        if not unfinished:
+            return
+        if batch.is_full or 2 * len(unfinished) <= len(live):
+            batch.select(unfinished)
+            ids = ids[unfinished]
+            live = [live[row] for row in unfinished]
+            choose = Sampler(live, logits.device)
+        batch.append(ids.clamp(min=0))
+        logits = batch.logits()
+
+
+@torch.inference_mode()
+def record(samples: Sequence[Sample], logits: Tensor, ids: Tensor) -> None:
+    """Hands each unfinished sample its row of `ids` (B,), chosen by `logits` (B, V)."""
+    wanted = [s.request.params.logprobs for s in samples if s.request.params.logprobs is not None]
+    chosen = ids.tolist()
+    if NO_TOKEN in chosen:
+        refuse_unusable(logits)
+    logprobs = token_logprobs(logits, ids.clamp(min=0), max(wanted)) if wanted else None
+    for row, sample in enumerate(samples):
+        if sample.finish_reason is None:
+            sample.push(chosen[row], logprobs[row] if logprobs else None)
+
+
+def refuse_unusable(logits: Tensor) -> None:
+    """Raises KoGPTError if a logit is NaN or infinite."""
+    if not logits.isfinite().all():
+        raise KoGPTError(
+            "the model computes logits that are NaN or infinite: its weights are damaged, or its "
+            "dtype is too narrow (try bfloat16 or float32)"
+        )

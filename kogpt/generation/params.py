@@ -1,0 +1,188 @@
+"""What may be asked of a generation, checked when it is asked."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from numbers import Integral, Real
+from typing import Literal, NamedTuple
+
+from kogpt.tokenizer.text import normalize_text
+
+SEED_LIMIT = 2**64
+
+
+class Range(NamedTuple):
+    """The allowed values of a number; infinite and NaN values never are."""
+
+    kind: type[Integral] | type[Real]
+    low: float
+    high: float = math.inf
+    low_excluded: bool = False
+
+    def check(self, name: str, value: object) -> None:
+        """Raises ValueError, with the name, the value and this range, if the value is outside."""
+        number = isinstance(value, self.kind) and not isinstance(value, bool)
+        if not number or not self._holds(value):  # type: ignore[arg-type]
+            raise ValueError(f"{name} is {value!r}, it must be {self}")
+
+    def _holds(self, value: float) -> bool:
+        above = value > self.low if self.low_excluded else value >= self.low
+        return above and value <= self.high and abs(value) < math.inf
+
+    def __str__(self) -> str:
+        words = ["a whole number" if self.kind is Integral else "a finite number"]
+        if self.low > -math.inf:
+            words.append(f"above {self.low}" if self.low_excluded else f"of at least {self.low}")
+        if self.high < math.inf:
+            words.append(f"and at most {self.high}")
+        return " ".join(words)
+
+
+RANGES = {
+    "temperature": Range(Real, 0),
+    "top_k": Range(Integral, 0),
+    "top_p": Range(Real, 0, 1, low_excluded=True),
+    "min_p": Range(Real, 0, 1),
+    "typical_p": Range(Real, 0, 1, low_excluded=True),
+    "repetition_penalty": Range(Real, 0, low_excluded=True),
+    "presence_penalty": Range(Real, -2, 2),
+    "frequency_penalty": Range(Real, -2, 2),
+    "no_repeat_ngram_size": Range(Integral, 0),
+    "min_new_tokens": Range(Integral, 0),
+    "max_new_tokens": Range(Integral, 0),
+    "n": Range(Integral, 1),
+    "seed": Range(Integral, 0, SEED_LIMIT - 1),
+    "logprobs": Range(Integral, 0),
+    "num_beams": Range(Integral, 1),
+    "length_penalty": Range(Real, -math.inf),
+}
+OPTIONAL = ("seed", "logprobs")
+SAMPLING_ONLY = ("top_k", "top_p", "min_p", "typical_p", "seed")
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How a prompt is continued. Every default is neutral: plain sampling from the model.
+
+    The logits of each step pass through what is asked for in this order: `logit_bias`, the three
+    penalties, bans (`min_new_tokens`, `no_repeat_ngram_size`, `banned_words`), `temperature`,
+    `top_k`, `top_p`, `min_p`, `typical_p`; each sees what the ones before it left.
+
+    Attributes:
+        temperature: divides the logits; 0 takes the most probable token (after bias, penalties
+            and bans), and what comes after it in the order then changes nothing.
+        top_k: keep the k most probable tokens, and any as probable as the k-th; 0 keeps all.
+        top_p: keep the fewest most probable tokens whose mass reaches p.
+        min_p: keep tokens at least p times as probable as the most probable one.
+        typical_p: keep the tokens whose information is nearest the entropy, up to a mass of p.
+        repetition_penalty: divides positive and multiplies negative logits of tokens that are in
+            the prompt or were generated.
+        presence_penalty: subtracted from the logits of tokens that were generated.
+        frequency_penalty: subtracted as often as the token was generated.
+        no_repeat_ngram_size: no sequence of this many tokens occurs twice, the prompt included;
+            0 allows all.
+        logit_bias: added to the logits of these ids; -inf bans one.
+        banned_words: texts that are never completed, however their bytes fall into tokens and
+            even if they began in the prompt.
+        stop: texts that end the generation; the first to be completed does, and is left out.
+        stop_ids: ids that end the generation, as the tokenizer's eos always does. Their text is
+            left out.
+        min_new_tokens: before this many tokens eos and `stop_ids` are banned; `stop` is looked
+            for in the text of the tokens after them.
+        max_new_tokens: most tokens to generate; fewer fit where the context of the model ends.
+        n: samples per prompt; with beams, how many of the best to return.
+        seed: makes the samples repeatable; the same seed gives the same text to the same prompt,
+            whatever else is in the batch. None draws one (told in the result).
+        logprobs: report log-probabilities, with this many most probable alternatives each. They
+            are the model's own, before anything above changed them. None reports nothing.
+        echo: put the prompt before the text, and with `logprobs` report those of the prompt.
+        num_beams: hypotheses of a beam search; 1 samples instead. A search wants the sampling
+            fields at their defaults (temperature 0 or 1).
+        length_penalty: beams are ranked by their log-probability / length ** length_penalty.
+        early_stopping: end the search when `num_beams` hypotheses are finished (True), when no
+            running one, at its present length, is better than those (False), or when none could
+            become better at any length ("never").
+
+    Raises:
+        ValueError: a value is out of range; the message names the range.
+        InputRefusedError: a text holds lone surrogates.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    typical_p: float = 1.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    no_repeat_ngram_size: int = 0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    banned_words: Sequence[str] = ()
+    stop: Sequence[str] = ()
+    stop_ids: Sequence[int] = ()
+    min_new_tokens: int = 0
+    max_new_tokens: int = 128
+    n: int = 1
+    seed: int | None = None
+    logprobs: int | None = None
+    echo: bool = False
+    num_beams: int = 1
+    length_penalty: float = 1.0
+    early_stopping: bool | Literal["never"] = False
+
+    def __post_init__(self) -> None:
+        for name, allowed in RANGES.items():
+            value = getattr(self, name)
+            if not (value is None and name in OPTIONAL):
+                allowed.check(name, value)
+        if self.min_new_tokens > self.max_new_tokens:
+            raise ValueError(
+                f"min_new_tokens is {self.min_new_tokens}, it must be at most "
+                f"max_new_tokens, {self.max_new_tokens}"
+            )
+        if self.early_stopping not in (True, False, "never"):
+            raise ValueError(
+                f"early_stopping is {self.early_stopping!r}, it must be True, False or 'never'"
+            )
+        self._set("banned_words", _texts("banned_words", self.banned_words))
+        self._set("stop", _texts("stop", self.stop))
+        self._set("stop_ids", _ids("stop_ids", self.stop_ids))
+        self._set("logit_bias", _biases(self.logit_bias))
+        if self.num_beams > 1:
+            self._check_beams()
+
+    def _check_beams(self) -> None:
+        if self.n > self.num_beams:
+            raise ValueError(f"n is {self.n}, it must be at most num_beams, {self.num_beams}")
+        if self.temperature not in (0, 1):
+            raise ValueError(
+                f"temperature is {self.temperature}, it must be 0 or 1 with num_beams above 1"
+            )
+        for name in SAMPLING_ONLY:
+            if getattr(self, name) != getattr(SamplingParams, name):
+                raise ValueError(f"{name} cannot be used with num_beams above 1")
+
+    def _set(self, name: str, value: object) -> None:
+        object.__setattr__(self, name, value)
+
+
+def _texts(name: str, values: Sequence[str]) -> tuple[str, ...]:
+    """The texts in the form that prompts are given (see `Tokenizer.encode`)."""
+    texts = (values,) if isinstance(values, str) else tuple(values)
+    if not all(isinstance(text, str) and text for text in texts):
+        raise ValueError(f"{name} is {values!r}, it must be texts of at least one character")
+    return tuple(normalize_text(text, "auto") for text in texts)
+
+
+def _ids(name: str, values: Sequence[int]) -> tuple[int, ...]:
+    for value in values:
+        Range(Integral, 0).check(name, value)
+    return tuple(map(int, values))
+
+
+def _biases(values: Mapping[int, float]) -> dict[int, float]:
+    for bias in values.values():
+        if bias != -math.inf:
+            Range(Real, -math.inf).check("logit_bias", bias)
+    return dict(zip(_ids("logit_bias", tuple(values)), map(float, values.values()), strict=True))

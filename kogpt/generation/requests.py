@@ -1,0 +1,105 @@
+"""From what a caller passes to requests that can be run; what can be refused is refused here."""
+
+import secrets
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+
+from kogpt.errors import InputRefusedError
+from kogpt.generation.params import SamplingParams
+from kogpt.generation.processors import LogitsProcessor
+from kogpt.generation.sample import Request
+from kogpt.generation.vocabulary import Vocabulary
+from kogpt.model import KoGPT
+from kogpt.tokenizer import Tokenizer
+
+Prompt = str | Sequence[int]
+
+
+def make_requests(
+    model: KoGPT,
+    tokenizer: Tokenizer,
+    prompts: Sequence[Prompt],
+    params: SamplingParams | Sequence[SamplingParams] | None,
+) -> list[Request]:
+    """One request per prompt; see `generate` for the arguments and for what is refused."""
+    prompts = [prompts] if isinstance(prompts, str) else prompts
+    if params is None or isinstance(params, SamplingParams):
+        params = [params or SamplingParams()] * len(prompts)
+    if len(params) != len(prompts):
+        raise ValueError(f"there are {len(prompts)} prompts and {len(params)} params")
+    processors: list[LogitsProcessor] = []
+    requests = []
+    for index, (prompt, asked) in enumerate(zip(prompts, params, strict=True)):
+        ids = _prompt_ids(prompt, f"prompt {index}", model, tokenizer)
+        room = model.config.n_positions - len(ids)
+        fits = asked.max_new_tokens <= room
+        requests.append(
+            Request(
+                index=index,
+                prompt_ids=ids,
+                params=asked,
+                seed=secrets.randbits(64) if asked.seed is None else asked.seed,
+                processor=_processor(asked, processors, model, tokenizer),
+                limit=asked.max_new_tokens if fits else room,
+                limit_reason="length" if fits else "context",
+            )
+        )
+    return requests
+
+
+def refuse_unreadable(ids: Sequence[int], name: str, model: KoGPT, tokenizer: Tokenizer) -> None:
+    """Raises InputRefusedError, naming `name`, if the model cannot read `ids` whole."""
+    rows, pieces = model.config.vocab_size, Vocabulary.of(tokenizer).pieces
+    if len(pieces) > rows:
+        raise InputRefusedError(
+            f"the tokenizer has {len(pieces)} ids, the model {rows}: they do not belong together"
+        )
+    if len(ids) > model.config.n_positions:
+        raise InputRefusedError(
+            f"{name} has {len(ids)} tokens, the context of the model holds "
+            f"{model.config.n_positions}"
+        )
+    for id in ids:
+        if not 0 <= id < len(pieces) or pieces[id] is None:
+            raise InputRefusedError(f"{name} holds id {id}, which has no piece")
+
+
+@contextmanager
+def evaluation_mode(model: KoGPT) -> Iterator[None]:
+    """Turns dropout off for a while."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _prompt_ids(prompt: Prompt, name: str, model: KoGPT, tokenizer: Tokenizer) -> list[int]:
+    ids = tokenizer.encode(prompt) if isinstance(prompt, str) else list(map(int, prompt))
+    if not ids and tokenizer.bos_id is None:
+        raise InputRefusedError(f"{name} is empty, and the tokenizer has no bos to begin from")
+    ids = ids or [tokenizer.bos_id]  # type: ignore[list-item]
+    refuse_unreadable(ids, name, model, tokenizer)
+    return ids
+
+
+def _processor(
+    params: SamplingParams, known: list[LogitsProcessor], model: KoGPT, tokenizer: Tokenizer
+) -> LogitsProcessor:
+    """The processor for `params`, shared among requests that differ in nothing but the seed."""
+    params = replace(params, seed=None)
+    for processor in known:
+        if processor.params == params:
+            return processor
+    rows = model.config.vocab_size
+    for name in ("logit_bias", "stop_ids"):
+        if any(id >= rows for id in getattr(params, name)):
+            raise ValueError(f"{name} names id {max(getattr(params, name))}, ids end at {rows - 1}")
+    processor = LogitsProcessor(
+        params, Vocabulary.of(tokenizer), rows, tokenizer.eos_id, model.lm_head.weight.device
+    )
+    known.append(processor)
+    return processor
