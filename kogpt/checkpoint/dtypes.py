@@ -53,6 +53,11 @@ def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
+def compute_dtype(stored: torch.dtype, device: torch.device) -> torch.dtype:
+    """The dtype to compute in where the user names none."""
+    return torch.float32 if stored == torch.float16 and device.type == "cpu" else stored
+
+
 def check_float(dtype: torch.dtype, name: str, where: str) -> None:
     """Refuses weights that are no floating-point numbers: quantised copies, most of all.
 

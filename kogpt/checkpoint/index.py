@@ -60,7 +60,7 @@ def read_index(path: Path, extension: str) -> ShardIndex:
         value = json.loads(path.read_bytes().decode("utf-8"), object_pairs_hook=unique_keys)
         index = ShardIndex(path, _weight_map(value), _total_size(value))
         for key, name in index.weight_map.items():
-            if problem := _problem(name, extension):
+            if problem := name_problem(name, extension):
                 raise ValueError(f"{clip(key)} lies in {clip(name)}: {problem}")
         _refuse_twins(index.files)
     except (ValueError, RecursionError) as error:
@@ -90,7 +90,7 @@ def _total_size(value: dict[str, object]) -> float | None:
     return size
 
 
-def _problem(name: str, extension: str) -> str | None:
+def name_problem(name: str, extension: str = "") -> str | None:
     """Why a name cannot be that of a file in the folder; None if it can."""
     if not name.isprintable():
         return "the name has unprintable characters"

@@ -1,19 +1,18 @@
 """Loads a checkpoint into a model, tensor by tensor."""
 
 import os
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from kogpt.checkpoint.dtypes import parse_dtype
+from kogpt.box import BOX
+from kogpt.checkpoint.dtypes import compute_dtype, parse_dtype
 from kogpt.checkpoint.names import expand
 from kogpt.checkpoint.reader import CheckpointReader, open_checkpoint
 from kogpt.checkpoint.resources import require_memory
 from kogpt.checkpoint.writer import TensorSpec
 from kogpt.model import KoGPT
 
-BOX = Path(__file__).resolve().parents[1] / "nano"  # the model in the box
 ROOM_TO_RUN = 64 << 20  # bytes, beside the weights
 
 
@@ -55,11 +54,6 @@ def load_model(
         if any(buffer.is_meta for buffer in module.buffers(recurse=False)):
             module.to_empty(device=device, recurse=False)
     return model.eval()
-
-
-def compute_dtype(stored: torch.dtype, device: torch.device) -> torch.dtype:
-    """The dtype to compute in where the user names none."""
-    return torch.float32 if stored == torch.float16 and device.type == "cpu" else stored
 
 
 def _load(reader: CheckpointReader, name: str, dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -115,6 +115,10 @@ class SafetensorsFile:
             _read_exactly(self._fd, result, offset, f"{self.path}: {name}")
         return result
 
+    def read_raw(self, begin: int, end: int) -> bytes:
+        """Bytes of the file itself."""
+        return os.pread(self._fd, end - begin, begin)
+
 
 def _read_exactly(fd: int, into: Tensor, offset: int, what: str) -> None:
     buffer = into.view(-1).view(torch.uint8).numpy().data

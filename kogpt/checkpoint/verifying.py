@@ -1,0 +1,168 @@
+"""Checks a checkpoint folder against its manifest, byte for byte."""
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from kogpt.checkpoint.files import require_regular
+from kogpt.checkpoint.index import name_problem, read_index
+from kogpt.checkpoint.manifest import FORMAT, INDEX_NAME, MANIFEST_NAME, TensorRecord, file_record
+from kogpt.checkpoint.resources import human
+from kogpt.checkpoint.safetensors_file import SafetensorsFile, clip, unique_keys
+from kogpt.checkpoint.source_hash import hash_file
+from kogpt.checkpoint.statistics import Statistics
+from kogpt.checkpoint.writer import TensorSpec, raw_bytes
+from kogpt.errors import InputRefusedError
+
+MAX_MANIFEST = 64 << 20  # bytes
+
+
+@dataclass(frozen=True)
+class Verification:
+    """A folder that is as its manifest says.
+
+    Attributes:
+        path: the folder.
+        tensors: count of tensors checked.
+        nbytes: bytes of weights checked.
+        files: names of the other files checked.
+        license: the notice in the manifest.
+        source: SHA-256 of what the weights were converted from; None if they were not.
+    """
+
+    path: str
+    tensors: int
+    nbytes: int
+    files: list[str]
+    license: str
+    source: str | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it, as `--json` prints it."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.path}: {self.tensors} tensors ({human(self.nbytes)}) and {len(self.files)}"
+            f" files are as the manifest says\nlicence of the weights: {self.license}"
+        )
+
+
+def verify(path: str | os.PathLike[str], *, quiet: bool = False) -> Verification:
+    """Re-reads a folder and compares all of it with its manifest.
+
+    Args:
+        path: a folder written by `convert` or `write_checkpoint`.
+        quiet: no progress bar, not even on a terminal.
+
+    Raises:
+        InputRefusedError: something differs, is missing or is not in the manifest; the message
+            names file and key.
+    """
+    folder = Path(path)
+    manifest = _read_manifest(folder)
+    for name, entry in manifest["files"].items():
+        require_regular(folder / name)
+        _compare(folder / name, hash_file(folder / name), entry)
+    index = read_index(folder / INDEX_NAME, ".safetensors")
+    shards = list(manifest["headers"])
+    if index.files != shards:
+        raise InputRefusedError(f"{folder / INDEX_NAME}: lists other files than the manifest")
+    _refuse_strangers(folder, shards)
+    size = sum((folder / name).stat().st_size for name in shards)
+    with tqdm(total=size, unit="B", unit_scale=True, disable=True if quiet else None) as bar:
+        for name in shards:
+            _check_shard(folder / name, manifest, bar)
+    source = manifest["source"]
+    return Verification(
+        path=str(folder),
+        tensors=len(manifest["tensors"]),
+        nbytes=size,
+        files=list(manifest["files"]),
+        license=manifest["license"],
+        source=None if source is None else source["sha256"],
+    )
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    path = folder / MANIFEST_NAME
+    require_regular(path)
+    try:
+        if path.stat().st_size > MAX_MANIFEST:
+            raise ValueError(f"larger than {MAX_MANIFEST} bytes")
+        manifest = json.loads(path.read_bytes().decode(), object_pairs_hook=unique_keys)
+        _check_form(manifest)
+    except (ValueError, RecursionError) as error:
+        raise InputRefusedError(f"{path}: bad manifest: {error}") from None
+    return manifest
+
+
+def _check_form(manifest: object) -> None:
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise ValueError(f"it is not of the format {FORMAT}")
+    tables = {key: manifest.get(key) for key in ("files", "headers", "tensors")}
+    for key, table in tables.items():
+        if not isinstance(table, dict) or not all(isinstance(v, dict) for v in table.values()):
+            raise ValueError(f"{key} is no table")
+    for name in [*manifest["files"], *manifest["headers"]]:
+        if problem := name_problem(name):
+            raise ValueError(f"{clip(name)}: {problem}")
+    source = manifest.get("source")
+    if source is not None and not (isinstance(source, dict) and "sha256" in source):
+        raise ValueError("source has no sha256")
+    if not isinstance(manifest.get("license"), str) or "source" not in manifest:
+        raise ValueError("license or source is missing")
+
+
+def _refuse_strangers(folder: Path, shards: list[str]) -> None:
+    """Refuses weights that other programs would load in place of those checked."""
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith(("model", "pytorch_model")) and path.name not in shards:
+            if path.suffix in (".safetensors", ".bin"):
+                raise InputRefusedError(f"{path}: not in the manifest")
+
+
+def _check_shard(path: Path, manifest: dict[str, Any], bar: tqdm) -> None:
+    wanted = {n: entry for n, entry in manifest["tensors"].items() if entry["file"] == path.name}
+    file = SafetensorsFile(path)
+    try:
+        header = file.read_raw(0, file.header.data_start)
+        _compare(path, file_record([header]), manifest["headers"][path.name])
+        if list(file.tensors) != list(wanted):
+            raise InputRefusedError(f"{path}: holds other tensors than the manifest says")
+        bar.update(len(header))
+        for name, entry in wanted.items():
+            record = measure(file, name, bar).to_dict()
+            for key in sorted(record.keys() | entry.keys()):
+                if record.get(key) != entry.get(key):
+                    raise InputRefusedError(
+                        f"{path}: {name}: {key} is {clip(record.get(key))},"
+                        f" the manifest says {clip(entry.get(key))}"
+                    )
+    finally:
+        file.close()
+
+
+def measure(file: SafetensorsFile, name: str, bar: tqdm) -> TensorRecord:
+    """Hashes and measures one tensor of a file."""
+    entry = file.tensors[name]
+    digest, seen = hashlib.sha256(), Statistics(entry.dtype)
+    for rows in TensorSpec(name, entry.dtype, entry.shape).slices():
+        values = file.read(name, rows)
+        seen.update(values)
+        digest.update(raw_bytes(values))
+        bar.update(values.nbytes)
+    return TensorRecord.of(file.path.name, entry.dtype, entry.shape, digest.hexdigest(), seen)
+
+
+def _compare(path: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
+    for key in ("size", "sha256"):
+        if found[key] != wanted.get(key):
+            raise InputRefusedError(
+                f"{path}: {key} is {found[key]}, the manifest says {clip(wanted.get(key))}"
+            )
