@@ -1,0 +1,346 @@
+"""The command line: one tree of arguments, and one place that turns errors into exit codes.
+
+Only the standard library is imported here, so `--help` and wrong arguments answer at once; a
+command's own module is imported when it runs.
+"""
+
+import argparse
+import errno
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+import kogpt
+from kogpt.errors import KoGPTError
+
+DESCRIPTION = """\
+KoGPT, the Korean GPT-J. Started without a command, it asks for prompts.
+
+Results go to standard output, everything else to standard error."""
+
+EXIT_CODES = """\
+exit codes:
+  0    done
+  1    the operation failed
+  2    wrong usage, or a value out of range
+  3    an input was refused: damaged, dangerous, or not what it should be
+  4    not enough disk or memory
+  130  interrupted"""
+
+FAILED, USAGE, SHORTAGE, INTERRUPTED = 1, 2, 4, 130
+
+
+class UsageError(Exception):
+    """A wrong value that argparse could not see; told like argparse's own, exit code 2."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns the exit code."""
+    parser = build_parser()
+    args = parser.parse_args(with_default_command(sys.argv[1:] if argv is None else argv))
+    command = importlib.import_module(f"kogpt.commands.{args.command}")
+    try:
+        return command.run(args) or 0
+    except UsageError as error:
+        return fail(f"{error}", USAGE)
+    except KoGPTError as error:
+        return fail(f"{error}", error.exit_code)
+    except KeyboardInterrupt:
+        return fail("interrupted", INTERRUPTED)
+    except BrokenPipeError:
+        # Whoever read the output has left; give the interpreter's last flush somewhere to go.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except MemoryError as error:  # torch's own out-of-memory errors arrive as commands' KoGPTError
+        return fail(f"not enough memory: {error}", SHORTAGE)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        return fail(f"{where}{error.strerror}", SHORTAGE if full else FAILED)
+
+
+def fail(message: str, code: int) -> int:
+    """Writes one line to standard error and returns the exit code."""
+    print(f"kogpt: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+def with_default_command(argv: Sequence[str]) -> list[str]:
+    """Puts `chat` in front of arguments that name no command."""
+    tops = ("-h", "--help", "--version")
+    if not argv or (argv[0].startswith("-") and argv[0] not in tops):
+        return ["chat", *argv]
+    return list(argv)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole tree of arguments."""
+    parser = argparse.ArgumentParser(
+        prog="kogpt",
+        description=DESCRIPTION,
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"kogpt {kogpt.__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    add_generate(commands)
+    add_chat(commands)
+    add_score(commands)
+    add_tokenize(commands)
+    add_convert(commands)
+    add_verify(commands)
+    add_inspect(commands)
+    add_train(commands)
+    return parser
+
+
+Commands = argparse._SubParsersAction  # the type has no public name
+
+
+def add_command(commands: Commands, name: str, summary: str) -> argparse.ArgumentParser:
+    return commands.add_parser(
+        name,
+        help=summary,
+        description=summary[0].upper() + summary[1:] + ".",
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("model")
+    group.add_argument(
+        "--model", metavar="DIR", help="checkpoint folder (default: the one in the box)"
+    )
+    group.add_argument(
+        "--dtype",
+        choices=("float32", "float16", "bfloat16"),
+        help="dtype to compute in (default: the stored one; on a CPU float16 becomes float32)",
+    )
+    group.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)")
+
+
+def add_text_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--normalize",
+        choices=("auto", "nfc", "none"),
+        default="auto",
+        help="compose decomposed Hangul (auto), all text (nfc), nothing (none) (default: auto)",
+    )
+
+
+def add_json_argument(parser: argparse.ArgumentParser, what: str) -> None:
+    parser.add_argument("--json", action="store_true", help=f"print {what} as JSON, nothing else")
+
+
+def add_generate(commands: Commands) -> None:
+    parser = add_command(commands, "generate", "continue a text")
+    parser.add_argument(
+        "prompt", metavar="PROMPT", help="the text to continue; - reads it from stdin"
+    )
+    add_model_arguments(parser)
+    add_text_arguments(parser)
+    add_sampling_arguments(parser)
+    parser.add_argument(
+        "--echo",
+        action=argparse.BooleanOptionalAction,
+        help="print the prompt before its continuation (default: yes, but not with --json)",
+    )
+    add_json_argument(parser, "one object per sample")
+
+
+def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("sampling")
+    add = group.add_argument
+    add("--temperature", type=float, metavar="X", help="0 is greedy (default: 0.8)")
+    add("--top-k", type=int, metavar="K", help="keep the K likeliest tokens")
+    add("--top-p", type=float, metavar="P", help="keep the likeliest tokens that sum to P")
+    add("--min-p", type=float, metavar="P", help="keep tokens at least P times the likeliest")
+    add("--typical-p", type=float, metavar="P", help="keep the most typical tokens that sum to P")
+    add("--repetition-penalty", type=float, metavar="X", help="divide logits of seen tokens by X")
+    add(
+        "--presence-penalty",
+        type=float,
+        metavar="X",
+        help="subtract X once a token has been written",
+    )
+    add(
+        "--frequency-penalty",
+        type=float,
+        metavar="X",
+        help="subtract X each time it has been written",
+    )
+    add("--no-repeat-ngram-size", type=int, metavar="N", help="write no N tokens twice")
+    add(
+        "--logit-bias", action="append", metavar="ID=X", help="add X to the logit of ID; may repeat"
+    )
+    add("--ban", action="append", metavar="TEXT", help="never write TEXT; may repeat")
+    add("--stop", action="append", metavar="TEXT", help="end before TEXT; may repeat")
+    add(
+        "--stop-id", action="append", type=int, metavar="ID", help="end before token ID; may repeat"
+    )
+    add("--min-new-tokens", type=int, metavar="N", help="write at least N tokens")
+    add(
+        "--max-new-tokens",
+        type=int,
+        default=128,
+        metavar="N",
+        help="write at most N (default: 128)",
+    )
+    add(
+        "-n",
+        "--samples",
+        type=int,
+        default=1,
+        metavar="N",
+        help="continuations to write (default: 1)",
+    )
+    add("--beams", type=int, metavar="N", help="beam search of this width, instead of sampling")
+    add("--length-penalty", type=float, metavar="X", help="exponent of the length in beam scores")
+    add("--logprobs", type=int, metavar="N", help="log-probabilities, with N alternatives (--json)")
+    add("--seed", type=int, metavar="N", help="the same seed gives the same text")
+
+
+def add_chat(commands: Commands) -> None:
+    parser = add_command(commands, "chat", "ask for prompts and continue each")
+    add_model_arguments(parser)
+    add_text_arguments(parser)
+    parser.add_argument("--seed", type=int, metavar="N", help="seed of the first continuation")
+
+
+def add_score(commands: Commands) -> None:
+    parser = add_command(commands, "score", "tell how likely the model finds a text")
+    parser.add_argument("text", metavar="TEXT", help="the text; - reads one text a line from stdin")
+    add_model_arguments(parser)
+    add_text_arguments(parser)
+    add_json_argument(parser, "one object per text")
+
+
+def add_tokenize(commands: Commands) -> None:
+    parser = add_command(commands, "tokenize", "show the tokens of a text, or the text of ids")
+    parser.add_argument("text", metavar="TEXT", help="a text, or ids with --decode; - reads stdin")
+    parser.add_argument(
+        "--model", metavar="DIR", help="tokenizer's folder (default: the one in the box)"
+    )
+    parser.add_argument(
+        "--decode", action="store_true", help="TEXT is a list of ids; print their text"
+    )
+    parser.add_argument(
+        "--special", action="store_true", help="let [EOS] and the like in TEXT be the special token"
+    )
+    add_text_arguments(parser)
+    add_json_argument(parser, "ids and pieces")
+
+
+def add_convert(commands: Commands) -> None:
+    parser = add_command(commands, "convert", "turn a released checkpoint into a safe folder")
+    parser.add_argument("source", metavar="SRC", help="folder or file of the checkpoint to read")
+    parser.add_argument("destination", metavar="DST", help="folder to write; must not exist")
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "float16", "bfloat16"),
+        help="dtype to store (default: the one of the source)",
+    )
+    parser.add_argument(
+        "--max-shard-size", default="5GB", metavar="SIZE", help="largest file, as 5GB (default)"
+    )
+    parser.add_argument(
+        "--config", metavar="FILE|PRESET", help="shape of the model, where SRC has no config.json"
+    )
+    parser.add_argument(
+        "--on-overflow",
+        choices=("error", "clamp", "bfloat16"),
+        default="error",
+        help="what to do with values float16 cannot hold (default: error)",
+    )
+    parser.add_argument(
+        "--allow-nonfinite",
+        action="append",
+        metavar="NAME",
+        help="let tensor NAME hold NaN or infinity",
+    )
+    parser.add_argument(
+        "--allow-extra", action="append", metavar="NAME", help="leave out the unknown tensor NAME"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="only tell what would be done")
+    add_json_argument(parser, "the report")
+
+
+def add_verify(commands: Commands) -> None:
+    parser = add_command(commands, "verify", "check a converted folder against its manifest")
+    parser.add_argument("path", metavar="DIR", help="the folder")
+    add_json_argument(parser, "the report")
+
+
+def add_inspect(commands: Commands) -> None:
+    parser = add_command(commands, "inspect", "describe a checkpoint, reading headers only")
+    parser.add_argument("path", metavar="DIR|FILE", nargs="?", help="default: the model in the box")
+    add_json_argument(parser, "the report")
+
+
+def add_train(commands: Commands) -> None:
+    parser = add_command(commands, "train", "train on the next token, from scratch or a checkpoint")
+    parser.add_argument(
+        "data", nargs="+", metavar="FILE", help=".txt or .tsv files, as they are or as .xz"
+    )
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder of the run")
+    parser.add_argument(
+        "--column", metavar="NAME", help="column of the text in .tsv (default: document)"
+    )
+    parser.add_argument(
+        "--model",
+        metavar="PRESET|FILE|DIR",
+        help="shape, or checkpoint to start from (default: nano)",
+    )
+    parser.add_argument(
+        "--tokenizer", metavar="DIR", help="default: that of the checkpoint, or of the box"
+    )
+    parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint")
+    add_schedule_arguments(parser)
+    add_computing_arguments(parser)
+    add_watching_arguments(parser)
+
+
+def add_schedule_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("what is computed").add_argument
+    add("--epochs", type=float, metavar="X", help="passes over the data (default: 1)")
+    add("--steps", type=int, metavar="N", help="optimizer steps, instead of --epochs")
+    add("--batch-size", type=int, metavar="N", help="sequences in a step (default: 8)")
+    add("--sequence-length", type=int, metavar="N", help="default: the model's context")
+    add("--short-length", type=int, metavar="N", help="cut sequences to this length at first")
+    add("--short-part", type=float, metavar="X", help="share of steps cut so (default: 0.85)")
+    add("--learning-rate", type=float, metavar="X", help="peak (default: 0.001)")
+    add("--final-learning-rate", type=float, metavar="X", help="share of the peak (default: 0)")
+    add("--warmup-steps", type=int, metavar="N", help="steps of linear rise (default: 100)")
+    add("--weight-decay", type=float, metavar="X", help="of AdamW, on matrices (default: 0.1)")
+    add("--gradient-clip", type=float, metavar="X", help="largest gradient norm (default: 1)")
+    add("--seed", type=int, metavar="N", help="of weights, data order, dropout (default: 0)")
+
+
+def add_computing_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("how it is computed").add_argument
+    add(
+        "--precision",
+        choices=("float32", "bfloat16"),
+        help="bfloat16 is autocast (default: float32)",
+    )
+    add("--micro-batch-size", type=int, metavar="N", help="sequences at once; gradients accumulate")
+    add(
+        "--activation-checkpointing",
+        action="store_true",
+        default=None,
+        help="less memory, more time",
+    )
+    add("--compile", action="store_true", default=None, help="torch.compile; wants a C++ compiler")
+    add("--device", help="default: cuda where there is one")
+
+
+def add_watching_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("how it is watched").add_argument
+    add("--log-every", type=int, metavar="N", help="steps (default: 10)")
+    add("--validate-every", type=int, metavar="N", help="steps; 0: at the end (default: 200)")
+    add("--validation-documents", type=int, metavar="N", help="0: all held out (default: 1000)")
+    add("--save-every", type=int, metavar="N", help="steps; 0: at the end (default: 200)")
+    add("--keep", type=int, metavar="N", help="newest checkpoints to keep (default: 2)")
+    add("--license-notice", metavar="TEXT", help="licence of the weights, noted with them")

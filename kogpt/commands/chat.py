@@ -1,0 +1,116 @@
+"""The prompt loop: ask for a prompt and two settings, write the continuation, ask again.
+
+The questions are those of the released program. Input stays in the terminal's own cooked mode,
+through readline where Python has it, because raw-mode line editors break Hangul input methods.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable
+from functools import partial
+from typing import TypeVar
+
+from kogpt.commands.common import load, memory_errors, say
+from kogpt.generation import SamplingParams, stream
+from kogpt.model import KoGPT
+from kogpt.tokenizer import Tokenizer
+
+T = TypeVar("T")
+
+TEMPERATURE, MAX_LENGTH = 0.8, 128
+
+
+def run(args: argparse.Namespace) -> None:
+    prepare_input()
+    model, tokenizer = load(args)
+    say("Ctrl-C stops a text, Ctrl-D leaves.")
+    seed = args.seed
+    while True:
+        try:
+            ids, params = ask_request(model, tokenizer, args.normalize, seed)
+            write(model, tokenizer, ids, params)
+        except EOFError:
+            say("")
+            return
+        except KeyboardInterrupt:
+            say("")
+            continue
+        if seed is not None:
+            seed = (seed + 1) % 2**64  # each text its own, the session as a whole repeatable
+
+
+def prepare_input() -> None:
+    """Editing by whole characters, and broken bytes kept for `encode` to refuse by name."""
+    if sys.stdin.isatty():
+        try:
+            import readline  # noqa: F401  # importing it is what makes `input` use it
+        except ImportError:
+            say("this Python has no readline: Backspace may leave half of a Hangul syllable")
+    sys.stdin.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]
+
+
+def ask_request(
+    model: KoGPT, tokenizer: Tokenizer, normalize: str, seed: int | None
+) -> tuple[list[int], SamplingParams]:
+    """A prompt with its settings, each asked until it can be used."""
+    context = model.config.n_positions
+    ids = ask("prompt> ", partial(read_prompt, tokenizer, normalize, context))
+    temperature = ask(f"temperature({TEMPERATURE})> ", read_temperature)
+    length = ask(f"max_length({MAX_LENGTH})> ", partial(read_max_length, len(ids), context))
+    params = SamplingParams(
+        temperature=temperature, max_new_tokens=length - len(ids), seed=seed, echo=True
+    )
+    return ids, params
+
+
+def read_prompt(tokenizer: Tokenizer, normalize: str, context: int, line: str) -> list[int]:
+    ids = tokenizer.encode(line, normalize=normalize)
+    if not ids:
+        raise ValueError("type the beginning of a text, or Ctrl-D to leave")
+    if len(ids) >= context:
+        raise ValueError(
+            f"the prompt has {len(ids)} tokens; the model's context of {context} leaves no room"
+        )
+    return ids
+
+
+def read_temperature(line: str) -> float:
+    try:
+        temperature = float(line or TEMPERATURE)
+    except ValueError:
+        raise ValueError(f"temperature is {line!r}, it must be a number such as 0.8") from None
+    return SamplingParams(temperature=temperature).temperature
+
+
+def read_max_length(prompt_length: int, context: int, line: str) -> int:
+    low = prompt_length + 1
+    length = int(line) if line.isdecimal() else MAX_LENGTH if not line else 0
+    if not low <= length <= context:
+        raise ValueError(
+            f"max_length is {line or length}; it counts the prompt, so give {low} to {context}"
+        )
+    return length
+
+
+def ask(question: str, read: Callable[[str], T]) -> T:
+    """Asks until `read` can use the answer, and says why it cannot."""
+    while True:
+        try:
+            return read(read_line(question))
+        except ValueError as error:
+            say(str(error))
+
+
+def read_line(question: str) -> str:
+    if sys.stdin.isatty() and sys.stdout.isatty():
+        return input(question)  # readline has to know the question to redraw the line
+    print(question, end="", file=sys.stderr, flush=True)
+    return input()
+
+
+def write(model: KoGPT, tokenizer: Tokenizer, ids: list[int], params: SamplingParams) -> None:
+    """Writes the prompt and its continuation as it comes."""
+    with memory_errors():
+        for piece in stream(model, tokenizer, ids, params):
+            print(piece, end="", flush=True)
+    print(flush=True)

@@ -1,0 +1,100 @@
+"""What several commands do alike: read text, load a model, speak on the right stream."""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+from kogpt.cli import UsageError
+from kogpt.errors import InputRefusedError, NotEnoughResourcesError
+from kogpt.model import PRESETS, KoGPT, KoGPTConfig
+from kogpt.tokenizer import Tokenizer
+
+
+def read_text(argument: str) -> str:
+    """The argument itself, or all of standard input for "-".
+
+    Raises:
+        InputRefusedError: standard input is not UTF-8.
+    """
+    if argument != "-":
+        return argument
+    data = sys.stdin.buffer.read()
+    try:
+        return data.decode("utf-8-sig").removesuffix("\n")
+    except UnicodeDecodeError as error:
+        raise InputRefusedError(
+            f"standard input is not UTF-8: byte 0x{data[error.start]:02x} at offset {error.start}"
+        ) from None
+
+
+def load(args: argparse.Namespace) -> tuple[KoGPT, Tokenizer]:
+    """Model and tokenizer that `--model`, `--dtype` and `--device` ask for."""
+    import torch
+
+    from kogpt.loading import load
+
+    default = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(args.device or default)
+    except RuntimeError:
+        raise UsageError(f"argument --device: no such device: {args.device!r}") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UsageError("argument --device: this machine or this build of torch has no CUDA")
+    dtype = getattr(torch, args.dtype) if args.dtype else None
+    return load(args.model, dtype=dtype, device=device)
+
+
+def config_of(name: str) -> KoGPTConfig:
+    """A preset by its name, or else the `config.json` at that path."""
+    return PRESETS[name] if name in PRESETS else KoGPTConfig.from_file(name)
+
+
+@contextmanager
+def usage_errors() -> Iterator[None]:
+    """Turns the refusal of a parameter's value into a usage error."""
+    try:
+        yield
+    except InputRefusedError:
+        raise
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+
+
+@contextmanager
+def memory_errors() -> Iterator[None]:
+    """Turns a device that ran out of memory into a shortage."""
+    import torch
+
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise NotEnoughResourcesError(f"not enough memory: {error}") from None
+
+
+def print_json(value: object) -> None:
+    """One object on one line of standard output, Hangul as Hangul."""
+    print(json.dumps(value, ensure_ascii=False), flush=True)
+
+
+class Report(Protocol):
+    """What an operation tells of itself: as text for a person, as an object for a program."""
+
+    def __str__(self) -> str: ...
+
+    def to_dict(self) -> dict[str, Any]: ...
+
+
+def print_report(report: Report, as_json: bool) -> None:
+    """The report on standard output, in either form."""
+    if as_json:
+        print_json(report.to_dict())
+    else:
+        print(report)
+
+
+def say(message: str) -> None:
+    """A line for the person, on standard error."""
+    print(message, file=sys.stderr, flush=True)

@@ -1,0 +1,72 @@
+"""`kogpt generate`: continue a text."""
+
+import argparse
+import dataclasses
+
+from kogpt.cli import UsageError
+from kogpt.commands.common import load, memory_errors, print_json, read_text, usage_errors
+from kogpt.generation import Generation, SamplingParams, generate, stream
+
+TEMPERATURE = 0.8  # the released program's default; a beam search draws nothing
+
+
+def run(args: argparse.Namespace) -> None:
+    with usage_errors():
+        params = sampling_params(args)
+    text = read_text(args.prompt)
+    model, tokenizer = load(args)
+    prompt = tokenizer.encode(text, normalize=args.normalize)
+    with memory_errors():
+        if args.json or args.samples > 1 or params.num_beams > 1:
+            for result in generate(model, tokenizer, [prompt], params):
+                show(text, result, args.json)
+        else:
+            for piece in stream(model, tokenizer, prompt, params):
+                print(piece, end="", flush=True)
+            print()
+
+
+def sampling_params(args: argparse.Namespace) -> SamplingParams:
+    """The parameters that the flags name; flags left out keep the parameters' own defaults."""
+    temperature = TEMPERATURE if args.temperature is None else args.temperature
+    given = {
+        "temperature": None if args.beams and args.temperature is None else temperature,
+        "top_k": args.top_k,
+        "top_p": args.top_p,
+        "min_p": args.min_p,
+        "typical_p": args.typical_p,
+        "repetition_penalty": args.repetition_penalty,
+        "presence_penalty": args.presence_penalty,
+        "frequency_penalty": args.frequency_penalty,
+        "no_repeat_ngram_size": args.no_repeat_ngram_size,
+        "logit_bias": args.logit_bias and dict(map(parse_bias, args.logit_bias)),
+        "banned_words": args.ban,
+        "stop": args.stop,
+        "stop_ids": args.stop_id,
+        "min_new_tokens": args.min_new_tokens,
+        "max_new_tokens": args.max_new_tokens,
+        "n": args.samples,
+        "seed": args.seed,
+        "logprobs": args.logprobs,
+        "echo": not args.json if args.echo is None else args.echo,
+        "num_beams": args.beams,
+        "length_penalty": args.length_penalty,
+    }
+    return SamplingParams(**{name: value for name, value in given.items() if value is not None})
+
+
+def parse_bias(text: str) -> tuple[int, float]:
+    """`ID=X` as a pair."""
+    id, _, bias = text.partition("=")
+    try:
+        return int(id), float(bias)
+    except ValueError:
+        raise UsageError(f"argument --logit-bias: {text!r} is not of the form ID=X") from None
+
+
+def show(prompt: str, result: Generation, as_json: bool) -> None:
+    """One sample: its text, after an empty line from the second on, or all that is known of it."""
+    if as_json:
+        print_json({"prompt": prompt, **dataclasses.asdict(result)})
+    else:
+        print(f"\n{result.text}" if result.sample_index else result.text)

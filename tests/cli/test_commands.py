@@ -1,0 +1,197 @@
+"""The command line as a program: results, streams, exit codes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+COMMANDS = ("generate", "chat", "score", "tokenize", "convert", "verify", "inspect", "train")
+
+
+def kogpt(*args: str, input: str | bytes = "", code: int = 0) -> subprocess.CompletedProcess[str]:
+    """Runs `python -m kogpt` and checks its exit code."""
+    data = input.encode() if isinstance(input, str) else input
+    done = subprocess.run(
+        [sys.executable, "-m", "kogpt", *args], cwd=ROOT, input=data, capture_output=True
+    )
+    result = subprocess.CompletedProcess(
+        done.args, done.returncode, done.stdout.decode(), done.stderr.decode()
+    )
+    assert result.returncode == code, result.stderr
+    assert "Traceback" not in result.stderr
+    return result
+
+
+def refusal(*args: str, input: str | bytes = "", code: int) -> str:
+    """The one line that a refused command writes."""
+    done = kogpt(*args, input=input, code=code)
+    lines = done.stderr.splitlines()
+    assert done.stdout == "" and len(lines) == 1, done.stderr
+    return lines[0]
+
+
+def test_help_answers_at_once():
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        kogpt("--help")
+        times.append(time.perf_counter() - start)
+    assert min(times) < 0.3
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_a_command_imports_neither_torch_nor_numpy(command):
+    code = (
+        "import sys; from kogpt.cli import main\n"
+        "try: main([sys.argv[1], '--help'])\n"
+        "finally: assert not {'torch', 'numpy', 'sentencepiece'} & set(sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, command], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "exit codes:" in done.stdout
+
+
+def test_importing_the_package_imports_nothing_of_weight():
+    code = "import sys, kogpt; assert not {'torch', 'numpy'} & set(sys.modules); kogpt.load"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_generate_continues_the_prompt_in_korean():
+    done = kogpt("generate", "이 영화는", "--seed", "1", "--max-new-tokens", "24")
+    assert done.stdout.startswith("이 영화는") and done.stdout.endswith("\n")
+    assert len(done.stdout) > len("이 영화는\n") + 10
+    assert done.stderr == ""
+
+
+def test_the_same_seed_gives_the_same_text_and_another_another():
+    first, again, other = (
+        kogpt("generate", "배우", "--seed", seed, "--max-new-tokens", "20").stdout
+        for seed in ("7", "7", "8")
+    )
+    assert first == again != other
+
+
+def test_json_is_one_object_per_sample_and_nothing_else():
+    args = ("--samples", "3", "--json", "--logprobs", "2", "--max-new-tokens", "5")
+    done = kogpt("generate", "-", *args, "--seed", "3", input="오랜만에 본\n")
+    results = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [result["sample_index"] for result in results] == [0, 1, 2]
+    for result in results:
+        assert result["prompt"] == "오랜만에 본"
+        assert not result["text"].startswith("오랜만에 본")
+        assert len(result["logprobs"]) == len(result["token_ids"]) <= 5
+    assert "\\u" not in done.stdout
+
+
+def test_greedy_text_is_the_same_streamed_sampled_or_as_json():
+    args = ("generate", "배우들 연기가", "--temperature", "0", "--max-new-tokens", "30")
+    streamed = kogpt(*args).stdout
+    twice = kogpt(*args, "--samples", "2").stdout
+    as_json = json.loads(kogpt(*args, "--json", "--echo").stdout)["text"] + "\n"
+    assert streamed == as_json and twice == f"{streamed}\n{streamed}"
+
+
+def test_tokens_of_a_text_give_the_text_back():
+    text = "안녕하세요. 한국어 GPT 입니다.😤"
+    tokens = json.loads(kogpt("tokenize", text, "--json").stdout)
+    ids = " ".join(map(str, tokens["ids"]))
+    assert kogpt("tokenize", "--decode", ids).stdout == text + "\n"
+    assert len(tokens["pieces"]) == len(tokens["ids"])
+
+
+def test_a_typed_special_token_is_text_unless_asked_for():
+    typed = json.loads(kogpt("tokenize", "[EOS]", "--json").stdout)["ids"]
+    special = json.loads(kogpt("tokenize", "[EOS]", "--json", "--special").stdout)["ids"]
+    assert len(special) == 1 and len(typed) > 1 and special[0] not in typed
+
+
+def test_scores_come_one_per_line_and_prefer_korean_to_noise():
+    done = kogpt("score", "-", "--json", input="정말 재미있는 영화\n뷁뤫 쉙 뚫떪 궳\n")
+    likely, unlikely = (json.loads(line)["bits_per_byte"] for line in done.stdout.splitlines())
+    assert likely < unlikely
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (("generate", "가", "--temperature", "-1"), "temperature is -1.0, it must be"),
+        (("generate", "가", "--top-p", "1.5"), "top_p is 1.5, it must be"),
+        (("generate", "가", "--seed", str(2**64)), "seed is"),
+        (("generate", "가", "--logit-bias", "7"), "not of the form ID=X"),
+        (("generate", "가", "--device", "gpu9"), "no such device"),
+        (("tokenize", "--decode", "1 x"), "'x' is not a token id"),
+        (("tokenize", "--decode", "99999999"), "99999999"),
+    ],
+)
+def test_a_value_out_of_range_is_one_line_and_exit_code_2(args, words):
+    assert words in refusal(*args, code=2)
+
+
+@pytest.mark.parametrize(
+    "args", [("generate",), ("nonsense",), ("generate", "가", "--seed", "abc")]
+)
+def test_wrong_usage_is_exit_code_2(args):
+    assert "usage: kogpt" in kogpt(*args, code=2).stderr
+
+
+@pytest.mark.parametrize(
+    ("args", "input", "words"),
+    [
+        (("generate", "-"), b"\xed\x95", "standard input is not UTF-8"),
+        (("generate", "가", "--model", "/nonexistent"), b"", "/nonexistent"),
+        (("inspect", "/nonexistent"), b"", "/nonexistent"),
+        (("verify", "/nonexistent"), b"", "/nonexistent"),
+        (("convert", "/nonexistent", "x"), b"", "/nonexistent"),
+        (("generate", "가나다라마 " * 1024), b"", "1024"),
+        (("score", "-"), b"", "no text"),
+    ],
+)
+def test_an_input_that_cannot_be_used_is_one_line_and_exit_code_3(args, input, words):
+    assert words in refusal(*args, input=input, code=3)
+
+
+def test_a_lone_surrogate_in_an_argument_is_named_and_refused():
+    done = subprocess.run(
+        [sys.executable.encode(), b"-m", b"kogpt", b"generate", b"\xed\x95\x9c\xed\x95"],
+        cwd=ROOT,
+        capture_output=True,
+    )
+    assert done.returncode == 3
+    assert b"U+DCED" in done.stderr and b"Traceback" not in done.stderr
+
+
+def test_interrupting_a_generation_is_exit_code_130():
+    process = subprocess.Popen(
+        [sys.executable, "-m", "kogpt", "generate", "이", "--max-new-tokens", "1000"]
+        + ["--min-new-tokens", "1000", "--samples", "8"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    time.sleep(4)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert b"Traceback" not in stderr
+
+
+def test_a_reader_that_leaves_is_no_traceback():
+    line = f'"{sys.executable}" -m kogpt tokenize "$(yes 가나 | head -n 9999)" | head -n 1'
+    done = subprocess.run(
+        ["bash", "-c", line], cwd=ROOT, capture_output=True, text=True, env={**os.environ}
+    )
+    assert done.stderr == ""
+
+
+def test_without_a_command_prompts_are_read_from_a_pipe_too():
+    done = kogpt("--seed", "1", input="이 영화는\n0.8\n20\n")
+    assert done.stdout.startswith("이 영화는")
+    assert "prompt> " in done.stderr

@@ -1,0 +1,106 @@
+"""The prompt loop in a terminal: Hangul edited with Backspace, Ctrl-C, Ctrl-D, wrong answers."""
+
+import unicodedata
+
+import pytest
+
+from tests.cli.terminal import Terminal
+
+BACKSPACE, CTRL_C, CTRL_D = b"\x7f", b"\x03", b"\x04"
+
+
+def answer(terminal: Terminal, prompt: str | bytes, max_length: str = "12") -> str:
+    """Types one request, answers both settings, and returns what was written."""
+    terminal.expect("prompt> ")
+    terminal.type(prompt)
+    terminal.type("\n")
+    terminal.expect("temperature(0.8)> ")
+    terminal.type("\n")
+    terminal.expect("max_length(128)> ")
+    terminal.type(f"{max_length}\n")
+    return terminal.expect("prompt> ")
+
+
+@pytest.mark.parametrize("utf8", [True, False], ids=["with IUTF8", "without IUTF8"])
+def test_a_syllable_deleted_with_backspace_is_gone_whole(utf8):
+    with Terminal(utf8=utf8) as terminal:
+        terminal.expect("prompt> ")
+        terminal.type("한글")
+        terminal.type(BACKSPACE)
+        terminal.type("국\n")
+        terminal.expect("temperature(0.8)> ")
+        terminal.type("\n")
+        terminal.expect("max_length(128)> ")
+        terminal.type("20\n")
+        written = terminal.expect("prompt> ")
+        assert "한국" in written and "한글" not in written
+        terminal.type(CTRL_D)
+        assert terminal.wait() == 0
+
+
+def test_wrong_answers_are_asked_again_with_the_allowed_range():
+    with Terminal() as terminal:
+        terminal.expect("prompt> ")
+        terminal.type("\n")  # an empty prompt is no prompt
+        terminal.expect("prompt> ")
+        terminal.type("이 영화는\n")
+        for wrong in ("0,8", "-1", "nan"):
+            terminal.expect("temperature(0.8)> ")
+            terminal.type(f"{wrong}\n")
+        terminal.expect("temperature is nan")
+        terminal.expect("temperature(0.8)> ")
+        terminal.type("0\n")
+        terminal.expect("max_length(128)> ")
+        terminal.type("1\n")
+        terminal.expect("max_length counts the prompt")
+        terminal.expect("max_length(128)> ")
+        terminal.type("8\n")
+        assert "이 영화는" in terminal.expect("prompt> ")
+        terminal.type(CTRL_D)
+        assert terminal.wait() == 0
+
+
+def test_ctrl_c_stops_a_text_and_ctrl_d_leaves():
+    with Terminal() as terminal:
+        terminal.expect("prompt> ")
+        terminal.type("이 영화는\n")
+        terminal.expect("temperature(0.8)> ")
+        terminal.type("1\n")
+        terminal.expect("max_length(128)> ")
+        terminal.type("1024\n")
+        terminal.expect("이 영화는")
+        terminal.type(CTRL_C)
+        terminal.expect("prompt> ")  # the loop goes on
+        terminal.type(CTRL_C)
+        terminal.expect("prompt> ")  # at the prompt it begins a new line
+        terminal.type(CTRL_D)
+        assert terminal.wait() == 0
+        assert "Traceback" not in terminal.screen
+
+
+def test_a_prompt_typed_as_separate_jamo_reads_as_syllables():
+    with Terminal() as terminal:
+        written = answer(terminal, unicodedata.normalize("NFD", "이 영화"), max_length="20")
+        assert "Traceback" not in written
+        terminal.type(CTRL_D)
+        assert terminal.wait() == 0
+
+
+def test_bytes_that_are_not_utf_8_are_refused_with_one_line():
+    with Terminal() as terminal:
+        terminal.expect("prompt> ")
+        terminal.type(b"\xed\x95\n")
+        terminal.expect("half characters")
+        terminal.expect("prompt> ")
+        terminal.type(CTRL_D)
+        assert terminal.wait() == 0
+
+
+def test_a_paste_longer_than_the_context_is_told_with_both_counts():
+    with Terminal() as terminal:
+        terminal.expect("prompt> ")
+        terminal.type("가나다 " * 2500 + "\n")
+        terminal.expect("1024")
+        terminal.expect("prompt> ")
+        terminal.type(CTRL_D)
+        assert terminal.wait() == 0

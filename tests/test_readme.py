@@ -1,0 +1,92 @@
+"""The two README pages: equal in structure, and every command on them runs."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+ENGLISH = (ROOT / "README.md").read_text(encoding="utf-8")
+KOREAN = (ROOT / "README.ko.md").read_text(encoding="utf-8")
+
+
+def blocks(page: str) -> list[tuple[str, str]]:
+    """Language and content of every fenced code block."""
+    return re.findall(r"^```(\w*)\n(.*?)^```$", page, flags=re.MULTILINE | re.DOTALL)
+
+
+def shell_lines(page: str) -> list[str]:
+    return [line for kind, text in blocks(page) if kind == "sh" for line in text.splitlines()]
+
+
+def heading_levels(page: str) -> list[int]:
+    outside = re.sub(r"^```.*?^```$", "", page, flags=re.MULTILINE | re.DOTALL)
+    return [len(marks) for marks in re.findall(r"^(#+) ", outside, flags=re.MULTILINE)]
+
+
+def test_both_pages_have_the_same_headings_and_the_same_code():
+    assert heading_levels(ENGLISH) == heading_levels(KOREAN)
+    assert blocks(ENGLISH) == blocks(KOREAN)
+
+
+def test_links_on_both_pages_lead_somewhere():
+    for page in (ENGLISH, KOREAN):
+        for target in re.findall(r"\]\(([^)#]+)\)", page):
+            assert target.startswith("https://") or (ROOT / target).exists(), target
+
+
+def test_the_gate_runs_the_two_commands_of_the_page():
+    gate = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    asked = re.findall(r"^readme_command '(.+?)'", gate, flags=re.MULTILINE)
+    found = [next(line for line in ENGLISH.splitlines() if words in line) for words in asked]
+    assert found == [line for line in shell_lines(ENGLISH) if line.startswith("python3 -m venv")]
+
+
+@pytest.fixture(scope="module")
+def playground(tmp_path_factory, tiny_release) -> Path:
+    """A folder in which the commands of the page find what they name."""
+    folder = tmp_path_factory.mktemp("readme")
+    shutil.copytree(tiny_release, folder / "kogpt-6b-release")
+    (folder / "kogpt").symlink_to(ROOT / "kogpt")
+    rows = "".join(f"{i}\t5\t이 영화는 정말 재미있다 {i}\n" for i in range(400))
+    import lzma
+
+    with lzma.open(folder / "reviews.tsv.xz", "wt", encoding="utf-8") as file:
+        file.write("id\trating\tdocument\n" + rows)
+    return folder
+
+
+def runnable(page: str) -> list[str]:
+    """The shell lines that the gate does not run already."""
+    return [line for line in shell_lines(page) if not line.startswith("python3 -m venv")]
+
+
+def run_shell(line: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    tools = folder / "bin"
+    tools.mkdir(exist_ok=True)
+    program = tools / "kogpt"
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m kogpt "$@"\n')
+    program.chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tools}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        line, shell=True, cwd=folder, env=environment, text=True, capture_output=True, input=""
+    )
+
+
+def test_every_command_of_the_page_runs(playground):
+    for line in runnable(ENGLISH):
+        done = run_shell(line, playground)
+        assert done.returncode == 0, f"{line}\n{done.stderr}"
+
+
+def test_the_python_on_the_page_runs(playground):
+    code = next(text for kind, text in blocks(ENGLISH) if kind == "python")
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, text=True, capture_output=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.search("[가-힣]", done.stdout)
