@@ -11,11 +11,9 @@ one `NAME/data/KEY` for each storage.
 """
 
 import math
-import os
 import pickletools
 import re
 import struct
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,12 +21,11 @@ from typing import Any, NoReturn
 
 import torch
 
+from kogpt.checkpoint.archive import Archive, Member
 from kogpt.checkpoint.safetensors_file import MAX_NAME, MAX_RANK, clip
 from kogpt.errors import InputRefusedError
 
 MAX_PICKLE = 32 << 20  # bytes; the released model's takes 60 KB
-MAX_MEMBERS = 100_000
-LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, ..., lengths of name and extra field
 
 MEMBER = re.compile(
     r"[^/]+/(data\.pkl|data/\d+|version|byteorder|\.data/serialization_id"
@@ -85,87 +82,45 @@ def describe(path: Path) -> dict[str, StoredTensor]:
     Raises:
         InputRefusedError: the archive or its program is anything but plain weights.
     """
-    where = str(path)
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = _check_members(archive, path)
-            program = archive.read(members["data.pkl"])
-            if "byteorder" in members and archive.read(members["byteorder"]) != b"little":
-                raise InputRefusedError(f"{where}: not written on a little-endian machine")
-    except (zipfile.BadZipFile, NotImplementedError, EOFError, ValueError, OSError) as error:
-        if isinstance(error, InputRefusedError):
-            raise
-        raise InputRefusedError(f"{where}: {_no_zip(path) or error}") from None
-    tensors = Interpreter(where).run(program)
+    _refuse_old_formats(path)
+    archive = Archive(path, MEMBER)
+    tops = {name.partition("/")[0] for name in archive.members}
+    if len(tops) != 1:
+        raise InputRefusedError(f"{path}: an archive of {len(tops)} folders")
+    top = tops.pop()
+    if f"{top}/data.pkl" not in archive.members:
+        raise InputRefusedError(f"{path}: data.pkl is missing")
+    byteorder = f"{top}/byteorder"
+    if byteorder in archive.members and archive.read(byteorder, 16) != b"little":
+        raise InputRefusedError(f"{path}: not written on a little-endian machine")
+    tensors = Interpreter(str(path)).run(archive.read(f"{top}/data.pkl", MAX_PICKLE))
     for name, tensor in tensors.items():
-        _check_storage(tensor.storage, members, f"{where}: {name}")
+        key = f"{top}/data/{tensor.storage.key}"
+        _check_storage(tensor.storage, archive.members.get(key), f"{path}: {name}")
     return tensors
 
 
-def _no_zip(path: Path) -> str | None:
-    """What a file is that torch once wrote, before it wrote zip archives."""
+def _refuse_old_formats(path: Path) -> None:
+    """Refuses what torch wrote before it wrote zip archives."""
     with path.open("rb") as file:
         head = file.read(512)
     if head.startswith(b"\x80"):
-        return "a bare pickle or an old torch.save file; load and save it with torch >= 1.6"
+        raise InputRefusedError(
+            f"{path}: a bare pickle, as torch.save wrote before version 1.6; save it anew"
+        )
     if head[257:262] == b"ustar":
-        return "a tar archive, as very old versions of torch wrote; save it anew with torch >= 1.6"
-    return None if head.startswith(b"PK") else "not a torch.save file"
+        raise InputRefusedError(f"{path}: a tar archive, as early torch wrote; save it anew")
+    if not head.startswith(b"PK"):
+        raise InputRefusedError(f"{path}: not a torch.save file")
 
 
-def _check_members(archive: zipfile.ZipFile, path: Path) -> dict[str, zipfile.ZipInfo]:
-    """Members by name without the top folder, after a look at the archive's own honesty."""
-    infos = sorted(archive.infolist(), key=lambda info: info.header_offset)
-    if not infos or len(infos) > MAX_MEMBERS:
-        raise InputRefusedError(f"{path}: an archive of {len(infos)} members")
-    if archive.comment or infos[0].header_offset != 0:
-        raise InputRefusedError(f"{path}: something is hidden before or behind the archive")
-    members: dict[str, zipfile.ZipInfo] = {}
-    with path.open("rb") as file:
-        end = 0
-        for info in infos:
-            what = f"{path}: member {clip(info.filename)}"
-            if not MEMBER.fullmatch(info.filename):
-                raise InputRefusedError(f"{what} is not part of a file of weights")
-            if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:
-                raise InputRefusedError(f"{what} is compressed")
-            if info.flag_bits & 0x1:
-                raise InputRefusedError(f"{what} is encrypted")
-            if info.header_offset < end:
-                raise InputRefusedError(f"{what} overlaps another")
-            end = _end_of_data(file.fileno(), info, what)
-            top, _, name = info.filename.partition("/")
-            if name in members or top != infos[0].filename.partition("/")[0]:
-                raise InputRefusedError(f"{what} appears twice, or in a second folder")
-            members[name] = info
-    if end > archive.start_dir:
-        raise InputRefusedError(f"{path}: a member reaches beyond the archive")
-    if "data.pkl" not in members:
-        raise InputRefusedError(f"{path}: data.pkl is missing")
-    if members["data.pkl"].file_size > MAX_PICKLE:
-        raise InputRefusedError(f"{path}: data.pkl is larger than {MAX_PICKLE} bytes")
-    return members
-
-
-def _end_of_data(descriptor: int, info: zipfile.ZipInfo, what: str) -> int:
-    """Offset behind a member's data, by the header in front of it."""
-    local = os.pread(descriptor, LOCAL_HEADER.size, info.header_offset)
-    if len(local) < LOCAL_HEADER.size:
-        raise InputRefusedError(f"{what} lies behind the end of the file")
-    signature, name, extra = LOCAL_HEADER.unpack(local)
-    if signature != b"PK\x03\x04":
-        raise InputRefusedError(f"{what} has no header of its own")
-    return info.header_offset + LOCAL_HEADER.size + name + extra + info.file_size
-
-
-def _check_storage(storage: Storage, members: dict[str, zipfile.ZipInfo], what: str) -> None:
-    member = members.get(f"data/{storage.key}")
+def _check_storage(storage: Storage, member: Member | None, what: str) -> None:
     needed = storage.numel * storage.dtype.itemsize
     if member is None:
         raise InputRefusedError(f"{what}: its storage data/{storage.key} is missing")
-    if member.file_size != needed:
+    if member.size != needed:
         raise InputRefusedError(
-            f"{what}: its storage data/{storage.key} holds {member.file_size} bytes, not {needed}"
+            f"{what}: its storage data/{storage.key} holds {member.size} bytes, not {needed}"
         )
 
 
@@ -215,8 +170,6 @@ class Interpreter:
         return value
 
     def _step(self, name: str, argument: Any) -> None:
-        if name in IGNORED:
-            return
         if name in CONSTANTS:
             self.stack.append(CONSTANTS[name])
         elif name in ARGUMENTS:
@@ -225,6 +178,10 @@ class Interpreter:
             STEPS[name](self, argument)
         else:
             self.refuse(f"instruction {name}")
+
+    def protocol(self, version: int) -> None:
+        if version != 2:
+            self.refuse(f"protocol {version}, where torch.save uses 2")
 
     def mark(self, _: object) -> None:
         self.stack.append(self)
@@ -242,9 +199,8 @@ class Interpreter:
         del self.stack[len(self.stack) - count :]
         return items
 
-    def import_global(self, argument: str | None) -> None:
-        module, name = argument.split(" ", 1) if argument is not None else self.pop(2)
-        full = f"{module}.{name}"
+    def import_global(self, argument: str) -> None:
+        full = argument.replace(" ", ".", 1)
         if full not in STORAGES and full not in CALLS:
             self.refuse(f"it imports {clip(full)}")
         self.stack.append(Global(full))
@@ -308,16 +264,12 @@ def _is_size(value: object) -> bool:
     return type(value) is int and 0 <= value < 1 << 63
 
 
-IGNORED = {"PROTO", "FRAME"}
 CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
-ARGUMENTS = {"BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"} | {
-    "BINUNICODE",
-    "SHORT_BINUNICODE",
-}
+ARGUMENTS = {"BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE"}
 STEPS: dict[str, Callable[[Interpreter, Any], None]] = {
+    "PROTO": Interpreter.protocol,
     "MARK": Interpreter.mark,
     "GLOBAL": Interpreter.import_global,
-    "STACK_GLOBAL": Interpreter.import_global,
     "REDUCE": Interpreter.reduce,
     "BINPERSID": Interpreter.persistent,
     "BUILD": Interpreter.build,
@@ -330,7 +282,6 @@ STEPS: dict[str, Callable[[Interpreter, Any], None]] = {
     "SETITEMS": lambda self, _: self.set_items(self.pop_to_mark()),
     "BINPUT": lambda self, slot: self.memo.update({slot: self.stack[-1]}),
     "LONG_BINPUT": lambda self, slot: self.memo.update({slot: self.stack[-1]}),
-    "MEMOIZE": lambda self, _: self.memo.update({len(self.memo): self.stack[-1]}),
     "BINGET": lambda self, slot: self.stack.append(self.memo[slot]),
     "LONG_BINGET": lambda self, slot: self.stack.append(self.memo[slot]),
 }

@@ -12,6 +12,7 @@ from torch import Tensor
 from kogpt.checkpoint.dtypes import check_float
 from kogpt.checkpoint.files import refuse_foreign, require_regular
 from kogpt.checkpoint.index import ShardIndex, read_index
+from kogpt.checkpoint.mesh import MeshCheckpoint, is_mesh_checkpoint
 from kogpt.checkpoint.names import check_names, is_ignored
 from kogpt.checkpoint.pickle_file import PickleFile
 from kogpt.checkpoint.safetensors_file import SafetensorsFile
@@ -168,13 +169,15 @@ def open_checkpoint(path: str | os.PathLike[str]) -> CheckpointReader:
     """Opens a checkpoint: reads headers, but no weights.
 
     Args:
-        path: a folder in one of `LAYOUTS`, one of those files itself (or any file named
-            `*.safetensors`, `*.bin` or `*.pt`), with `config.json` beside it.
+        path: a folder in one of `LAYOUTS`, or of mesh-transformer-jax (`step_N`), or a file of
+            weights itself, with `config.json` beside it.
 
     Raises:
         InputRefusedError: it is missing, damaged, dangerous or of another kind.
     """
     path = Path(path)
+    if is_mesh_checkpoint(path):
+        return CheckpointReader(path, [MeshCheckpoint(path)], _read_config(path / "config.json"))
     weights = _locate(path)
     config = _read_config(weights.parent / "config.json")
     if weights.name.endswith(".index.json"):
