@@ -294,7 +294,7 @@ def add_train(commands: Commands) -> None:
         help="shape, or checkpoint to start from (default: nano)",
     )
     parser.add_argument(
-        "--tokenizer", metavar="DIR", help="default: that of the checkpoint, or of the box"
+        "--tokenizer", metavar="DIR", help="needed from scratch; a checkpoint brings its own"
     )
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint")
     add_schedule_arguments(parser)

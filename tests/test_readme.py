@@ -1,13 +1,18 @@
 """The two README pages: equal in structure, and every command on them runs."""
 
+import dataclasses
+import lzma
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+from tests.checkpoint import tiny
+from tests.tokenizer.conftest import write_byte_level
 
 ROOT = Path(__file__).resolve().parents[1]
 ENGLISH = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -47,14 +52,15 @@ def test_the_gate_runs_the_two_commands_of_the_page():
 
 
 @pytest.fixture(scope="module")
-def playground(tmp_path_factory, tiny_release) -> Path:
-    """A folder in which the commands of the page find what they name."""
+def playground(tmp_path_factory) -> Path:
+    """A folder in which the commands of the page find what they name, all of it tiny."""
     folder = tmp_path_factory.mktemp("readme")
-    shutil.copytree(tiny_release, folder / "kogpt-6b-release")
-    (folder / "kogpt").symlink_to(ROOT / "kogpt")
+    release = folder / "kogpt-6b-release"
+    config = dataclasses.replace(tiny.CONFIG, vocab_size=512, n_positions=512)
+    tiny.write_config(release, config)
+    torch.save(tiny.released_state(config), release / "pytorch_model.bin")
+    write_byte_level(release)
     rows = "".join(f"{i}\t5\t이 영화는 정말 재미있다 {i}\n" for i in range(400))
-    import lzma
-
     with lzma.open(folder / "reviews.tsv.xz", "wt", encoding="utf-8") as file:
         file.write("id\trating\tdocument\n" + rows)
     return folder
