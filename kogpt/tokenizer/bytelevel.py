@@ -2,15 +2,17 @@
 
 import threading
 from pathlib import Path
+from typing import Any
 
 import tokenizers
-from tokenizers import decoders, models, pre_tokenizers
+from tokenizers import pre_tokenizers
 
 from kogpt.errors import InputRefusedError
 from kogpt.tokenizer.base import Tokenizer
 from kogpt.tokenizer.files import (
     MAX_VOCABULARY_BYTES,
     one_line,
+    parse_json_object,
     read_limited,
     special_names,
     tokenizer_files,
@@ -28,6 +30,9 @@ def _byte_of_letter() -> dict[str, int]:
 
 
 BYTE_OF_LETTER = _byte_of_letter()
+
+# Sixty times the vocabularies in use; a file may write any number as the id of a piece.
+MAX_VOCAB_SIZE = 1 << 24
 
 
 class ByteLevelTokenizer(Tokenizer):
@@ -54,7 +59,9 @@ class ByteLevelTokenizer(Tokenizer):
         self._backend = backend
         self._lock = threading.Lock()  # for the backend's switch between typed and special text
         self.files = tokenizer_files(path)
-        self.vocab_size = 1 + max(backend.get_vocab().values())
+        self.vocab_size = 1 + max(backend.get_vocab().values(), default=-1)
+        if not 0 < self.vocab_size <= MAX_VOCAB_SIZE:
+            raise InputRefusedError(f"{path}: {self.vocab_size} ids, not 1 to {MAX_VOCAB_SIZE}")
         self.special_ids = frozenset(
             id for id, token in backend.get_added_tokens_decoder().items() if token.special
         )
@@ -87,19 +94,30 @@ class ByteLevelTokenizer(Tokenizer):
 
 def _read_backend(path: Path) -> tokenizers.Tokenizer:
     data = read_limited(path, MAX_VOCABULARY_BYTES)
+    _check_kind(path, parse_json_object(path, data))
     try:
         backend = tokenizers.Tokenizer.from_str(data.decode())
     except Exception as error:  # the library raises Exception itself, nothing narrower
         raise InputRefusedError(f"{path}: not a valid tokenizer.json: {one_line(error)}") from error
-    if not isinstance(backend.decoder, decoders.ByteLevel):
-        raise InputRefusedError(
-            f"{path}: its decoder is {type(backend.decoder).__name__}, not ByteLevel; only "
-            "byte-level BPE is read from tokenizer.json, sentencepiece from tokenizer.model"
-        )
     # Settings of a training run or a server that may have been saved along: never cut or pad a
     # text behind the user's back, never split it at random.
     backend.no_truncation()
     backend.no_padding()
-    if isinstance(backend.model, models.BPE):
-        backend.model.dropout = None
+    backend.model.dropout = None
     return backend
+
+
+def _check_kind(path: Path, content: dict[str, Any]) -> None:
+    """Refuses what is not byte-level BPE: other decoders join pieces in ways not followed here, and
+    prefixes of subwords, which byte-level BPE has none of, can abort the library (0.23.3)."""
+    model, decoder = content.get("model"), content.get("decoder")
+    if not isinstance(model, dict) or model.get("type") != "BPE":
+        raise InputRefusedError(f"{path}: its model is not BPE")
+    for key in ("continuing_subword_prefix", "end_of_word_suffix"):
+        if model.get(key):
+            raise InputRefusedError(f"{path}: {key} is set, so its model is not byte-level BPE")
+    if not isinstance(decoder, dict) or decoder.get("type") != "ByteLevel":
+        raise InputRefusedError(
+            f"{path}: its decoder is not ByteLevel; only byte-level BPE is read from a "
+            "tokenizer.json, sentencepiece from its tokenizer.model"
+        )

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from kogpt.errors import InputRefusedError
+from kogpt.tokenizer.text import SURROGATE
 
 # The largest vocabularies in use (256,000 pieces) take 35 MB as tokenizer.json and 5 MB as
 # tokenizer.model; the JSON companions a few kB.
@@ -40,21 +41,25 @@ def special_names(directory: Path) -> dict[str, str]:
     """Pieces by role, {"bos": "[BOS]", ...}, as special_tokens_map.json or, for roles that it does
     not name, tokenizer_config.json has them."""
     names: dict[str, str] = {}
-    for companion in COMPANIONS:
-        entries = _read_json_object(directory / companion)
+    for path in map(directory.joinpath, COMPANIONS):
+        if not path.exists():
+            continue
+        entries = parse_json_object(path, read_limited(path, MAX_COMPANION_BYTES))
         for role in ("bos", "eos", "pad", "unk"):
             entry = entries.get(f"{role}_token")
             piece = entry.get("content") if isinstance(entry, dict) else entry
-            if isinstance(piece, str):
-                names.setdefault(role, piece)
+            if not isinstance(piece, str):
+                continue
+            if SURROGATE.search(piece):
+                raise InputRefusedError(f"{path}: {role}_token holds half a character")
+            names.setdefault(role, piece)
     return names
 
 
-def _read_json_object(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        return {}
+def parse_json_object(path: Path, data: bytes) -> dict[str, Any]:
+    """The JSON object that a file holds; InputRefusedError if it holds anything else."""
     try:
-        content = json.loads(read_limited(path, MAX_COMPANION_BYTES))
+        content = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise InputRefusedError(f"{path}: not valid JSON: {one_line(error)}") from error
     if not isinstance(content, dict):

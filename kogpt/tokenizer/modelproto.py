@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 # Field numbers of ModelProto, SentencePiece and NormalizerSpec.
 PIECES, NORMALIZER, DENORMALIZER = 1, 3, 5
-PIECE_SCORE = 2
+PIECE_TEXT, PIECE_SCORE = 1, 2
 CHARSMAP, ADD_DUMMY_PREFIX, REMOVE_EXTRA_WHITESPACES = 2, 3, 4
 
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
@@ -36,12 +36,12 @@ def check_model(model: bytes) -> SpaceRules:
     """Walks a serialized model.
 
     Raises:
-        ValueError: It is cut off or malformed, a score is not finite (the library loads NaN and
-            then splits at random), or it rewrites text after decoding.
+        ValueError: It is cut off or malformed, a piece is not UTF-8, a score is not finite (the
+            library loads NaN), or decoding would rewrite the text.
     """
     fields = list(_fields(model))
     for piece in _messages(fields, PIECES):
-        _check_score(piece)
+        _check_piece(piece)
     if dict(_fields(b"".join(_messages(fields, DENORMALIZER)))).get(CHARSMAP):
         raise ValueError("it has a denormalizer, which decoding id by id cannot follow")
     # The parts of a message that comes in pieces are joined, and the last value of a field counts.
@@ -53,12 +53,14 @@ def check_model(model: bytes) -> SpaceRules:
     )
 
 
-def _check_score(piece: bytes) -> None:
-    score = dict(_fields(piece)).get(PIECE_SCORE, bytes(4))
-    if not isinstance(score, bytes) or len(score) != 4:
-        raise ValueError("the score of a piece is not a float")
+def _check_piece(message: bytes) -> None:
+    piece = dict(_fields(message))
+    text, score = piece.get(PIECE_TEXT), piece.get(PIECE_SCORE, bytes(4))
+    if not isinstance(text, bytes) or not isinstance(score, bytes) or len(score) != 4:
+        raise ValueError("a piece is not a text with a float as its score")
+    text.decode()  # UnicodeDecodeError is a ValueError
     if not math.isfinite(struct.unpack("<f", score)[0]):
-        raise ValueError("the score of a piece is NaN or infinite")
+        raise ValueError(f"the score of piece {text.decode()!r} is NaN or infinite")
 
 
 def _messages(fields: list[tuple[int, int | bytes]], number: int) -> Iterator[bytes]:
