@@ -149,6 +149,11 @@ class SamplingParams:
         self._set("stop", _texts("stop", self.stop))
         self._set("stop_ids", _ids("stop_ids", self.stop_ids))
         self._set("logit_bias", _biases(self.logit_bias))
+        if any("\ufffd" in word for word in self.banned_words):
+            raise ValueError(
+                f"banned_words is {self.banned_words!r}, it must be texts without U+FFFD, which "
+                "stands for bytes, not text"
+            )
         if self.num_beams > 1:
             self._check_beams()
 

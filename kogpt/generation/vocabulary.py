@@ -9,21 +9,23 @@ from kogpt.tokenizer import Tokenizer
 
 
 class Vocabulary:
-    """The bytes that each id of a tokenizer adds to a text.
+    """The bytes that each id adds to a text.
 
     Attributes:
         pieces: bytes by id, empty for special ids, None for ids without a piece.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self.pieces = [_bytes_of(tokenizer, id) for id in range(tokenizer.vocab_size)]
-        self._sorted = sorted((piece, id) for id, piece in enumerate(self.pieces) if piece)
+    def __init__(self, pieces: Sequence[bytes | None]) -> None:
+        self.pieces = pieces
+        self._sorted = sorted((piece, id) for id, piece in enumerate(pieces) if piece)
 
     @classmethod
     def of(cls, tokenizer: Tokenizer) -> "Vocabulary":
         """The vocabulary of a tokenizer, made once for each."""
         if tokenizer not in _KNOWN:
-            _KNOWN[tokenizer] = cls(tokenizer)
+            _KNOWN[tokenizer] = cls(
+                [_bytes_of(tokenizer, id) for id in range(tokenizer.vocab_size)]
+            )
         return _KNOWN[tokenizer]
 
     def without_piece(self, vocab_size: int) -> list[int]:

@@ -1,0 +1,123 @@
+"""Beam search against trying everything, and against transformers."""
+
+import itertools
+import math
+
+import pytest
+import torch
+
+from kogpt.generation import SamplingParams, generate
+from kogpt.model import KoGPT, KoGPTConfig
+from tests.scale import scaled
+
+PROMPT = "한국어 영화"
+
+
+def test_the_search_is_exhaustive_where_all_continuations_fit(model, tokenizer):
+    """Five ids allowed, one of them eos, three steps: 4 + 16 + 64 + ... texts at most."""
+    letters, steps = [tokenizer.eos_id, 60, 61, 62, 63], 3
+    ban = {id: -math.inf for id in range(model.config.vocab_size) if id not in letters}
+    prompt = tokenizer.encode(PROMPT)
+    for length_penalty in (0.0, 1.0, 2.0, -1.0):
+        params = SamplingParams(
+            num_beams=150, n=20, max_new_tokens=steps, logit_bias=ban,
+            length_penalty=length_penalty, early_stopping="never",
+        )  # fmt: skip
+        found = generate(model, tokenizer, [prompt], params)
+        every = [
+            text
+            for count in range(1, steps + 1)
+            for text in itertools.product(letters, repeat=count)
+            if tokenizer.eos_id not in text[:-1] and (count == steps or text[-1] == letters[0])
+        ]
+        likelihood = {text: log_likelihood(model, prompt, list(text)) for text in every}
+        rank = {text: likelihood[text] / len(text) ** length_penalty for text in every}
+        best = sorted(every, key=rank.__getitem__, reverse=True)[:20]
+        assert [tuple(result.token_ids) for result in found] == best
+        for text, result in zip(best, found, strict=True):
+            assert result.score == pytest.approx(rank[text], abs=1e-4)
+            assert result.finish_reason == ("eos" if text[-1] == letters[0] else "length")
+
+
+def log_likelihood(model: KoGPT, prompt: list[int], text: list[int]) -> float:
+    logprobs = model(torch.tensor([prompt + text]))[0].double().log_softmax(-1)
+    return logprobs[range(len(prompt) - 1, len(prompt) + len(text) - 1), text].sum().item()
+
+
+@pytest.fixture(scope="module")
+def twins(tokenizer):
+    """One random network, ours and as transformers'; every row has a piece."""
+    transformers = pytest.importorskip("transformers", reason="the oracle is transformers")
+    config = KoGPTConfig(
+        vocab_size=tokenizer.vocab_size, n_positions=64, n_embd=32, n_layer=2, n_head=2,
+        rotary_dim=8, initializer_range=0.3, bos_token_id=0, eos_token_id=1,
+    )  # fmt: skip
+    torch.manual_seed(1)
+    ours = KoGPT(config).requires_grad_(False).eval()
+    theirs = transformers.GPTJForCausalLM(transformers.GPTJConfig(**config.to_dict())).eval()
+    theirs.load_state_dict(ours.state_dict())
+    return ours, theirs
+
+
+@pytest.mark.parametrize("early_stopping", [True, False, "never"])
+@pytest.mark.parametrize("length_penalty", [-1.0, 0.0, 1.0, 2.0])
+@pytest.mark.parametrize(
+    "extra",
+    [{}, {"no_repeat_ngram_size": 2}, {"repetition_penalty": 1.3}, {"min_new_tokens": 5}],
+    ids=lambda extra: "".join(extra) or "plain",
+)
+def test_the_search_finds_what_transformers_finds(
+    twins, tokenizer, early_stopping, length_penalty, extra
+):
+    ours, theirs = twins
+    eager = {tokenizer.eos_id: 3.0}  # so that texts end at many lengths
+    for case in range(scaled(2, 20)):
+        prompt = torch.randint(
+            4, tokenizer.vocab_size, (1, 1 + case), generator=torch.Generator().manual_seed(case)
+        )
+        shared = {"num_beams": 2 + case % 4, "length_penalty": length_penalty, **extra}
+        params = SamplingParams(
+            n=2, max_new_tokens=12, early_stopping=early_stopping, logit_bias=eager, **shared
+        )
+        found = generate(ours, tokenizer, prompt.tolist(), params)
+        output = theirs.generate(
+            prompt, attention_mask=torch.ones_like(prompt), do_sample=False,
+            num_return_sequences=2, max_new_tokens=12, early_stopping=early_stopping,
+            sequence_bias={(tokenizer.eos_id,): 3.0}, pad_token_id=3, output_scores=True,
+            return_dict_in_generate=True, **shared,
+        )  # fmt: skip
+        for result, ids, score in zip(
+            found, output.sequences, output.sequences_scores, strict=True
+        ):
+            generated = ids[prompt.size(1) :].tolist()
+            assert result.token_ids == generated[: len(result.token_ids)]
+            assert set(generated[len(result.token_ids) :]) <= {3}
+            assert result.score == pytest.approx(score.item(), rel=1e-6, abs=1e-5)
+
+
+def test_a_stop_string_ends_a_beam(model, tokenizer, no_end):
+    asked = {"num_beams": 4, "n": 4, "max_new_tokens": 10, "logit_bias": no_end}
+    free = generate(model, tokenizer, [PROMPT], SamplingParams(**asked))
+    stop = free[0].text[2:4]
+    stopped = generate(model, tokenizer, [PROMPT], SamplingParams(**asked, stop=[stop]))
+    assert any(result.stop_reason == stop for result in stopped)
+    for result in stopped:
+        assert stop not in result.text
+        assert (result.finish_reason == "stop") == (result.stop_reason == stop)
+
+
+def test_a_search_with_logprobs_reports_the_models_own(model, tokenizer, no_end):
+    params = SamplingParams(num_beams=3, max_new_tokens=8, logit_bias=no_end, logprobs=2)
+    (result,) = generate(model, tokenizer, [PROMPT], params)
+    assert sum(result.logprobs) == pytest.approx(
+        log_likelihood(model, result.prompt_token_ids, result.token_ids), abs=1e-4
+    )
+    assert result.score == pytest.approx(sum(result.logprobs) / 8, abs=1e-5)
+    assert [len(top) for top in result.top_logprobs] == [2] * 8
+
+
+def test_a_wider_search_is_at_least_as_good_as_greedy(model, tokenizer, no_end):
+    asked = {"max_new_tokens": 10, "logit_bias": no_end, "temperature": 0, "logprobs": 0}
+    (greedy,) = generate(model, tokenizer, [PROMPT], SamplingParams(**asked))
+    (beam,) = generate(model, tokenizer, [PROMPT], SamplingParams(**asked, num_beams=8))
+    assert sum(beam.logprobs) >= sum(greedy.logprobs)

@@ -1,0 +1,62 @@
+"""The same request gives the same ids, however it is run.
+
+Identical, not close: one number is drawn per step, so ids differ only where it falls into the
+last bits by which the logits of two ways of computing them differ.
+"""
+
+import random
+
+import pytest
+
+from kogpt.generation import SamplingParams, generate, stream
+from kogpt.model import KoGPT
+from kogpt.tokenizer import Tokenizer
+from tests.scale import scaled
+
+PROMPTS = [
+    "한",
+    "한국어 영화",
+    "배우들의 연기는 좋았는데",
+    "10점 만점에",
+    "",
+    "ㅋㅋㅋㅋ",
+    "정말 재미있는",
+]
+SETTINGS = [{}, {"top_p": 0.9}, {"top_k": 40, "repetition_penalty": 1.2}, {"typical_p": 0.8}]
+CASES = scaled(60, 500)
+
+
+def request(seed: int) -> tuple[str, SamplingParams]:
+    return PROMPTS[seed % len(PROMPTS)], SamplingParams(
+        seed=seed, max_new_tokens=24, **SETTINGS[seed % len(SETTINGS)]
+    )
+
+
+@pytest.mark.parametrize("way", range(CASES))
+def test_a_request_gives_the_same_ids_however_it_is_run(
+    model: KoGPT, tokenizer: Tokenizer, way: int
+):
+    """Alone and plainly, against a random batch of up to 8, caching, chunking or streaming."""
+    choose = random.Random(way)
+    prompt, params = request(way)
+    (alone,) = generate(model, tokenizer, [prompt], params)
+    assert alone.token_ids
+    how = {"use_cache": choose.random() < 0.5, "prefill_chunk": choose.choice([1, 2, 5, 512])}
+    if way % 4 == 0:
+        assert "".join(stream(model, tokenizer, prompt, params, **how)) == alone.text
+        return
+    batch = [request(choose.randrange(10_000)) for _ in range(choose.randint(0, 7))]
+    place = choose.randint(0, len(batch))
+    batch.insert(place, (prompt, params))
+    prompts, settings = zip(*batch, strict=True)
+    batch_size = choose.choice([len(batch), 3])
+    together = generate(model, tokenizer, prompts, settings, batch_size=batch_size, **how)
+    assert together[place].token_ids == alone.token_ids
+    assert together[place].text == alone.text
+
+
+def test_one_of_several_samples_is_the_one_that_fewer_would_give(model, tokenizer):
+    prompt, params = request(1)
+    for n in (1, 2, 8):
+        several = generate(model, tokenizer, [prompt], SamplingParams(seed=1, n=n))
+        assert several[0] == generate(model, tokenizer, [prompt], SamplingParams(seed=1))[0]

@@ -1,0 +1,89 @@
+"""Parameters: what is refused, and in which words."""
+
+import math
+
+import pytest
+
+from kogpt.errors import InputRefusedError
+from kogpt.generation import SamplingParams
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "allowed"),
+    [
+        ("temperature", -0.1, "a finite number of at least 0"),
+        ("temperature", math.nan, "a finite number of at least 0"),
+        ("temperature", math.inf, "a finite number of at least 0"),
+        ("temperature", "0,8", "a finite number of at least 0"),
+        ("top_k", -1, "a whole number of at least 0"),
+        ("top_k", 2.5, "a whole number of at least 0"),
+        ("top_p", 0, "a finite number above 0 and at most 1"),
+        ("top_p", 1.01, "a finite number above 0 and at most 1"),
+        ("min_p", -0.1, "a finite number of at least 0 and at most 1"),
+        ("typical_p", 0.0, "a finite number above 0 and at most 1"),
+        ("repetition_penalty", 0, "a finite number above 0"),
+        ("presence_penalty", 2.1, "a finite number of at least -2 and at most 2"),
+        ("frequency_penalty", -2.1, "a finite number of at least -2 and at most 2"),
+        ("no_repeat_ngram_size", -1, "a whole number of at least 0"),
+        ("min_new_tokens", -1, "a whole number of at least 0"),
+        ("max_new_tokens", -1, "a whole number of at least 0"),
+        ("max_new_tokens", True, "a whole number of at least 0"),
+        ("n", 0, "a whole number of at least 1"),
+        ("logprobs", -1, "a whole number of at least 0"),
+        ("num_beams", 0, "a whole number of at least 1"),
+        ("length_penalty", math.inf, "a finite number"),
+        ("stop_ids", [-1], "a whole number of at least 0"),
+        ("logit_bias", {3: math.inf}, "a finite number"),
+        ("logit_bias", {-3: 1.0}, "a whole number of at least 0"),
+        ("stop", ["a", ""], "texts of at least one character"),
+        ("banned_words", [3], "texts of at least one character"),
+        ("banned_words", ["\ufffd"], "texts without U+FFFD, which stands for bytes, not text"),
+        ("early_stopping", "always", "True, False or 'never'"),
+        ("min_new_tokens", 129, "at most max_new_tokens, 128"),
+        ("seed", "abc", "a whole number of at least 0 and at most 18446744073709551615"),
+    ],
+)
+def test_a_value_out_of_range_is_refused_with_the_allowed_range(name, value, allowed):
+    with pytest.raises(ValueError) as refused:
+        SamplingParams(**{name: value})
+    assert str(refused.value).startswith(name)
+    assert str(refused.value).endswith(f"it must be {allowed}")
+
+
+@pytest.mark.parametrize("seed", [0, 2**63, 2**64 - 1, None])
+def test_a_seed_of_64_bits_is_accepted(seed):
+    assert SamplingParams(seed=seed).seed == seed
+
+
+@pytest.mark.parametrize("seed", [-1, 2**64, 1.0])
+def test_any_other_seed_is_refused_with_the_range(seed):
+    with pytest.raises(ValueError, match="at least 0 and at most 18446744073709551615"):
+        SamplingParams(seed=seed)
+
+
+def test_the_defaults_change_nothing():
+    plain = SamplingParams()
+    assert (plain.temperature, plain.top_k, plain.top_p, plain.min_p) == (1.0, 0, 1.0, 0.0)
+    assert (plain.repetition_penalty, plain.num_beams, plain.n) == (1.0, 1, 1)
+
+
+def test_one_text_counts_as_a_list_of_it():
+    params = SamplingParams(stop="끝", banned_words="나쁜 말")
+    assert params.stop == ("끝",) and params.banned_words == ("나쁜 말",)
+
+
+def test_decomposed_hangul_is_composed_and_half_characters_are_refused():
+    assert SamplingParams(stop="\u1112\u1161\u11ab").stop == ("한",)
+    with pytest.raises(InputRefusedError, match="U\\+DCEA"):
+        SamplingParams(banned_words=["\udcea"])
+
+
+@pytest.mark.parametrize(
+    "field", [{"top_k": 5}, {"top_p": 0.9}, {"min_p": 0.1}, {"temperature": 0.7}, {"seed": 1}]
+)
+def test_what_a_beam_search_would_ignore_is_refused(field):
+    (name,) = field
+    with pytest.raises(ValueError, match=name):
+        SamplingParams(num_beams=2, **field)
+    with pytest.raises(ValueError, match="at most num_beams, 2"):
+        SamplingParams(num_beams=2, n=3)
