@@ -88,7 +88,10 @@ def score(
 
 def _score(row: list[int], logprobs: list[float], tokenizer: Tokenizer) -> Score:
     log_likelihood = math.fsum(logprobs)
-    num_bytes = sum(len(tokenizer.token_bytes(id)) for id in row[1:])
+    if row[0] == tokenizer.bos_id:
+        num_bytes = len(tokenizer.decode(row).encode())
+    else:  # what the first token stands for is not scored
+        num_bytes = sum(len(tokenizer.token_bytes(id)) for id in row[1:])
     return Score(
         token_ids=row,
         logprobs=[None, *logprobs],
