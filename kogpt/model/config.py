@@ -230,8 +230,8 @@ PRESETS = {
         rotary_dim=32,
         attn_pdrop=0.0,
         embd_pdrop=0.0,
-        bos_token_id=2,
-        eos_token_id=3,
-        pad_token_id=0,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=3,
     ),
 }

@@ -1,0 +1,151 @@
+"""What a training run is told: every setting, its meaning and its range."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+# Settings that say how a run is watched, not what it computes: they may change on resume.
+# `steps` and `epochs` are among them so that a run can be made longer; the rest of the learning
+# rate schedule then follows the new length.
+MAY_CHANGE = frozenset(
+    {
+        "data",
+        "out",
+        "resume",
+        "steps",
+        "epochs",
+        "log_every",
+        "validate_every",
+        "validation_documents",
+        "save_every",
+        "keep",
+        "curve",
+        "tokenizer",  # a resumed run takes that of its checkpoint
+    }
+)
+
+PRECISIONS = ("float32", "bfloat16")
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """A training run.
+
+    Attributes:
+        data: files to train on: `.txt` with one document a line, `.tsv` with a header and one
+            document a row, unquoted; either may end in `.xz`.
+        out: folder of the run: checkpoints `step-*`, `log.jsonl` and `curve.png`.
+        model: a preset's name or a `config.json` to start from scratch, or a checkpoint folder.
+        tokenizer: folder of the tokenizer; None for the one in the checkpoint folder `model`.
+        column: name of the column of `.tsv` files that holds the text.
+        steps: number of optimizer steps; None to count them from `epochs`.
+        epochs: passes over the data, where `steps` is None.
+        batch_size: sequences in one optimizer step.
+        micro_batch_size: sequences that go through the network at once, gradients being
+            accumulated; None for the whole batch.
+        sequence_length: tokens in a sequence; None for the model's `n_positions`.
+        short_length: tokens in a sequence during the first part of the run, a divisor of
+            `sequence_length`: each sequence is cut into pieces of that length, so a step sees
+            the same tokens and only attention reaches less far. Short documents lose nothing,
+            and on a CPU it is faster. None for full length throughout.
+        short_part: share of the steps, from the first, that use `short_length`.
+        learning_rate: peak of the schedule.
+        final_learning_rate: what the cosine ends at, as a share of the peak.
+        warmup_steps: steps over which the rate rises linearly from 0.
+        weight_decay: of AdamW, on matrices only.
+        beta1: of AdamW.
+        beta2: of AdamW.
+        gradient_clip: largest norm of the gradient of all parameters.
+        precision: "float32", or "bfloat16" for autocast with float32 weights.
+        compile: run the network through `torch.compile`, which needs a C++ compiler.
+        activation_checkpointing: recompute each block in the backward pass to save memory.
+        device: where to train.
+        seed: of the new weights, the data order and dropout.
+        log_every: steps between lines of the log.
+        validate_every: steps between validations; 0 for none but the last.
+        validation_documents: held-out documents to validate on, the first ones; 0 for all.
+        save_every: steps between checkpoints; 0 for none but the last.
+        keep: checkpoints to keep, the newest ones.
+        curve: draw `curve.png` at every checkpoint, which needs matplotlib.
+        resume: continue from the newest checkpoint in `out`, if there is one.
+        license_notice: of the weights, noted in every checkpoint.
+    """
+
+    data: tuple[Path, ...]
+    out: Path
+    model: str = "nano"
+    tokenizer: Path | None = None
+    column: str = "document"
+    steps: int | None = None
+    epochs: float = 1.0
+    batch_size: int = 8
+    micro_batch_size: int | None = None
+    sequence_length: int | None = None
+    short_length: int | None = None
+    short_part: float = 0.85
+    learning_rate: float = 1e-3
+    final_learning_rate: float = 0.0
+    warmup_steps: int = 100
+    weight_decay: float = 0.1
+    beta1: float = 0.9
+    beta2: float = 0.95
+    gradient_clip: float = 1.0
+    precision: str = "float32"
+    compile: bool = False
+    activation_checkpointing: bool = False
+    device: str = "cpu"
+    seed: int = 0
+    log_every: int = 10
+    validate_every: int = 200
+    validation_documents: int = 1000
+    save_every: int = 200
+    keep: int = 2
+    curve: bool = True
+    resume: bool = False
+    license_notice: str = "not stated"
+
+    def __post_init__(self) -> None:
+        """Checks every value.
+
+        Raises:
+            ValueError: a value is out of its range; names it and the range.
+        """
+        if not self.data:
+            raise ValueError("data names no file to train on")
+        for name in ("steps", "batch_size", "micro_batch_size", "sequence_length", "short_length"):
+            _check(name, getattr(self, name), 1, optional=name != "batch_size")
+        for name in ("log_every", "keep"):
+            _check(name, getattr(self, name), 1)
+        counts = ("warmup_steps", "validate_every", "validation_documents", "save_every", "seed")
+        for name in (*counts, "weight_decay"):
+            _check(name, getattr(self, name), 0)
+        for name in ("short_part", "final_learning_rate", "beta1", "beta2"):
+            _check(name, getattr(self, name), 0, 1)
+        for name in ("learning_rate", "gradient_clip", "epochs"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} is {getattr(self, name)}, it must be above 0")
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision is {self.precision!r}, it must be float32 or bfloat16")
+
+    @property
+    def micro_batch(self) -> int:
+        """Sequences that go through the network at once."""
+        return min(self.micro_batch_size or self.batch_size, self.batch_size)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as JSON values."""
+        values = dataclasses.asdict(self)
+        values["data"] = [str(path) for path in self.data]
+        values["out"], values["tokenizer"] = str(self.out), str(self.tokenizer or "") or None
+        return values
+
+
+def _check(
+    name: str, value: float | None, low: float, high: float | None = None, optional: bool = False
+) -> None:
+    if value is None and optional:
+        return
+    if value is None or not value >= low or (high is not None and value > high):
+        bounds = f"at least {low}" if high is None else f"{low} to {high}"
+        raise ValueError(f"{name} is {value}, it must be {bounds}")

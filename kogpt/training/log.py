@@ -1,0 +1,85 @@
+"""The record of a run, one JSON object a line, and its face on a terminal."""
+
+import json
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TextIO
+
+from tqdm import tqdm
+
+from kogpt.checkpoint.staging import write_atomically
+
+LOG_NAME = "log.jsonl"
+QUIET_SECONDS = 30.0  # between lines where stderr is no terminal
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The entries of a log, oldest first; a last line cut short by a crash is left out."""
+    if not path.exists():
+        return []
+    lines = path.read_bytes().split(b"\n")[:-1]
+    return [json.loads(line) for line in lines]
+
+
+class Progress:
+    """Writes `log.jsonl`, and tells of it: a bar on a terminal, else a line now and then.
+
+    Entries after `start` are dropped: the run that wrote them was killed before its next
+    checkpoint, and those steps come again.
+    """
+
+    def __init__(self, out: Path, start: int, steps: int, stream: TextIO) -> None:
+        self.stream = stream
+        self.start, self.steps = start, steps
+        path = out / LOG_NAME
+        kept = [json.dumps(entry) + "\n" for entry in read_log(path) if entry["step"] <= start]
+        write_atomically(path, "".join(kept).encode())
+        self._file = path.open("a", encoding="utf-8", buffering=1)
+        terminal = self.stream.isatty()
+        self._bar = tqdm(
+            total=steps, initial=start, file=self.stream, disable=not terminal, unit="step"
+        )
+        self._quiet = not terminal
+        self._began = time.monotonic()
+        self._spoke = -QUIET_SECONDS
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bar.close()
+        self._file.close()
+
+    def record(self, step: int, tokens: int, entry: dict[str, float]) -> None:
+        """Appends an entry to the log."""
+        self._file.write(json.dumps({"step": step, "tokens": tokens, **entry}) + "\n")
+
+    def trained(self, step: int, loss: float, tokens_per_second: float) -> None:
+        """Tells how far training is, `step` steps done."""
+        self._bar.set_postfix_str(f"loss {loss:.3f}, {tokens_per_second:,.0f} tokens/s")
+        self._bar.update(step - self._bar.n)
+        now = time.monotonic()
+        if self._quiet and (now - self._spoke > QUIET_SECONDS or step == self.steps):
+            self._spoke = now
+            left = (now - self._began) / (step - self.start) * (self.steps - step)
+            self.say(
+                f"step {step}/{self.steps}  loss {loss:.3f}  "
+                f"{tokens_per_second:,.0f} tokens/s  {clock(left)} left"
+            )
+
+    def say(self, text: str) -> None:
+        """Tells something, above the bar if there is one."""
+        tqdm.write(text, file=self.stream)
+        self.stream.flush()
+
+
+def clock(seconds: float) -> str:
+    """A time span as h:mm:ss."""
+    minutes, second = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{second:02}"

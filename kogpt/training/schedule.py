@@ -1,0 +1,18 @@
+"""The learning rate: a linear rise, then half a cosine down."""
+
+import math
+
+from kogpt.training.config import TrainingConfig
+
+
+def learning_rate(step: int, steps: int, config: TrainingConfig) -> float:
+    """Rate of a step, counted from 0, in a run of `steps`.
+
+    Source: Loshchilov & Hutter, "SGDR" (arXiv 1608.03983), equation 5, one period.
+    """
+    if step < config.warmup_steps:
+        return config.learning_rate * (step + 1) / config.warmup_steps
+    progress = (step - config.warmup_steps) / max(1, steps - config.warmup_steps)
+    cosine = (1 + math.cos(math.pi * min(progress, 1.0))) / 2
+    floor = config.final_learning_rate
+    return config.learning_rate * (floor + (1 - floor) * cosine)

@@ -1,0 +1,159 @@
+"""Checkpoints of a run: folders like any other, with what is needed to go on beside the weights.
+
+A folder `step-*` appears complete or not at all (see `kogpt.checkpoint.staging`), so the newest
+one is always good, and older ones are removed only when it is there.
+"""
+
+import fcntl
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from kogpt.checkpoint import write_checkpoint
+from kogpt.errors import InputRefusedError, KoGPTError
+from kogpt.model import KoGPT
+from kogpt.training.config import MAY_CHANGE, TrainingConfig
+from kogpt.training.log import LOG_NAME
+from kogpt.training.optimizer import optimizer_tensors
+
+STATE_NAME = "training.json"
+MOMENTS_NAME = "optimizer.safetensors"
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """What a checkpoint says of its run.
+
+    The step alone says which data comes next and how dropout falls: both are functions of
+    (seed, step).
+
+    Attributes:
+        step: optimizer steps taken.
+        config: the settings, as JSON values.
+        data: fingerprint of the training documents.
+    """
+
+    step: int
+    config: dict[str, Any]
+    data: str
+
+    def require_equal(self, new: "TrainingState") -> None:
+        """Refuses to go on with other settings or other data.
+
+        Raises:
+            InputRefusedError: names the setting and both values.
+        """
+        for name in new.config.keys() - MAY_CHANGE:
+            before, now = self.config.get(name), new.config[name]
+            if before != now:
+                raise InputRefusedError(
+                    f"cannot resume with other settings: {name} was {before!r} and is {now!r}"
+                )
+        if self.data != new.data:
+            raise InputRefusedError("cannot resume with other data than the run began with")
+
+
+def write_state(
+    state: TrainingState,
+    model: KoGPT,
+    optimizer: torch.optim.Optimizer,
+    tokenizer_files: list[Path],
+    config: TrainingConfig,
+) -> None:
+    """Writes the checkpoint of a step, then removes all but the newest `config.keep`."""
+    contents = {"step": state.step, "config": state.config, "data": state.data}
+    write_checkpoint(
+        config.out / f"step-{state.step:08}",
+        model.config,
+        model.state_dict(),
+        files={
+            **{file.name: file.read_bytes() for file in tokenizer_files},
+            STATE_NAME: json.dumps(contents, indent=2, ensure_ascii=False).encode(),
+            MOMENTS_NAME: optimizer_tensors(optimizer, model),
+        },
+        license_notice=config.license_notice,
+    )
+    for old in checkpoints(config.out)[: -config.keep]:
+        # A name that is no checkpoint's, so that half of a folder is never taken for one.
+        discarded = old.rename(old.with_name(f".{old.name}.discarded"))
+        shutil.rmtree(discarded)
+
+
+def checkpoints(out: Path) -> list[Path]:
+    """The checkpoints of a run, oldest first."""
+    found = [path for path in out.glob("step-*") if re.fullmatch(r"step-\d{8,}", path.name)]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
+
+
+def read_state(checkpoint: Path) -> TrainingState:
+    """Reads what a checkpoint says of its run.
+
+    Raises:
+        InputRefusedError: the file is missing or damaged.
+    """
+    path = checkpoint / STATE_NAME
+    try:
+        return TrainingState(**json.loads(path.read_bytes()))
+    except (OSError, ValueError, TypeError) as error:
+        raise InputRefusedError(f"{path}: no training state ({error})") from None
+
+
+def read_moments(checkpoint: Path) -> dict[str, Tensor]:
+    """Reads the optimizer's moments.
+
+    Raises:
+        InputRefusedError: the file is missing or damaged.
+    """
+    path = checkpoint / MOMENTS_NAME
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise InputRefusedError(f"{path}: no optimizer state ({error})") from None
+
+
+@contextmanager
+def claimed(out: Path, resume: bool) -> Iterator[None]:
+    """Makes the folder of a run and keeps other processes from training in it.
+
+    Raises:
+        InputRefusedError: it holds a run, and `resume` is not set.
+        KoGPTError: another process trains in it.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    lock = _lock(out)
+    try:
+        if not resume and (checkpoints(out) or (out / LOG_NAME).exists()):
+            raise InputRefusedError(f"{out}: holds a run already; resume it or choose another name")
+        _sweep(out)
+        yield
+    finally:
+        os.close(lock)
+
+
+def _lock(out: Path) -> int:
+    """Locks a folder; the lock ends with the process, however it ends."""
+    descriptor = os.open(out, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise KoGPTError(f"{out}: another process is training in it") from None
+    return descriptor
+
+
+def _sweep(out: Path) -> None:
+    """Removes what an earlier run was writing or removing when it was killed."""
+    for pattern in (".step-*.partial", ".step-*.discarded"):
+        for path in out.glob(pattern):
+            shutil.rmtree(path)
