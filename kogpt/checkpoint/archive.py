@@ -15,6 +15,7 @@ from kogpt.checkpoint.safetensors_file import clip
 from kogpt.errors import InputRefusedError
 
 MAX_MEMBERS = 100_000
+END = struct.Struct("<4s16xH")  # signature, ..., length of the comment
 LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, ..., lengths of name and extra field
 
 
@@ -64,7 +65,10 @@ class Archive:
     def _check_frame(self, archive: zipfile.ZipFile, infos: list[zipfile.ZipInfo]) -> None:
         if not infos or len(infos) > MAX_MEMBERS:
             raise InputRefusedError(f"{self.path}: an archive of {len(infos)} members")
-        if archive.comment or infos[0].header_offset != 0:
+        with self.path.open("rb") as file:
+            file.seek(-END.size, os.SEEK_END)
+            signature, comment = END.unpack(file.read(END.size))
+        if signature != b"PK\x05\x06" or comment or infos[0].header_offset != 0:
             raise InputRefusedError(f"{self.path}: something lies before or behind the archive")
 
     def _check_members(

@@ -171,15 +171,23 @@ class _Job:
                 self._write(staging, source)
 
     def _write(self, staging: Staging, source: SourceHash) -> None:
+        done = 0
         quiet = True if self.options.quiet else None  # None: only where stderr is no terminal
         with tqdm(total=self.nbytes, unit="B", unit_scale=True, disable=quiet) as bar:
+
+            def progress(count: int) -> None:
+                nonlocal done
+                done += count
+                bar.update(count)
+                source.follow(done / self.nbytes)
+
             records = write_shards(
                 staging,
                 self.shards,
                 self._read,
                 self.metadata,
                 allow_nonfinite=self.options.allow_nonfinite,
-                progress=bar.update,
+                progress=progress,
             )
         hashes = source.result()
         metadata = {**self.metadata, "source_sha256": hashes["sha256"]}

@@ -25,7 +25,7 @@ from kogpt.checkpoint.archive import Archive, Member
 from kogpt.checkpoint.safetensors_file import MAX_NAME, MAX_RANK, clip
 from kogpt.errors import InputRefusedError
 
-MAX_PICKLE = 32 << 20  # bytes; the released model's takes 60 KB
+MAX_PICKLE = 4 << 20  # bytes; the released model takes 60 KB
 
 MEMBER = re.compile(
     r"[^/]+/(data\.pkl|data/\d+|version|byteorder|\.data/serialization_id"
@@ -127,13 +127,14 @@ def _check_storage(storage: Storage, member: Member | None, what: str) -> None:
 class Interpreter:
     """Follows a pickle program on paper.
 
-    The stack holds plain values: None, numbers, texts, tuples, dicts, and descriptions. A `MARK`
-    is the interpreter itself, which no program can push otherwise.
+    The stack holds plain values: None, numbers, texts, tuples, dicts, and descriptions; `marks`
+    are the heights of the stack that the program marked.
     """
 
     def __init__(self, where: str) -> None:
         self.where = where
         self.stack: list[Any] = []
+        self.marks: list[int] = []
         self.memo: dict[int, Any] = {}
 
     def run(self, program: bytes) -> dict[str, StoredTensor]:
@@ -152,7 +153,7 @@ class Interpreter:
             raise
         except (ValueError, IndexError, KeyError, TypeError, struct.error) as error:
             raise InputRefusedError(f"{self.where}: broken pickle: {clip(str(error))}") from None
-        if len(self.stack) != 1 or end != len(program) - 1:
+        if len(self.stack) != 1 or self.marks or end != len(program) - 1:
             self.refuse("it does not end with its result")
         return self._table(self.stack[0])
 
@@ -184,19 +185,19 @@ class Interpreter:
             self.refuse(f"protocol {version}, where torch.save uses 2")
 
     def mark(self, _: object) -> None:
-        self.stack.append(self)
+        self.marks.append(len(self.stack))
 
     def pop_to_mark(self) -> list[Any]:
-        at = len(self.stack) - 1 - self.stack[::-1].index(self)
-        items = self.stack[at + 1 :]
-        del self.stack[at:]
+        items = self.stack[self.marks[-1] :]
+        del self.stack[self.marks.pop() :]
         return items
 
     def pop(self, count: int) -> tuple[Any, ...]:
-        items = tuple(self.stack[len(self.stack) - count :])
-        if len(items) < count or self in items:
+        at = len(self.stack) - count
+        if at < (self.marks[-1] if self.marks else 0):
             self.refuse("too few values")
-        del self.stack[len(self.stack) - count :]
+        items = tuple(self.stack[at:])
+        del self.stack[at:]
         return items
 
     def import_global(self, argument: str) -> None:

@@ -55,6 +55,14 @@ LAYOUTS = (
     "pytorch_model.bin.index.json",
 )
 
+# What a folder without any of those may hold instead.
+FOREIGN = {
+    "adapter_model.*": "a LoRA adapter, which is no model of its own",
+    "*.gguf": "a GGUF file",
+    "*.h5": "weights of TensorFlow",
+    "*.msgpack": "weights of Flax",
+}
+
 
 class CheckpointReader:
     """An open checkpoint. Use as a context manager.
@@ -202,6 +210,9 @@ def _locate(path: Path) -> Path:
     for name in LAYOUTS:
         if os.path.lexists(path / name):
             return path / name
+    for pattern, what in FOREIGN.items():
+        for found in path.glob(pattern):
+            raise InputRefusedError(f"{found}: {what}; convert from the original weights instead")
     raise InputRefusedError(f"{path}: holds no weights; expected one of {', '.join(LAYOUTS)}")
 
 

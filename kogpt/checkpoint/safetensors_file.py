@@ -12,6 +12,7 @@ slice; nothing is held beyond the slice asked for.
 import json
 import math
 import os
+import reprlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,9 @@ MAX_HEADER = 16 << 20  # bytes; the released model's takes 40 KB
 MAX_NAME = 256
 MAX_RANK = 16
 ALIGNMENT = 64  # of the data's first byte: a cache line, and the widest vector registers
+
+SHORT = reprlib.Repr()
+SHORT.maxlevel, SHORT.maxstring, SHORT.maxother = 2, 80, 80
 
 DTYPES = {
     "F64": torch.float64,
@@ -203,9 +207,8 @@ def _entry(name: str, value: object) -> Entry:
 
 
 def clip(value: object) -> str:
-    """A value from a file as it can be shown in one line of a message."""
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+    """A value from a file as it can be shown in one line of a message, however large or deep."""
+    return SHORT.repr(value)
 
 
 def _sizes(name: str, value: object) -> tuple[int, ...]:
