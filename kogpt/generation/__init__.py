@@ -1,4 +1,9 @@
-"""Text from a model: sampling parameters, logits processors, the loop, beam search, scores."""
+"""Text from a model, and how probable a text is.
+
+In reading order: `params` what may be asked, `api` the functions to call, `requests` what is
+refused, `loop` the sampling loop, which has `batch` read, `sampling` and `processors` choose and
+`sample` turn ids into text; then `beam`, `scoring`, and `vocabulary`, which words are banned with.
+"""
 
 from kogpt.generation.api import generate, stream
 from kogpt.generation.params import SamplingParams

@@ -18,8 +18,8 @@ MakeBatch = Callable[[Sequence[Request]], Batch]
 def run(make_batch: MakeBatch, samples: Sequence[Sample]) -> Iterator[None]:
     """Continues samples together until all are finished, pausing after each step.
 
-    A prompt that several samples continue is read once. Finished rows stay in the batch, ignored,
-    until they are half of it: then leaving them out is worth the copy of the cache.
+    Finished rows stay in the batch, ignored, until they are half of it: then leaving them out is
+    worth the copy of the cache.
 
     Raises:
         KoGPTError: the model computes NaN or infinite logits.
@@ -27,12 +27,7 @@ def run(make_batch: MakeBatch, samples: Sequence[Sample]) -> Iterator[None]:
     live = [sample for sample in samples if sample.finish_reason is None]
     if not live:
         return
-    requests = {sample.request.index: sample.request for sample in live}
-    batch = make_batch(list(requests.values()))
-    logits = batch.logits()
-    prompt_of_row = [list(requests).index(sample.request.index) for sample in live]
-    batch.select(prompt_of_row)
-    logits = logits[prompt_of_row]
+    batch, logits = read_prompts(make_batch, live)
     choose = Sampler(live, logits.device)
     while True:
         ids = choose(logits, batch)
@@ -48,6 +43,17 @@ def run(make_batch: MakeBatch, samples: Sequence[Sample]) -> Iterator[None]:
             choose = Sampler(live, logits.device)
         batch.append(ids.clamp(min=0))
         logits = batch.logits()
+
+
+def read_prompts(make_batch: MakeBatch, samples: Sequence[Sample]) -> tuple[Batch, Tensor]:
+    """A batch with a row for each sample, and its logits (B, V); shared prompts are read once."""
+    requests = {sample.request.index: sample.request for sample in samples}
+    row_of_prompt = {index: row for row, index in enumerate(requests)}
+    batch = make_batch(list(requests.values()))
+    logits = batch.logits()
+    rows = [row_of_prompt[sample.request.index] for sample in samples]
+    batch.select(rows)
+    return batch, logits[rows]
 
 
 @torch.inference_mode()

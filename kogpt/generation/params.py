@@ -91,8 +91,8 @@ class SamplingParams:
             for in the text of the tokens after them.
         max_new_tokens: most tokens to generate; fewer fit where the context of the model ends.
         n: samples per prompt; with beams, how many of the best to return.
-        seed: makes the samples repeatable; the same seed gives the same text to the same prompt,
-            whatever else is in the batch. None draws one (told in the result).
+        seed: makes the samples repeatable: the same prompt and parameters give the same text,
+            whatever else is in the batch. None draws one for each prompt, told in the result.
         logprobs: report log-probabilities, with this many most probable alternatives each. They
             are the model's own, before anything above changed them. None reports nothing.
         echo: put the prompt before the text, and with `logprobs` report those of the prompt.

@@ -4,9 +4,11 @@ Identical, not close: one number is drawn per step, so ids differ only where it 
 last bits by which the logits of two ways of computing them differ.
 """
 
+import copy
 import random
 
 import pytest
+import torch
 
 from kogpt.generation import SamplingParams, generate, stream
 from kogpt.model import KoGPT
@@ -60,3 +62,20 @@ def test_one_of_several_samples_is_the_one_that_fewer_would_give(model, tokenize
     for n in (1, 2, 8):
         several = generate(model, tokenizer, [prompt], SamplingParams(seed=1, n=n))
         assert several[0] == generate(model, tokenizer, [prompt], SamplingParams(seed=1))[0]
+
+
+def test_a_bfloat16_model_gives_the_same_text_again_and_streamed(model, tokenizer):
+    half = copy.deepcopy(model).bfloat16()
+    prompt, params = request(2)
+    first, again = (generate(half, tokenizer, [prompt], params) for _ in range(2))
+    assert first == again
+    assert "".join(stream(half, tokenizer, prompt, params)) == first[0].text
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_gives_the_same_ids_as_the_cpu(model, tokenizer):
+    prompts, settings = zip(*map(request, range(40)), strict=True)
+    on_gpu = generate(copy.deepcopy(model).cuda(), tokenizer, prompts, settings)
+    for result, expected in zip(on_gpu, generate(model, tokenizer, prompts, settings), strict=True):
+        assert result.token_ids == expected.token_ids
