@@ -74,26 +74,29 @@ class BeamSearch:
         """
         logits = batch.logits()
         refuse_unusable(logits)
-        rows = torch.arange(len(beams), device=logits.device)
+        device = logits.device
+        rows = torch.arange(len(beams), device=device)
         logprobs = self.request.processor.constrain(logits.log_softmax(-1), batch.history(rows))
-        so_far = [[beam.total] for beam in beams]
-        totals = logprobs + torch.tensor(
-            so_far, dtype=torch.float64, device=logits.device
-        )  # (B, V)
+        so_far = torch.tensor([beam.total for beam in beams], dtype=torch.float64, device=device)
+        totals = (so_far[:, None] + logprobs).flatten()  # (B * V,)
         count = self.params.num_beams * (1 + max(1, len(self.request.processor.end_ids)))
-        best, places = totals.flatten().topk(min(count, totals.numel()))
-        best, places = best[best > BANNED], places[best > BANNED]
-        parents, ids = places // totals.size(1), places % totals.size(1)
-        if not len(places):
+        best, places = totals.topk(min(count, len(totals)))
+        allowed = best > BANNED
+        if not allowed.any():
             return [
                 replace(beam, ids=[*beam.ids, NO_TOKEN], parent=row)
                 for row, beam in enumerate(beams)
             ]
-        found = self._logprobs(logits, parents, ids)
+        best, places = best[allowed], places[allowed]
+        parents, ids = places // logits.size(1), places % logits.size(1)
         return [
             Beam([*beams[row].ids, id], total, [*beams[row].logprobs, *logprob], row)
             for row, id, total, logprob in zip(
-                parents.tolist(), ids.tolist(), best.tolist(), found, strict=True
+                parents.tolist(),
+                ids.tolist(),
+                best.tolist(),
+                self._logprobs(logits, parents, ids),
+                strict=True,
             )
         ]
 

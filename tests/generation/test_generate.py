@@ -12,6 +12,7 @@ from kogpt.generation.api import batch_maker
 from kogpt.generation.loop import run
 from kogpt.generation.requests import make_requests
 from kogpt.generation.sample import Sample
+from kogpt.generation.sampling import uniforms
 from kogpt.model import KoGPT
 from tests.generation.conftest import TINY
 from tests.scale import scaled
@@ -34,6 +35,16 @@ def test_temperature_0_takes_the_most_probable_token_of_the_full_forward(model, 
         ids.append(id)
     assert result.text == tokenizer.decode(ids).removeprefix(PROMPT)
     assert result.seed is None
+
+
+def test_each_step_draws_with_its_own_number_from_the_stream_of_its_sample(model, tokenizer):
+    params = SamplingParams(n=2, seed=2**64 - 1, max_new_tokens=20)
+    for result in generate(model, tokenizer, [PROMPT], params):
+        ids = list(result.prompt_token_ids)
+        for uniform in uniforms(params.seed, result.sample_index, len(result.token_ids)):
+            cdf = model(torch.tensor([ids]))[0, -1, : tokenizer.vocab_size].softmax(0).cumsum(0)
+            ids.append(int((cdf / cdf[-1] <= uniform).sum()))
+        assert ids == result.prompt_token_ids + result.token_ids
 
 
 def test_ids_without_a_piece_are_never_emitted_however_probable(model, tokenizer):
