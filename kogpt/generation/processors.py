@@ -55,7 +55,7 @@ def frequency_penalty(logits: Tensor, ids: Tensor, penalty: float) -> Tensor:
 def no_repeat_ngram(logits: Tensor, ids: Tensor, starts: Tensor | None, size: int) -> Tensor:
     """Bans each id that would repeat a sequence of `size` ids that is in its row already.
 
-    Source: Paulus et al. (arXiv 1705.04304), section 2.5, for trigrams.
+    Source: Paulus et al. (arXiv 1705.04304), for trigrams.
     """
     if ids.size(1) < size:
         return logits
@@ -77,7 +77,7 @@ def temperature(logits: Tensor, value: float) -> Tensor:
 def top_k(logits: Tensor, k: int) -> Tensor:
     """Keeps the k most probable tokens, and those exactly as probable as the k-th.
 
-    Source: Fan et al. (arXiv 1805.04833), section 5.4.
+    Source: Fan et al. (arXiv 1805.04833).
     """
     smallest = logits.topk(min(k, logits.size(-1))).values[..., -1:]
     return logits.masked_fill(logits < smallest, BANNED)
@@ -97,7 +97,7 @@ def top_p(logits: Tensor, p: float) -> Tensor:
 def min_p(logits: Tensor, p: float) -> Tensor:
     """Keeps tokens at least p times as probable as the most probable one.
 
-    Source: Nguyen et al. (arXiv 2407.01082), section 3.
+    Source: Nguyen et al. (arXiv 2407.01082).
     """
     return logits.masked_fill(logits < logits.amax(-1, keepdim=True) + math.log(p), BANNED)
 
@@ -107,7 +107,7 @@ def typical_p(logits: Tensor, p: float) -> Tensor:
 
     The information of a typical token is near its expectation, the entropy.
 
-    Source: Meister et al. (arXiv 2202.00666), section 3.
+    Source: Meister et al. (arXiv 2202.00666).
     """
     logprobs = logits.log_softmax(-1)
     entropy = torch.special.entr(logprobs.exp()).sum(-1, keepdim=True)

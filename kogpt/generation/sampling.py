@@ -34,7 +34,8 @@ def draw(logits: Tensor, uniform: Tensor) -> Tensor:
     """Ids (B,) at which the CDFs of `logits` (B, V), in vocabulary order, pass `uniform` (B,).
 
     The softmax is that of the logits' dtype, the sums are float64. A token of probability 0 is
-    never drawn, since the CDF does not rise there.
+    not drawn, since the CDF does not rise there (a GPU, which adds in another order for each sum,
+    may let it rise by 1e-16).
     """
     cdf = logits.softmax(-1).cumsum(-1, dtype=torch.float64)
     return torch.searchsorted(cdf, uniform[:, None] * cdf[:, -1:], right=True).squeeze(-1)
