@@ -33,6 +33,7 @@ from kogpt.checkpoint.safetensors_file import encode_header
 from kogpt.checkpoint.staging import (
     Staging,
     refuse_existing,
+    sweep,
     to_json,
     write_file,
     write_fully,
@@ -137,6 +138,7 @@ def write_checkpoint(
         for name, shape in expand(config).items()
     ]
     shards = plan_shards(specs, max_shard_size)
+    sweep(Path(dst))
     refuse_existing(Path(dst))
     require_disk(Path(dst), sum(shard.nbytes for shard in shards) + ROOM_FOR_SMALL_FILES)
 

@@ -1,0 +1,103 @@
+"""Runs an action in a process of its own in which system calls fail, kill or are recorded.
+
+The faults are injected between Python and the operating system (the functions of the module
+`os`), so the code under test has no hooks for them. Processes are forked from a server that has
+imported everything but run nothing.
+"""
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from kogpt.checkpoint import ConversionOptions, convert, write_checkpoint
+from kogpt.errors import KoGPTError
+from tests.checkpoint.tiny import CONFIG, tiny_state
+
+CHANGING = ("pwrite", "fsync", "fdatasync", "rename", "mkdir", "unlink", "rmdir")
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["tests.checkpoint.faults"])
+
+
+def convert_small(root: Path) -> None:
+    """A conversion of a few shards, `src` to `dst`."""
+    convert(root / "src", root / "dst", ConversionOptions(max_shard_size=6000, quiet=True))
+
+
+def save_small(root: Path) -> None:
+    """What training does: a checkpoint of weights in memory."""
+    write_checkpoint(root / "dst", CONFIG, tiny_state(), max_shard_size=6000)
+
+
+def run(
+    action: Callable[[Path], None],
+    root: Path,
+    fault: str | int | None = None,
+    at: int = 0,
+    trace: Path | None = None,
+) -> int:
+    """Runs `action(root)` in a new process.
+
+    Args:
+        fault: what happens instead of call number `at` (from 1) that changes the disk: `kill`,
+            `interrupt` or an errno.
+        trace: where to write one line for each such call.
+
+    Returns:
+        The exit code: that of a KoGPTError, 130 interrupted, or minus the signal.
+    """
+    process = SERVER.Process(target=_child, args=(action, root, fault, at, trace))
+    process.start()
+    process.join()
+    assert process.exitcode is not None
+    return process.exitcode
+
+
+def _child(
+    action: Callable[[Path], None], root: Path, fault: str | int | None, at: int, trace: Path | None
+) -> None:
+    calls = _inject(fault, at)
+    code = 0
+    try:
+        action(root)
+    except KoGPTError as error:
+        code = error.exit_code
+        assert "\n" not in str(error)
+    except KeyboardInterrupt:
+        code = 130
+    if trace is not None:
+        trace.write_text("\n".join(calls))
+    os._exit(code)
+
+
+def _inject(fault: str | int | None, at: int) -> list[str]:
+    calls: list[str] = []
+    lock = threading.Lock()
+
+    def wrap(name: str, real: Callable, changes: Callable[..., bool]) -> Callable:
+        def call(*args, **kwargs):
+            if changes(*args):
+                with lock:
+                    calls.append(f"{name} {args[0]}")
+                    if len(calls) == at:
+                        _strike(fault, str(args[0]))
+            return real(*args, **kwargs)
+
+        return call
+
+    for name in CHANGING:
+        setattr(os, name, wrap(name, getattr(os, name), lambda *_: True))
+    os.open = wrap("open", os.open, lambda path, flags, *_: bool(flags & os.O_CREAT))
+    return calls
+
+
+def _strike(fault: str | int | None, path: str) -> None:
+    if fault == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+        signal.pause()  # the signal may take a moment to arrive
+    if fault == "interrupt":
+        raise KeyboardInterrupt
+    if isinstance(fault, int):
+        raise OSError(fault, os.strerror(fault), path)

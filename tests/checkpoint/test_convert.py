@@ -1,0 +1,297 @@
+"""What a conversion promises: options, reports, resumption, and the check afterwards."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from kogpt.checkpoint import (
+    ConversionOptions,
+    convert,
+    inspect,
+    load_model,
+    open_checkpoint,
+    verify,
+)
+from kogpt.checkpoint.names import expand
+from kogpt.checkpoint.safetensors_file import encode_header
+from kogpt.errors import InputRefusedError, KoGPTError, NotEnoughResourcesError
+from kogpt.model import KoGPTConfig
+from tests.checkpoint.tiny import CONFIG, released_state, tiny_state, write_config, write_released
+from tests.shared import shared
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_dry_run_writes_nothing_and_tells_names_shapes_sizes_and_needs(tmp_path):
+    write_released(tmp_path / "src")
+    report = convert(tmp_path / "src", tmp_path / "dst", ConversionOptions(dry_run=True))
+    assert os.listdir(tmp_path) == ["src"]
+    text = str(report)
+    for name, tensor in tiny_state().items():
+        assert name in text and "x".join(map(str, tensor.shape)) in text
+    assert "disk needed" in text and "memory needed" in text
+    values = json.loads(json.dumps(report.to_dict()))
+    assert values["nbytes"] == 2 * CONFIG.num_parameters and values["dry_run"]
+    assert len(values["tensors"]) == len(tiny_state()) and len(values["ignored"]) == 4
+
+
+def test_a_conversion_repeated_says_so_and_writes_nothing(tmp_path):
+    write_released(tmp_path / "src")
+    assert not convert(tmp_path / "src", tmp_path / "dst").already_complete
+    before = {path: path.stat() for path in (tmp_path / "dst").iterdir()}
+    assert convert(tmp_path / "src", tmp_path / "dst").already_complete
+    assert before == {path: path.stat() for path in (tmp_path / "dst").iterdir()}
+
+
+@pytest.mark.parametrize(
+    "options", [ConversionOptions(dtype="float32"), ConversionOptions(max_shard_size=2000)]
+)
+def test_another_conversion_to_the_same_name_is_refused(tmp_path, options):
+    write_released(tmp_path / "src")
+    convert(tmp_path / "src", tmp_path / "dst")
+    before = contents(tmp_path / "dst")
+    with pytest.raises(InputRefusedError, match="exists already"):
+        convert(tmp_path / "src", tmp_path / "dst", options)
+    assert contents(tmp_path / "dst") == before
+    assert sorted(os.listdir(tmp_path)) == ["dst", "src"]
+
+
+def test_a_changed_source_is_not_taken_for_the_one_converted_before(tmp_path):
+    write_released(tmp_path / "src")
+    convert(tmp_path / "src", tmp_path / "dst")
+    state = released_state()
+    state["lm_head.bias"][0] += 1
+    write_released(tmp_path / "src", state)
+    with pytest.raises(InputRefusedError, match="exists already"):
+        convert(tmp_path / "src", tmp_path / "dst")
+
+
+def test_unknown_tensors_are_left_behind_where_named(tmp_path):
+    state = {**released_state(), "transformer.h.0.attn.rope": torch.ones(2), "score": torch.ones(1)}
+    write_released(tmp_path / "src", state)
+    with pytest.raises(InputRefusedError, match="score"):
+        convert(tmp_path / "src", tmp_path / "dst", ConversionOptions(allow_extra=("*.rope",)))
+    options = ConversionOptions(allow_extra=("*.rope", "score"))
+    report = convert(tmp_path / "src", tmp_path / "dst", options)
+    assert report.left_out == ["transformer.h.0.attn.rope", "score"]
+    with open_checkpoint(tmp_path / "dst") as reader:
+        assert reader.names == list(tiny_state())
+
+
+def test_nonfinite_weights_pass_only_where_named(tmp_path):
+    state = released_state()
+    state["lm_head.bias"][:3] = torch.tensor([float("nan"), float("inf"), -float("inf")])
+    write_released(tmp_path / "src", state)
+    for allowed in ((), ("lm_head.weight",)):
+        with pytest.raises(InputRefusedError, match="lm_head.bias holds 1 NaN and 2 infinite"):
+            convert(tmp_path / "src", tmp_path / "dst", ConversionOptions(allow_nonfinite=allowed))
+        assert os.listdir(tmp_path) == ["src"]
+    options = ConversionOptions(allow_nonfinite=("lm_head.*",))
+    convert(tmp_path / "src", tmp_path / "dst", options)
+    entry = json.loads((tmp_path / "dst/manifest.json").read_text())["tensors"]["lm_head.bias"]
+    assert (entry["nan"], entry["inf"]) == (1, 2)
+
+
+def test_bad_options_are_value_errors():
+    for bad in ({"dtype": "int4"}, {"max_shard_size": 0}, {"on_overflow": "ignore"}):
+        with pytest.raises(ValueError, match="must be"):
+            ConversionOptions(**bad)
+
+
+def test_tokenizer_files_are_copied_and_licences_noted(tmp_path):
+    write_released(tmp_path / "src")
+    for name in ("tokenizer.json", "special_tokens_map.json", "generation_config.json"):
+        (tmp_path / "src" / name).write_text(f'{{"{name}": 1}}')
+    (tmp_path / "src" / "training_args.bin").write_bytes(b"\x80\x02 os.system")
+    options = ConversionOptions(license_notice="CC0-1.0")
+    report = convert(tmp_path / "src", tmp_path / "dst", options)
+    assert len(report.copied) == 3
+    assert (tmp_path / "dst/tokenizer.json").read_bytes() == b'{"tokenizer.json": 1}'
+    assert not (tmp_path / "dst/training_args.bin").exists()
+    manifest = json.loads((tmp_path / "dst/manifest.json").read_text())
+    from safetensors import safe_open
+
+    shard = next((tmp_path / "dst").glob("model-*.safetensors"))
+    with safe_open(shard, "pt") as file:
+        metadata = file.metadata()
+    assert metadata["format"] == "pt"
+    assert metadata["license"] == manifest["license"] == "CC0-1.0"
+    assert metadata["source_sha256"] == manifest["source"]["sha256"]
+    sha = subprocess.run(
+        ["sha256sum", tmp_path / "src/pytorch_model.bin"], capture_output=True, text=True
+    )
+    if sha.returncode == 0:
+        assert sha.stdout.startswith(manifest["source"]["sha256"])
+
+
+def test_the_released_shape_carries_the_released_licence(tmp_path):
+    from kogpt.checkpoint.convert import _license_of
+
+    assert "CC-BY-NC-ND-4.0" in _license_of(KoGPTConfig())
+    assert "CC-BY" not in _license_of(CONFIG)
+
+
+# The manifest.
+
+
+def test_verify_accepts_what_convert_writes(tmp_path):
+    write_released(tmp_path / "src")
+    convert(tmp_path / "src", tmp_path / "dst", ConversionOptions(max_shard_size=3000))
+    report = verify(tmp_path / "dst")
+    assert report.tensors == len(tiny_state()) and report.source is not None
+    manifest = json.loads((tmp_path / "dst/manifest.json").read_text())
+    for name, tensor in tiny_state(dtype=torch.float16).items():
+        entry = manifest["tensors"][name]
+        assert entry["min"] == tensor.min().item() and entry["max"] == tensor.max().item()
+        assert entry["shape"] == list(tensor.shape) and entry["dtype"] == "float16"
+
+
+def test_verify_notices_every_flipped_bit(tmp_path):
+    write_released(tmp_path / "src")
+    convert(tmp_path / "src", tmp_path / "dst")
+    noticed = 0
+    for path in sorted((tmp_path / "dst").iterdir()):
+        data = path.read_bytes()
+        for at in range(0, len(data), max(1, len(data) // 40)):
+            path.write_bytes(data[:at] + bytes([data[at] ^ 0x10]) + data[at + 1 :])
+            if path.name == "manifest.json":
+                noticed += _manifest_bit(tmp_path / "dst")
+            else:
+                with pytest.raises(InputRefusedError, match=path.name):
+                    verify(tmp_path / "dst")
+                noticed += 1
+        path.write_bytes(data)
+    assert noticed > 120
+    verify(tmp_path / "dst")
+
+
+def _manifest_bit(folder: Path) -> bool:
+    """The manifest itself has no hash: a changed note in it is no error, anything else is."""
+    try:
+        verify(folder)
+    except InputRefusedError:
+        return True
+    return False
+
+
+@pytest.mark.parametrize(
+    "damage, word",
+    [
+        (lambda d: (d / "config.json").unlink(), "config.json"),
+        (lambda d: next(d.glob("model-*")).unlink(), "model-00001"),
+        (lambda d: (d / "manifest.json").unlink(), "manifest.json"),
+        (lambda d: (d / "manifest.json").write_text("{}"), "manifest.json"),
+        (lambda d: (d / "manifest.json").write_text("[" * 9999), "manifest.json"),
+        (lambda d: (d / "model.safetensors").write_bytes(b"x"), "model.safetensors"),
+        (lambda d: (d / "pytorch_model.bin").write_bytes(b"x"), "pytorch_model.bin"),
+    ],
+)
+def test_verify_names_what_is_missing_or_strange(tmp_path, damage, word):
+    write_released(tmp_path / "src")
+    convert(tmp_path / "src", tmp_path / "dst")
+    damage(tmp_path / "dst")
+    with pytest.raises(InputRefusedError, match=word):
+        verify(tmp_path / "dst")
+
+
+# Looking without reading.
+
+
+def write_hollow(folder: Path, config: KoGPTConfig) -> None:
+    """A checkpoint in float16 whose weights are a hole in the file, all zeros."""
+    write_config(folder, config)
+    header = encode_header([(n, torch.float16, s) for n, s in expand(config).items()], {})
+    with (folder / "model.safetensors").open("wb") as file:
+        file.write(header)
+        file.truncate(len(header) + 2 * config.num_parameters)
+
+
+def test_inspect_reads_headers_only(tmp_path):
+    """The weights are a hole of 12.3 GB in a file: reading them would take long."""
+    write_hollow(tmp_path, KoGPTConfig())
+    start = time.perf_counter()
+    report = inspect(tmp_path)
+    assert report.parameters == 6_166_502_400 and report.dtypes == {"float16": 6_166_502_400}
+    assert report.memory["float16"] > report.nbytes == 12_333_004_800
+    assert "6,166,502,400 parameters in 285 tensors" in str(report)
+    assert json.loads(json.dumps(report.to_dict()))["compute_dtype"] == "float32"
+    assert time.perf_counter() - start < 1
+
+
+# Resources.
+
+
+def test_a_shortage_of_disk_is_told_before_the_start(tmp_path, monkeypatch):
+    write_released(tmp_path / "src")
+    nearly_full = SimpleNamespace(f_bavail=1, f_frsize=1000)
+    monkeypatch.setattr(os, "statvfs", lambda path: nearly_full)
+    with pytest.raises(NotEnoughResourcesError, match="1.06 MB needed, 1.00 kB free") as caught:
+        convert(tmp_path / "src", tmp_path / "dst")
+    assert caught.value.exit_code == 4
+    assert os.listdir(tmp_path) == ["src"]
+
+
+def test_a_shortage_of_memory_is_told_before_loading(tmp_path):
+    """A checkpoint of terabytes, all of it a hole in its file."""
+    config = KoGPTConfig(n_embd=8192, n_layer=1000)
+    write_hollow(tmp_path, config)
+    with pytest.raises(NotEnoughResourcesError, match="not enough memory on cpu: 1613.* GB needed"):
+        load_model(tmp_path, dtype="float16")
+
+
+def test_two_converters_of_one_folder_do_not_meet(tmp_path):
+    """One wins; the other is told that the folder is locked, or that it is complete."""
+    write_released(tmp_path / "src")
+    for round_ in range(5):
+        outcomes: list[str] = []
+
+        def run(dst=tmp_path / f"dst{round_}", outcomes=outcomes):
+            try:
+                done = convert(tmp_path / "src", dst, ConversionOptions(max_shard_size=300))
+                outcomes.append("complete" if done.already_complete else "won")
+            except KoGPTError as error:
+                outcomes.append("locked" if "locked" in str(error) else str(error))
+
+        threads = [threading.Thread(target=run) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert outcomes.count("won") == 1 and set(outcomes) <= {"won", "locked", "complete"}
+        verify(tmp_path / f"dst{round_}", quiet=True)
+        assert not (tmp_path / f".dst{round_}.partial").exists()
+
+
+def test_the_tool_that_imitates_the_release_makes_what_the_converter_reads(tmp_path):
+    tool = shared("tools", "make_release.py")
+    pytest.importorskip("tokenizers")
+    subprocess.run([sys.executable, tool, tmp_path / "src", "--tiny"], check=True)
+    report = convert(tmp_path / "src", tmp_path / "dst", ConversionOptions(max_shard_size=200_000))
+    assert report.copied == ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"]
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.GPTJForCausalLM.from_pretrained(tmp_path / "dst", dtype=torch.float32)
+    ids = torch.arange(40)[None]
+    with torch.no_grad():
+        ours = load_model(tmp_path / "dst")(ids)
+        torch.testing.assert_close(ours, theirs(ids).logits, rtol=0, atol=1e-5)
+
+
+def test_a_config_can_be_given_where_the_source_has_none(tmp_path):
+    write_released(tmp_path / "src")
+    (tmp_path / "src" / "config.json").unlink()
+    with pytest.raises(InputRefusedError, match="config.json is missing"):
+        convert(tmp_path / "src", tmp_path / "dst")
+    config = dataclasses.replace(CONFIG, attn_pdrop=0.0)
+    convert(tmp_path / "src", tmp_path / "dst", ConversionOptions(config=config))
+    assert KoGPTConfig.from_file(tmp_path / "dst" / "config.json") == config
