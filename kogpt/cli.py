@@ -39,8 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns the exit code."""
     parser = build_parser()
     args = parser.parse_args(with_default_command(sys.argv[1:] if argv is None else argv))
-    command = importlib.import_module(f"kogpt.commands.{args.command}")
     try:
+        command = importlib.import_module(f"kogpt.commands.{args.command}")
         return command.run(args) or 0
     except UsageError as error:
         return fail(f"{error}", USAGE)
