@@ -55,10 +55,14 @@ class Staging:
             self._lock = _lock(self.partial)
         try:
             refuse_existing(self.dst)
+        except InputRefusedError:
+            self._close(discard=not self.folder.exists())  # a rest of other work is not ours
+            raise
+        try:
             with writing(self.partial):
                 self._prepare()
-        except BaseException:
-            self._close(discard=not self.folder.exists())
+        except BaseException as error:
+            self._close(discard=isinstance(error, Exception))
             raise
         return self
 
