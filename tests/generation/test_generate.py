@@ -263,6 +263,15 @@ def test_a_word_begun_in_the_prompt_is_not_completed(model, tokenizer):
     assert one(model, tokenizer, **asked, banned_words=["화 뗄"]).text == "뗄"
 
 
+def test_padding_is_no_part_of_a_banned_word(model, tokenizer):
+    (id,) = tokenizer.encode("뗄")
+    params = SamplingParams(
+        temperature=0, max_new_tokens=2, logit_bias={id: 60.0}, banned_words=["뗄뗄뗄"]
+    )
+    _, short = generate(model, tokenizer, ["한국어 영화 최고", "뗄"], params)
+    assert short.token_ids[0] == id != short.token_ids[1]
+
+
 def test_no_ngram_is_repeated(model, tokenizer, no_end):
     result = one(
         model, tokenizer, [60] * 8, temperature=0, max_new_tokens=40, no_repeat_ngram_size=2,
