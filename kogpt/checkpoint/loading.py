@@ -10,7 +10,7 @@ from kogpt.checkpoint.dtypes import compute_dtype, parse_dtype
 from kogpt.checkpoint.names import expand
 from kogpt.checkpoint.reader import CheckpointReader, open_checkpoint
 from kogpt.checkpoint.resources import require_memory
-from kogpt.checkpoint.writer import TensorSpec
+from kogpt.checkpoint.shards import TensorSpec
 from kogpt.model import KoGPT
 
 ROOM_TO_RUN = 64 << 20  # bytes, beside the weights

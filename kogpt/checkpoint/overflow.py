@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from kogpt.checkpoint.reader import CheckpointReader
-from kogpt.checkpoint.writer import TensorSpec
+from kogpt.checkpoint.shards import TensorSpec
 
 LARGEST = torch.finfo(torch.float16).max  # 65504
 FIRST_TOO_LARGE = 65520.0  # halfway to the next power of two: rounds to infinity

@@ -15,6 +15,7 @@ import os
 import reprlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -81,9 +82,9 @@ class SafetensorsFile:
             InputRefusedError: it breaks the format's rules; the message names file and key.
         """
         self.path = path
-        self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self._file = path.open("rb", buffering=0)
         try:
-            self.header = read_header(self._fd, str(path))
+            self.header = read_header(self._file, str(path))
         except BaseException:
             self.close()
             raise
@@ -97,9 +98,7 @@ class SafetensorsFile:
         return [self.path]
 
     def close(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        self._file.close()
 
     def read(self, name: str, rows: slice = slice(None)) -> Tensor:
         """Reads a tensor, or a range of its first dimension.
@@ -116,36 +115,36 @@ class SafetensorsFile:
         result = torch.empty(shape, dtype=entry.dtype)
         offset = self.header.data_start + entry.begin + skipped
         if result.numel():
-            _read_exactly(self._fd, result, offset, f"{self.path}: {name}")
+            self._read_exactly(result, offset, name)
         return result
 
     def read_raw(self, begin: int, end: int) -> bytes:
         """Bytes of the file itself."""
-        return os.pread(self._fd, end - begin, begin)
+        return os.pread(self._file.fileno(), end - begin, begin)
+
+    def _read_exactly(self, into: Tensor, offset: int, name: str) -> None:
+        buffer = into.view(-1).view(torch.uint8).numpy().data
+        self._file.seek(offset)
+        while buffer:
+            count = self._file.readinto(buffer)
+            if not count:
+                raise InputRefusedError(f"{self.path}: {name} ends early: the file was truncated")
+            buffer = buffer[count:]
 
 
-def _read_exactly(fd: int, into: Tensor, offset: int, what: str) -> None:
-    buffer = into.view(-1).view(torch.uint8).numpy().data
-    while buffer:
-        count = os.preadv(fd, [buffer], offset)
-        if count == 0:
-            raise InputRefusedError(f"{what} ends early: the file was truncated")
-        buffer, offset = buffer[count:], offset + count
-
-
-def read_header(fd: int, where: str) -> Header:
+def read_header(file: FileIO, where: str) -> Header:
     """Reads and checks the header of an open file.
 
     Raises:
         InputRefusedError: the file breaks the format's rules.
     """
-    size = os.fstat(fd).st_size
-    length = int.from_bytes(os.pread(fd, 8, 0), "little")
+    size = os.fstat(file.fileno()).st_size
+    length = int.from_bytes(file.read(8), "little")
     if size < 8 or length > size - 8:
         raise InputRefusedError(f"{where}: truncated, or not a safetensors file")
     if length > MAX_HEADER:
         raise InputRefusedError(f"{where}: a header of {length} bytes; at most {MAX_HEADER}")
-    return parse_header(os.pread(fd, length, 8), size - 8 - length, where)
+    return parse_header(file.read(length), size - 8 - length, where)
 
 
 def parse_header(raw: bytes, data_size: int, where: str) -> Header:

@@ -14,9 +14,10 @@ from kogpt.checkpoint.index import name_problem, read_index
 from kogpt.checkpoint.manifest import FORMAT, INDEX_NAME, MANIFEST_NAME, TensorRecord, file_record
 from kogpt.checkpoint.resources import human
 from kogpt.checkpoint.safetensors_file import SafetensorsFile, clip, unique_keys
+from kogpt.checkpoint.shards import TensorSpec
 from kogpt.checkpoint.source_hash import hash_file
 from kogpt.checkpoint.statistics import Statistics
-from kogpt.checkpoint.writer import TensorSpec, raw_bytes
+from kogpt.checkpoint.writer import raw_bytes
 from kogpt.errors import InputRefusedError
 
 MAX_MANIFEST = 64 << 20  # bytes

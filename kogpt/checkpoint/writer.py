@@ -5,11 +5,9 @@ way. The folder is built by `Staging`, so its name appears when all of it is on 
 """
 
 import hashlib
-import math
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial, reduce
 from pathlib import Path
@@ -30,6 +28,7 @@ from kogpt.checkpoint.manifest import (
 from kogpt.checkpoint.names import check_names, expand
 from kogpt.checkpoint.resources import require_disk
 from kogpt.checkpoint.safetensors_file import encode_header
+from kogpt.checkpoint.shards import MAX_SHARD_SIZE, Shard, TensorSpec, plan_shards
 from kogpt.checkpoint.staging import (
     Staging,
     refuse_existing,
@@ -43,65 +42,13 @@ from kogpt.checkpoint.statistics import Statistics
 from kogpt.errors import InputRefusedError
 from kogpt.model.config import KoGPTConfig
 
-SLICE = 16 << 20  # bytes of a tensor that are handled at a time
 FLUSH = 256 << 20  # bytes after which the disk is set to work, rather than all at the end
 MEMORY = 256 << 20  # bytes, held at most: slices in flight, their casts, and buffers
-MAX_SHARD_SIZE = 5 * 10**9
 ROOM_FOR_SMALL_FILES = 1 << 20  # bytes
 
 Read = Callable[[str, slice], Tensor]
 Progress = Callable[[int], None]
 Content = bytes | Path | Mapping[str, Tensor]
-
-
-@dataclass(frozen=True)
-class TensorSpec:
-    """A tensor to be written."""
-
-    name: str
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-
-    @property
-    def nbytes(self) -> int:
-        return math.prod(self.shape) * self.dtype.itemsize
-
-    def slices(self) -> Iterator[slice]:
-        """Ranges of the first dimension of at most `SLICE` bytes (or one row)."""
-        rows = self.shape[0]
-        step = max(1, SLICE * rows // self.nbytes)
-        return (slice(start, min(start + step, rows)) for start in range(0, rows, step))
-
-
-@dataclass(frozen=True)
-class Shard:
-    """A safetensors file to be written."""
-
-    name: str
-    tensors: tuple[TensorSpec, ...]
-
-    @property
-    def nbytes(self) -> int:
-        return sum(spec.nbytes for spec in self.tensors)
-
-    def header(self, metadata: Mapping[str, str]) -> bytes:
-        return encode_header(((t.name, t.dtype, t.shape) for t in self.tensors), metadata)
-
-
-def plan_shards(tensors: Iterable[TensorSpec], max_shard_size: int) -> list[Shard]:
-    """Deals tensors, in order, to files of at most `max_shard_size` bytes (or one tensor)."""
-    groups: list[list[TensorSpec]] = [[]]
-    room = max_shard_size
-    for spec in tensors:
-        if groups[-1] and spec.nbytes > room:
-            groups.append([])
-            room = max_shard_size
-        groups[-1].append(spec)
-        room -= spec.nbytes
-    return [
-        Shard(f"model-{i:05}-of-{len(groups):05}.safetensors", tuple(group))
-        for i, group in enumerate(groups, start=1)
-    ]
 
 
 def write_checkpoint(
@@ -140,7 +87,8 @@ def write_checkpoint(
     shards = plan_shards(specs, max_shard_size)
     sweep(Path(dst))
     refuse_existing(Path(dst))
-    require_disk(Path(dst), sum(shard.nbytes for shard in shards) + ROOM_FOR_SMALL_FILES)
+    needed = sum(shard.nbytes for shard in shards) + sum(map(_size, (files or {}).values()))
+    require_disk(Path(dst), needed + ROOM_FOR_SMALL_FILES)
 
     def read(name: str, rows: slice) -> Tensor:
         return tensors[name].detach()[rows].cpu()
@@ -256,7 +204,7 @@ class _Output:
         if self._offset - self._flushed >= FLUSH:
             self._join()
             self._flushed = self._offset
-            self._flush = self._flusher.submit(os.fdatasync, self._file)
+            self._flush = self._flusher.submit(os.fsync, self._file)
 
     def sync(self) -> None:
         """Waits until everything is on the disk."""
@@ -346,6 +294,14 @@ def _write(path: Path, content: Content) -> dict[str, Any]:
     header = encode_header(((n, t.dtype, tuple(t.shape)) for n, t in content.items()), {})
     write_file(path, header, *(raw_bytes(t.detach().cpu()) for t in content.values()))
     return file_record([header, *(raw_bytes(t.detach().cpu()) for t in content.values())])
+
+
+def _size(content: Content) -> int:
+    if isinstance(content, Path):
+        return content.stat().st_size
+    if isinstance(content, bytes):
+        return len(content)
+    return sum(tensor.nbytes for tensor in content.values())
 
 
 def raw_bytes(values: Tensor) -> memoryview:
