@@ -8,16 +8,17 @@ import importlib
 __version__ = "0.1.0"
 
 _HOMES = {
-    "kogpt.checkpoint": ("convert", "inspect", "load_model", "verify"),
+    "kogpt.checkpoint": ("ConversionOptions", "convert", "inspect", "load_model", "verify"),
     "kogpt.errors": ("InputRefusedError", "KoGPTError", "NotEnoughResourcesError"),
-    "kogpt.generation": ("SamplingParams", "generate", "stream"),
+    "kogpt.generation": ("Generation", "SamplingParams", "generate", "score", "stream"),
     "kogpt.loading": ("load",),
     "kogpt.model": ("KVCache", "KoGPT", "KoGPTConfig"),
-    "kogpt.tokenizer": ("load_tokenizer",),
+    "kogpt.tokenizer": ("Tokenizer", "load_tokenizer"),
+    "kogpt.training": ("TrainingConfig", "train"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
-__all__ = sorted(_HOME_OF)  # noqa: PLE0605
+__all__ = sorted(_HOME_OF)
 
 
 def __getattr__(name: str) -> object:

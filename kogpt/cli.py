@@ -142,6 +142,7 @@ def add_generate(commands: Commands) -> None:
     add_model_arguments(parser)
     add_text_arguments(parser)
     add_sampling_arguments(parser)
+    add_limit_arguments(parser)
     parser.add_argument(
         "--echo",
         action=argparse.BooleanOptionalAction,
@@ -151,8 +152,7 @@ def add_generate(commands: Commands) -> None:
 
 
 def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("sampling")
-    add = group.add_argument
+    add = parser.add_argument_group("sampling").add_argument
     add("--temperature", type=float, metavar="X", help="0 is greedy (default: 0.8)")
     add("--top-k", type=int, metavar="K", help="keep the K likeliest tokens")
     add("--top-p", type=float, metavar="P", help="keep the likeliest tokens that sum to P")
@@ -172,6 +172,10 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
         help="subtract X each time it has been written",
     )
     add("--no-repeat-ngram-size", type=int, metavar="N", help="write no N tokens twice")
+
+
+def add_limit_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("what to write, and how much").add_argument
     add(
         "--logit-bias", action="append", metavar="ID=X", help="add X to the logit of ID; may repeat"
     )
