@@ -19,7 +19,7 @@ from kogpt.checkpoint.reader import CheckpointReader, open_checkpoint
 from kogpt.checkpoint.report import ConversionReport, TensorLine
 from kogpt.checkpoint.resources import require_disk
 from kogpt.checkpoint.source_hash import SourceHash
-from kogpt.checkpoint.staging import Staging, refuse_existing, sweep, to_json
+from kogpt.checkpoint.staging import Staging, refuse_existing, staged_bytes, sweep, to_json
 from kogpt.checkpoint.writer import (
     MAX_SHARD_SIZE,
     ROOM_FOR_SMALL_FILES,
@@ -166,8 +166,9 @@ class _Job:
             if self.was_complete:
                 return
             refuse_existing(self.dst)
+            missing = self.nbytes - staged_bytes(self.dst)
+            require_disk(self.dst, missing + ROOM_FOR_SMALL_FILES)
             with Staging(self.dst, self._plan()) as staging:
-                require_disk(self.dst, self._missing(staging) + ROOM_FOR_SMALL_FILES)
                 self._write(staging, source)
 
     def _write(self, staging: Staging, source: SourceHash) -> None:
@@ -218,9 +219,6 @@ class _Job:
             "nonfinite": list(self.options.allow_nonfinite),
         }
         return json.loads(to_json(plan))
-
-    def _missing(self, staging: Staging) -> int:
-        return sum(shard.nbytes for shard in self.shards if staging.done(shard.name) is None)
 
     def _is_complete(self, source: SourceHash) -> bool:
         """Whether `dst` is already what this conversion would write."""

@@ -8,6 +8,8 @@ from concurrent.futures import CancelledError, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from kogpt.errors import InputRefusedError
+
 CHUNK = 4 << 20  # bytes
 LEAD = 256 << 20  # bytes
 
@@ -47,7 +49,10 @@ class SourceHash:
             the only file, or of the lines that `sha256sum` prints for several.
         """
         self._allow(self._size)
-        files = self._result.result()
+        try:
+            files = self._result.result()
+        except OSError as error:
+            raise InputRefusedError(f"{error.filename}: {error.strerror}") from error
         if len(files) == 1:
             (only,) = files.values()
             return {"sha256": only["sha256"], "files": files}

@@ -44,7 +44,7 @@ class Staging:
                 interrupted run with an equal plan are kept. None never resumes.
         """
         self.dst = Path(os.path.abspath(dst))
-        self.partial = self.dst.with_name(f".{self.dst.name}.partial")
+        self.partial = partial_of(dst)
         self.folder = self.partial / "folder"
         self._plan = plan
         self._lock = -1
@@ -110,9 +110,20 @@ class Staging:
         os.close(self._lock)
 
 
+def partial_of(dst: Path) -> Path:
+    """Where a folder grows before it gets its name."""
+    path = Path(os.path.abspath(dst))
+    return path.with_name(f".{path.name}.partial")
+
+
+def staged_bytes(dst: Path) -> int:
+    """Bytes that unfinished work on `dst` holds, to be resumed or cleared away."""
+    return sum(path.stat().st_size for path in partial_of(dst).glob("folder/*"))
+
+
 def sweep(dst: Path) -> None:
     """Removes what a run leaves that was killed after the folder got its name, before the rest."""
-    partial = dst.absolute().with_name(f".{dst.absolute().name}.partial")
+    partial = partial_of(dst)
     if partial.is_dir() and not (partial / "folder").exists() and dst.exists():
         with writing(partial):
             lock = _lock(partial)

@@ -242,11 +242,26 @@ def test_a_shortage_of_disk_is_told_before_the_start(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == ["src"]
 
 
+def test_a_shortage_of_disk_spares_what_can_be_resumed(tmp_path, monkeypatch):
+    write_released(tmp_path / "src")
+    unfinished = tmp_path / ".dst.partial" / "folder" / "model-00001-of-00001.safetensors"
+    unfinished.parent.mkdir(parents=True)
+    unfinished.write_bytes(bytes(5000))
+    nearly_full = SimpleNamespace(f_bavail=1, f_frsize=1000)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "statvfs", lambda path: nearly_full)
+        with pytest.raises(NotEnoughResourcesError):
+            convert(tmp_path / "src", tmp_path / "dst")
+    assert unfinished.exists()
+    convert(tmp_path / "src", tmp_path / "dst")
+    assert sorted(os.listdir(tmp_path)) == ["dst", "src"]
+
+
 def test_a_shortage_of_memory_is_told_before_loading(tmp_path):
     """A checkpoint of terabytes, all of it a hole in its file."""
     config = KoGPTConfig(n_embd=8192, n_layer=1000)
     write_hollow(tmp_path, config)
-    with pytest.raises(NotEnoughResourcesError, match="not enough memory on cpu: 1613.* GB needed"):
+    with pytest.raises(NotEnoughResourcesError, match="memory on cpu: 1612.91 GB needed"):
         load_model(tmp_path, dtype="float16")
 
 
