@@ -70,7 +70,7 @@ def test_the_search_finds_what_transformers_finds(
     twins, tokenizer, early_stopping, length_penalty, extra
 ):
     ours, theirs = twins
-    eager = {tokenizer.eos_id: 3.0}  # so that texts end at many lengths
+    eager = {tokenizer.eos_id: 8.0}  # so that texts end at many lengths
     for case in range(scaled(2, 20)):
         prompt = torch.randint(
             4, tokenizer.vocab_size, (1, 1 + case), generator=torch.Generator().manual_seed(case)
@@ -83,7 +83,7 @@ def test_the_search_finds_what_transformers_finds(
         output = theirs.generate(
             prompt, attention_mask=torch.ones_like(prompt), do_sample=False,
             num_return_sequences=2, max_new_tokens=12, early_stopping=early_stopping,
-            sequence_bias={(tokenizer.eos_id,): 3.0}, pad_token_id=3, output_scores=True,
+            sequence_bias={(tokenizer.eos_id,): 8.0}, pad_token_id=3, output_scores=True,
             return_dict_in_generate=True, **shared,
         )  # fmt: skip
         for result, ids, score in zip(
