@@ -82,8 +82,9 @@ class Staging:
         return _read_json(self.partial / f"done-{step}.json")
 
     def mark_done(self, step: str, record: object) -> None:
-        """Records a step as finished; what it wrote must be on the disk."""
+        """Records a step as finished; the files it wrote must be on the disk."""
         with writing(self.partial):
+            fsync_path(self.folder)  # and so must be their names
             write_atomically(self.partial / f"done-{step}.json", to_json(record))
 
     def commit(self) -> None:

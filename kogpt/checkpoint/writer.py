@@ -127,8 +127,8 @@ def write_shards(
     records: dict[str, TensorRecord] = {}
     for shard in shards:
         done = staging.done(shard.name)
-        if done is None:
-            path, start = staging.folder / shard.name, len(shard.header(metadata))
+        path, start = staging.folder / shard.name, len(shard.header(metadata))
+        if done is None or not path.exists() or path.stat().st_size != start + shard.nbytes:
             with writing(path):
                 written = _write_data(path, shard, start, read, allow_nonfinite, progress)
             staging.mark_done(shard.name, {n: record.to_dict() for n, record in written.items()})

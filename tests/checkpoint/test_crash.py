@@ -152,6 +152,17 @@ def test_two_processes_and_one_folder(home):
         assert sorted(os.listdir(root)) == ["dst", "src"]
 
 
+def test_a_finished_shard_that_has_lost_bytes_is_written_again(home):
+    calls = calls_of(convert_small, home)
+    last = max(i for i, call in enumerate(calls, 1) if call.startswith("rename"))
+    for damage in (lambda path: os.truncate(path, 100), os.unlink):
+        root = fresh(home, "lost")
+        assert run(convert_small, root, "kill", last) == -signal.SIGKILL
+        damage(next((root / ".dst.partial" / "folder").glob("model-00002-*")))
+        assert run(convert_small, root) == 0
+        assert contents(root / "dst") == contents(home / "convert_small" / "dst")
+
+
 # A power cut: what was not synced is lost.
 
 
@@ -228,6 +239,7 @@ def test_no_name_is_given_before_its_bytes_are_on_the_disk(home):
     process.join()
     assert process.exitcode == 0
     disk, renames, folder_synced = Disk(), 0, False
+    named: set[str] = set()  # files whose names are on the disk, too
     for line in json.loads((home / "log").read_text()):
         if line[0] == "write":
             disk.write(line[1], line[2], bytes.fromhex(line[3]))
@@ -235,6 +247,7 @@ def test_no_name_is_given_before_its_bytes_are_on_the_disk(home):
         elif line[0] == "sync":
             disk.sync(line[1])
             folder_synced = line[1].endswith(".dst.partial/folder")
+            named |= {path for path in disk.seen if path.startswith(f"{line[1]}/")}
         else:
             renames += 1
             assert not disk.lost(line[1]), "renamed before it was synced"
@@ -243,6 +256,7 @@ def test_no_name_is_given_before_its_bytes_are_on_the_disk(home):
             if "/done-" in line[2]:
                 shard = line[2].rpartition("/done-")[2].removesuffix(".json")
                 assert not disk.lost(f"{root}/.dst.partial/folder/{shard}")
+                assert f"{root}/.dst.partial/folder/{shard}" in named
             disk.rename(line[1], line[2])
         assert not disk.lost(f"{root}/dst")
     assert renames == 2 + len(list((root / "dst").glob("model-*")))
