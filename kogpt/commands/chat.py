@@ -64,8 +64,8 @@ def ask_request(
 
 
 def read_prompt(tokenizer: Tokenizer, normalize: str, context: int, line: str) -> list[int]:
-    ids = tokenizer.encode(line, normalize=normalize)
-    if not ids:
+    ids = tokenizer.encode(line, bos=tokenizer.add_bos, normalize=normalize)
+    if not line:
         raise ValueError("type the beginning of a text, or Ctrl-D to leave")
     if len(ids) >= context:
         raise ValueError(

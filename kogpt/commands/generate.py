@@ -15,7 +15,7 @@ def run(args: argparse.Namespace) -> None:
         params = sampling_params(args)
     text = read_text(args.prompt)
     model, tokenizer = load(args)
-    prompt = tokenizer.encode(text, normalize=args.normalize)
+    prompt = tokenizer.encode(text, bos=tokenizer.add_bos, normalize=args.normalize)
     with memory_errors():
         if args.json or args.samples > 1 or params.num_beams > 1:
             for result in generate(model, tokenizer, [prompt], params):

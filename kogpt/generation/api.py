@@ -31,8 +31,8 @@ def generate(
     Args:
         model: any model; dropout is off while this runs.
         tokenizer: its tokenizer.
-        prompts: texts or lists of ids; one text alone counts as a list of it. An empty prompt
-            begins from the tokenizer's bos.
+        prompts: texts or lists of ids; one text alone counts as a list of it. A text follows the
+            tokenizer's bos if its files say so (`Tokenizer.add_bos`); an empty prompt always does.
         params: how to continue: the same for all prompts, or a list with those of each.
         batch_size: samples that run together; memory grows with it.
         prefill_chunk: most tokens of a prompt that are read at once.

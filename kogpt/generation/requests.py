@@ -78,7 +78,10 @@ def evaluation_mode(model: KoGPT) -> Iterator[None]:
 
 
 def _prompt_ids(prompt: Prompt, name: str, model: KoGPT, tokenizer: Tokenizer) -> list[int]:
-    ids = tokenizer.encode(prompt) if isinstance(prompt, str) else list(map(int, prompt))
+    if isinstance(prompt, str):
+        ids = tokenizer.encode(prompt, bos=tokenizer.add_bos)
+    else:
+        ids = list(map(int, prompt))
     if not ids and tokenizer.bos_id is None:
         raise InputRefusedError(f"{name} is empty, and the tokenizer has no bos to begin from")
     ids = ids or [tokenizer.bos_id]  # type: ignore[list-item]

@@ -17,6 +17,8 @@ class Tokenizer(ABC):
         eos_id: Id of the piece that ends a text.
         pad_id: Id of the piece that fills a batch.
         unk_id: Id of the piece that stands for the unknown.
+        add_bos: Whether the model was trained on texts that begin with bos, as the files tell;
+            prompts follow it, `encode` leaves it to the caller.
         special_ids: Ids that carry no text; `decode` leaves them out unless told otherwise.
         files: The files this tokenizer was read from. Copying them copies the tokenizer.
     """
@@ -26,6 +28,7 @@ class Tokenizer(ABC):
     eos_id: int | None
     pad_id: int | None
     unk_id: int | None
+    add_bos: bool
     special_ids: frozenset[int]
     files: list[Path]
 
@@ -95,11 +98,12 @@ class Tokenizer(ABC):
     def _encode(self, text: str, allow_special: bool) -> list[int]:
         """Ids of a text that holds no lone surrogates."""
 
-    def _resolve_special(self, names: Mapping[str, str]) -> None:
+    def _resolve_special(self, names: Mapping[str, str], add_bos: bool) -> None:
         """Sets bos_id and its like to the ids of the pieces that `names` gives them."""
         ids = {role: self.piece_to_id(piece) for role, piece in names.items()}
         self.bos_id, self.eos_id = ids.get("bos"), ids.get("eos")
         self.pad_id, self.unk_id = ids.get("pad"), ids.get("unk")
+        self.add_bos = add_bos and self.bos_id is not None
 
 
 def _required(id: int | None, role: str) -> int:

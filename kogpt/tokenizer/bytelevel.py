@@ -11,6 +11,7 @@ from kogpt.errors import InputRefusedError
 from kogpt.tokenizer.base import Tokenizer
 from kogpt.tokenizer.files import (
     MAX_VOCABULARY_BYTES,
+    asks_for_bos,
     one_line,
     parse_json_object,
     read_limited,
@@ -65,7 +66,7 @@ class ByteLevelTokenizer(Tokenizer):
         self.special_ids = frozenset(
             id for id, token in backend.get_added_tokens_decoder().items() if token.special
         )
-        self._resolve_special(names)
+        self._resolve_special(names, asks_for_bos(path.parent))
 
     def piece_to_id(self, piece: str) -> int | None:
         return self._backend.token_to_id(piece)

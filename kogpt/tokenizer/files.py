@@ -56,6 +56,15 @@ def special_names(directory: Path) -> dict[str, str]:
     return names
 
 
+def asks_for_bos(directory: Path) -> bool:
+    """Whether tokenizer_config.json wants the beginning of a text marked (`add_bos_token`)."""
+    path = directory / "tokenizer_config.json"
+    if not path.exists():
+        return False
+    entries = parse_json_object(path, read_limited(path, MAX_COMPANION_BYTES))
+    return entries.get("add_bos_token") is True
+
+
 def parse_json_object(path: Path, data: bytes) -> dict[str, Any]:
     """The JSON object that a file holds; InputRefusedError if it holds anything else."""
     try:

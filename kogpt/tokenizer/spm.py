@@ -10,6 +10,7 @@ from kogpt.errors import InputRefusedError
 from kogpt.tokenizer.base import Tokenizer
 from kogpt.tokenizer.files import (
     MAX_VOCABULARY_BYTES,
+    asks_for_bos,
     one_line,
     read_limited,
     special_names,
@@ -41,7 +42,7 @@ class SentencePieceTokenizer(Tokenizer):
         self.files = tokenizer_files(path)
         self.vocab_size = self._backend.vocab_size()
         self.special_ids = frozenset(filter(self._backend.is_control, range(self.vocab_size)))
-        self._resolve_special(self._roles_in_model() | names)
+        self._resolve_special(self._roles_in_model() | names, asks_for_bos(path.parent))
         self._special = {self.id_to_piece(id): [id] for id in self.special_ids}
         self._fixed = self._spelled_space_symbol()  # text with ids that are not the library's
 

@@ -24,7 +24,7 @@ TRANSFORMERS_CONFIG = {
     "tokenizer_class": "LlamaTokenizer",
     "legacy": False,
     "add_prefix_space": False,
-    "add_bos_token": False,
+    "add_bos_token": True,  # as `kogpt train` lays out documents
     "add_eos_token": False,
     "clean_up_tokenization_spaces": False,
 }
