@@ -267,6 +267,9 @@ def add_convert(commands: Commands) -> None:
     parser.add_argument(
         "--allow-extra", action="append", metavar="NAME", help="leave out the unknown tensor NAME"
     )
+    parser.add_argument(
+        "--license-notice", metavar="TEXT", help="licence of the weights (default: the source's)"
+    )
     parser.add_argument("--dry-run", action="store_true", help="only tell what would be done")
     add_json_argument(parser, "the report")
 

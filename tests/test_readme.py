@@ -60,6 +60,7 @@ def playground(tmp_path_factory) -> Path:
     tiny.write_config(release, config)
     torch.save(tiny.released_state(config), release / "pytorch_model.bin")
     write_byte_level(release)
+    (folder / "kogpt").symlink_to(ROOT / "kogpt")  # the page is read in a checkout
     rows = "".join(f"{i}\t5\t이 영화는 정말 재미있다 {i}\n" for i in range(400))
     with lzma.open(folder / "reviews.tsv.xz", "wt", encoding="utf-8") as file:
         file.write("id\trating\tdocument\n" + rows)

@@ -20,6 +20,7 @@ from kogpt.checkpoint.report import ConversionReport, TensorLine
 from kogpt.checkpoint.resources import require_disk
 from kogpt.checkpoint.source_hash import SourceHash
 from kogpt.checkpoint.staging import Staging, refuse_existing, staged_bytes, sweep, to_json
+from kogpt.checkpoint.verifying import read_manifest
 from kogpt.checkpoint.writer import (
     MAX_SHARD_SIZE,
     ROOM_FOR_SMALL_FILES,
@@ -64,7 +65,8 @@ class ConversionOptions:
             `clamp` takes the largest float16, `bfloat16` writes all weights in that format.
         allow_nonfinite: patterns of names of tensors that may hold NaN or infinity.
         allow_extra: patterns of names of unknown tensors to leave behind.
-        license_notice: of the weights; None for what is known of the release.
+        license_notice: of the weights; None for that of the source's manifest, or else what is
+            known of the release.
         config: the shape of the model; None for the `config.json` of the source.
         dry_run: only report what would be done.
         quiet: no progress bar, not even on a terminal.
@@ -132,7 +134,7 @@ class _Job:
         self.misfits = FitCounts()
         self.dtype = self._decide_dtype()
         self.shards = plan_shards(self._specs(self.dtype), options.max_shard_size)
-        license_notice = options.license_notice or _license_of(self.config)
+        license_notice = options.license_notice or _license_of(reader.folder, self.config)
         self.metadata = {"format": "pt", "license": license_notice, "source_sha256": UNKNOWN_HASH}
         self.was_complete = False
 
@@ -264,7 +266,10 @@ class _Job:
         )
 
 
-def _license_of(config: KoGPTConfig) -> str:
+def _license_of(folder: Path, config: KoGPTConfig) -> str:
+    """The notice that the source carries, if it was written here, or what is known of it."""
+    if (folder / MANIFEST_NAME).exists():
+        return read_manifest(folder)["license"]
     sizes = ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head")
     release = KoGPTConfig()
     is_release = all(getattr(config, size) == getattr(release, size) for size in sizes)

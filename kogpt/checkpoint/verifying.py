@@ -66,7 +66,7 @@ def verify(path: str | os.PathLike[str], *, quiet: bool = False) -> Verification
             names file and key.
     """
     folder = Path(path)
-    manifest = _read_manifest(folder)
+    manifest = read_manifest(folder)
     for name, entry in manifest["files"].items():
         require_regular(folder / name)
         _compare(folder / name, hash_file(folder / name), entry)
@@ -90,7 +90,8 @@ def verify(path: str | os.PathLike[str], *, quiet: bool = False) -> Verification
     )
 
 
-def _read_manifest(folder: Path) -> dict[str, Any]:
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a folder, its form checked; InputRefusedError where that is bad."""
     path = folder / MANIFEST_NAME
     require_regular(path)
     try:

@@ -18,6 +18,7 @@ def run(args: argparse.Namespace) -> None:
             on_overflow=args.on_overflow,
             allow_nonfinite=tuple(args.allow_nonfinite or ()),
             allow_extra=tuple(args.allow_extra or ()),
+            license_notice=args.license_notice,
             config=config_of(args.config) if args.config else None,
             dry_run=args.dry_run,
             quiet=args.json,

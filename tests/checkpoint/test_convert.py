@@ -20,6 +20,7 @@ from kogpt.checkpoint import (
     load_model,
     open_checkpoint,
     verify,
+    write_checkpoint,
 )
 from kogpt.checkpoint.names import expand
 from kogpt.checkpoint.safetensors_file import encode_header
@@ -138,8 +139,8 @@ def test_tokenizer_files_are_copied_and_licences_noted(tmp_path):
 def test_the_released_shape_carries_the_released_licence(tmp_path):
     from kogpt.checkpoint.convert import _license_of
 
-    assert "CC-BY-NC-ND-4.0" in _license_of(KoGPTConfig())
-    assert "CC-BY" not in _license_of(CONFIG)
+    assert "CC-BY-NC-ND-4.0" in _license_of(tmp_path, KoGPTConfig())
+    assert "CC-BY" not in _license_of(tmp_path, CONFIG)
 
 
 # The manifest.
@@ -310,3 +311,11 @@ def test_a_config_can_be_given_where_the_source_has_none(tmp_path):
     config = dataclasses.replace(CONFIG, attn_pdrop=0.0)
     convert(tmp_path / "src", tmp_path / "dst", ConversionOptions(config=config))
     assert KoGPTConfig.from_file(tmp_path / "dst" / "config.json") == config
+
+
+def test_the_licence_notice_goes_along_from_folder_to_folder(tmp_path):
+    write_checkpoint(tmp_path / "a", CONFIG, tiny_state(), license_notice="CC0-1.0")
+    convert(tmp_path / "a", tmp_path / "b", ConversionOptions(dtype="float16"))
+    assert verify(tmp_path / "b").license == "CC0-1.0"
+    convert(tmp_path / "b", tmp_path / "c", ConversionOptions(license_notice="other"))
+    assert verify(tmp_path / "c").license == "other"
