@@ -11,12 +11,10 @@ from kogpt.errors import InputRefusedError
 from kogpt.tokenizer.base import Tokenizer
 from kogpt.tokenizer.files import (
     MAX_VOCABULARY_BYTES,
-    asks_for_bos,
     one_line,
     parse_json_object,
+    read_companions,
     read_limited,
-    special_names,
-    tokenizer_files,
 )
 from kogpt.tokenizer.streaming import StreamDecoder
 
@@ -32,8 +30,8 @@ def _byte_of_letter() -> dict[str, int]:
 
 BYTE_OF_LETTER = _byte_of_letter()
 
-# Sixty times the vocabularies in use; a file may write any number as the id of a piece.
-MAX_VOCAB_SIZE = 1 << 24
+# Four times the largest vocabularies in use; a file may write any number as the id of a piece.
+MAX_VOCAB_SIZE = 1 << 20
 
 
 class ByteLevelTokenizer(Tokenizer):
@@ -51,22 +49,23 @@ class ByteLevelTokenizer(Tokenizer):
 
     def __init__(self, directory: str | Path) -> None:
         path = Path(directory) / "tokenizer.json"
-        names = special_names(path.parent)
+        companions = read_companions(path.parent)
         backend = _read_backend(path)
         # Pieces that only the companions call special; transformers does the same.
-        named = [piece for piece in names.values() if backend.token_to_id(piece) is not None]
-        backend.add_special_tokens(named)
+        vocab = backend.get_vocab()
+        named = companions.names.values()
+        backend.add_special_tokens([piece for piece in named if piece in vocab])
 
         self._backend = backend
         self._lock = threading.Lock()  # for the backend's switch between typed and special text
-        self.files = tokenizer_files(path)
-        self.vocab_size = 1 + max(backend.get_vocab().values(), default=-1)
+        self.files = [path, *companions.files]
+        self.vocab_size = 1 + max(vocab.values(), default=-1)
         if not 0 < self.vocab_size <= MAX_VOCAB_SIZE:
             raise InputRefusedError(f"{path}: {self.vocab_size} ids, not 1 to {MAX_VOCAB_SIZE}")
         self.special_ids = frozenset(
             id for id, token in backend.get_added_tokens_decoder().items() if token.special
         )
-        self._resolve_special(names, asks_for_bos(path.parent))
+        self._resolve_special(companions.names, companions.add_bos)
 
     def piece_to_id(self, piece: str) -> int | None:
         return self._backend.token_to_id(piece)

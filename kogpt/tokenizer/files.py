@@ -1,6 +1,7 @@
-"""Reads tokenizer files with a limit on their size, and the names of special pieces."""
+"""Reads tokenizer files within limits, and the companions that name the special pieces."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,22 @@ from kogpt.tokenizer.text import SURROGATE
 MAX_VOCABULARY_BYTES = 64 << 20
 MAX_COMPANION_BYTES = 4 << 20
 
-COMPANIONS = ("special_tokens_map.json", "tokenizer_config.json")
+COMPANIONS = ("special_tokens_map.json", "tokenizer_config.json")  # the first has precedence
+
+
+@dataclass(frozen=True)
+class Companions:
+    """What lies beside a vocabulary.
+
+    Attributes:
+        files: Those of the files that exist.
+        names: Special pieces by role: {"bos": "[BOS]", ...}.
+        add_bos: Whether the beginning of a text is to be marked (`add_bos_token`).
+    """
+
+    files: list[Path]
+    names: dict[str, str]
+    add_bos: bool
 
 
 def read_limited(path: Path, limit: int) -> bytes:
@@ -31,38 +47,27 @@ def one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:200]
 
 
-def tokenizer_files(vocabulary: Path) -> list[Path]:
-    """The vocabulary file and those of its companions that exist."""
-    companions = (vocabulary.with_name(name) for name in COMPANIONS)
-    return [vocabulary, *(path for path in companions if path.exists())]
-
-
-def special_names(directory: Path) -> dict[str, str]:
-    """Pieces by role, {"bos": "[BOS]", ...}, as special_tokens_map.json or, for roles that it does
-    not name, tokenizer_config.json has them."""
+def read_companions(directory: Path) -> Companions:
+    """Reads the companions that a folder holds."""
+    files = [path for path in map(directory.joinpath, COMPANIONS) if path.exists()]
+    contents = [parse_json_object(path, read_limited(path, MAX_COMPANION_BYTES)) for path in files]
     names: dict[str, str] = {}
-    for path in map(directory.joinpath, COMPANIONS):
-        if not path.exists():
-            continue
-        entries = parse_json_object(path, read_limited(path, MAX_COMPANION_BYTES))
-        for role in ("bos", "eos", "pad", "unk"):
-            entry = entries.get(f"{role}_token")
-            piece = entry.get("content") if isinstance(entry, dict) else entry
-            if not isinstance(piece, str):
-                continue
+    for path, content in reversed(list(zip(files, contents, strict=True))):
+        names |= _names(path, content)
+    add_bos = any(content.get("add_bos_token") is True for content in contents)
+    return Companions(files, names, add_bos)
+
+
+def _names(path: Path, content: dict[str, Any]) -> dict[str, str]:
+    names = {}
+    for role in ("bos", "eos", "pad", "unk"):
+        entry = content.get(f"{role}_token")
+        piece = entry.get("content") if isinstance(entry, dict) else entry
+        if isinstance(piece, str):
             if SURROGATE.search(piece):
                 raise InputRefusedError(f"{path}: {role}_token holds half a character")
-            names.setdefault(role, piece)
+            names[role] = piece
     return names
-
-
-def asks_for_bos(directory: Path) -> bool:
-    """Whether tokenizer_config.json wants the beginning of a text marked (`add_bos_token`)."""
-    path = directory / "tokenizer_config.json"
-    if not path.exists():
-        return False
-    entries = parse_json_object(path, read_limited(path, MAX_COMPANION_BYTES))
-    return entries.get("add_bos_token") is True
 
 
 def parse_json_object(path: Path, data: bytes) -> dict[str, Any]:

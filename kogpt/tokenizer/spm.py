@@ -10,11 +10,9 @@ from kogpt.errors import InputRefusedError
 from kogpt.tokenizer.base import Tokenizer
 from kogpt.tokenizer.files import (
     MAX_VOCABULARY_BYTES,
-    asks_for_bos,
     one_line,
+    read_companions,
     read_limited,
-    special_names,
-    tokenizer_files,
 )
 from kogpt.tokenizer.modelproto import SpaceRules, check_model
 from kogpt.tokenizer.streaming import StreamDecoder
@@ -37,12 +35,12 @@ class SentencePieceTokenizer(Tokenizer):
 
     def __init__(self, directory: str | Path) -> None:
         path = Path(directory) / "tokenizer.model"
-        names = special_names(path.parent)
+        companions = read_companions(path.parent)
         self._backend, self.spaces = _read_backend(path)
-        self.files = tokenizer_files(path)
+        self.files = [path, *companions.files]
         self.vocab_size = self._backend.vocab_size()
         self.special_ids = frozenset(filter(self._backend.is_control, range(self.vocab_size)))
-        self._resolve_special(self._roles_in_model() | names, asks_for_bos(path.parent))
+        self._resolve_special(self._names_in_model() | companions.names, companions.add_bos)
         self._special = {self.id_to_piece(id): [id] for id in self.special_ids}
         self._fixed = self._spelled_space_symbol()  # text with ids that are not the library's
 
@@ -82,7 +80,7 @@ class SentencePieceTokenizer(Tokenizer):
         spelled = [id for id in ids if id is not None]
         return {SPACE: spelled} if self.spaces.keeps_text and spelled == ids else {}
 
-    def _roles_in_model(self) -> dict[str, str]:
+    def _names_in_model(self) -> dict[str, str]:
         backend = self._backend
         ids = {
             "bos": backend.bos_id(),
@@ -135,7 +133,5 @@ def _read_backend(path: Path) -> tuple[sentencepiece.SentencePieceProcessor, Spa
         spaces = check_model(model)
         backend.LoadFromSerializedProto(model)
     except (ValueError, RuntimeError) as error:
-        raise InputRefusedError(
-            f"{path}: refused as a sentencepiece model: {one_line(error)}"
-        ) from error
+        raise InputRefusedError(f"{path}: not a usable model: {one_line(error)}") from error
     return backend, spaces

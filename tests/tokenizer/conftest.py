@@ -69,7 +69,7 @@ def write_byte_level(out: Path, vocab_size: int = 420, texts: Iterable[str] = SE
 def write_sentencepiece(out: Path, **options: object) -> Path:
     """A tokenizer.model with sentencepiece's own defaults, except where told otherwise."""
     model = io.BytesIO()
-    defaults = {"vocab_size": 420, "hard_vocab_limit": False, "byte_fallback": True, "pad_id": 3}
+    defaults = {"vocab_size": 600, "hard_vocab_limit": False, "byte_fallback": True, "pad_id": 3}
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(SENTENCES * 3),
         model_writer=model,
@@ -96,9 +96,14 @@ def sentencepiece_backend(directory: Path) -> Backend:
     return Backend(SentencePieceTokenizer(directory), library, library.encode, library.decode)
 
 
-# The ways in which sentencepiece models treat spaces; the first is how llama's was trained.
+# The ways in which sentencepiece models treat spaces; the first is that of Llama's.
 SENTENCEPIECE_KINDS = {
-    "dummy-prefix": {"remove_extra_whitespaces": False, "allow_whitespace_only_pieces": True},
+    "dummy-prefix": {
+        "normalization_rule_name": "identity",
+        "remove_extra_whitespaces": False,
+        "allow_whitespace_only_pieces": True,
+        "user_defined_symbols": ["▁▁", "<mask>"],
+    },
     "defaults": {},
     "no-prefix": {"add_dummy_prefix": False},
     "unigram": {"model_type": "unigram"},

@@ -17,7 +17,7 @@ from kogpt.errors import InputRefusedError
 from kogpt.tokenizer import SentencePieceTokenizer, files, load_tokenizer
 from kogpt.tokenizer.modelproto import check_model
 from tests.scale import scaled
-from tests.tokenizer.conftest import NANO, Backend, write_sentencepiece
+from tests.tokenizer.conftest import NANO, Backend, write_byte_level, write_sentencepiece
 
 
 def field(number: int, value: bytes | int) -> bytes:
@@ -57,10 +57,11 @@ def test_a_score_that_is_not_finite_is_refused(nano_folder: Path, score: float) 
     assert "NaN or infinite" in refusal(nano_folder, "tokenizer.model")
 
 
-def test_a_denormalizer_is_refused(nano_folder: Path) -> None:
-    path = nano_folder / "tokenizer.model"
-    path.write_bytes(path.read_bytes() + field(5, field(2, b"map")))
-    assert "denormalizer" in refusal(nano_folder, "tokenizer.model")
+def test_a_denormalizer_is_refused(tmp_path: Path) -> None:
+    rules = tmp_path / "rules.tsv"
+    rules.write_text("AC00\tB098\n")  # 가 becomes 나
+    write_sentencepiece(tmp_path, denormalization_rule_tsv=str(rules))
+    assert "denormalizer" in refusal(tmp_path, "tokenizer.model")
 
 
 @pytest.mark.parametrize("content", [b"", b"\x00", b"not a model", b"\x0a\xff\xff\xff\xff\x0f"])
@@ -78,13 +79,20 @@ def test_what_is_no_tokenizer_json_is_refused(tmp_path: Path, content: str) -> N
     refusal(tmp_path, "tokenizer.json")
 
 
-@pytest.mark.parametrize(
-    "model", [{"type": "Unigram"}, {"type": "BPE", "continuing_subword_prefix": "\0"}, None]
-)
-def test_a_model_that_is_not_byte_level_bpe_is_refused(tmp_path: Path, model: Any) -> None:
-    # The library reads the merges by byte offsets behind the prefix, and can abort the process.
+@pytest.mark.parametrize("model", [None, {}, {"type": "Unigram"}, {"type": []}])
+def test_a_model_that_is_not_bpe_is_refused(tmp_path: Path, model: Any) -> None:
     (tmp_path / "tokenizer.json").write_text(json.dumps({"model": model}))
-    assert "BPE" in refusal(tmp_path, "tokenizer.json")
+    assert "not BPE" in refusal(tmp_path, "tokenizer.json")
+
+
+@pytest.mark.parametrize("key", ["continuing_subword_prefix", "end_of_word_suffix"])
+def test_marks_inside_words_are_refused(tmp_path: Path, key: str) -> None:
+    # The library cuts merges behind such a prefix by bytes, and then aborts the process.
+    write_byte_level(tmp_path)
+    content = json.loads((tmp_path / "tokenizer.json").read_text())
+    content["model"][key] = "\x00"
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    assert f"{key} is set" in refusal(tmp_path, "tokenizer.json")
 
 
 def test_text_that_is_not_utf8_is_refused(tmp_path: Path) -> None:

@@ -28,12 +28,15 @@ def single_bytes(tokenizer: Tokenizer) -> dict[bytes, int]:
 
 
 def random_sequences(tokenizer: Tokenizer, count: int, seed: int = 0) -> Iterator[list[int]]:
-    """Sequences of up to 40 ids: any, single bytes and special ones in varying shares."""
+    """Sequences of up to 40 ids: any, single bytes, special ones and words after a space, in
+    varying shares."""
     generator = random.Random(seed)
+    ids = range(tokenizer.vocab_size)
     pools = [
-        list(range(tokenizer.vocab_size)),
+        list(ids),
         list(single_bytes(tokenizer).values()),
         sorted(tokenizer.special_ids),
+        [id for id in ids if tokenizer.token_bytes(id).startswith(b" ")],
     ]
     for _ in range(count):
         shares = [generator.random() ** 2 for _ in pools]

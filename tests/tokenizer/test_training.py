@@ -47,8 +47,11 @@ def test_a_character_without_a_piece_is_spelled_in_its_bytes(trained: Tokenizer)
     assert pieces == ["<0xEA>", "<0xBF>", "<0xB9>"]
 
 
-def test_digits_are_pieces_of_their_own(trained: Tokenizer) -> None:
-    assert len(trained.encode("10")) == 2
+def test_digits_are_apart_and_runs_of_spaces_are_not(tmp_path: Path) -> None:
+    train_sentencepiece(["2010 10점    빈칸"] * 20, tmp_path, 272)
+    tokenizer = load_tokenizer(tmp_path)
+    assert len(tokenizer.encode("2010")) == 4
+    assert len(tokenizer.encode("    ")) == 1
 
 
 def test_the_same_texts_give_the_same_files(tmp_path: Path) -> None:
