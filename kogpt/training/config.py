@@ -47,8 +47,9 @@ class TrainingConfig:
         sequence_length: tokens in a sequence; None for the model's `n_positions`.
         short_length: tokens in a sequence during the first part of the run, a divisor of
             `sequence_length`: each sequence is cut into pieces of that length, so a step sees
-            the same tokens and only attention reaches less far. Short documents lose nothing,
-            and on a CPU it is faster. None for full length throughout.
+            the same tokens and only attention reaches less far, which is faster on a CPU. The
+            change costs loss at first: leave enough steps, and enough learning rate, behind it.
+            None for full length throughout.
         short_part: share of the steps, from the first, that use `short_length`.
         learning_rate: peak of the schedule.
         final_learning_rate: what the cosine ends at, as a share of the peak.
@@ -120,11 +121,16 @@ class TrainingConfig:
         counts = ("warmup_steps", "validate_every", "validation_documents", "save_every", "seed")
         for name in (*counts, "weight_decay"):
             _check(name, getattr(self, name), 0)
-        for name in ("short_part", "final_learning_rate", "beta1", "beta2"):
+        for name in ("short_part", "final_learning_rate"):
             _check(name, getattr(self, name), 0, 1)
         for name in ("learning_rate", "gradient_clip", "epochs"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} is {getattr(self, name)}, it must be above 0")
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)}, it must be at least 0 and below 1"
+                )
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision is {self.precision!r}, it must be float32 or bfloat16")
 

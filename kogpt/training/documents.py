@@ -58,8 +58,6 @@ def _read_lines(path: Path) -> Iterator[str]:
     except OSError as error:
         raise InputRefusedError(f"{path}: {error.strerror or error}") from None
     except UnicodeDecodeError as error:
-        raise InputRefusedError(
-            f"{path}: line {number + 1} is not UTF-8 ({error.reason})"
-        ) from None
+        raise InputRefusedError(f"{path}: line {number} is not UTF-8 ({error.reason})") from None
     except (lzma.LZMAError, EOFError) as error:
         raise InputRefusedError(f"{path}: damaged after line {number} ({error})") from None

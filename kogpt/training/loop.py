@@ -7,7 +7,7 @@ import dataclasses
 import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TextIO
@@ -62,6 +62,8 @@ def train(config: TrainingConfig, stream: TextIO | None = None) -> Path:
     with claimed(config.out, config.resume):
         last = checkpoints(config.out)[-1] if checkpoints(config.out) else None
         model, tokenizer = load_start(config, last)
+        # In memory, because the checkpoint they come from will be removed.
+        tokenizer_files = {path.name: path.read_bytes() for path in tokenizer.files}
         print(f"reading {', '.join(map(str, config.data))}", file=stream, flush=True)
         training, held_out = encode_documents(read_documents(config.data, config.column), tokenizer)
         trainer = Trainer(config, model, training, held_out)
@@ -69,7 +71,7 @@ def train(config: TrainingConfig, stream: TextIO | None = None) -> Path:
             trainer.restore(last)
         with Progress(config.out, trainer.step, trainer.steps, stream) as progress:
             progress.say(trainer.describe())
-            return trainer.run(progress, tokenizer.files)
+            return trainer.run(progress, tokenizer_files)
 
 
 class Trainer:
@@ -123,7 +125,7 @@ class Trainer:
         """Tokens in one step."""
         return self.config.batch_size * self.length
 
-    def run(self, progress: Progress, tokenizer_files: list[Path]) -> Path:
+    def run(self, progress: Progress, tokenizer_files: Mapping[str, bytes]) -> Path:
         """Takes the steps that are left; returns the last checkpoint."""
         self.model.train()
         while self.step < self.steps:
@@ -209,7 +211,7 @@ class Trainer:
             f"{score.bits_per_byte:.4f} bits per byte"
         )
 
-    def _save(self, tokenizer_files: list[Path]) -> None:
+    def _save(self, tokenizer_files: Mapping[str, bytes]) -> None:
         state = dataclasses.replace(self._begun, step=self.step)
         write_state(state, self.model, self.optimizer, tokenizer_files, self.config)
         if self.config.curve:

@@ -9,7 +9,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,7 +68,7 @@ def write_state(
     state: TrainingState,
     model: KoGPT,
     optimizer: torch.optim.Optimizer,
-    tokenizer_files: list[Path],
+    tokenizer_files: Mapping[str, bytes],
     config: TrainingConfig,
 ) -> None:
     """Writes the checkpoint of a step, then removes all but the newest `config.keep`."""
@@ -78,7 +78,7 @@ def write_state(
         model.config,
         model.state_dict(),
         files={
-            **{file.name: file.read_bytes() for file in tokenizer_files},
+            **tokenizer_files,
             STATE_NAME: json.dumps(contents, indent=2, ensure_ascii=False).encode(),
             MOMENTS_NAME: optimizer_tensors(optimizer, model),
         },

@@ -1,0 +1,154 @@
+"""A run that is killed and resumed ends as one that never was, to the last bit."""
+
+import dataclasses
+import io
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from kogpt.checkpoint import load_model
+from kogpt.errors import InputRefusedError
+from kogpt.training import TrainingConfig, train
+from kogpt.training.log import read_log
+from kogpt.training.state import checkpoints
+from tests.scale import scaled
+from tests.training.conftest import TINY
+
+ROOT = Path(__file__).resolve().parents[2]
+STEPS = 36
+
+SCRIPT = """
+import json, sys
+from pathlib import Path
+import torch
+from kogpt.training import TrainingConfig, train
+torch.set_num_threads(1)
+given = json.load(sys.stdin)
+for name in ("out", "tokenizer"):
+    given[name] = Path(given[name])
+train(TrainingConfig(**{**given, "data": tuple(map(Path, given["data"]))}))
+"""
+
+
+@pytest.fixture
+def long_run(settings, shape) -> TrainingConfig:
+    """Several epochs, with dropout, each step logged and every fourth saved."""
+    shape.write_text(json.dumps({**TINY.to_dict(), "attn_pdrop": 0.1, "resid_pdrop": 0.1}))
+    return settings(
+        steps=STEPS, batch_size=8, micro_batch_size=6, save_every=4, validate_every=15, seed=5
+    )
+
+
+def start(config: TrainingConfig) -> subprocess.Popen:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT], stdin=subprocess.PIPE, env=environment, text=True
+    )
+    assert process.stdin is not None
+    with process.stdin as settings:
+        json.dump(config.to_dict(), settings)
+    return process
+
+
+def kill_at(config: TrainingConfig, step: int, delay: float) -> None:
+    """Lets a process train until it has logged a step, and a little longer, then kills it."""
+    process = start(config)
+    while process.poll() is None:
+        log = read_log(config.out / "log.jsonl")
+        if log and log[-1]["step"] >= step:
+            time.sleep(delay)
+            break
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+def losses(config: TrainingConfig) -> list[tuple[int, float]]:
+    log = read_log(config.out / "log.jsonl")
+    return [(e["step"], e.get("loss", e.get("held_out_loss"))) for e in log]
+
+
+def assert_same_end(config: TrainingConfig, expected: TrainingConfig) -> None:
+    assert losses(config) == losses(expected)
+    name = f"step-{STEPS:08}"
+    for file in ("model-00001-of-00001.safetensors", "optimizer.safetensors"):
+        ours, theirs = (run.out / name / file for run in (config, expected))
+        assert ours.read_bytes() == theirs.read_bytes(), file
+    assert not [path.name for path in config.out.iterdir() if path.name.startswith(".")]
+
+
+def test_a_run_killed_at_random_steps_ends_bit_equal(long_run, tmp_path):
+    whole = dataclasses.replace(long_run, out=tmp_path / "whole")
+    train(whole, io.StringIO())
+    assert losses(whole)[-1][0] == STEPS
+    tokens = read_log(whole.out / "log.jsonl")[-1]["tokens"]
+    chance = random.Random(0)
+    config = dataclasses.replace(long_run, resume=True)
+    for kill in range(scaled(1, 20)):
+        out = tmp_path / f"killed-{kill}"
+        config = dataclasses.replace(config, out=out)
+        kill_at(config, chance.randrange(5, STEPS - 5), chance.uniform(0, 0.05))
+        for path in checkpoints(out):
+            load_model(path)  # what has the name of a checkpoint is one
+        train(config, io.StringIO())
+        assert_same_end(config, whole)
+    assert tokens > 10 * 745  # an epoch has 745 tokens
+
+
+def test_nothing_to_resume_is_a_start_and_a_finished_run_stays_as_it_is(settings):
+    config = settings(resume=True, steps=3)
+    last = train(config, io.StringIO())
+    before = {path.name: path.stat().st_mtime_ns for path in last.iterdir()}
+    assert train(config, io.StringIO()) == last
+    assert {path.name: path.stat().st_mtime_ns for path in last.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"learning_rate": 0.5}, "with other settings: learning_rate was 0.001 and is 0.5"),
+        ({"batch_size": 5}, "with other settings: batch_size was 4 and is 5"),
+    ],
+)
+def test_a_run_is_not_resumed_with_other_settings(settings, change, message):
+    train(settings(steps=1), io.StringIO())
+    with pytest.raises(InputRefusedError, match=message):
+        train(settings(resume=True, **change), io.StringIO())
+
+
+def test_a_run_is_not_resumed_with_other_data(settings, reviews):
+    train(settings(steps=1), io.StringIO())
+    with reviews.open("a", encoding="utf-8") as file:
+        file.write("50\t하나 더\n")
+    with pytest.raises(InputRefusedError, match="with other data"):
+        train(settings(resume=True), io.StringIO())
+
+
+@pytest.mark.parametrize("name", ["training.json", "optimizer.safetensors"])
+def test_a_damaged_training_state_is_refused_by_name(settings, name):
+    last = train(settings(steps=1), io.StringIO())
+    (last / name).write_bytes(b"\x05")
+    with pytest.raises(InputRefusedError, match=f"{name}: no "):
+        train(settings(resume=True), io.StringIO())
+
+
+def test_what_a_killed_run_left_half_done_is_swept_away(settings):
+    config = settings(steps=2, resume=True)
+    for name in (".step-00000009.partial", ".step-00000001.discarded"):
+        (config.out / name / "folder").mkdir(parents=True)
+    train(config, io.StringIO())
+    assert {path.name for path in config.out.iterdir()} == {"log.jsonl", "step-00000002"}
+
+
+def test_a_longer_run_goes_on_where_the_shorter_one_ended(settings):
+    train(settings(steps=2), io.StringIO())
+    config = settings(steps=4, resume=True)
+    train(config, io.StringIO())
+    assert [step for step, _ in losses(config)] == [1, 2, 2, 3, 4, 4]

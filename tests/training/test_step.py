@@ -1,0 +1,143 @@
+"""One optimizer step, looked at closely."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from kogpt.errors import KoGPTError
+from kogpt.model import KoGPT
+from kogpt.training.activation_checkpointing import checkpoint_activations
+from kogpt.training.data import encode_documents
+from kogpt.training.documents import read_documents
+from kogpt.training.loop import Trainer
+from kogpt.training.loss import next_token_loss
+from tests.training.conftest import TINY
+
+
+@pytest.fixture
+def make_trainer(settings, tokenizer):
+    def make(shape=TINY, **changes):
+        config = settings(**changes)
+        model = KoGPT(shape)
+        model.init_weights(torch.Generator().manual_seed(0))
+        data = encode_documents(read_documents(config.data, config.column), tokenizer)
+        return Trainer(config, model.train(), *data)
+
+    return make
+
+
+def weights(trainer):
+    return {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+
+
+def test_accumulation_equals_the_large_batch(make_trainer):
+    whole, parts, uneven = (make_trainer(micro_batch_size=size) for size in (4, 1, 3))
+    results = [trainer.take_step() for trainer in (whole, parts, uneven)]
+    for loss, norm in results[1:]:
+        assert (loss, norm) == pytest.approx(results[0], rel=1e-5)
+    for trainer in (parts, uneven):
+        for name, expected in weights(whole).items():
+            # Adam's first step is the sign of the gradient: where that is rounding, so is this.
+            close = torch.isclose(weights(trainer)[name], expected, rtol=0, atol=1e-6)
+            assert close.float().mean() > 0.999, name
+
+
+def test_checkpointed_activations_give_equal_gradients_with_dropout():
+    shape = dataclasses.replace(TINY, attn_pdrop=0.1, embd_pdrop=0.1, resid_pdrop=0.1)
+    plain, frugal = KoGPT(shape), KoGPT(shape)
+    frugal.load_state_dict(plain.state_dict())
+    checkpoint_activations(frugal)
+    ids = torch.randint(0, TINY.vocab_size, (2, 17), generator=torch.Generator().manual_seed(0))
+    for model in (plain, frugal):
+        torch.manual_seed(0)
+        next_token_loss(model.train(), ids[:, :-1], ids[:, 1:]).backward()
+    expected = dict(plain.named_parameters())
+    for name, parameter in frugal.named_parameters():
+        assert torch.equal(parameter.grad, expected[name].grad), name
+
+
+def test_checkpointed_activations_are_fewer():
+    def bytes_kept(model):
+        kept = 0
+
+        def count(tensor):
+            nonlocal kept
+            kept += tensor.nbytes
+            return tensor
+
+        ids = torch.zeros(1, 32, dtype=torch.long)
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            model.transformer(ids)
+        return kept
+
+    shape = dataclasses.replace(TINY, n_layer=8)
+    plain, frugal = KoGPT(shape), KoGPT(shape)
+    checkpoint_activations(frugal)
+    assert bytes_kept(frugal) < bytes_kept(plain) / 4
+
+
+def test_only_matrices_decay(make_trainer):
+    trainer = make_trainer(weight_decay=0.1, learning_rate=1e-2, warmup_steps=0)
+    before = weights(trainer)
+    for parameter in trainer.model.parameters():
+        parameter.requires_grad_(True)
+        parameter.grad = torch.zeros_like(parameter)
+    trainer.optimizer.step()
+    for name, after in weights(trainer).items():
+        factor = 1 - 1e-2 * 0.1 if before[name].ndim == 2 else 1.0
+        assert torch.allclose(after, before[name] * factor), name
+
+
+def test_gradients_are_clipped_to_the_norm(make_trainer):
+    trainer = make_trainer(gradient_clip=0.01)
+    seen = []
+
+    def note(optimizer, args, kwargs):
+        seen.append(torch.nn.utils.get_total_norm([p.grad for p in trainer.model.parameters()]))
+
+    trainer.optimizer.register_step_pre_hook(note)
+    _, norm = trainer.take_step()
+    assert norm > 0.01
+    assert seen[0].item() == pytest.approx(0.01, rel=1e-3)
+
+
+def test_short_sequences_see_the_same_tokens_in_pieces(make_trainer):
+    trainer = make_trainer(short_length=8, short_part=0.5, steps=4)
+    rows = trainer.sequences.batch(0, 4)[:, :-1]
+    shapes, flat = [], []
+    for step in range(4):
+        trainer.step = step
+        shapes.append(tuple(trainer._cut(rows).shape))
+        flat.append(trainer._cut(rows).flatten().tolist())
+    assert shapes == [(16, 8), (16, 8), (4, 32), (4, 32)]
+    assert all(ids == rows.flatten().tolist() for ids in flat)
+
+
+@pytest.mark.parametrize("spoiled", ["transformer.wte.weight", "lm_head.bias"])
+def test_a_loss_that_is_no_number_stops_the_run_before_it_reaches_the_weights(
+    make_trainer, spoiled
+):
+    trainer = make_trainer(learning_rate=0.5)
+    parameter = dict(trainer.model.named_parameters())[spoiled]
+    with torch.no_grad():
+        parameter.view(-1)[:] = float("nan")
+    before = weights(trainer)
+    with pytest.raises(KoGPTError, match=r"step 1: the loss is nan.*lower the learning rate 0.5"):
+        trainer.take_step()
+    for name, after in weights(trainer).items():
+        assert torch.equal(after, before[name]) or name == spoiled
+    assert trainer.step == 0
+
+
+def test_bfloat16_stays_near_float32_and_keeps_float32_weights(make_trainer):
+    exact, rounded = make_trainer(), make_trainer(precision="bfloat16")
+    assert rounded.take_step()[0] == pytest.approx(exact.take_step()[0], rel=1e-3)
+    assert all(p.dtype == torch.float32 for p in rounded.model.parameters())
+
+
+def test_a_tiny_model_learns_a_few_sentences_by_heart(make_trainer):
+    trainer = make_trainer(steps=80, learning_rate=2e-2, warmup_steps=10, batch_size=8)
+    losses = [trainer.take_step()[0] for _ in range(80)]
+    assert losses[0] > 5.5
+    assert losses[-1] < 0.8  # which of five sentences comes next, and its number, is chance
