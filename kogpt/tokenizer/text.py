@@ -2,11 +2,8 @@
 
 import re
 import unicodedata
-from typing import Literal
 
 from kogpt.errors import InputRefusedError
-
-Normalization = Literal["auto", "nfc", "none"]
 
 # Hangul written as separate consonants and vowels, as macOS does in file names and in text pasted
 # from them. NFC turns each group into one syllable; without it, a model reads it as bytes.

@@ -29,7 +29,7 @@ TRANSFORMERS_CONFIG = {
     "clean_up_tokenization_spaces": False,
 }
 
-MAX_LINE_BYTES = 1 << 20
+MAX_LINE_BYTES = 1 << 20  # sentencepiece passes over longer lines; its own limit is 4,192
 
 
 def train_sentencepiece(
@@ -61,6 +61,15 @@ def train_sentencepiece(
         InputRefusedError: A text holds lone surrogates.
         ValueError: sentencepiece cannot make such a vocabulary of these texts; says why.
     """
+    model = _train(texts, vocab_size, model_type, character_coverage)
+    out = Path(out_dir)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "tokenizer.model").write_bytes(model)
+    _write_json(out / "special_tokens_map.json", SPECIAL_TOKENS)
+    _write_json(out / "tokenizer_config.json", SPECIAL_TOKENS | TRANSFORMERS_CONFIG)
+
+
+def _train(texts: Iterable[str], vocab_size: int, model_type: str, coverage: float) -> bytes:
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
@@ -68,7 +77,7 @@ def train_sentencepiece(
             model_writer=model,
             model_type=model_type,
             vocab_size=vocab_size,
-            character_coverage=character_coverage,
+            character_coverage=coverage,
             max_sentence_length=MAX_LINE_BYTES,
             byte_fallback=True,
             split_digits=True,
@@ -88,12 +97,7 @@ def train_sentencepiece(
         )
     except RuntimeError as error:
         raise ValueError(f"no vocabulary of {vocab_size} pieces: {one_line(error)}") from error
-
-    out = Path(out_dir)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "tokenizer.model").write_bytes(model.getvalue())
-    _write_json(out / "special_tokens_map.json", SPECIAL_TOKENS)
-    _write_json(out / "tokenizer_config.json", SPECIAL_TOKENS | TRANSFORMERS_CONFIG)
+    return model.getvalue()
 
 
 def _lines(texts: Iterable[str]) -> Iterator[str]:
