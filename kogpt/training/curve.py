@@ -47,7 +47,7 @@ def draw_curve(log: list[dict[str, Any]], path: Path, title: str = "Loss") -> No
     figure.savefig(path, format="png")
 
 
-def smoothed(values: np.ndarray, weight: float = 0.95) -> np.ndarray:
+def smoothed(values: np.ndarray, weight: float = 0.9) -> np.ndarray:
     """Exponential moving average that starts unbiased."""
     result = np.empty_like(values)
     mean = total = 0.0
