@@ -59,7 +59,8 @@ def test_results_come_in_the_order_of_prompts_and_samples(model, tokenizer, no_e
     results = generate(model, tokenizer, prompts, params, batch_size=4)
     places = [(result.prompt_index, result.sample_index) for result in results]
     assert places == [(prompt, sample) for prompt in range(3) for sample in range(3)]
-    assert [r.prompt_token_ids for r in results[::3]] == [tokenizer.encode(p) for p in prompts]
+    encoded = [tokenizer.encode(prompt, bos=True) for prompt in prompts]
+    assert [result.prompt_token_ids for result in results[::3]] == encoded
     assert len({tuple(result.token_ids) for result in results}) == 9
 
 
@@ -121,6 +122,7 @@ def test_an_empty_prompt_begins_from_bos_or_is_refused(model, tokenizer, monkeyp
     assert one(model, tokenizer, "", max_new_tokens=2).prompt_token_ids == [tokenizer.bos_id]
     assert one(model, tokenizer, [], max_new_tokens=2).prompt_token_ids == [tokenizer.bos_id]
     monkeypatch.setattr(tokenizer, "bos_id", None)
+    monkeypatch.setattr(tokenizer, "add_bos", False)
     with pytest.raises(InputRefusedError, match="prompt 0 is empty"):
         one(model, tokenizer, "")
 
