@@ -84,7 +84,7 @@ class TrainingConfig:
     micro_batch_size: int | None = None
     sequence_length: int | None = None
     short_length: int | None = None
-    short_part: float = 0.85
+    short_part: float = 0.5
     learning_rate: float = 1e-3
     final_learning_rate: float = 0.0
     warmup_steps: int = 100
