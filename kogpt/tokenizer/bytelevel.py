@@ -10,7 +10,7 @@ from tokenizers import pre_tokenizers
 from kogpt.errors import InputRefusedError
 from kogpt.tokenizer.base import Tokenizer
 from kogpt.tokenizer.files import (
-    MAX_VOCABULARY_BYTES,
+    MAX_JSON_BYTES,
     one_line,
     parse_json_object,
     read_companions,
@@ -93,7 +93,7 @@ class ByteLevelTokenizer(Tokenizer):
 
 
 def _read_backend(path: Path) -> tokenizers.Tokenizer:
-    data = read_limited(path, MAX_VOCABULARY_BYTES)
+    data = read_limited(path, MAX_JSON_BYTES)
     _check_kind(path, parse_json_object(path, data))
     try:
         backend = tokenizers.Tokenizer.from_str(data.decode())

@@ -8,9 +8,10 @@ from typing import Any
 from kogpt.errors import InputRefusedError
 from kogpt.tokenizer.text import SURROGATE
 
-# The largest vocabularies in use (256,000 pieces) take 35 MB as tokenizer.json and 5 MB as
-# tokenizer.model; the JSON companions a few kB.
-MAX_VOCABULARY_BYTES = 64 << 20
+# The released tokenizer.json has 2.4 MB, a tokenizer.model of 256,000 pieces 5 MB, the companions
+# a few kB. Parsing can take some twenty times as much memory.
+MAX_JSON_BYTES = 16 << 20
+MAX_MODEL_BYTES = 8 << 20
 MAX_COMPANION_BYTES = 4 << 20
 
 COMPANIONS = ("special_tokens_map.json", "tokenizer_config.json")  # the first has precedence

@@ -16,6 +16,8 @@ CHARSMAP, ADD_DUMMY_PREFIX, REMOVE_EXTRA_WHITESPACES = 2, 3, 4
 
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 
+MAX_FIELDS = 1 << 19  # twice the pieces of the largest vocabularies in use
+
 
 @dataclass(frozen=True)
 class SpaceRules:
@@ -39,13 +41,16 @@ def check_model(model: bytes) -> SpaceRules:
         ValueError: It is cut off or malformed, a piece is not UTF-8, a score is not finite (the
             library loads NaN), or decoding would rewrite the text.
     """
-    fields = list(_fields(model))
-    for piece in _messages(fields, PIECES):
-        _check_piece(piece)
-    if dict(_fields(b"".join(_messages(fields, DENORMALIZER)))).get(CHARSMAP):
+    settings: dict[int, list[bytes]] = {NORMALIZER: [], DENORMALIZER: []}
+    for number, value in _fields(model):
+        if number == PIECES:
+            _check_piece(_message(value))
+        elif number in settings:
+            settings[number].append(_message(value))
+    # A message may come in parts, which are joined; of a field that is repeated, the last counts.
+    rules, afterwards = (dict(_fields(b"".join(parts))) for parts in settings.values())
+    if afterwards.get(CHARSMAP):
         raise ValueError("it has a denormalizer, which decoding id by id cannot follow")
-    # The parts of a message that comes in pieces are joined, and the last value of a field counts.
-    rules = dict(_fields(b"".join(_messages(fields, NORMALIZER))))
     return SpaceRules(
         add_dummy_prefix=bool(rules.get(ADD_DUMMY_PREFIX, True)),
         remove_extra_whitespaces=bool(rules.get(REMOVE_EXTRA_WHITESPACES, True)),
@@ -63,34 +68,39 @@ def _check_piece(message: bytes) -> None:
         raise ValueError(f"the score of piece {text.decode()!r} is NaN or infinite")
 
 
-def _messages(fields: list[tuple[int, int | bytes]], number: int) -> Iterator[bytes]:
-    for found, value in fields:
-        if found == number:
-            if isinstance(value, int):
-                raise ValueError(f"field {number} is a number, not a message")
-            yield value
+def _message(value: int | bytes) -> bytes:
+    if isinstance(value, int):
+        raise ValueError("a number stands in the place of a message")
+    return value
 
 
 def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
     """Number and value of each field: an int, or the bytes of anything that is not a varint."""
     at = 0
-    while at < len(message):
+    for _ in range(MAX_FIELDS):
+        if at == len(message):
+            return
         key, at = _varint(message, at)
         number, wire_type = key >> 3, key & 7
         if wire_type == VARINT:
             value, at = _varint(message, at)
             yield number, value
             continue
-        if wire_type == BYTES:
-            size, at = _varint(message, at)
-        elif wire_type in (FIXED32, FIXED64):
-            size = 4 if wire_type == FIXED32 else 8
-        else:
-            raise ValueError(f"no field begins at byte {at}")
+        size, at = _size(wire_type, message, at)
         if at + size > len(message):
             raise ValueError(f"cut off: {at + size - len(message)} bytes are missing")
         yield number, message[at : at + size]
         at += size
+    raise ValueError(f"it has {MAX_FIELDS} fields or more")
+
+
+def _size(wire_type: int, message: bytes, at: int) -> tuple[int, int]:
+    """The size of a value in bytes, and where the value begins."""
+    if wire_type == BYTES:
+        return _varint(message, at)
+    if wire_type in (FIXED32, FIXED64):
+        return (4 if wire_type == FIXED32 else 8), at
+    raise ValueError(f"no field begins before byte {at}")
 
 
 def _varint(message: bytes, at: int) -> tuple[int, int]:

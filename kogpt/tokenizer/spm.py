@@ -9,7 +9,7 @@ import sentencepiece
 from kogpt.errors import InputRefusedError
 from kogpt.tokenizer.base import Tokenizer
 from kogpt.tokenizer.files import (
-    MAX_VOCABULARY_BYTES,
+    MAX_MODEL_BYTES,
     one_line,
     read_companions,
     read_limited,
@@ -127,7 +127,7 @@ codecs.register_error("kogpt.each_byte", _replace_each_byte)
 
 
 def _read_backend(path: Path) -> tuple[sentencepiece.SentencePieceProcessor, SpaceRules]:
-    model = read_limited(path, MAX_VOCABULARY_BYTES)
+    model = read_limited(path, MAX_MODEL_BYTES)
     backend = sentencepiece.SentencePieceProcessor()
     try:
         spaces = check_model(model)

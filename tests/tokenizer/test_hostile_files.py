@@ -15,7 +15,7 @@ import pytest
 
 from kogpt.errors import InputRefusedError
 from kogpt.tokenizer import SentencePieceTokenizer, files, load_tokenizer
-from kogpt.tokenizer.modelproto import check_model
+from kogpt.tokenizer.modelproto import MAX_FIELDS, check_model
 from tests.scale import scaled
 from tests.tokenizer.conftest import NANO, Backend, write_byte_level, write_sentencepiece
 
@@ -110,13 +110,11 @@ def test_a_malformed_companion_is_refused(nano_folder: Path, name: str, content:
 
 
 @pytest.mark.parametrize("name", ["tokenizer.model", "tokenizer.json", "special_tokens_map.json"])
-def test_a_file_beyond_the_limit_is_refused_unread(
-    nano_folder: Path, name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_beyond_the_limit_is_refused_unread(nano_folder: Path, name: str) -> None:
     if name == "tokenizer.json":
         (nano_folder / "tokenizer.model").unlink()
     with (nano_folder / name).open("wb") as sparse:
-        sparse.truncate(files.MAX_VOCABULARY_BYTES + 1)
+        sparse.truncate(files.MAX_JSON_BYTES + 1)  # the largest of the limits
     assert "larger than" in refusal(nano_folder, name)
 
 
@@ -127,6 +125,11 @@ def test_a_folder_in_the_place_of_a_file_is_refused(nano_folder: Path, name: str
     (nano_folder / name).unlink(missing_ok=True)
     (nano_folder / name).mkdir()
     assert "not a regular one" in refusal(nano_folder, name)
+
+
+def test_a_model_of_absurdly_many_fields_is_refused() -> None:
+    with pytest.raises(ValueError, match="fields or more"):
+        check_model(field(6, 0) * MAX_FIELDS)
 
 
 def test_the_rules_on_spaces_are_read_as_the_library_reads_them(tmp_path: Path) -> None:
