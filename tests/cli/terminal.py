@@ -26,6 +26,7 @@ class Terminal:
         settings = termios.tcgetattr(slave)
         settings[0] = settings[0] | IUTF8 if utf8 else settings[0] & ~IUTF8
         termios.tcsetattr(slave, termios.TCSANOW, settings)
+        termios.tcsetwinsize(slave, (24, 80))
 
         def take_terminal() -> None:
             os.setsid()
