@@ -30,6 +30,7 @@ setup(
             "pytest-timeout>=2.3",
             "hypothesis>=6.100",
             "transformers>=5.0",
+            "protobuf>=4.25",  # with which transformers reads a sentencepiece model
             "matplotlib>=3.8",
         ],
         "lint": ["ruff>=0.17", "mypy>=2.0"],
