@@ -29,6 +29,7 @@ class Terminal:
         termios.tcsetwinsize(slave, (24, 80))
 
         def take_terminal() -> None:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # ignored below a background job
             os.setsid()
             fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 

@@ -189,6 +189,8 @@ def test_interrupting_a_generation_is_exit_code_130():
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        # A background job ignores SIGINT, and so would what it starts.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     begun = process.stdout.read(len("이 영화는".encode()))
     process.send_signal(signal.SIGINT)
