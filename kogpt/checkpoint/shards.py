@@ -8,7 +8,7 @@ import torch
 
 from kogpt.checkpoint.safetensors_file import encode_header
 
-SLICE = 16 << 20  # bytes of a tensor that are in hand at a time
+SLICE = 8 << 20  # bytes of a tensor that are in hand at a time
 MAX_SHARD_SIZE = 5 * 10**9  # bytes; the ecosystem's default
 
 
