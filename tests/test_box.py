@@ -4,6 +4,7 @@ import lzma
 import re
 
 import pytest
+import torch
 
 import kogpt
 from kogpt.box import BOX
@@ -47,6 +48,18 @@ def test_it_writes_korean_and_ends_its_reviews(box):
     assert len(set(texts)) == 8
     letters = re.findall(r"\w", "".join(texts))
     assert sum("가" <= letter <= "힣" for letter in letters) > 0.8 * len(letters)
+
+
+def test_transformers_opens_it_and_agrees(box):
+    transformers = pytest.importorskip("transformers")
+    model, tokenizer = box
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(BOX, dtype=torch.float32).eval()
+    ids = torch.tensor([tokenizer.encode("이 영화는 정말 재미있다", bos=True)])
+    with torch.no_grad():
+        assert (model(ids) - theirs(ids).logits).abs().max() < 1e-5
+    assert transformers.AutoTokenizer.from_pretrained(BOX)("이 영화는")["input_ids"] == (
+        tokenizer.encode("이 영화는", bos=tokenizer.add_bos)
+    )
 
 
 def test_it_beats_xz_on_held_out_reviews(box):

@@ -25,7 +25,7 @@ NAMES = [
     ".",
     "",
     "/etc/passwd",
-    "/tmp/secret.safetensors",
+    "/etc/secret.safetensors",
     "//host/share/a.safetensors",
     "\\\\host\\share\\a.safetensors",
     "\\\\?\\C:\\a.safetensors",
