@@ -16,13 +16,13 @@ import numpy as np
 import torch
 from baseline_ngram import UNKNOWN, NGramModel
 
+from kogpt.box import BOX
 from kogpt.checkpoint import load_model
 from kogpt.tokenizer import load_tokenizer
 from kogpt.training.data import EncodedDocuments, encode_documents
 from kogpt.training.documents import is_held_out, read_documents
 from kogpt.training.loss import score_documents
 
-BOX = Path(__file__).resolve().parents[1] / "kogpt" / "nano"
 CODE_POINTS = 1_112_064  # what Unicode has, surrogates left out
 XZ_WINDOW = 1 << 28  # bytes; more than the training text
 
