@@ -42,9 +42,8 @@ def train_sentencepiece(
 ) -> None:
     """Trains a vocabulary and writes `tokenizer.model` with the files that name its special pieces.
 
-    BPE is the default because it fits Korean reviews better than unigram: on held-out NSMC reviews
-    8,000 pieces need 0.1953 tokens per byte against 0.2012, a bigram model over them 1.640 bits
-    per byte against 1.654, and training takes 6 s against 96 s.
+    BPE is the default because it writes held-out Korean reviews in fewer tokens than unigram does,
+    and trains in a fraction of the time.
 
     Nothing is lost on the way: no normalisation but NFC of the training text, no space put in
     front (so the text of a continuation keeps its own), spaces kept in any number, and bytes for
