@@ -1,0 +1,211 @@
+// Every instruction and CUDA construct that the kernels use, one small function each.
+//
+// Kernels call nothing else, and touch shared and global memory only through these functions. So
+// the same kernel sources also compile as plain C++ against tests/kernels/emulator/emulator.h,
+// which gives each function its second meaning, with traps for what a GPU lets pass silently.
+//
+// Shared memory is addressed by byte offset from the block's start (`uint32_t`). Elements are
+// 16-bit floats, held as raw bits, two to a `uint32_t`, the lower index in the lower half.
+#pragma once
+
+#include <cstdint>
+
+#ifdef KOGPT_EMULATE
+#include "emulator.h"
+#else
+#include <cuda_runtime.h>
+
+#define KOGPT_DEVICE __device__ __forceinline__
+
+namespace kogpt {
+
+struct Float16 {};  // tags of the two element types
+struct BFloat16 {};
+
+struct alignas(16) Vector {  // 8 elements, what one load or store of 16 bytes moves
+  uint32_t pairs[4];
+};
+
+// --- the block and its threads ---
+
+KOGPT_DEVICE int thread_index() { return threadIdx.x; }
+KOGPT_DEVICE int block_x() { return blockIdx.x; }
+KOGPT_DEVICE int block_y() { return blockIdx.y; }
+KOGPT_DEVICE int block_z() { return blockIdx.z; }
+KOGPT_DEVICE void sync_threads() { __syncthreads(); }
+
+// Value of `x` in the lane whose index differs by `mask`; every lane of the warp takes part.
+KOGPT_DEVICE float shuffle_xor(float x, int mask) { return __shfl_xor_sync(0xffffffffu, x, mask); }
+
+// --- arithmetic ---
+
+// 2^x; 0 for -infinity.
+KOGPT_DEVICE float exp2_approx(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+// log2(x).
+KOGPT_DEVICE float log2_approx(float x) {
+  float y;
+  asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+// Two floats rounded to nearest, ties to even.
+template <typename E>
+KOGPT_DEVICE uint32_t pack(float low, float high);
+template <>
+KOGPT_DEVICE uint32_t pack<Float16>(float low, float high) {
+  uint32_t pair;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+  return pair;
+}
+template <>
+KOGPT_DEVICE uint32_t pack<BFloat16>(float low, float high) {
+  uint32_t pair;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+  return pair;
+}
+
+// The two elements of a pair as floats.
+template <typename E>
+KOGPT_DEVICE float2 unpack(uint32_t pair);
+template <>
+KOGPT_DEVICE float2 unpack<Float16>(uint32_t pair) {
+  float2 floats;
+  asm("{.reg .f16 low, high;\n"
+      " mov.b32 {low, high}, %2;\n"
+      " cvt.f32.f16 %0, low;\n"
+      " cvt.f32.f16 %1, high;}"
+      : "=f"(floats.x), "=f"(floats.y)
+      : "r"(pair));
+  return floats;
+}
+template <>
+KOGPT_DEVICE float2 unpack<BFloat16>(uint32_t pair) {
+  return make_float2(__uint_as_float(pair << 16), __uint_as_float(pair & 0xffff0000u));
+}
+
+// Tensor core: c (16 x 8, float32) += a (16 x 16) b (16 x 8).
+//
+// With lane = 4 g + i: a[0], a[1], a[2], a[3] hold the column pairs (2i, 2i + 1) of row g, of row
+// g + 8, and 8 columns on of row g and of row g + 8; b0 and b1 the row pairs (2i, 2i + 1) and 8 on
+// of column g; c[0..1] and c[2..3] the column pairs (2i, 2i + 1) of rows g and g + 8.
+// Source: PTX ISA, "Matrix fragments for mma.m16n8k16".
+template <typename E>
+KOGPT_DEVICE void mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1);
+template <>
+KOGPT_DEVICE void mma<Float16>(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+      "{%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+template <>
+KOGPT_DEVICE void mma<BFloat16>(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+      "{%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// --- shared memory ---
+
+extern __shared__ __align__(16) uint8_t shared_bytes[];
+
+KOGPT_DEVICE uint32_t shared_address(uint32_t offset) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(shared_bytes)) + offset;
+}
+
+// Four 8 x 8 matrices of elements: lane l gives the row l % 8 of matrix l / 8 (16 bytes), and gets
+// of each matrix the pair at row l / 4, columns 2 (l % 4) and the next.
+KOGPT_DEVICE void load_matrices(uint32_t (&pairs)[4], uint32_t offset) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(pairs[0]), "=r"(pairs[1]), "=r"(pairs[2]), "=r"(pairs[3])
+               : "r"(shared_address(offset))
+               : "memory");
+}
+
+// The same, each matrix transposed: the pair is at rows 2 (l % 4) and the next, column l / 4.
+KOGPT_DEVICE void load_matrices_transposed(uint32_t (&pairs)[4], uint32_t offset) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(pairs[0]), "=r"(pairs[1]), "=r"(pairs[2]), "=r"(pairs[3])
+               : "r"(shared_address(offset))
+               : "memory");
+}
+
+template <typename T>  // float, uint32_t or Vector
+KOGPT_DEVICE T load_shared(uint32_t offset) {
+  return *reinterpret_cast<const T*>(shared_bytes + offset);
+}
+
+template <typename T>
+KOGPT_DEVICE void store_shared(uint32_t offset, T value) {
+  *reinterpret_cast<T*>(shared_bytes + offset) = value;
+}
+
+// Starts a copy of 16 bytes from global memory; zeros, and no read, where not `valid`. What arrives
+// may be read after `wait_copies` by this thread, and by others after `sync_threads` besides.
+KOGPT_DEVICE void copy_async(uint32_t offset, const void* source, bool valid) {
+  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;"
+               :
+               : "r"(shared_address(offset)), "l"(source), "r"(valid ? 16 : 0)
+               : "memory");
+}
+
+// Ends a group of copies, perhaps an empty one.
+KOGPT_DEVICE void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+
+// Waits until at most the `kPending` last groups are still under way.
+template <int kPending>
+KOGPT_DEVICE void wait_copies() {
+  asm volatile("cp.async.wait_group %0;" : : "n"(kPending) : "memory");
+}
+
+// --- global memory ---
+
+template <typename T>  // float, int64_t, uint32_t or Vector
+KOGPT_DEVICE T load_global(const void* source) {
+  return *static_cast<const T*>(source);
+}
+
+template <typename T>
+KOGPT_DEVICE void store_global(void* target, T value) {
+  *static_cast<T*>(target) = value;
+}
+
+// Orders this thread's earlier writes to global memory before its later ones, for all blocks.
+KOGPT_DEVICE void fence() { __threadfence(); }
+
+// Adds 1, or returns to 0 from `last`; gives the value before.
+KOGPT_DEVICE uint32_t increment_wrapping(uint32_t* counter, uint32_t last) {
+  return atomicInc(counter, last);
+}
+
+// --- launching, on the host ---
+
+struct Grid {
+  int x, y, z;
+};
+
+// Bytes of shared memory that one block may ask for on the current device.
+inline cudaError_t shared_memory_limit(int* bytes) {
+  int device;
+  if (cudaError_t status = cudaGetDevice(&device)) return status;
+  return cudaDeviceGetAttribute(bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+}
+
+template <typename Params>
+cudaError_t launch(void (*kernel)(Params), Grid grid, int threads, int shared_size,
+                   cudaStream_t stream, Params params) {
+  cudaError_t status =
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_size);
+  if (status != cudaSuccess) return status;
+  kernel<<<dim3(grid.x, grid.y, grid.z), threads, shared_size, stream> > >(params);
+  return cudaGetLastError();
+}
+
+}  // namespace kogpt
+#endif
