@@ -12,10 +12,12 @@
 
 #ifdef KOGPT_EMULATE
 #include "emulator.h"
+#define KOGPT_HOST_DEVICE inline
 #else
 #include <cuda_runtime.h>
 
 #define KOGPT_DEVICE __device__ __forceinline__
+#define KOGPT_HOST_DEVICE __host__ __device__ __forceinline__
 
 namespace kogpt {
 
@@ -203,7 +205,7 @@ cudaError_t launch(void (*kernel)(Params), Grid grid, int threads, int shared_si
   cudaError_t status =
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_size);
   if (status != cudaSuccess) return status;
-  kernel<<<dim3(grid.x, grid.y, grid.z), threads, shared_size, stream> > >(params);
+  kernel<<<dim3(grid.x, grid.y, grid.z), threads, shared_size, stream>>>(params);
   return cudaGetLastError();
 }
 

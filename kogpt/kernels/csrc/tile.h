@@ -1,0 +1,236 @@
+// Tiles of rows in shared memory, and how they become operands of the tensor cores.
+#pragma once
+
+#include "attention.h"
+#include "ptx.h"
+
+namespace kogpt {
+
+constexpr int kWarp = 32;
+constexpr float kLog2E = 1.4426950408889634f;
+constexpr float kInfinity = __builtin_huge_valf();
+
+KOGPT_HOST_DEVICE constexpr int ceil_div(int x, int y) { return (x + y - 1) / y; }
+
+KOGPT_DEVICE int lane() { return thread_index() % kWarp; }
+KOGPT_DEVICE int warp() { return thread_index() / kWarp; }
+
+// The rows of one head of one batch row of a tensor, in global memory.
+struct HeadRows {
+  uint8_t* data;
+  int64_t stride;  // bytes from one token to the next
+
+  KOGPT_DEVICE HeadRows(const Rows& rows, int b, int h)
+      : data(static_cast<uint8_t*>(rows.data) + 2 * (b * rows.batch_stride + h * rows.head_stride)),
+        stride(2 * rows.token_stride) {}
+
+  // Chunk of 8 elements of a token's row.
+  KOGPT_DEVICE uint8_t* at(int token, int chunk) const {
+    return data + token * stride + 16 * chunk;
+  }
+};
+
+// Rows of D elements in shared memory, from byte `offset` on.
+//
+// `ldmatrix` reads one chunk of 8 elements from each of 8 rows at once. Rows are a multiple of 128
+// bytes, so the same chunk of all rows lies in the same banks: chunk c of row r is kept at place
+// c ^ (r % 8) instead, which spreads any 8 rows over all 32 banks.
+template <int D>
+struct Tile {
+  static constexpr int kRowBytes = 2 * D;
+  static constexpr int kChunks = D / 8;
+
+  uint32_t offset;
+
+  KOGPT_HOST_DEVICE static constexpr int size(int rows) { return rows * kRowBytes; }
+
+  KOGPT_DEVICE uint32_t at(int row, int chunk) const {
+    return offset + row * kRowBytes + 16 * (chunk ^ (row % 8));
+  }
+
+  // Chunk 2 `step` + `half` of a row, half being 0 or 1. Where `step` is a constant, all steps of a
+  // row share four addresses, and what is above 128 bytes goes into the instruction.
+  KOGPT_DEVICE uint32_t at(int row, int half, int step) const {
+    return (offset + row * kRowBytes + 16 * (half ^ (row % 8)) ^ 32 * (step % 4)) +
+           128 * (step / 4);
+  }
+};
+
+// Starts copying rows `first`.. of a head into a tile, zeros from row `end` on.
+template <int kRows, int kThreads, int D>
+KOGPT_DEVICE void copy_rows(Tile<D> tile, const HeadRows& source, int first, int end) {
+  constexpr int kStep = kThreads / Tile<D>::kChunks;  // rows that the block copies at once
+  static_assert(kThreads % Tile<D>::kChunks == 0 && kRows % kStep == 0);
+  const int chunk = thread_index() % Tile<D>::kChunks;
+  const int row = thread_index() / Tile<D>::kChunks;
+  const uint8_t* from = source.at(first + row, chunk);
+#pragma unroll 4  // more would keep too many addresses at hand
+  for (int i = 0; i < kRows; i += kStep) {
+    copy_async(tile.at(row + i, chunk), from, first + row + i < end);
+    from += kStep * source.stride;
+  }
+  commit_copies();
+}
+
+// Writes a tile to rows `first`.. of a head, those before `end`.
+template <int kRows, int kThreads, int D>
+KOGPT_DEVICE void store_rows(const HeadRows& target, Tile<D> tile, int first, int end) {
+  constexpr int kStep = kThreads / Tile<D>::kChunks;
+  const int chunk = thread_index() % Tile<D>::kChunks;
+#pragma unroll 4
+  for (int i = 0; i < kRows; i += kStep) {
+    const int row = i + thread_index() / Tile<D>::kChunks;
+    if (first + row < end) {
+      store_global(target.at(first + row, chunk), load_shared<Vector>(tile.at(row, chunk)));
+    }
+  }
+}
+
+// Operand a: rows `row`..+15, elements 16 `step`..+15.
+template <int D>
+KOGPT_DEVICE void load_a(uint32_t (&a)[4], Tile<D> tile, int row, int step) {
+  load_matrices(a, tile.at(row + lane() % 16, lane() / 16, step));
+}
+
+// Operands b of two products against rows `row`..+7 and +8..+15, elements 16 `step`..+15:
+// b[0], b[1] for the first and b[2], b[3] for the second.
+template <int D>
+KOGPT_DEVICE void load_b(uint32_t (&b)[4], Tile<D> tile, int row, int step) {
+  load_matrices(b, tile.at(row + lane() % 8 + lane() / 16 * 8, lane() / 8 % 2, step));
+}
+
+// Operands b of two products that sum over rows `row`..+15, for elements 16 `step`..+7 and +8..+15.
+template <int D>
+KOGPT_DEVICE void load_b_transposed(uint32_t (&b)[4], Tile<D> tile, int row, int step) {
+  load_matrices_transposed(b, tile.at(row + lane() % 16, lane() / 16, step));
+}
+
+// One warp's piece of a matrix: 16 rows of N columns in float32, spread over the lanes.
+//
+// Lane 4 g + i holds of every 8 columns c the elements [c / 8][0..1] at row g, columns c + 2 i and
+// the next, and [c / 8][2..3] at row g + 8.
+template <int N>
+using Accumulator = float[N / 8][4];
+
+KOGPT_DEVICE int fragment_row(int element) { return lane() / 4 + element / 2 * 8; }
+KOGPT_DEVICE int fragment_column(int block, int element) {
+  return 8 * block + lane() % 4 * 2 + element % 2;
+}
+
+template <int kBlocks>
+KOGPT_DEVICE void clear(float (&x)[kBlocks][4]) {
+#pragma unroll
+  for (int j = 0; j < kBlocks; ++j) {
+#pragma unroll
+    for (int e = 0; e < 4; ++e) x[j][e] = 0.0f;
+  }
+}
+
+// x (16 x N) = rows `left_row`..+15 of `left` times the first N rows of `right`, transposed.
+template <typename E, int D, int kBlocks>
+KOGPT_DEVICE void multiply_rows(float (&x)[kBlocks][4], Tile<D> left, int left_row, Tile<D> right) {
+  clear(x);
+#pragma unroll
+  for (int step = 0; step < D / 16; ++step) {
+    uint32_t a[4], b[4];
+    load_a(a, left, left_row, step);
+#pragma unroll
+    for (int j = 0; j < kBlocks; j += 2) {
+      load_b(b, right, 8 * j, step);
+      mma<E>(x[j], a, b[0], b[1]);
+      mma<E>(x[j + 1], a, b[2], b[3]);
+    }
+  }
+}
+
+// An operand a of 16 rows and 16 kSteps columns: 16 columns in each [step].
+template <typename E, int kSteps>
+struct Operand {
+  uint32_t a[kSteps][4];
+
+  // The fragments of a product's result are, rounded, those of an operand.
+  KOGPT_DEVICE explicit Operand(const float (&x)[2 * kSteps][4]) {
+#pragma unroll
+    for (int j = 0; j < 2 * kSteps; ++j) {
+      a[j / 2][j % 2 * 2] = pack<E>(x[j][0], x[j][1]);
+      a[j / 2][j % 2 * 2 + 1] = pack<E>(x[j][2], x[j][3]);
+    }
+  }
+};
+
+// sum (16 x D) += left (16 x 16 kSteps) times the first 16 kSteps rows of `right`.
+template <typename E, int kSteps, int D>
+KOGPT_DEVICE void add_product(float (&sum)[D / 8][4], const Operand<E, kSteps>& left,
+                              Tile<D> right) {
+#pragma unroll
+  for (int step = 0; step < kSteps; ++step) {
+#pragma unroll
+    for (int j = 0; j < D / 16; ++j) {
+      uint32_t b[4];
+      load_b_transposed(b, right, 16 * step, j);
+      mma<E>(sum[2 * j], left.a[step], b[0], b[1]);
+      mma<E>(sum[2 * j + 1], left.a[step], b[2], b[3]);
+    }
+  }
+}
+
+// Writes a warp's 16 rows, each times its factor, into rows `row`.. of a tile.
+template <typename E, int D>
+KOGPT_DEVICE void store_fragments(Tile<D> tile, int row, const float (&x)[D / 8][4],
+                                  const float (&factor)[2]) {
+#pragma unroll
+  for (int j = 0; j < D / 8; ++j) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const float f = factor[half];
+      store_shared(tile.at(row + fragment_row(2 * half), j) + lane() % 4 * 4,
+                   pack<E>(x[j][2 * half] * f, x[j][2 * half + 1] * f));
+    }
+  }
+}
+
+// What a block works on: one tile of one head of one batch row.
+//
+// Blocks start in the order of their index. Heads are taken in groups whose keys and values fit the
+// L2 cache together, and within a group the tiles with the most work come first, so that the last
+// blocks to finish are short ones.
+struct Work {
+  int tile, h, b;
+
+  KOGPT_DEVICE Work(int tiles, const AttentionParams& p, bool last_tile_first) {
+    constexpr int64_t kCachedBytes = 24 << 20;  // of 40 to 50 MB of L2 on sm_80 and sm_90
+    const int64_t head_bytes = int64_t{4} * p.S * p.D;
+    const int heads = p.B * p.H;
+    const int group = static_cast<int>(
+        head_bytes * heads <= kCachedBytes ? heads : 1 + (kCachedBytes - 1) / head_bytes);
+    const int first = block_x() / (group * tiles) * group;  // head that the group begins with
+    const int members = first + group <= heads ? group : heads - first;
+    const int index = block_x() - first * tiles;
+    const int head = first + index % members;
+    tile = last_tile_first ? tiles - 1 - index / members : index / members;
+    h = head % p.H;
+    b = head / p.H;
+  }
+};
+
+// Which keys a query sees, on positions in the row.
+struct Visible {
+  int start;  // first key that is not padding
+
+  KOGPT_DEVICE Visible(const AttentionParams& p, int b)
+      : start(p.starts ? static_cast<int>(load_global<int64_t>(p.starts + b)) : 0) {}
+
+  KOGPT_DEVICE bool operator()(int key, int position) const {
+    return key == position || (start <= key && key < position);
+  }
+
+  // First key that any query from `position` on sees.
+  KOGPT_DEVICE int first_key(int position) const { return start < position ? start : position; }
+
+  // Whether every query from `position` on sees all keys from `key` to `last`.
+  KOGPT_DEVICE bool all(int key, int last, int position) const {
+    return start <= key && last <= position;
+  }
+};
+
+}  // namespace kogpt
