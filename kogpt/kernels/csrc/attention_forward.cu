@@ -76,20 +76,6 @@ struct Softmax {
   }
 };
 
-// Hides the keys that a row must not see: scores of keys `key`.. for queries from `position` on.
-template <int kBlocks>
-KOGPT_DEVICE void hide(float (&scores)[kBlocks][4], const Visible& visible, int key, int position) {
-#pragma unroll
-  for (int j = 0; j < kBlocks; ++j) {
-#pragma unroll
-    for (int e = 0; e < 4; ++e) {
-      if (!visible(key + fragment_column(j, e), position + fragment_row(e))) {
-        scores[j][e] = -kInfinity;
-      }
-    }
-  }
-}
-
 template <typename Shape>
 __global__ void __launch_bounds__(Shape::kThreads) forward_kernel(AttentionParams p) {
   using E = typename Shape::E;

@@ -233,4 +233,33 @@ struct Visible {
   }
 };
 
+// Hides the keys that a row must not see: scores of keys `key`.. for queries from `position` on.
+template <int kBlocks>
+KOGPT_DEVICE void hide(float (&scores)[kBlocks][4], const Visible& visible, int key, int position) {
+#pragma unroll
+  for (int j = 0; j < kBlocks; ++j) {
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      if (!visible(key + fragment_column(j, e), position + fragment_row(e))) {
+        scores[j][e] = -kInfinity;
+      }
+    }
+  }
+}
+
+// The same for scores with keys in rows and queries in columns.
+template <int kBlocks>
+KOGPT_DEVICE void hide_transposed(float (&scores)[kBlocks][4], const Visible& visible, int key,
+                                  int position) {
+#pragma unroll
+  for (int j = 0; j < kBlocks; ++j) {
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      if (!visible(key + fragment_row(e), position + fragment_column(j, e))) {
+        scores[j][e] = -kInfinity;
+      }
+    }
+  }
+}
+
 }  // namespace kogpt
