@@ -1,0 +1,317 @@
+"""Runs the kernels' own sources on the CPU, on torch tensors, and raises what the emulator traps.
+
+    out, lse = forward(q, k, v, starts, limit=SHARED_LIMITS["sm_86"], seed=1)
+
+Each function builds the library of its kernel file on first use (g++, cached by source hash),
+registers exactly the rows of each tensor as memory that the kernel may touch, and fills outputs
+with NaN before. A test that calls one skips where there is no g++.
+"""
+
+import ctypes
+import functools
+import hashlib
+import math
+import os
+import shutil
+import subprocess
+from ctypes import Structure, byref, c_float, c_int32, c_int64, c_void_p
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+HERE = Path(__file__).resolve().parent
+SOURCES = HERE.parents[2] / "kogpt" / "kernels" / "csrc"
+FLAGS = [
+    *("-std=c++17", "-O2", "-fPIC", "-DKOGPT_EMULATE", "-Wall", "-Wno-unknown-pragmas"),
+    "-ffp-contract=off",  # the same results on every CPU
+    "-U_FORTIFY_SOURCE",  # its longjmp forbids what fibers do
+    *("-I", str(HERE), "-I", str(SOURCES)),
+]
+
+# Bytes of shared memory one block may have, by architecture (CUDA C++ Programming Guide, table
+# "Technical specifications per compute capability").
+SHARED_LIMITS = {"sm_86": 101376, "sm_80": 166912, "sm_90": 232448}
+ELEMENTS = {torch.float16: 0, torch.bfloat16: 1}
+
+
+class EmulatorError(RuntimeError):
+    """A launch that failed, with what was trapped."""
+
+
+# --- the structs of csrc/attention.h ---
+
+
+class Rows(Structure):
+    _fields_ = [
+        ("data", c_void_p),
+        ("batch_stride", c_int64),
+        ("token_stride", c_int64),
+        ("head_stride", c_int64),
+    ]
+
+
+class AttentionParams(Structure):
+    _fields_ = [
+        *((name, Rows) for name in ("q", "k", "v", "out")),
+        *((name, c_void_p) for name in ("lse", "starts")),
+        *((name, c_int32) for name in ("B", "T", "S", "H", "D")),
+        ("scale", c_float),
+        ("element", c_int32),
+    ]
+
+
+class AttentionBackwardParams(Structure):
+    _fields_ = [
+        ("forward", AttentionParams),
+        *((name, Rows) for name in ("grad_out", "grad_q", "grad_k", "grad_v")),
+        ("delta", c_void_p),
+    ]
+
+
+class DecodeParams(Structure):
+    _fields_ = [
+        *((name, Rows) for name in ("q", "k_new", "v_new", "keys", "values", "out")),
+        *((name, c_void_p) for name in ("lse", "lengths", "starts", "cos", "sin")),
+        *((name, c_void_p) for name in ("partials", "counters")),
+        *((name, c_int32) for name in ("B", "T", "H", "D", "R", "capacity", "length")),
+        ("scale", c_float),
+        ("element", c_int32),
+    ]
+
+
+# --- building ---
+
+
+def cache_folder() -> Path:
+    """Where built libraries stay between runs."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "kogpt" / "emulator"
+
+
+def compiled(source: Path) -> Path:
+    """The object file of one source, compiled unless these very sources were before."""
+    compiler = shutil.which("g++")
+    if compiler is None:
+        pytest.skip("the kernel emulator needs g++")
+    headers = sorted([*HERE.glob("*.h"), *SOURCES.glob("*.h"), *SOURCES.glob("*.cuh")])
+    key = hashlib.sha256(" ".join([compiler, *FLAGS]).encode())
+    for path in [source, *headers]:
+        key.update(path.read_bytes())
+    target = cache_folder() / f"{source.stem}-{key.hexdigest()[:16]}.o"
+    run_to(target, [compiler, *FLAGS, "-x", "c++", "-c", str(source)])
+    return target
+
+
+def run_to(target: Path, command: list[str]) -> None:
+    """Runs a compiler whose output appears under its name only once it is whole."""
+    if target.exists():
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_suffix(f".{os.getpid()}.partial")
+    result = subprocess.run([*command, "-o", str(partial)], capture_output=True, text=True)
+    if result.returncode != 0:
+        errors = [line for line in result.stderr.splitlines() if " error: " in line]
+        raise EmulatorError("\n".join([" ".join(command), *errors[:10]]))
+    partial.replace(target)
+
+
+@functools.cache
+def library(name: str) -> ctypes.CDLL:
+    """The emulator with the kernels of csrc/`name`.cu (or `name`.cu beside this file)."""
+    source = SOURCES / f"{name}.cu"
+    source = source if source.exists() else HERE / f"{name}.cu"
+    if not source.exists():
+        pytest.skip(f"there is no {name}.cu yet")
+    objects = [
+        str(compiled(path)) for path in (source, HERE / "emulator.cpp", HERE / "harness.cpp")
+    ]
+    key = hashlib.sha256(" ".join(objects).encode()).hexdigest()[:16]
+    target = cache_folder() / f"{name}-{key}.so"
+    run_to(target, [shutil.which("g++") or "g++", "-shared", *objects])
+    lib = ctypes.CDLL(str(target))
+    lib.emulator_error.restype = ctypes.c_char_p
+    lib.emulator_decode_partials.restype = c_int64
+    sizes = (c_int64 * 3)()
+    lib.emulator_struct_sizes(sizes)
+    mirrors = (AttentionParams, AttentionBackwardParams, DecodeParams)
+    assert list(sizes) == [ctypes.sizeof(mirror) for mirror in mirrors], "attention.h has changed"
+    return lib
+
+
+class Run:
+    """One call of a launch function: registers the tensors it may touch, then makes the call."""
+
+    def __init__(self, name: str, limit: int, seed: int) -> None:
+        self.lib = library(name)
+        self.lib.emulator_reset(c_int32(limit), ctypes.c_uint64(seed))
+
+    def rows(self, x: Tensor | None, *, writable: bool = False) -> Rows:
+        """Registers a (B, tokens, H, D) tensor with any strides whose rows are contiguous."""
+        if x is None:
+            return Rows()
+        assert x.stride(-1) == 1 and x.data_ptr() % 16 == 0
+        assert all(stride * x.element_size() % 16 == 0 for stride in x.stride()[:3])
+        self.register(x, writable)
+        return Rows(x.data_ptr(), *x.stride()[:3])
+
+    def flat(self, x: Tensor | None, *, writable: bool = False) -> int | None:
+        """Registers a contiguous tensor of any rank, and gives its address."""
+        if x is None:
+            return None
+        assert x.is_contiguous()
+        self.register(x.view(1, 1, 1, x.numel()), writable)
+        return x.data_ptr()
+
+    def register(self, x: Tensor, writable: bool) -> None:
+        if x.numel() == 0:
+            return
+        size = x.element_size()
+        sizes = (c_int64 * 3)(*x.shape[:3])
+        strides = (c_int64 * 3)(*(stride * size for stride in x.stride()[:3]))
+        self.lib.emulator_register(
+            c_void_p(x.data_ptr()), sizes, strides, c_int64(x.size(3) * size), writable
+        )
+
+    def call(self, function: str, *arguments: object) -> None:
+        """Calls a function of harness.cpp.
+
+        Raises:
+            EmulatorError: something was trapped, or the launch function refused.
+        """
+        status = getattr(self.lib, function)(*arguments)
+        if status != 0:
+            raise EmulatorError(self.lib.emulator_error().decode() or f"cudaError_t {status}")
+
+
+# --- the launch functions ---
+
+
+def attention_params(
+    run: Run, q: Tensor, k: Tensor, v: Tensor, out: Rows, lse: int | None, starts: Tensor | None
+) -> AttentionParams:
+    """The struct that forward and backward share."""
+    B, T, H, D = q.shape
+    pointer = run.flat(starts)
+    rows = run.rows(q), run.rows(k), run.rows(v)
+    return AttentionParams(
+        *rows, out, lse, pointer, B, T, k.size(1), H, D, 1 / math.sqrt(D), ELEMENTS[q.dtype]
+    )
+
+
+def forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    starts: Tensor | None = None,
+    *,
+    limit: int = SHARED_LIMITS["sm_86"],
+    seed: int = 0,
+) -> tuple[Tensor, Tensor]:
+    """attention_forward.cu: q (B, T, H, D), k and v (B, S, H, D).
+
+    Returns:
+        out (B, T, H, D) and lse (B, H, T).
+    """
+    B, T, H, D = q.shape
+    run = Run("attention_forward", limit, seed)
+    out = q.new_full((B, T, H, D), float("nan"))
+    lse = torch.full((B, H, T), float("nan"))
+    params = attention_params(
+        run, q, k, v, run.rows(out, writable=True), run.flat(lse, writable=True), starts
+    )
+    run.call("emulator_forward", byref(params))
+    return out, lse
+
+
+def backward(
+    grad_out: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    starts: Tensor | None = None,
+    *,
+    limit: int = SHARED_LIMITS["sm_86"],
+    seed: int = 0,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """attention_backward.cu: the gradients of q, k and v, in their shapes."""
+    run = Run("attention_backward", limit, seed)
+    grads = [torch.full(x.shape, float("nan"), dtype=x.dtype) for x in (q, k, v)]
+    delta = torch.full(lse.shape, float("nan"))
+    params = AttentionBackwardParams(
+        attention_params(run, q, k, v, run.rows(out), run.flat(lse), starts),
+        run.rows(grad_out),
+        *(run.rows(grad, writable=True) for grad in grads),
+        run.flat(delta, writable=True),
+    )
+    run.call("emulator_backward", byref(params))
+    return grads[0], grads[1], grads[2]
+
+
+def decode(
+    q: Tensor,
+    k_new: Tensor | None,
+    v_new: Tensor | None,
+    keys: Tensor,
+    values: Tensor,
+    lengths: Tensor | int,
+    cos: Tensor | None = None,
+    sin: Tensor | None = None,
+    *,
+    starts: Tensor | None = None,
+    counters: Tensor | None = None,
+    limit: int = SHARED_LIMITS["sm_86"],
+    seed: int = 0,
+) -> tuple[Tensor, Tensor]:
+    """attention_decode.cu: q, k_new, v_new (B, T, H, D); keys, values (B, capacity, H, D).
+
+    Appends to `keys` and `values` in place. Without `cos` and `sin` ((P, R/2), float32) nothing is
+    rotated. `counters` ((B, H), int32) are zeros, made when None.
+
+    Returns:
+        out (B, T, H, D) and lse (B, H, T).
+    """
+    B, T, H, D = q.shape
+    run = Run("attention_decode", limit, seed)
+    out = q.new_full((B, T, H, D), float("nan"))
+    lse = torch.full((B, H, T), float("nan"))
+    counters = torch.zeros(B, H, dtype=torch.int32) if counters is None else counters
+    append = k_new is not None
+    same = isinstance(lengths, int)
+    params = DecodeParams(
+        *(run.rows(x) for x in (q, k_new, v_new)),
+        *(run.rows(x, writable=append) for x in (keys, values)),
+        run.rows(out, writable=True),
+        run.flat(lse, writable=True),
+        None if same else run.flat(lengths),
+        *(run.flat(x) for x in (starts, cos, sin)),
+        None,  # partials, below
+        run.flat(counters, writable=True),
+        *(B, T, H, D, 0 if cos is None else 2 * cos.size(-1), keys.size(1)),
+        lengths if same else 0,
+        1 / math.sqrt(D),
+        ELEMENTS[q.dtype],
+    )
+    floats = run.lib.emulator_decode_partials(byref(params))
+    partials = torch.full((floats,), float("nan"))
+    params.partials = run.flat(partials, writable=True)
+    run.call("emulator_decode", byref(params))
+    assert not counters.any(), "counters must be left zero"
+    return out, lse
+
+
+def probe(
+    name: str,
+    source: Tensor,
+    target: Tensor,
+    *,
+    limit: int = SHARED_LIMITS["sm_86"],
+    seed: int = 0,
+) -> None:
+    """Runs a kernel of probes.cu: `source` is what it may read, `target` what it may write."""
+    run = Run("probes", limit, seed)
+    pointers = c_void_p(run.flat(source)), c_void_p(run.flat(target, writable=True))
+    run.call("emulator_probe", name.encode(), *pointers)
