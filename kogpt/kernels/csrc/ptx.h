@@ -36,10 +36,16 @@ KOGPT_DEVICE int block_y() { return blockIdx.y; }
 KOGPT_DEVICE int block_z() { return blockIdx.z; }
 KOGPT_DEVICE void sync_threads() { __syncthreads(); }
 
+// Orders the accesses of a warp's lanes to shared memory before and after it.
+KOGPT_DEVICE void sync_warp() { __syncwarp(); }
+
 // Value of `x` in the lane whose index differs by `mask`; every lane of the warp takes part.
 KOGPT_DEVICE float shuffle_xor(float x, int mask) { return __shfl_xor_sync(0xffffffffu, x, mask); }
 
 // --- arithmetic ---
+
+// x y, rounded: never fused with a sum that follows.
+KOGPT_DEVICE float product(float x, float y) { return __fmul_rn(x, y); }
 
 // 2^x; 0 for -infinity.
 KOGPT_DEVICE float exp2_approx(float x) {
@@ -111,6 +117,14 @@ KOGPT_DEVICE void mma<BFloat16>(float (&c)[4], const uint32_t (&a)[4], uint32_t 
       "{%8, %9}, {%0, %1, %2, %3};"
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// The transpose of an 8 x 8 matrix of elements: lane l gives the pair at row l / 4, columns
+// 2 (l % 4) and the next, and gets the pair at rows 2 (l % 4) and the next, column l / 4.
+KOGPT_DEVICE uint32_t transpose(uint32_t pair) {
+  uint32_t transposed;
+  asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(transposed) : "r"(pair));
+  return transposed;
 }
 
 // --- shared memory ---
