@@ -79,6 +79,19 @@ def test_floats_round_to_nearest_even(dtype):
         torch.testing.assert_close(target, chunk.to(dtype), rtol=0, atol=0, equal_nan=True)
 
 
+def test_transpose_exchanges_rows_and_columns():
+    matrix = torch.arange(64, dtype=torch.int16).view(8, 8)
+    target = torch.empty(32, dtype=torch.int32)
+    probe("transpose", words(matrix), target)
+    assert target.equal(words(matrix.T).flatten())
+
+
+def test_lanes_that_sync_their_warp_may_exchange_words():
+    target = torch.empty(128, dtype=torch.int32)
+    probe("turn_around", SOURCE, target)
+    assert target.equal(torch.arange(128, dtype=torch.int32) ^ 31)
+
+
 def test_shuffles_exchange_lanes():
     target = torch.empty(32, 5)
     probe("shuffle", SOURCE, target)
@@ -126,6 +139,8 @@ FAULTS = {
     "write_after_read": "thread 2: store_shared at offset 0: read by thread 1, with no sync",
     "write_after_reads": "thread 62: store_shared at offset 0: read by other threads, with no sync",
     "write_after_write": "thread 1: store_shared at offset 0: written by thread 0, with no sync",
+    "read_after_write_of_another_warp": "thread 63: load_shared at offset 124: written by thread 31",
+    "write_after_read_of_another_warp": "thread 40: store_shared at offset 0: read by other",
     "load_matrices_after_write": "load_matrices at offset 0: written by thread 0, with no sync",
     "write_after_load_matrices": "store_shared at offset 496: read by other threads",
     "read_before_wait": "load_shared at offset 0: a copy by thread 0 may still be under way",

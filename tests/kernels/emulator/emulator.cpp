@@ -23,8 +23,10 @@ constexpr size_t kStackSize = 256 << 10;  // of address space: a page takes memo
 constexpr uint32_t kWord = 4;             // bytes; every access is of whole words
 constexpr uint32_t kNobody = ~0u;
 constexpr uint32_t kSeveral = ~1u;
+constexpr uint32_t kWholeWarp = 1u << 16;  // and any thread of the warp: several of its lanes
 
-// Barriers passed since the launch began, from 1; an access in epoch 0 is one that never was.
+// Barriers passed since the launch began, those of single warps included, from 1; an access in
+// epoch 0 is one that never was.
 using Epoch = uint32_t;
 
 // --- what there is ---
@@ -40,6 +42,7 @@ struct Fiber {
 
 struct Warp {
   int arrived = 0;
+  Epoch synced = 0;  // began with the warp's last `sync_warp`
   const char* operation = nullptr;
   void* lanes[kLanes];  // what each lane brought
 };
@@ -48,7 +51,7 @@ struct SharedWord {
   Epoch written = 0;
   Epoch read = 0;
   uint32_t writer = kNobody;  // thread
-  uint32_t reader = kNobody;  // the only one in epoch `read`, or kSeveral
+  uint32_t reader = kNobody;  // the only one since `sync_threads`; kWholeWarp and it; or kSeveral
   uint32_t copier = kNobody;  // thread with a copy under way to here
 };
 
@@ -98,6 +101,7 @@ uint32_t shared_size;
 void (*call)(const void*);
 const void* argument;
 Epoch epoch;
+Epoch block_synced;           // began with the block's last `sync_threads`
 std::vector<bool> published;  // by block: `fence`, then `increment_wrapping`
 
 // The block.
@@ -205,11 +209,11 @@ void start(uint32_t thread) {
 
 // Runs one block to its end, a trap or a deadlock.
 void run_block() {
-  block_began = ++epoch;
+  block_began = block_synced = ++epoch;
   fenced = acquired = false;
   waiting = ended = 0;
   shared_words.assign((shared_size + kWord - 1) / kWord, SharedWord());
-  for (Warp& warp : warps) warp.arrived = 0;
+  for (Warp& warp : warps) warp.arrived = 0, warp.synced = epoch;
   ready.clear();
   for (uint32_t thread = 0; thread < threads; ++thread) {
     if (!fibers[thread].started) start(thread);
@@ -327,6 +331,15 @@ void multiply(void* const* lanes) {
   }
 }
 
+void transpose_pairs(void* const* lanes) {
+  uint16_t matrix[8][8];
+  for (int l = 0; l < kLanes; ++l) memcpy(&matrix[l / 4][2 * (l % 4)], lanes[l], sizeof(uint32_t));
+  for (int l = 0; l < kLanes; ++l) {
+    uint16_t* pair = static_cast<uint16_t*>(lanes[l]);
+    for (int half = 0; half < 2; ++half) pair[half] = matrix[2 * (l % 4) + half][l / 4];
+  }
+}
+
 struct ShuffleLane {
   float x;
   int mask;
@@ -356,18 +369,33 @@ void check_copier(const char* what, uint32_t offset, const SharedWord& word) {
   trap("%s at offset %u: a copy by thread %u may still be under way", what, offset, word.copier);
 }
 
-// Reads for thread `reader`, or kSeveral for a whole warp.
+// Whether an access by a thread of this block lies before what `self` does now: the calling thread,
+// or kWholeWarp and it. So may be the other.
+bool settled(Epoch when, uint32_t thread, uint32_t self) {
+  if (when < block_synced || thread == self) return true;
+  return (thread & ~kWholeWarp) / kLanes == current / kLanes &&
+         when < warps[current / kLanes].synced;
+}
+
+// Whom to remember as reader of a word that `before` read as well since the last `sync_threads`.
+uint32_t both_readers(uint32_t before, uint32_t reader) {
+  if (before == reader) return reader;
+  bool same_warp = (before & ~kWholeWarp) / kLanes == (reader & ~kWholeWarp) / kLanes;
+  return same_warp ? kWholeWarp | reader : kSeveral;
+}
+
+// Reads for thread `reader`, or kWholeWarp and a thread for its warp.
 void read_words(const char* what, void* value, uint32_t offset, uint32_t size, uint32_t reader) {
   check_shared(what, offset, size);
   for (uint32_t at = offset; at < offset + size; at += kWord) {
     SharedWord& word = shared_words[at / kWord];
     check_copier(what, at, word);
     if (word.written == 0) trap("%s at offset %u: never written in this block", what, at);
-    if (word.written == epoch && word.writer != reader) {
+    if (!settled(word.written, word.writer, reader)) {
       trap("%s at offset %u: written by thread %u, with no sync_threads since", what, at,
            word.writer);
     }
-    word.reader = word.read == epoch && word.reader != reader ? kSeveral : reader;
+    word.reader = word.read < block_synced ? reader : both_readers(word.reader, reader);
     word.read = epoch;
   }
   memcpy(value, &shared_memory[offset], size);
@@ -379,16 +407,15 @@ void claim_words(const char* what, uint32_t offset, uint32_t size) {
   for (uint32_t at = offset; at < offset + size; at += kWord) {
     SharedWord& word = shared_words[at / kWord];
     check_copier(what, at, word);
-    if (word.written == epoch && word.writer != current) {
+    if (!settled(word.written, word.writer, current)) {
       trap("%s at offset %u: written by thread %u, with no sync_threads since", what, at,
            word.writer);
     }
-    if (word.read == epoch && word.reader == kSeveral) {
+    if (settled(word.read, word.reader, current)) continue;
+    if (word.reader >= kWholeWarp) {
       trap("%s at offset %u: read by other threads, with no sync_threads since", what, at);
     }
-    if (word.read == epoch && word.reader != current) {
-      trap("%s at offset %u: read by thread %u, with no sync_threads since", what, at, word.reader);
-    }
+    trap("%s at offset %u: read by thread %u, with no sync_threads since", what, at, word.reader);
   }
 }
 
@@ -414,7 +441,7 @@ void read_matrices(void* const* lanes) {
   for (int l = 0; l < kLanes; ++l) {
     current = last - last % kLanes + l;  // the lane that a trap names
     uint32_t offset = static_cast<const MatrixLane*>(lanes[l])->offset;
-    read_words(what, matrices[l / 8][l % 8], offset, 16, kSeveral);
+    read_words(what, matrices[l / 8][l % 8], offset, 16, kWholeWarp | current);
   }
   current = last;
   for (int l = 0; l < kLanes; ++l) {
@@ -447,7 +474,7 @@ Tensor* find_tensor(const char* what, const void* address, uint32_t size, bool w
 // Whether an access of `thread` of the grid lies before all that the calling thread does now.
 bool ordered(Epoch when, uint32_t thread) {
   if (when == 0 || thread == grid_thread()) return true;
-  if (when >= block_began) return when < epoch;
+  if (when >= block_began) return when < block_synced;
   return thread != kSeveral && published[thread / threads] && acquired;
 }
 
@@ -460,7 +487,7 @@ void load(const char* what, void* value, const void* source, uint32_t size) {
            word.writer % threads, word.writer / threads);
     }
     word.read_by_blocks |= word.read != 0 && word.read < block_began;
-    bool alone = word.read != epoch || word.reader == grid_thread();
+    bool alone = word.read < block_synced || word.reader == grid_thread();
     word.reader = alone ? grid_thread() : kSeveral;
     word.read = epoch;
   }
@@ -479,10 +506,14 @@ int block_z() { return block / grid.x / grid.y; }
 void sync_threads() {
   if (++waiting < static_cast<int>(threads)) return wait_in("sync_threads");
   waiting = 0;
-  ++epoch;
+  block_synced = ++epoch;
   for (uint32_t thread = 0; thread < threads; ++thread) {
     if (thread != current) ready.push_back(thread);
   }
+}
+
+void sync_warp() {
+  meet("sync_warp", nullptr, [](void* const*) { warps[current / kLanes].synced = ++epoch; });
 }
 
 float shuffle_xor(float x, int mask) {
@@ -524,6 +555,11 @@ template <>
 void mma<BFloat16>(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   MmaLane lane = {c, a, {b0, b1}};
   meet("mma<BFloat16>", &lane, multiply<BFloat16>);
+}
+
+uint32_t transpose(uint32_t pair) {
+  meet("transpose", &pair, transpose_pairs);
+  return pair;
 }
 
 // --- shared memory ---

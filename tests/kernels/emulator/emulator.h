@@ -9,7 +9,7 @@
 //   shared memory   out of bounds; misaligned; read before it was written in this block; read or
 //                   overwritten while a `copy_async` to it may still be under way; written by one
 //                   thread and read or written by another, or read and then written, with no
-//                   `sync_threads` between (the lanes of a warp count as any threads)
+//                   `sync_threads` between (or, within a warp, `sync_warp`)
 //   global memory   outside the tensors that the caller registered, or written where read-only;
 //                   misaligned; stored to by two threads; shared between threads of a block with no
 //                   `sync_threads` between, or between blocks without `fence` and
@@ -62,10 +62,12 @@ int block_x();
 int block_y();
 int block_z();
 void sync_threads();
+void sync_warp();
 float shuffle_xor(float x, int mask);
 
 // --- arithmetic ---
 
+inline float product(float x, float y) { return x * y; }
 float exp2_approx(float x);
 float log2_approx(float x);
 
@@ -75,6 +77,7 @@ template <typename E>
 float2 unpack(uint32_t pair);
 template <typename E>
 void mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1);
+uint32_t transpose(uint32_t pair);
 
 // --- shared memory ---
 

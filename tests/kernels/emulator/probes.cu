@@ -59,6 +59,24 @@ void widen_all(Probe probe) {
   }
 }
 
+// source and target: 32 pairs.
+void transpose_matrix(Probe probe) {
+  uint32_t pair = load_global<uint32_t>(probe.source + thread_index());
+  store_global(probe.target + thread_index(), transpose(pair));
+}
+
+// target: two rounds of 64 words, in which the lanes of each warp turn their words around by way of
+// shared memory.
+void turn_around(Probe probe) {
+  for (int round = 0; round < 2; ++round) {
+    store_shared(4 * thread_index(), static_cast<uint32_t>(64 * round + thread_index()));
+    sync_warp();
+    uint32_t word = load_shared<uint32_t>(4 * (thread_index() ^ 31));
+    store_global(probe.target + 64 * round + thread_index(), word);
+    sync_warp();
+  }
+}
+
 // target: per lane, x of the lanes that differ by 1, 2, 4, 8 and 16.
 void shuffle(Probe probe) {
   for (int i = 0; i < 5; ++i) {
@@ -153,6 +171,20 @@ void write_after_reads(Probe) {
 }
 
 void write_after_write(Probe) { store_shared(0, 1.0f); }
+
+void read_after_write_of_another_warp(Probe) {
+  if (thread_index() < 32) store_shared(4 * thread_index(), 1.0f);
+  sync_warp();
+  if (thread_index() >= 32) load_shared<float>(4 * (thread_index() - 32));
+}
+
+void write_after_read_of_another_warp(Probe) {
+  if (thread_index() == 40) store_shared(0, 1.0f);
+  sync_threads();
+  if (thread_index() < 32) load_shared<float>(0);
+  sync_warp();
+  if (thread_index() == 40) store_shared(0, 2.0f);
+}
 
 void load_matrices_after_write(Probe) {  // by the same lanes: other lanes get the bytes
   uint32_t pairs[4];
@@ -283,6 +315,8 @@ const Entry kProbes[] = {
     {"narrow_bfloat16", narrow_all<BFloat16>, 1, 32},
     {"widen_float16", widen_all<Float16>, 1, 32},
     {"widen_bfloat16", widen_all<BFloat16>, 1, 32},
+    {"transpose", transpose_matrix, 1, 32},
+    {"turn_around", turn_around, 1, 64},
     {"shuffle", shuffle, 1, 32},
     {"pipeline", pipeline, 1, 32},
     {"write_rows", write_rows, 2, 64},
@@ -303,6 +337,8 @@ const Entry kProbes[] = {
     FAULT(write_after_read),
     FAULT(write_after_reads),
     FAULT(write_after_write),
+    FAULT(read_after_write_of_another_warp),
+    FAULT(write_after_read_of_another_warp),
     FAULT(load_matrices_after_write),
     FAULT(write_after_load_matrices),
     FAULT(read_before_wait),
