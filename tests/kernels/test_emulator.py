@@ -139,7 +139,7 @@ FAULTS = {
     "write_after_read": "thread 2: store_shared at offset 0: read by thread 1, with no sync",
     "write_after_reads": "thread 62: store_shared at offset 0: read by other threads, with no sync",
     "write_after_write": "thread 1: store_shared at offset 0: written by thread 0, with no sync",
-    "read_after_write_of_another_warp": "thread 63: load_shared at offset 124: written by thread 31",
+    "read_after_write_of_another_warp": "thread 63: load_shared at offset 124: written by thread",
     "write_after_read_of_another_warp": "thread 40: store_shared at offset 0: read by other",
     "load_matrices_after_write": "load_matrices at offset 0: written by thread 0, with no sync",
     "write_after_load_matrices": "store_shared at offset 496: read by other threads",
