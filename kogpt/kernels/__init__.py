@@ -1,5 +1,7 @@
-"""Operators with a PyTorch reference; knows nothing of the model."""
+"""Operators with a PyTorch reference and CUDA kernels; knows nothing of the model."""
 
 from kogpt.kernels.attention import attention, attention_reference
+from kogpt.kernels.decode import decode_attention
+from kogpt.kernels.extension import extension_available
 
-__all__ = ["attention", "attention_reference"]
+__all__ = ["attention", "attention_reference", "decode_attention", "extension_available"]

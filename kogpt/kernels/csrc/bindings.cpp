@@ -1,0 +1,197 @@
+// The CUDA implementations of KoGPT's ops: allocate, fill a struct, launch, check the status.
+//
+// The one file with torch headers, and only those of the stable ABI, so one library serves every
+// torch from TORCH_TARGET_VERSION up. Schemas, references, gradient formula and the checks of
+// arguments are in Python. Dimension key as in attention.h.
+
+#include <cuda_runtime_api.h>
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <array>
+#include <cmath>
+#include <cstdint>
+#include <optional>
+#include <tuple>
+
+#include "attention.h"
+
+namespace kogpt {
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using torch::stable::accelerator::DeviceGuard;
+
+constexpr int64_t kBytesOfVector = 16;  // what one load of the kernels moves
+
+bool has_aligned_rows(const Tensor& x) {
+  const int64_t elements = kBytesOfVector / static_cast<int64_t>(x.element_size());
+  bool aligned = reinterpret_cast<uintptr_t>(x.data_ptr()) % kBytesOfVector == 0;
+  for (int64_t i = 0; i < 3; ++i) aligned &= x.size(i) == 1 || x.stride(i) % elements == 0;
+  return aligned && x.stride(3) == 1;
+}
+
+// `x`, or a copy of it that the kernels can read.
+Tensor readable(const Tensor& x) {
+  if (has_aligned_rows(x)) return x;
+  return x.is_contiguous() ? torch::stable::clone(x) : torch::stable::contiguous(x);
+}
+
+Rows rows(const Tensor& x) {
+  STD_TORCH_CHECK(has_aligned_rows(x), "every row must be contiguous and begin on 16 bytes");
+  return {x.data_ptr(), x.stride(0), x.stride(1), x.stride(2)};
+}
+
+const int64_t* starts_pointer(const std::optional<Tensor>& starts) {
+  return starts ? static_cast<const int64_t*>(starts->data_ptr()) : nullptr;
+}
+
+template <typename T>
+T* pointer(const Tensor& x) {
+  return static_cast<T*>(x.data_ptr());
+}
+
+Tensor empty_float(const Tensor& like, const std::array<int64_t, 3>& shape) {
+  return torch::stable::new_empty(like, {shape.data(), shape.size()}, ScalarType::Float);
+}
+
+Tensor empty_rows(const Tensor& like) {
+  const std::array<int64_t, 4> shape = {like.size(0), like.size(1), like.size(2), like.size(3)};
+  return torch::stable::new_empty(like, {shape.data(), shape.size()});
+}
+
+Element element(const Tensor& x) {
+  const bool half = x.scalar_type() == ScalarType::Half;
+  STD_TORCH_CHECK(half || x.scalar_type() == ScalarType::BFloat16, "needs float16 or bfloat16");
+  return half ? Element::kFloat16 : Element::kBFloat16;
+}
+
+float scale(const Tensor& q) { return 1.0f / std::sqrt(static_cast<float>(q.size(3))); }
+
+cudaStream_t current_stream(const Tensor& x) {
+  void* stream = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(x.get_device_index(), &stream));
+  return static_cast<cudaStream_t>(stream);
+}
+
+void check(cudaError_t status, const char* op) {
+  STD_TORCH_CHECK(status == cudaSuccess, op, ": ", cudaGetErrorString(status));
+}
+
+AttentionParams attention_params(const Tensor& q, const Tensor& k, const Tensor& v,
+                                 const Tensor& out, const Tensor& lse,
+                                 const std::optional<Tensor>& starts) {
+  AttentionParams params = {};
+  params.q = rows(q);
+  params.k = rows(k);
+  params.v = rows(v);
+  params.out = rows(out);
+  params.lse = pointer<float>(lse);
+  params.starts = starts_pointer(starts);
+  params.B = q.size(0);
+  params.T = q.size(1);
+  params.S = k.size(1);
+  params.H = q.size(2);
+  params.D = q.size(3);
+  params.scale = scale(q);
+  params.element = element(q);
+  return params;
+}
+
+// Gives the params their scratch, and launches.
+void launch_decode(DecodeParams params, const Tensor& q, const std::optional<Tensor>& counters) {
+  const std::array<int64_t, 2> heads = {q.size(0), q.size(2)};
+  const Tensor zeros =
+      counters ? *counters
+               : torch::stable::new_zeros(q, {heads.data(), heads.size()}, ScalarType::Int);
+  const Tensor partials = empty_float(q, {decode_partials(params), 1, 1});
+  params.counters = pointer<uint32_t>(zeros);
+  params.partials = pointer<float>(partials);
+  check(attention_decode(params, current_stream(q)), "kogpt::decode_attention");
+}
+
+DecodeParams decode_params(const Tensor& q, const Tensor& keys, const Tensor& values,
+                           const Tensor& out, const std::optional<Tensor>& starts) {
+  DecodeParams params = {};
+  params.q = rows(q);
+  params.keys = rows(keys);
+  params.values = rows(values);
+  params.out = rows(out);
+  params.starts = starts_pointer(starts);
+  params.B = q.size(0);
+  params.T = q.size(1);
+  params.H = q.size(2);
+  params.D = q.size(3);
+  params.capacity = keys.size(1);
+  params.scale = scale(q);
+  params.element = element(q);
+  return params;
+}
+
+std::tuple<Tensor, Tensor> attention(const Tensor& q_given, const Tensor& k_given,
+                                     const Tensor& v_given, const std::optional<Tensor>& starts) {
+  const DeviceGuard guard(q_given.get_device_index());
+  const Tensor q = readable(q_given), k = readable(k_given), v = readable(v_given);
+  const Tensor out = empty_rows(q), lse = empty_float(q, {q.size(0), q.size(2), q.size(1)});
+  if (q.size(1) <= kMaxDecodeTokens) {
+    DecodeParams params = decode_params(q, k, v, out, starts);
+    params.lse = pointer<float>(lse);
+    params.length = k.size(1) - q.size(1);
+    launch_decode(params, q, std::nullopt);
+  } else {
+    const AttentionParams params = attention_params(q, k, v, out, lse, starts);
+    check(attention_forward(params, current_stream(q)), "kogpt::attention");
+  }
+  return {out, lse};
+}
+
+std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_given, const Tensor& q_given,
+                                            const Tensor& k_given, const Tensor& v_given,
+                                            const Tensor& out_given, const Tensor& lse_given,
+                                            const std::optional<Tensor>& starts) {
+  const DeviceGuard guard(q_given.get_device_index());
+  const Tensor grad_out = readable(grad_given), out = readable(out_given);
+  const Tensor q = readable(q_given), k = readable(k_given), v = readable(v_given);
+  const Tensor lse = torch::stable::contiguous(lse_given);
+  const Tensor delta = empty_float(q, {q.size(0), q.size(2), q.size(1)});
+  const Tensor grad_q = empty_rows(q), grad_k = empty_rows(k), grad_v = empty_rows(v);
+  AttentionBackwardParams params = {};
+  params.forward = attention_params(q, k, v, out, lse, starts);
+  params.grad_out = rows(grad_out);
+  params.grad_q = rows(grad_q);
+  params.grad_k = rows(grad_k);
+  params.grad_v = rows(grad_v);
+  params.delta = pointer<float>(delta);
+  check(attention_backward(params, current_stream(q)), "kogpt::attention_backward");
+  return {grad_q, grad_k, grad_v};
+}
+
+Tensor decode(const Tensor& q_given, const Tensor& k_given, const Tensor& v_given,
+              const Tensor& keys, const Tensor& values, const Tensor& lengths, const Tensor& cos,
+              const Tensor& sin, const std::optional<Tensor>& starts, const Tensor& counters) {
+  const DeviceGuard guard(q_given.get_device_index());
+  const Tensor q = readable(q_given), k = readable(k_given), v = readable(v_given);
+  const Tensor out = empty_rows(q);
+  DecodeParams params = decode_params(q, keys, values, out, starts);
+  params.k_new = rows(k);
+  params.v_new = rows(v);
+  params.lengths = pointer<const int64_t>(lengths);
+  params.cos = pointer<const float>(cos);
+  params.sin = pointer<const float>(sin);
+  params.R = 2 * cos.size(1);
+  launch_decode(params, q, counters);
+  return out;
+}
+
+}  // namespace
+}  // namespace kogpt
+
+STABLE_TORCH_LIBRARY_IMPL(kogpt, CUDA, library) {
+  library.impl("attention", TORCH_BOX(&kogpt::attention));
+  library.impl("attention_backward", TORCH_BOX(&kogpt::backward));
+  library.impl("decode_attention", TORCH_BOX(&kogpt::decode));
+}

@@ -1,0 +1,164 @@
+"""Attention of a few new tokens over a long cache, with all that surrounds it in decoding.
+
+One op rotates the new queries and keys, appends keys and values to the cache, and attends, row by
+row at the row's own length. The reference here is its definition.
+
+Dimension key: `B` batch, `T` new tokens, `H` heads, `D` head dim, `R` rotary dim, `P` positions.
+"""
+
+import torch
+from torch import Tensor
+
+from kogpt.kernels.attention import mix, obstacle, scores
+from kogpt.kernels.extension import extension_available
+
+MAX_TOKENS = 8  # kMaxDecodeTokens of csrc/attention.h
+ROTARY_MULTIPLE = 8  # a thread rotates the 8 dims of one load
+
+
+def decode_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    lengths: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    *,
+    starts: Tensor | None = None,
+    counters: Tensor | None = None,
+) -> Tensor:
+    """Appends T tokens to every row of a cache and attends causally over what the row then holds.
+
+    Token t of row b goes to place lengths[b] + t of the cache, and its rotary position is that
+    place less the row's start, at least 0. Nothing beyond the row's last token is read.
+
+    Args:
+        q: queries (B, T, H, D), not rotated, T <= 8.
+        k: keys of the same tokens, (B, T, H, D), not rotated.
+        v: their values, (B, T, H, D).
+        keys: the cache's rotated keys (B, capacity, H, D), appended to in place.
+        values: the cache's values (B, capacity, H, D), appended to in place.
+        lengths: tokens each row holds before, (B,), int64.
+        cos: cosines of the rotary angles (P, R/2), float32, P >= capacity.
+        sin: sines of the same shape.
+        starts: first token of each row that is not padding, (B,), int64; None for no padding.
+        counters: (B, H), int32, zeros before and after, which the kernel needs to merge its parts.
+            Hand in the same ones each time to spare making them.
+
+    Returns:
+        (B, T, H, D) in the dtype of `q`. It has no gradient.
+
+    Raises:
+        ValueError: a size, dtype or device does not fit, or, as far as the CPU can tell, the new
+            tokens exceed the capacity. Where `lengths` are on a GPU, that is the caller's to know.
+    """
+    if counters is None:
+        counters = torch.zeros(q.size(0), q.size(2), dtype=torch.int32, device=q.device)
+    arguments = (q, k, v, keys, values, lengths, cos, sin, starts, counters)
+    check_decode(*arguments)
+    if not q.is_cuda or (not obstacle(q, keys, values) and extension_available(q.device)):
+        return torch.ops.kogpt.decode_attention(*arguments)
+    return decode_attention_reference(*arguments)
+
+
+def check_decode(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    lengths: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    starts: Tensor | None,
+    counters: Tensor,
+) -> None:
+    """Refuses what no implementation could take; kernels then need not look.
+
+    Raises:
+        ValueError: as `decode_attention` says.
+    """
+    B, T, H, D = q.shape
+    capacity, R = keys.size(1), 2 * cos.size(1)
+    row = torch.int64
+    expected = {
+        "k": (k, (B, T, H, D), q.dtype),
+        "v": (v, (B, T, H, D), q.dtype),
+        "keys": (keys, (B, capacity, H, D), q.dtype),
+        "values": (values, (B, capacity, H, D), q.dtype),
+        "lengths": (lengths, (B,), row),
+        "starts": (lengths if starts is None else starts, (B,), row),
+        "cos": (cos, (cos.size(0), cos.size(1)), torch.float32),
+        "sin": (sin, (cos.size(0), cos.size(1)), torch.float32),
+        "counters": (counters, (B, H), torch.int32),
+    }
+    for name, (x, shape, dtype) in expected.items():
+        if x.shape != shape or x.dtype != dtype or x.device != q.device:
+            found = f"{tuple(x.shape)}, {x.dtype}, {x.device}"
+            raise ValueError(f"{name} is {found}; expected {shape}, {dtype}, {q.device}")
+    if not 1 <= T <= MAX_TOKENS:
+        raise ValueError(f"{T} new tokens; decode_attention takes 1 to {MAX_TOKENS}")
+    if R > D or R % ROTARY_MULTIPLE:
+        raise ValueError(f"rotary dim {R} is no multiple of {ROTARY_MULTIPLE} up to head dim {D}")
+    if capacity > cos.size(0):
+        raise ValueError(f"the cache holds {capacity} tokens, cos and sin {cos.size(0)} positions")
+    if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
+        raise ValueError("decode_attention has no gradient; call it under torch.no_grad()")
+    if lengths.device.type == "cpu" and not torch.compiler.is_compiling():
+        if B > 0 and not 0 <= int(lengths.min()) <= int(lengths.max()) <= capacity - T:
+            raise ValueError(f"{T} tokens behind {lengths.tolist()} do not fit {capacity} places")
+
+
+def decode_attention_reference(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    lengths: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    starts: Tensor | None,
+    counters: Tensor,
+) -> Tensor:
+    """The definition of `decode_attention`, in plain operations."""
+    B, T, _, _ = q.shape
+    place = lengths[:, None] + torch.arange(T, device=q.device)  # (B, T)
+    first = torch.zeros_like(lengths) if starts is None else starts
+    position = (place - first[:, None]).clamp(min=0)
+    row = torch.arange(B, device=q.device)[:, None]
+    keys[row, place] = rotate(k, cos[position], sin[position])
+    values[row, place] = v
+    held = torch.arange(keys.size(1), device=q.device)
+    seen = (held <= place[..., None]) & (held >= first[:, None, None])  # (B, T, capacity)
+    seen |= held == place[..., None]
+    # What no query of the row sees may be anything, and 0 * NaN is NaN.
+    clean = values.masked_fill(~seen.any(dim=1)[..., None, None], 0)
+    return mix(scores(rotate(q, cos[position], sin[position]), keys, seen[:, None]), clean)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotates neighbouring pairs of the first R dims of `x` (B, T, H, D) by angles (B, T, R/2).
+
+    Source: Su et al. (arXiv 2104.09864), section 3.4, in GPT-J's interleaved form.
+    """
+    rotary_dim = 2 * cos.size(2)
+    wide = x[..., :rotary_dim].to(torch.promote_types(x.dtype, torch.float32))
+    turned = torch.view_as_complex(wide.unflatten(3, (-1, 2)).contiguous())
+    turned = turned * torch.complex(cos, sin).unsqueeze(2)  # (B, T, H, R/2)
+    return torch.cat((torch.view_as_real(turned).flatten(3).to(x.dtype), x[..., rotary_dim:]), 3)
+
+
+torch.library.define(
+    "kogpt::decode_attention",
+    "(Tensor q, Tensor k, Tensor v, Tensor(a!) keys, Tensor(b!) values, Tensor lengths, Tensor cos,"
+    " Tensor sin, Tensor? starts, Tensor(c!) counters) -> Tensor",
+)
+torch.library.impl("kogpt::decode_attention", "default", decode_attention_reference)
+
+
+@torch.library.register_fake("kogpt::decode_attention")
+def _result_shape(q: Tensor, *others: Tensor | None) -> Tensor:
+    return q.new_empty(q.shape)
