@@ -1,0 +1,164 @@
+// Tells which kernels the launch functions start on a GPU, without one.
+//
+// Linked with the kernel files' own objects in place of the CUDA runtime, whose part it plays: that
+// of a GPU which says that it has BYTES of shared memory, and on which any launch succeeds and is
+// written down. So the figures come from the code that launches, and stand nowhere twice. Both
+// element types, every head dim and every number of new tokens are launched.
+//
+//     launches BYTES    prints for each launch: kernel, threads, bytes of dynamic shared memory
+//
+// Kernels have their mangled names, as ptxas prints them. Functions with two underscores are those
+// that nvcc's host code calls (crt/host_runtime.h).
+#include <cstdio>
+#include <cstdlib>
+#include <map>
+#include <string>
+
+#include "attention.h"
+
+namespace kogpt {
+__attribute__((weak)) cudaError_t attention_forward(const AttentionParams&, cudaStream_t);
+__attribute__((weak)) cudaError_t attention_backward(const AttentionBackwardParams&, cudaStream_t);
+__attribute__((weak)) cudaError_t attention_decode(const DecodeParams&, cudaStream_t);
+}  // namespace kogpt
+
+namespace {
+
+int shared_memory;  // bytes that one block may have
+
+struct Kernel {
+  std::string name;
+  int granted = 48 << 10;  // bytes of dynamic shared memory that a launch may ask for
+};
+
+Kernel& kernel_of(const void* function) {
+  static std::map<const void*, Kernel> kernels;  // filled before main
+  return kernels[function];
+}
+
+struct Configuration {
+  dim3 grid, block;
+  size_t shared;
+} pending;
+
+cudaError_t record(const void* function, dim3 block, size_t shared) {
+  const Kernel& kernel = kernel_of(function);
+  if (shared > static_cast<size_t>(kernel.granted)) return cudaErrorInvalidValue;
+  std::printf("%s %u %zu\n", kernel.name.c_str(), block.x * block.y * block.z, shared);
+  return cudaSuccess;
+}
+
+}  // namespace
+
+// --- the part of the CUDA runtime ---
+
+extern "C" {
+
+void** __cudaRegisterFatBinary(void*) {
+  static void* handle;
+  return &handle;
+}
+void __cudaRegisterFatBinaryEnd(void**) {}
+void __cudaUnregisterFatBinary(void**) {}
+void __cudaRegisterFunction(void**, const char* function, char*, const char* name, int, uint3*,
+                            uint3*, dim3*, dim3*, int*) {
+  kernel_of(function).name = name;
+}
+
+unsigned __cudaPushCallConfiguration(dim3 grid, dim3 block, size_t shared, CUstream_st*) {
+  pending = {grid, block, shared};
+  return 0;
+}
+cudaError_t __cudaPopCallConfiguration(dim3* grid, dim3* block, size_t* shared, void*) {
+  *grid = pending.grid;
+  *block = pending.block;
+  *shared = pending.shared;
+  return cudaSuccess;
+}
+
+cudaError_t __cudaGetKernel(const void** kernel, const void* function) {
+  *kernel = function;
+  return cudaSuccess;
+}
+cudaError_t __cudaLaunchKernel(const void* kernel, dim3, dim3 block, void**, size_t shared,
+                               cudaStream_t) {
+  return record(kernel, block, shared);
+}
+cudaError_t cudaLaunchKernel(const void* kernel, dim3, dim3 block, void**, size_t shared,
+                             cudaStream_t) {
+  return record(kernel, block, shared);
+}
+
+cudaError_t cudaFuncSetAttribute(const void* function, cudaFuncAttribute attribute, int value) {
+  if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize) return cudaErrorInvalidValue;
+  kernel_of(function).granted = value;
+  return cudaSuccess;
+}
+
+cudaError_t cudaGetDevice(int* device) {
+  *device = 0;
+  return cudaSuccess;
+}
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
+  if (attribute != cudaDevAttrMaxSharedMemoryPerBlockOptin) return cudaErrorInvalidValue;
+  *value = shared_memory;
+  return cudaSuccess;
+}
+cudaError_t cudaGetLastError() { return cudaSuccess; }
+
+}  // extern "C"
+
+// --- every shape of launch ---
+
+namespace kogpt {
+namespace {
+
+int failures = 0;
+
+void check(cudaError_t status, const char* function, int D, int T) {
+  if (status == cudaSuccess) return;
+  std::fprintf(stderr, "%s refuses D = %d, T = %d with %d bytes: cudaError_t %d\n", function, D, T,
+               shared_memory, status);
+  ++failures;
+}
+
+void launch_prefill(Element element, int D, int T) {
+  AttentionBackwardParams params = {};
+  AttentionParams& forward = params.forward;
+  forward.B = forward.H = 1;
+  forward.T = forward.S = T;
+  forward.D = D;
+  forward.element = element;
+  if (attention_forward) check(attention_forward(forward, nullptr), "attention_forward", D, T);
+  if (attention_backward) check(attention_backward(params, nullptr), "attention_backward", D, T);
+}
+
+void launch_decode(Element element, int D, int T) {
+  if (!attention_decode) return;
+  float table = 0.0f;
+  DecodeParams params = {};
+  params.B = params.H = 1;
+  params.T = T;
+  params.D = D;
+  params.R = 64;
+  params.cos = params.sin = &table;
+  params.capacity = 2048;
+  params.element = element;
+  check(attention_decode(params, nullptr), "attention_decode", D, T);
+  params.keys.data = params.values.data = params.k_new.data = params.v_new.data = &table;
+  check(attention_decode(params, nullptr), "attention_decode, appending,", D, T);
+}
+
+}  // namespace
+}  // namespace kogpt
+
+int main(int, char** arguments) {
+  shared_memory = std::atoi(arguments[1]);
+  for (const auto element : {kogpt::Element::kFloat16, kogpt::Element::kBFloat16}) {
+    for (const int D : {64, 128, 256}) {
+      for (const int T : {1, 64, 2048}) kogpt::launch_prefill(element, D, T);
+      for (int T = 1; T <= kogpt::kMaxDecodeTokens; ++T) kogpt::launch_decode(element, D, T);
+    }
+  }
+  return kogpt::failures != 0;
+}
