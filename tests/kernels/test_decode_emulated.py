@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from kogpt.kernels import attention_reference
 from kogpt.model.rotary import RotaryEmbedding, Rotation
 
 from .budget import check_decode, check_forward
@@ -144,6 +145,17 @@ def test_keys_before_a_row_starts_are_neither_seen_nor_read(dtype, T):
 def test_a_maximum_that_moves_from_key_to_key_is_within_the_error_budget(dtype):
     """Logits of some hundreds: nearly all weight is on one key, and earlier sums vanish."""
     assert_budget(make_step(dtype, [2 * SPLIT + 9, 90], T=4, D=128, scale=40.0))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_results_are_the_truth_rounded_once(dtype):
+    """Weights, too, keep the precision of float32: only ties in the last rounding may fall out."""
+    step = make_step(dtype, [SPLIT + 90], T=8, D=128, R=0)
+    out, _ = step.run()
+    held = SPLIT + 98
+    q, keys, values = (x.double() for x in (step.q, step.keys[:, :held], step.values[:, :held]))
+    truth, _ = attention_reference(q, keys, values, None)
+    assert (out == truth.to(dtype)).double().mean() > 0.98
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -143,6 +143,7 @@ KOGPT_DEVICE void for_new_chunks(int T, int first, Visit visit) {
   constexpr int kWarps = DecodeShape<D>::kWarps;
   constexpr int kRows = kWarp / Tile<D>::kChunks;  // of one warp at once
   const int turn = (warp() + kWarps - first) % kWarps;
+#pragma unroll 1
   for (int t = turn * kRows + lane() / Tile<D>::kChunks; t < T; t += kWarps * kRows) {
     visit(t, lane() % Tile<D>::kChunks);
   }
@@ -219,7 +220,7 @@ KOGPT_DEVICE void copy_keys(Tile<D> tile, const HeadRows& source, int first, Spa
   const int row = lane() / Tile<D>::kChunks;
   if (first < span.end) {
     const uint8_t* from = source.at(first + row, chunk);
-#pragma unroll
+#pragma unroll 4  // enough, and the loop of the tiles stays short
     for (int i = 0; i < kKeys; i += kStep) {
       copy_async(tile.at(row + i, chunk), from, span.has(first + row + i));
       from += kStep * source.stride;
@@ -255,6 +256,10 @@ KOGPT_DEVICE void mask(float (&scores)[4], const Share& share, Span span, int fi
   }
 }
 
+// What scores are taken relative to. Where no key was seen, the maximum is -infinity, and must not
+// be subtracted from itself.
+KOGPT_DEVICE float origin(float maximum) { return maximum == -kInfinity ? 0.0f : maximum; }
+
 // What a warp has summed up so far. With lane = 4 g + i: queries 2 i and 2 i + 1, and of each 16
 // dims those at g and g + 8.
 template <typename E, int D>
@@ -274,18 +279,26 @@ struct State {
       top = fmaxf(top, shuffle_xor(top, 8));
       top = fmaxf(top, shuffle_xor(top, 16));
       top = fmaxf(top, maximum[j]);
-      // A query that has seen no key yet must not subtract infinity from infinity.
-      const float origin = top == -kInfinity ? 0.0f : top;
-      const float correction = exp2_approx(maximum[j] - origin);
+      const float correction = exp2_approx(maximum[j] - origin(top));
       maximum[j] = top;
-      scores[j] = exp2_approx(scores[j] - origin);
-      scores[j + 2] = exp2_approx(scores[j + 2] - origin);
+      scores[j] = exp2_approx(scores[j] - origin(top));
+      scores[j + 2] = exp2_approx(scores[j + 2] - origin(top));
       sum[j] = sum[j] * correction + (scores[j] + scores[j + 2]);
 #pragma unroll
       for (int m = 0; m < D / 16; ++m) {
         out[m][j] *= correction;
         out[m][j + 2] *= correction;
       }
+    }
+  }
+
+  // Sums over the lanes with the same queries.
+  KOGPT_DEVICE void finish() {
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      sum[j] += shuffle_xor(sum[j], 4);
+      sum[j] += shuffle_xor(sum[j], 8);
+      sum[j] += shuffle_xor(sum[j], 16);
     }
   }
 
@@ -352,27 +365,53 @@ struct GlobalParts {
 struct Result {
   float maximum = -kInfinity, sum = 0.0f;
   float out[8] = {};
+
+  // Brings what was added so far to a new maximum.
+  KOGPT_DEVICE void rescale(float top) {
+    const float correction = exp2_approx(maximum - origin(top));
+    maximum = top;
+    sum *= correction;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) out[i] *= correction;
+  }
+
+  // Adds a part whose maximum is not above this one's.
+  KOGPT_DEVICE void add(float part_maximum, float part_sum, const Floats& low, const Floats& high) {
+    const float weight = exp2_approx(part_maximum - origin(maximum));
+    sum += weight * part_sum;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      out[i] += weight * low.x[i];
+      out[i + 4] += weight * high.x[i];
+    }
+  }
 };
 
-// Merges `count` parts, always in the same order.
-template <int D, typename Parts>
+// Merges `count` parts in their order. The loads of kAtOnce parts are under way together; what lies
+// beyond the last part repeats it and is not added.
+template <int D, int kAtOnce, typename Parts>
 KOGPT_DEVICE Result merge(const Parts& parts, int count, int query, int chunk) {
   const int row = query * Part<D>::kRow;
   Result result;
-  for (int i = 0; i < count; ++i) {
-    result.maximum = fmaxf(result.maximum, parts.template load<float>(i, row + Part<D>::kMaximum));
-  }
-  const float origin = result.maximum == -kInfinity ? 0.0f : result.maximum;
-#pragma unroll 4
-  for (int i = 0; i < count; ++i) {
-    const float weight =
-        exp2_approx(parts.template load<float>(i, row + Part<D>::kMaximum) - origin);
-    result.sum += weight * parts.template load<float>(i, row + Part<D>::kSum);
+#pragma unroll 1
+  for (int first = 0; first < count; first += kAtOnce) {
+    float maximum[kAtOnce], sum[kAtOnce];
+    Floats low[kAtOnce], high[kAtOnce];
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const Floats floats = parts.template load<Floats>(i, row + 32 * chunk + 16 * half);
+    for (int i = 0; i < kAtOnce; ++i) {
+      const int part = first + i < count ? first + i : count - 1;
+      maximum[i] = parts.template load<float>(part, row + Part<D>::kMaximum);
+      sum[i] = parts.template load<float>(part, row + Part<D>::kSum);
+      low[i] = parts.template load<Floats>(part, row + 32 * chunk);
+      high[i] = parts.template load<Floats>(part, row + 32 * chunk + 16);
+    }
+    float top = result.maximum;
 #pragma unroll
-      for (int j = 0; j < 4; ++j) result.out[4 * half + j] += weight * floats.x[j];
+    for (int i = 0; i < kAtOnce; ++i) top = fmaxf(top, maximum[i]);
+    result.rescale(top);
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      if (first + i < count) result.add(maximum[i], sum[i], low[i], high[i]);
     }
   }
   return result;
@@ -381,11 +420,9 @@ KOGPT_DEVICE Result merge(const Parts& parts, int count, int query, int chunk) {
 // Writes a warp's state as a part in shared memory.
 template <typename E, int D>
 KOGPT_DEVICE void store_part(uint32_t offset, State<E, D>& state, int T) {
+  state.finish();
 #pragma unroll
   for (int j = 0; j < 2; ++j) {
-    state.sum[j] += shuffle_xor(state.sum[j], 4);
-    state.sum[j] += shuffle_xor(state.sum[j], 8);
-    state.sum[j] += shuffle_xor(state.sum[j], 16);
     const int query = fragment_column(0, j);
     if (query >= T) continue;
     const uint32_t row = offset + query * Part<D>::kRow;
@@ -432,18 +469,20 @@ KOGPT_DEVICE void store_output(const DecodeParams& p, const Share& share, const 
 
 // --- the block ---
 
-// Whether this block is the last of its row and head to come here, after which it may read what
-// the others wrote before.
+// Whether this block is the last of its row and head to come here, and may then read what the
+// others wrote. One thread fences for all: barriers pass on what it orders.
 KOGPT_DEVICE bool arrive_last(const DecodeParams& p, const Share& share, uint32_t scratch) {
-  fence();
+  const uint32_t last = share.splits - 1;
   sync_threads();
   if (thread_index() == 0) {
     uint32_t* counter = p.counters + int64_t{share.b} * p.H + share.h;
-    store_shared(scratch, increment_wrapping(counter, share.splits - 1));
+    fence();
+    const uint32_t before = increment_wrapping(counter, last);
+    if (before == last) fence();
+    store_shared(scratch, before);
   }
   sync_threads();
-  fence();
-  return load_shared<uint32_t>(scratch) == static_cast<uint32_t>(share.splits - 1);
+  return load_shared<uint32_t>(scratch) == last;
 }
 
 // Merges the warps' parts and, if the row has several splits, those; writes the output.
@@ -456,7 +495,7 @@ KOGPT_DEVICE void finish(const DecodeParams& p, const Share& share) {
   uint8_t* parts = reinterpret_cast<uint8_t*>(p.partials) + head * max_splits(p) * stride;
   const SharedParts warps{0, Shape::kWarpBytes};
   for (int i = thread_index(); i < p.T * kChunks; i += Shape::kThreads) {
-    const Result result = merge<D>(warps, Shape::kWarps, i / kChunks, i % kChunks);
+    const Result result = merge<D, 4>(warps, Shape::kWarps, i / kChunks, i % kChunks);
     if (share.splits == 1) {
       store_output<E>(p, share, result, i / kChunks, i % kChunks);
     } else {
@@ -466,7 +505,7 @@ KOGPT_DEVICE void finish(const DecodeParams& p, const Share& share) {
   if (share.splits == 1 || !arrive_last(p, share, Shape::kNewRows)) return;
   const GlobalParts splits{parts + share.first_split * stride, stride};
   for (int i = thread_index(); i < p.T * kChunks; i += Shape::kThreads) {
-    const Result result = merge<D>(splits, share.splits, i / kChunks, i % kChunks);
+    const Result result = merge<D, D / 32>(splits, share.splits, i / kChunks, i % kChunks);
     store_output<E>(p, share, result, i / kChunks, i % kChunks);
   }
 }

@@ -192,8 +192,9 @@ KOGPT_DEVICE void store_global(void* target, T value) {
   *static_cast<T*>(target) = value;
 }
 
-// Orders this thread's earlier writes to global memory before its later ones, for all blocks.
-KOGPT_DEVICE void fence() { __threadfence(); }
+// Orders this thread's earlier accesses to global memory, and those it learned of by a barrier,
+// before its later ones, for all blocks.
+KOGPT_DEVICE void fence() { asm volatile("fence.acq_rel.gpu;" ::: "memory"); }
 
 // Adds 1, or returns to 0 from `last`; gives the value before.
 KOGPT_DEVICE uint32_t increment_wrapping(uint32_t* counter, uint32_t last) {
