@@ -1,0 +1,532 @@
+"""Times the fused attention on a GPU beside its peers and the machine's ceilings, in one run.
+
+    python scripts/benchmark_kernels.py [--json FILE] [--plot FILE]
+
+Ceilings come first: a copy, a sum that only reads, a large product. Then causal attention forward
+and backward and a decode step, ours beside every backend of PyTorch's SDPA that takes the shape and
+flash-attn where it is installed. Each shape is checked against float64 within the budget of the
+tests before it is timed. Contenders take turns, on random inputs whose buffers rotate past the L2
+cache; calls queue up behind a pause, so that the GPU never waits for Python. Figures are medians.
+
+Prints Markdown, the goals among it. `--dry-run` runs everything small on the CPU, with figures that
+mean nothing.
+
+Dimension key: `B` batch, `T` queries, `S` keys, `H` heads, `D` head dim.
+"""
+
+import argparse
+import importlib.util
+import json
+import shlex
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import scaled_dot_product_attention
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the tests' error budget
+
+from kogpt.cli import FAILED, fail
+from kogpt.kernels import decode_attention, extension_available
+from kogpt.model.rotary import RotaryEmbedding, Rotation
+from tests.kernels import budget
+
+OURS = "**KoGPT**"
+ALONE = "attention alone"  # a decode step without rotary and append
+BACKENDS = {
+    "SDPA flash": SDPBackend.FLASH_ATTENTION,
+    "SDPA cuDNN": SDPBackend.CUDNN_ATTENTION,
+    "SDPA memory-efficient": SDPBackend.EFFICIENT_ATTENTION,
+    "SDPA math": SDPBackend.MATH,
+}
+ROTARY_DIM = 64
+BACKWARD_FLOPS = 2.5  # of the forward pass: five products of matrices instead of two
+PAUSE_CYCLES = 1_000_000  # a call; about half a millisecond, more than Python takes
+
+Call = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much is run.
+
+    Attributes:
+        heads: of every shape.
+        tokens: in a batch of the forward and backward pass.
+        prefills: (D, T) of those.
+        goal_length: T for which there are goals.
+        decodes: (B, S), for each of which there is a goal.
+        ceiling: elements of the ceilings' vectors.
+        product: side of the ceiling's matrices.
+        rounds: times of which the median is taken.
+    """
+
+    heads: int = 16
+    tokens: int = 16384
+    prefills: tuple[tuple[int, int], ...] = (
+        *((256, T) for T in (512, 1024, 2048, 4096, 8192)),
+        (128, 2048),
+        (64, 2048),
+    )
+    goal_length: int = 2048
+    decodes: tuple[tuple[int, int], ...] = ((1, 2048), (8, 1024), (64, 1024))
+    ceiling: int = 1 << 28
+    product: int = 8192
+    rounds: int = 31
+
+
+DRY = Sizes(2, 64, ((256, 16), (64, 32)), 16, ((1, 48), (2, 24), (3, 24)), 1 << 12, 32, 3)
+
+
+@dataclass
+class Workload:
+    """One shape and how long each contender takes for it.
+
+    Attributes:
+        kind: "forward", "backward" or "decode".
+        shape: in words.
+        D: head dim.
+        length: T of a forward or backward pass, S of a decode step.
+        batch: rows.
+        flops: multiplications and additions that the result needs, masked ones not counted.
+        traffic: bytes that have to be moved at least.
+        seconds: by contender, one for each round.
+        refused: why a contender does not take part.
+    """
+
+    kind: str
+    shape: str
+    D: int
+    length: int
+    batch: int
+    flops: float
+    traffic: float
+    seconds: dict[str, list[float]] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
+
+    def median(self, name: str) -> float:
+        return statistics.median(self.seconds[name])
+
+    def speedup(self, peer: str) -> float:
+        """How many times as fast as a peer ours is: the median over rounds."""
+        rounds = zip(self.seconds[peer], self.seconds[OURS], strict=True)
+        return statistics.median(theirs / ours for theirs, ours in rounds)
+
+    def best_peer(self, ending: str = "") -> str | None:
+        """The fastest peer that does all that ours does and whose name ends like that."""
+        peers = [name for name in self.seconds if name != OURS and name.endswith(ending)]
+        peers = [name for name in peers if not name.endswith(ALONE)]
+        return min(peers, key=self.median, default=None)
+
+
+class Bench:
+    """Where and how often things are timed."""
+
+    def __init__(self, device: str, sizes: Sizes) -> None:
+        self.device, self.sizes = torch.device(device), sizes
+        self.generator = torch.Generator(device).manual_seed(0)
+        self.cache = 0
+        if self.device.type == "cuda":
+            self.cache = torch.cuda.get_device_properties(self.device).L2_cache_size
+
+    def random(self, *shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+        x = torch.randn(shape, generator=self.generator, device=self.device)
+        return x.to(dtype)
+
+    def sets(self, size: int) -> range:
+        """As many sets of buffers of `size` bytes as fill the L2 cache four times, at least two."""
+        return range(max(2, -(-4 * self.cache // size)))
+
+    def seconds(self, calls: list[Call]) -> float:
+        """Mean time of a call, one right behind the other."""
+        if self.device.type != "cuda":
+            began = time.perf_counter()
+            for call in calls:
+                call()
+            return (time.perf_counter() - began) / len(calls)
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda._sleep(PAUSE_CYCLES * len(calls))
+        start.record()
+        for call in calls:
+            call()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end) / 1e3 / len(calls)
+
+    def compare(self, contenders: dict[str, list[Call]], workload: Workload) -> None:
+        """Times contenders in turn; one that does not take the shape is noted as refusing."""
+        ready = {}
+        for name, calls in contenders.items():
+            try:
+                for call in calls:
+                    call()
+                self.seconds(calls)
+            except RuntimeError as error:  # no such kernel, or no memory for it
+                workload.refused[name] = first_line(error)
+            else:
+                ready[name] = calls
+        assert OURS in ready, workload.refused[OURS]
+        workload.seconds = {name: [] for name in ready}
+        for _ in range(self.sizes.rounds):
+            for name, calls in ready.items():
+                workload.seconds[name].append(self.seconds(calls))
+
+    def median(self, call: Call) -> float:
+        self.seconds([call])
+        return statistics.median(self.seconds([call]) for _ in range(self.sizes.rounds))
+
+
+def first_line(error: RuntimeError) -> str:
+    return str(error).splitlines()[0]
+
+
+# --- ceilings ---
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    """What the machine gives at best: bytes and operations a second."""
+
+    copy: float
+    read: float
+    product: float
+
+
+def measure_ceilings(bench: Bench) -> Ceilings:
+    source = bench.random(bench.sizes.ceiling, dtype=torch.float32)
+    target = torch.empty_like(source)
+    size = source.nbytes
+    copy = 2 * size / bench.median(lambda: target.copy_(source))
+    read = size / bench.median(source.sum)
+    side = bench.sizes.product
+    a, b = bench.random(side, side), bench.random(side, side)
+    return Ceilings(copy, read, 2 * side**3 / bench.median(lambda: a @ b))
+
+
+# --- forward and backward ---
+
+
+def by_backend(backend: SDPBackend, q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
+    """SDPA of (B, T, H, D) tensors by one backend alone."""
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    with sdpa_kernel(backend):
+        return scaled_dot_product_attention(q, k, v, is_causal=causal).transpose(1, 2)
+
+
+def prefill_functions() -> dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]]:
+    """Causal attention by each contender."""
+    functions: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+        OURS: lambda q, k, v: torch.ops.kogpt.attention(q, k, v, None)[0]
+    }
+    for name, backend in BACKENDS.items():
+        functions[name] = lambda q, k, v, backend=backend: by_backend(backend, q, k, v, True)
+    if importlib.util.find_spec("flash_attn"):
+        from flash_attn import flash_attn_func
+
+        functions["flash-attn"] = lambda q, k, v: flash_attn_func(q, k, v, causal=True)
+    return functions
+
+
+def check_prefill(q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor) -> None:
+    """Asserts the budget of the first and the last row, in one head each."""
+    out, lse = torch.ops.kogpt.attention(q, k, v, None)
+    grads = torch.ops.kogpt.attention_backward(grad_out, q, k, v, out, lse, None)
+    for b, h in ((0, q.size(2) - 1), (-1, 0)):
+        part = [x[b, :, h][None, :, None] for x in (q, k, v)]
+        budget.check_forward(out[b, :, h][None, :, None], lse[b, h][None, None], *part)
+        parts = tuple(x[b, :, h][None, :, None] for x in grads)
+        budget.check_backward(parts, grad_out[b, :, h][None, :, None], *part)
+
+
+def backward_call(
+    function: Callable[[Tensor, Tensor, Tensor], Tensor],
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    grad_out: Tensor,
+) -> Call:
+    """The backward pass of a function alone, to be called any number of times."""
+    leaves = [x.detach().requires_grad_() for x in (q, k, v)]
+    out = function(*leaves)
+    return lambda: torch.autograd.grad(out, leaves, grad_out, retain_graph=True)
+
+
+def measure_prefill(bench: Bench, D: int, T: int) -> Iterator[Workload]:
+    """The forward and the backward pass of one shape."""
+    H = bench.sizes.heads
+    B = max(1, bench.sizes.tokens // T)
+    flops = 2.0 * B * H * T * T * D  # two products of T x T x D, half of each masked
+    row = 2 * B * T * H * D  # bytes of each tensor
+    shape = f"D = {D}, {B} x {T}"
+    inputs = [[bench.random(B, T, H, D) for _ in range(4)] for _ in bench.sets(4 * row)]
+    check_prefill(*inputs[0])
+
+    forward = Workload("forward", shape, D, T, B, flops, 4 * row)
+    functions = prefill_functions()
+    bench.compare(
+        {name: [lambda f=f, x=x: f(*x[:3]) for x in inputs] for name, f in functions.items()},
+        forward,
+    )
+    yield forward
+
+    backward = Workload("backward", shape, D, T, B, BACKWARD_FLOPS * flops, 8 * row)
+    calls: dict[str, list[Call]] = {}
+    for name in forward.seconds:
+        try:
+            calls[name] = [backward_call(functions[name], *x) for x in inputs]
+        except RuntimeError as error:
+            backward.refused[name] = first_line(error)
+    bench.compare(calls, backward)
+    yield backward
+
+
+# --- decoding ---
+
+
+class DecodeStep:
+    """One new token in each row behind S - 1 others, by each contender."""
+
+    def __init__(self, bench: Bench, B: int, S: int) -> None:
+        H, D = bench.sizes.heads, 256
+        self.S = S
+        self.q, self.k, self.v = (bench.random(B, 1, H, D) for _ in range(3))
+        self.keys, self.values = (bench.random(B, H, S, D) for _ in range(2))
+        self.cos, self.sin = RotaryEmbedding(ROTARY_DIM, S).to(bench.device).table
+        self.lengths = torch.full((B,), S - 1, device=bench.device)
+        self.counters = torch.zeros(B, H, dtype=torch.int32, device=bench.device)
+
+    def ours(self) -> Tensor:
+        caches = self.keys.transpose(1, 2), self.values.transpose(1, 2)
+        arguments = (self.q, self.k, self.v, *caches, self.lengths, self.cos, self.sin)
+        return decode_attention(*arguments, counters=self.counters)
+
+    def separate(self, backend: SDPBackend) -> Tensor:
+        """Rotary, append and attention as ops of their own, as the model has them."""
+        last = self.S - 1
+        rotate = Rotation(self.cos[None, last:, None], self.sin[None, last:, None])
+        q, k = rotate(self.q), rotate(self.k)
+        self.keys[:, :, last:] = k.transpose(1, 2)
+        self.values[:, :, last:] = self.v.transpose(1, 2)
+        return self.attend(backend, q)
+
+    def attend(self, backend: SDPBackend, q: Tensor) -> Tensor:
+        """Attention alone."""
+        return by_backend(backend, q, self.keys.transpose(1, 2), self.values.transpose(1, 2), False)
+
+    def check(self) -> None:
+        """Asserts the budget."""
+        caches = [x.transpose(1, 2).clone() for x in (self.keys, self.values)]
+        arguments = (self.q, self.k, self.v, *caches, self.lengths, self.cos, self.sin)
+        budget.check_decode(self.ours(), *arguments)
+
+    def contenders(self) -> dict[str, Call]:
+        calls: dict[str, Call] = {OURS: self.ours}
+        for name, backend in BACKENDS.items():
+            calls[f"{name} + separate ops"] = lambda backend=backend: self.separate(backend)
+        for name, backend in BACKENDS.items():
+            calls[f"{name}, {ALONE}"] = lambda backend=backend: self.attend(backend, self.q)
+        if importlib.util.find_spec("flash_attn"):
+            calls["flash-attn with rotary and append"] = self.by_flash_attn()
+        return calls
+
+    def by_flash_attn(self) -> Call:
+        from flash_attn import flash_attn_with_kvcache
+
+        keys, values = (x.transpose(1, 2).contiguous() for x in (self.keys, self.values))
+        lengths = self.lengths.int()
+        cos, sin = self.cos.to(self.q.dtype), self.sin.to(self.q.dtype)
+        return lambda: flash_attn_with_kvcache(
+            self.q, keys, values, self.k, self.v, cos, sin, lengths, causal=True
+        )
+
+
+def measure_decode(bench: Bench, B: int, S: int) -> Workload:
+    H, D = bench.sizes.heads, 256
+    cache = 2 * 2 * B * H * S * D  # bytes of keys and values
+    workload = Workload("decode", f"{B} x {S}", D, S, B, 4.0 * B * H * S * D, cache)
+    steps = [DecodeStep(bench, B, S) for _ in bench.sets(cache)]
+    steps[0].check()
+    calls: dict[str, list[Call]] = {}
+    for step in steps:
+        for name, call in step.contenders().items():
+            calls.setdefault(name, []).append(call)
+    bench.compare(calls, workload)
+    return workload
+
+
+# --- what is reported ---
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A figure that was aimed at, for an H100, and the one that was measured."""
+
+    text: str
+    goal: float
+    found: float | None
+    at_most: bool = False
+
+    @property
+    def verdict(self) -> str:
+        if self.found is None:
+            return "not measured"
+        met = self.found <= self.goal if self.at_most else self.found >= self.goal
+        return "met" if met else "missed"
+
+
+def goals(sizes: Sizes, ceilings: Ceilings, workloads: list[Workload]) -> list[Goal]:
+    """The goals, all of them at D = 256."""
+    shapes = {(w.kind, w.batch, w.length): w for w in workloads if w.D == 256}
+    T = sizes.goal_length
+    forward, backward = (shapes[kind, sizes.tokens // T, T] for kind in ("forward", "backward"))
+    single, few, many = (shapes["decode", B, S] for B, S in sizes.decodes)
+
+    def against_flash(w: Workload) -> float | None:
+        return w.speedup("SDPA flash") if "SDPA flash" in w.seconds else None
+
+    def of_read(w: Workload) -> float:
+        return 100 * w.traffic / w.median(OURS) / ceilings.read
+
+    separate = single.best_peer("separate ops")
+    fused = None if separate is None else single.speedup(separate)
+    teraflops = forward.flops / forward.median(OURS) / 1e12
+    return [
+        Goal(f"forward, {T}, x SDPA flash", 0.95, against_flash(forward)),
+        Goal(f"forward, {T}, TFLOP/s", 260, teraflops),
+        Goal(f"backward, {T}, x SDPA flash", 0.9, against_flash(backward)),
+        Goal(f"decode, {single.shape}, x fastest SDPA + separate ops", 1.2, fused),
+        Goal(f"decode, {single.shape}, us", 17, single.median(OURS) * 1e6, at_most=True),
+        Goal(f"decode, {few.shape}, % of read ceiling", 83, of_read(few)),
+        Goal(f"decode, {many.shape}, % of read ceiling", 95, of_read(many)),
+    ]
+
+
+def machine() -> dict[str, str]:
+    """What the figures were taken on."""
+    found = {"torch": torch.__version__, "CUDA": torch.version.cuda or "none"}
+    if torch.cuda.is_available():
+        query = "--query-gpu=name,driver_version,power.limit,clocks.max.sm"
+        found["GPU, driver, power, clock"] = subprocess.run(
+            ["nvidia-smi", query, "--format=csv,noheader", f"--id={torch.cuda.current_device()}"],
+            capture_output=True,
+            text=True,
+        ).stdout.strip()
+        found["GPU"] = torch.cuda.get_device_name()
+        found["cuDNN"] = str(torch.backends.cudnn.version())
+    return {**found, "command": shlex.join(["python", *sys.argv])}
+
+
+def acceptance(bench: Bench) -> Iterator[str]:
+    """What torch says about each backend at D = 256, causal, with a gradient."""
+    if bench.device.type != "cuda":  # the question itself would fail
+        return
+    q, k, v = (bench.random(1, bench.sizes.heads, 64, 256).requires_grad_() for _ in range(3))
+    params = torch.backends.cuda.SDPAParams(q, k, v, None, 0.0, True, False)
+    for backend in ("flash", "cudnn", "efficient"):
+        accepts = getattr(torch.backends.cuda, f"can_use_{backend}_attention")
+        yield f"- `torch.backends.cuda.{accepts.__name__}`: {accepts(params)}"
+
+
+def rows(workload: Workload, ceilings: Ceilings) -> Iterator[str]:
+    """Rows of the table, ours first."""
+    decode = workload.kind == "decode"
+    for name in workload.seconds:
+        seconds = workload.median(name)
+        rate = (workload.traffic if decode else workload.flops) / seconds
+        share = rate / (ceilings.read if decode else ceilings.product)
+        speed = f"{rate / 1e9:.0f} GB/s" if decode else f"{rate / 1e12:.1f} TFLOP/s"
+        ratio = "" if name == OURS else f"{workload.speedup(name):.2f}"
+        yield (
+            f"| {workload.kind} | {workload.shape} | {name} | {seconds * 1e6:.1f} us"
+            f" | {ratio} | {speed} | {share:.1%} |"
+        )
+
+
+def report(
+    about: dict[str, str], bench: Bench, ceilings: Ceilings, workloads: list[Workload]
+) -> Iterator[str]:
+    """All figures as Markdown."""
+    yield from (f"- {key}: {value}" for key, value in about.items())
+    yield from acceptance(bench)
+    yield from ("", "| ceiling | |", "|---|---:|")
+    yield f"| device copy | {ceilings.copy / 1e9:.0f} GB/s |"
+    yield f"| sum, which only reads | {ceilings.read / 1e9:.0f} GB/s |"
+    yield f"| bfloat16 product of {bench.sizes.product}^3 | {ceilings.product / 1e12:.1f} TFLOP/s |"
+    yield ""
+    yield "| | shape | | median | its time / ours | speed | of ceiling |"
+    yield "|---|---|---|---:|---:|---:|---:|"
+    for workload in workloads:
+        yield from rows(workload, ceilings)
+    yield ""
+    for w in workloads:
+        yield from (
+            f"- {w.kind}, {w.shape}: {name} refused: {why}" for name, why in w.refused.items()
+        )
+    yield from ("", "| goal, on an H100 | | measured | |", "|---|---:|---:|---|")
+    for goal in goals(bench.sizes, ceilings, workloads):
+        found = "" if goal.found is None else f"{goal.found:.2f}"
+        sign = "at most" if goal.at_most else "at least"
+        yield f"| {goal.text} | {sign} {goal.goal} | {found} | {goal.verdict} |"
+
+
+def draw_roofline(path: Path, title: str, ceilings: Ceilings, workloads: list[Workload]) -> None:
+    """Speed over operations per byte, under the roof of the two ceilings."""
+    from matplotlib.figure import Figure
+
+    axes = (figure := Figure(figsize=(8, 5), layout="constrained")).subplots()
+    intensities = [10 ** (i / 20) for i in range(-10, 90)]
+    roof = [min(ceilings.product, x * ceilings.read) / 1e12 for x in intensities]
+    axes.loglog(intensities, roof, color="black", label="ceilings measured in this run")
+    colours = {"forward": "C0", "backward": "C1", "decode": "C2"}
+    for kind, colour in colours.items():
+        chosen = [w for w in workloads if w.kind == kind]
+        x = [w.flops / w.traffic for w in chosen]
+        ours = [w.flops / w.median(OURS) / 1e12 for w in chosen]
+        axes.loglog(x, ours, "o", color=colour, label=f"{kind}, KoGPT")
+        raced = [w for w in chosen if w.best_peer()]
+        peers = [w.flops / w.median(w.best_peer()) / 1e12 for w in raced]
+        x = [w.flops / w.traffic for w in raced]
+        axes.loglog(x, peers, "x", color=colour, label=f"{kind}, fastest peer")
+    axes.set(xlabel="operations per byte", ylabel="TFLOP/s", title=title)
+    axes.legend()
+    figure.savefig(path)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--json", type=Path, help="file for every time that was taken")
+    parser.add_argument("--plot", type=Path, help="file for a roofline plot, needs matplotlib")
+    parser.add_argument("--dry-run", action="store_true", help="everything small, on the CPU")
+    args = parser.parse_args()
+    if not args.dry_run and not torch.cuda.is_available():
+        return fail("benchmark_kernels.py needs a CUDA device", FAILED)
+    if not args.dry_run and not extension_available():
+        return fail("benchmark_kernels.py needs the fused kernels, which are not there", FAILED)
+    bench = Bench("cpu", DRY) if args.dry_run else Bench("cuda", Sizes())
+    ceilings = measure_ceilings(bench)
+    workloads = []
+    for D, T in bench.sizes.prefills:
+        workloads += measure_prefill(bench, D, T)
+    workloads += [measure_decode(bench, B, S) for B, S in bench.sizes.decodes]
+    about = {"dry run": "figures mean nothing"} if args.dry_run else {}
+    about |= machine()
+    print("\n".join(report(about, bench, ceilings, workloads)))
+    if args.json:
+        found = {"machine": about, "ceilings": asdict(ceilings)}
+        found["workloads"] = [asdict(workload) for workload in workloads]
+        found["goals"] = [asdict(goal) for goal in goals(bench.sizes, ceilings, workloads)]
+        args.json.write_text(json.dumps(found, indent=1) + "\n")
+    if args.plot:
+        draw_roofline(args.plot, about.get("GPU", "dry run"), ceilings, workloads)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
