@@ -18,8 +18,9 @@
 //   - The new tokens are a tile of their own, in the block whose split they fall into. That block
 //     alone appends them and nobody reads them from the cache, so there is no race.
 //
-// Budget at D = 256: 4 warps; 64 KB of tiles and 1.5 KB per new token, which is three blocks on an
-// sm_90, two on an sm_80, one on sm_86 and sm_89. Registers: 64 for the output, 32 for the queries.
+// Budget at D = 256: 4 warps; 64 KB of tiles and 1.5 KB per new token; 165 registers, of which 64
+// hold the output and 32 the queries. With few new tokens three blocks fit a multiprocessor of
+// sm_90, two one of sm_80, and one those of sm_86 and sm_89.
 // Source: Dao et al., "Flash-Decoding for long-context inference" (2023), for the split over keys.
 // History: not yet run on a GPU.
 
@@ -166,20 +167,20 @@ template <typename E, int D>
 KOGPT_DEVICE void take_new_rows(const DecodeParams& p, const Share& share, const NewRows<D>& rows) {
   const Sequence& sequence = share.sequence;
   const Rotary rotary{p.cos, p.sin, p.R};
-  const auto angle = [&](int t) {
+  const auto turn = [&](int t) {  // the rotary position of a new token
     return clamp(int64_t{sequence.length} + t - sequence.start, 0, p.capacity - 1);
   };
   const HeadRows queries(p.q, share.b, share.h);
   for_new_chunks<D>(p.T, 0, [&](int t, int chunk) {
     const Vector x = load_global<Vector>(queries.at(t, chunk));
-    store_shared(rows.q.at(t, chunk), rotary.rotate<E>(x, angle(t), chunk));
+    store_shared(rows.q.at(t, chunk), rotary.rotate<E>(x, turn(t), chunk));
   });
   if (share.fresh.empty()) return;
   const HeadRows new_keys(p.k_new, share.b, share.h), keys(p.keys, share.b, share.h);
   for_new_chunks<D>(p.T, 1, [&](int t, int chunk) {
     const int position = sequence.length + t;
     Vector x = load_global<Vector>(new_keys.at(t, chunk));
-    x = rotary.rotate<E>(x, angle(t), chunk);
+    x = rotary.rotate<E>(x, turn(t), chunk);
     store_shared(rows.k.at(t, chunk), x);
     if (share.fresh.has(position)) store_global(keys.at(position, chunk), x);
   });
@@ -235,7 +236,7 @@ template <typename E, int D>
 KOGPT_DEVICE void multiply_queries(float (&scores)[4], Tile<D> keys, int rows,
                                    const Queries<D>& queries) {
   const int row = lane() % 16 < rows ? lane() % 16 : rows - 1;
-  float sums[2][4] = {};  // two, so that no product waits for the one before
+  float sums[2][4] = {};  // in turn, so that a product need not wait for the one before
 #pragma unroll
   for (int step = 0; step < D / 16; ++step) {
     uint32_t a[4];
