@@ -1,19 +1,49 @@
-"""Packaging of KoGPT."""
+"""Packaging of KoGPT.
 
+With KOGPT_BUILD_KERNELS=1 the CUDA kernels are compiled too, or the install fails; else they are
+compiled on first use, where that can be. Ninja is no requirement: without it torch compiles one
+file after the other.
+"""
+
+import os
+import sys
 from pathlib import Path
+from typing import Any
 
 from setuptools import find_packages, setup
+
+ROOT = Path(__file__).resolve().parent
+
+
+def kernels() -> dict[str, Any]:
+    """The arguments of `setup` that compile the kernels; none where nobody asked for them."""
+    if os.environ.get("KOGPT_BUILD_KERNELS", "0") == "0":
+        return {}
+    sys.path.insert(0, str(ROOT))
+    try:
+        from kogpt.kernels.building import RELEASED_ARCHITECTURES, CannotBuildError, setup_arguments
+    except ModuleNotFoundError as error:
+        sys.exit(
+            f"KOGPT_BUILD_KERNELS=1 wants the torch that is installed: pip install"
+            f" --no-build-isolation ({error})"
+        )
+    try:
+        architectures = os.environ.get("TORCH_CUDA_ARCH_LIST") or RELEASED_ARCHITECTURES
+        return setup_arguments("kogpt.kernels.library", architectures)
+    except CannotBuildError as error:
+        sys.exit(f"KOGPT_BUILD_KERNELS=1, but the kernels cannot be compiled: {error}")
+
 
 setup(
     name="kogpt",
     version="0.1.0",
     description="KoGPT, the Korean GPT-J: model, tokenizer, safe converter and sampling loop",
-    long_description=(Path(__file__).parent / "README.md").read_text(encoding="utf-8"),
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     license_files=["LICENSE"],
     packages=find_packages(include=["kogpt", "kogpt.*"]),
-    package_data={"kogpt": ["py.typed", "nano/*"]},
+    package_data={"kogpt": ["py.typed", "nano/*", "kernels/csrc/*"]},
     python_requires=">=3.11",
     install_requires=[
         "torch>=2.11",
@@ -43,4 +73,5 @@ setup(
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
         "Typing :: Typed",
     ],
+    **kernels(),
 )

@@ -1,0 +1,357 @@
+"""Finding, compiling and loading the kernels, with and without a CUDA toolkit.
+
+Most tests compile nothing of weight: a toolkit of shell scripts stands in for CUDA's, and a copy of
+the package has two trivial sources. One test runs the real compiler on the real kernels.
+"""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+
+from kogpt.kernels import building, extension
+from kogpt.kernels.building import CannotBuildError, Record
+
+ROOT = Path(building.__file__).resolve().parents[2]
+CUDA = torch.version.cuda or "13.0"
+needs_cuda_torch = pytest.mark.skipif(
+    torch.version.cuda is None, reason="links against a CUDA build of torch"
+)
+
+NVCC = """\
+#!/bin/sh
+here=$(dirname "$(dirname "$(readlink -f "$0")")")
+case "$*" in
+--version) echo "Cuda compilation tools, release {release}, V{release}.1" && exit ;;
+--dryrun*) echo "#\\$ TOP=$here/bin/.." >&2 && exit ;;
+esac
+echo compiled >> "$here/compilations"
+[ -e "$here/slow" ] && sleep 60
+[ -e "$here/fail" ] && echo "error: as told" >&2 && exit 1
+while [ "$1" != "-o" ]; do
+  [ "$1" = "-MF" ] && : > "$2"
+  shift
+done
+c++ -x c++ -fPIC -c /dev/null -o "$2"
+"""
+
+
+@pytest.fixture
+def toolkit(tmp_path):
+    """A folder that looks like a CUDA toolkit of torch's own release; files in it steer it."""
+    return make_toolkit(tmp_path / "toolkit", CUDA)
+
+
+def make_toolkit(folder: Path, release: str) -> Path:
+    for part in ("bin", "include", "lib64"):
+        (folder / part).mkdir(parents=True)
+    write_program(folder / "bin" / "nvcc", NVCC.format(release=release))
+    runtime = folder / "lib64" / "libcudart.so"
+    subprocess.run(["c++", "-shared", "-x", "c++", "/dev/null", "-o", runtime], check=True)
+    return folder
+
+
+def write_program(path: Path, text: str) -> None:
+    path.write_text(text)
+    path.chmod(0o755)
+
+
+class Package:
+    """A copy of the package whose kernels are two trivial files, and a cache of its own."""
+
+    def __init__(self, folder: Path, toolkit: Path) -> None:
+        self.kernels, self.toolkit = folder / "kogpt" / "kernels", toolkit
+        self.cache = folder / "a cache" / "kogpt" / "kernels"
+        shutil.copytree(ROOT / "kogpt" / "kernels", self.kernels, ignore=lambda *_: ["csrc"])
+        shutil.copy(ROOT / "kogpt" / "__init__.py", folder / "kogpt")
+        self.source("kernel.cu", "int one;")
+        self.source("bindings.cpp", "int two;")
+        self.environment = {
+            **os.environ,
+            "PYTHONPATH": str(folder),
+            "XDG_CACHE_HOME": str(folder / "a cache"),
+            "CUDA_HOME": str(toolkit),
+            "TORCH_CUDA_ARCH_LIST": "9.0",
+            "MAX_JOBS": "1",
+        }
+
+    def source(self, name: str, text: str) -> None:
+        (self.kernels / "csrc").mkdir(exist_ok=True)
+        (self.kernels / "csrc" / name).write_text(text)
+
+    def start(self) -> subprocess.Popen[str]:
+        """A process that asks for the kernels of an sm_90; it prints whether it got them."""
+        code = "from kogpt.kernels import extension as e; print(e.load((9, 0)), e.find((9, 0)))"
+        return subprocess.Popen(
+            [sys.executable, "-P", "-c", code],
+            env=self.environment,
+            cwd="/",
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+
+    def ask(self) -> tuple[str, str]:
+        return self.start().communicate()
+
+    def compilations(self) -> int:
+        counted = self.toolkit / "compilations"
+        return len(counted.read_text().splitlines()) if counted.exists() else 0
+
+
+@pytest.fixture
+def package(tmp_path, toolkit):
+    return Package(tmp_path / "copy", toolkit)
+
+
+@needs_cuda_torch
+def test_the_kernels_are_compiled_once_and_again_when_a_source_changes(package):
+    out, err = package.ask()
+    assert out.startswith("True") and len(err.splitlines()) == 1, err
+    assert "compiling" in err and "9.0" in err and "once" in err
+    (library,) = package.cache.glob("*/library.so")
+    record = json.loads(library.with_suffix(".json").read_text())
+    assert (record["architectures"], record["cuda"]) == ("9.0", CUDA)
+    assert record["torch"] == torch.__version__ and record["seconds"] > 0
+    assert package.ask() == (out, "")
+    assert package.compilations() == 1
+
+    package.source("kernel.cu", "int another;")
+    out, err = package.ask()
+    assert out.startswith("True") and "compiling" in err
+    assert package.compilations() == 2
+
+
+@needs_cuda_torch
+def test_processes_that_start_together_compile_once(package):
+    processes = [package.start() for _ in range(3)]
+    answers = [process.communicate() for process in processes]
+    assert len({out for out, _ in answers}) == 1 and answers[0][0].startswith("True")
+    assert sum(err.count("compiling") for _, err in answers) == 1
+    assert package.compilations() == 1
+
+
+@needs_cuda_torch
+def test_a_compilation_that_is_killed_leaves_nothing_that_breaks_the_next(package):
+    (package.toolkit / "slow").touch()
+    process = package.start()
+    while package.compilations() == 0:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert list(package.cache.glob("*.partial-*"))
+    (package.toolkit / "slow").unlink()
+    out, err = package.ask()
+    assert out.startswith("True") and err.count("\n") == 1, err
+    assert not list(package.cache.glob("*.partial-*"))
+
+
+@needs_cuda_torch
+def test_a_compilation_that_fails_is_told_and_not_tried_again(package):
+    (package.toolkit / "fail").touch()
+    out, err = package.ask()
+    reason = err.splitlines()[-1]
+    log = Path(re.search(r"see (/.*\.log)$", reason)[1])
+    assert out.startswith("False") and "using PyTorch's" in reason
+    assert "error: as told" in log.read_text()
+
+    (package.toolkit / "fail").unlink()
+    tried = package.compilations()
+    out, err = package.ask()
+    assert out.startswith("False") and err.count("\n") == 1 and f"remove {log}" in err
+    assert package.compilations() == tried
+
+    log.unlink()
+    assert package.ask()[0].startswith("True")
+
+
+def test_an_nvcc_outside_its_toolkit_leads_to_the_toolkit(toolkit, tmp_path, monkeypatch):
+    write_program(tmp_path / "nvcc", f'#!/bin/sh\nexec "{toolkit}/bin/nvcc" "$@"\n')
+    monkeypatch.delenv("CUDA_HOME", raising=False)
+    monkeypatch.delenv("CUDA_PATH", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr(torch.version, "cuda", CUDA)
+    assert building.find_toolkit() == building.Toolkit(toolkit, CUDA)
+
+
+@pytest.fixture
+def lines(capfd, monkeypatch):
+    """What asking for the kernels of an sm_90 writes to standard error, having got none."""
+    monkeypatch.setattr(torch.version, "cuda", CUDA)
+    monkeypatch.delenv("TORCH_CUDA_ARCH_LIST", raising=False)
+
+    def ask(capability=(9, 0)):
+        extension.load.cache_clear()
+        assert extension.load(capability) is False
+        assert extension.load(capability) is False  # told once
+        return capfd.readouterr().err.splitlines()
+
+    yield ask
+    extension.load.cache_clear()
+
+
+@pytest.fixture
+def empty_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "empty"))
+    return tmp_path / "empty" / "kogpt" / "kernels"
+
+
+def test_no_toolkit_is_one_line(lines, empty_cache, tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    (line,) = lines()
+    assert "using PyTorch's" in line and f"no nvcc in {tmp_path}" in line
+
+
+def test_a_toolkit_of_another_major_version_is_one_line(lines, empty_cache, tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_HOME", str(make_toolkit(tmp_path / "old", "9.2")))
+    (line,) = lines()
+    assert f"CUDA 9.2 and torch of CUDA {CUDA}" in line
+
+
+def test_no_compiler_is_one_line(lines, empty_cache, toolkit, monkeypatch):
+    monkeypatch.setenv("CUDA_HOME", str(toolkit))
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    (line,) = lines()
+    assert "no-such-compiler" in line
+
+
+def test_a_gpu_that_is_too_old_is_one_line(lines, empty_cache):
+    (line,) = lines((7, 5))
+    assert "sm_75" in line and "sm_80" in line
+
+
+def test_architectures_without_this_gpu_are_one_line(lines, empty_cache, toolkit, monkeypatch):
+    monkeypatch.setenv("CUDA_HOME", str(toolkit))
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.0 8.6")
+    (line,) = lines()
+    assert "TORCH_CUDA_ARCH_LIST=8.0;8.6 leaves out" in line and "sm_90" in line
+
+
+def test_a_cache_that_cannot_be_written_is_one_line(lines, toolkit, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.setenv("CUDA_HOME", str(toolkit))
+    (line,) = lines()
+    assert f"{tmp_path / 'file'}" in line and "Not a directory" in line
+
+
+def put_library(folder: Path, **changes: object) -> None:
+    """A library that is no library, with a record that fits but for `changes`."""
+    record = Record(building.source_hash(), "9.0", CUDA, torch.__version__, 1.0)
+    folder.mkdir(parents=True)
+    (folder / "library.so").write_bytes(b"this is no library")
+    (folder / "library.json").write_text(json.dumps({**asdict(record), **changes}))
+
+
+def test_a_broken_library_is_an_error(lines, empty_cache, monkeypatch):
+    put_library(empty_cache / f"{building.source_hash()}-broken")
+    with pytest.raises(OSError, match=r"library\.so"):
+        lines()
+
+
+@pytest.mark.parametrize("changes", [{"cuda": "9.2"}, {"architectures": "8.0"}, {"sources": "0"}])
+def test_a_library_of_other_sources_cuda_or_devices_is_not_loaded(
+    changes, lines, empty_cache, tmp_path, monkeypatch
+):
+    put_library(empty_cache / f"{building.source_hash()}-other", **changes)
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    assert len(lines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("architectures", "capability", "runs"),
+    [
+        ("9.0", (9, 0), True),
+        ("8.0;8.6;9.0", (8, 9), True),  # machine code runs on later minor versions
+        ("8.6", (8, 0), False),
+        ("8.0", (9, 0), False),
+        ("8.0+PTX", (9, 0), True),
+        ("8.0;9.0+PTX", (12, 1), True),
+        ("9.0a", (9, 0), True),
+        ("10.0a", (10, 3), False),
+        ("12.0", (12, 1), True),
+    ],
+)
+def test_which_devices_a_library_covers(architectures, capability, runs):
+    assert extension.covers(architectures, capability) is runs
+
+
+def test_a_process_without_a_gpu_neither_compiles_nor_says_a_word(capfd, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert extension.extension_available() is False
+    assert extension.extension_available(torch.device("cuda", 0)) is False
+    assert capfd.readouterr() == ("", "")
+
+
+def test_whether_there_are_kernels_is_a_constant_of_a_compiled_graph():
+    def branch(x):
+        return x + 1 if extension.extension_available(torch.device("cuda", 0)) else x - 1
+
+    compiled = torch.compile(branch, fullgraph=True, backend="eager")
+    assert torch.equal(compiled(torch.ones(2)), branch(torch.ones(2)))
+
+
+def run_setup(**environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "setup.py", "--version"],
+        env={**os.environ, **environment},
+        cwd=ROOT,
+        text=True,
+        capture_output=True,
+    )
+
+
+def test_an_install_without_toolkit_works_unless_it_is_asked_for_kernels(tmp_path):
+    done = run_setup(KOGPT_BUILD_KERNELS="0", CUDA_HOME=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    asked = run_setup(KOGPT_BUILD_KERNELS="1", CUDA_HOME=str(tmp_path))
+    assert asked.returncode != 0 and "cannot be compiled: " in asked.stderr.splitlines()[-1]
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory) -> Path:
+    """The real library for one architecture, compiled by the real compiler."""
+    try:
+        building.find_toolkit()
+    except CannotBuildError as reason:
+        pytest.skip(f"needs a CUDA toolkit: {reason}")
+    folder = tmp_path_factory.mktemp("compiled")
+    extension.run_compiler(folder, "9.0", folder / "failed")
+    return folder / "library.so"
+
+
+@pytest.mark.timeout(900)
+def test_the_real_library_loads_and_has_every_kernel(compiled):
+    code = (
+        "import sys, torch, kogpt.kernels\n"
+        "torch.ops.load_library(sys.argv[1])\n"
+        "for op in ('attention', 'attention_backward', 'decode_attention'):\n"
+        "    assert torch._C._dispatch_has_kernel_for_dispatch_key(f'kogpt::{op}', 'CUDA'), op\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(compiled)], cwd=ROOT, text=True, capture_output=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_real_library_knows_of_torch_only_what_is_stable(compiled):
+    """No C++ symbol of torch, so that the next torch loads it too."""
+    names = subprocess.run(
+        ["nm", "--dynamic", "--undefined-only", "--demangle", compiled],
+        text=True,
+        capture_output=True,
+        check=True,
+    ).stdout
+    assert "aoti_torch_get_current_cuda_stream" in names
+    assert not re.search(r"\b(c10|at|torch)::", names)
