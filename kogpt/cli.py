@@ -283,6 +283,11 @@ def add_verify(commands: Commands) -> None:
 def add_inspect(commands: Commands) -> None:
     parser = add_command(commands, "inspect", "describe a checkpoint, reading headers only")
     parser.add_argument("path", metavar="DIR|FILE", nargs="?", help="default: the model in the box")
+    parser.add_argument(
+        "--kernels",
+        action="store_true",
+        help="describe the fused attention instead: what was compiled, what each shape would run",
+    )
     add_json_argument(parser, "the report")
 
 

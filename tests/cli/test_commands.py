@@ -12,8 +12,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from kogpt.cli import main
+from kogpt.kernels import building
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = ("generate", "chat", "score", "tokenize", "convert", "verify", "inspect", "train")
@@ -147,6 +149,83 @@ def test_scores_come_one_per_line_and_prefer_korean_to_noise():
 )
 def test_a_value_out_of_range_is_one_line_and_exit_code_2(args, words):
     assert words in refusal(*args, code=2)
+
+
+@pytest.fixture
+def kernels(tmp_path, monkeypatch):
+    """Where compiled kernels are looked for, empty, on a machine that has no GPU."""
+    building.source_hash()  # of the real sources, and remembered
+    monkeypatch.setattr(building, "HERE", tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    return tmp_path
+
+
+def put_library(folder: Path) -> None:
+    """A library that is not looked into, with its record."""
+    (folder / "library.so").touch()
+    record = building.Record(building.source_hash(), "8.0;9.0+PTX", "13.0", "2.12.1", 61.5)
+    (folder / "library.json").write_text(json.dumps(vars(record)))
+
+
+def test_inspect_tells_which_kernel_each_shape_would_run_or_why_none(kernels):
+    report = json.loads(kogpt("inspect", "--kernels", "--json").stdout)
+    assert report["library"] is None and report["unused"] == "no CUDA device"
+    found = set()
+    for plan in report["plans"]:
+        expected = {
+            "prefill, 2048 tokens": (1, 2048, ["forward"]),
+            "training, 2048 tokens": (1, 2048, ["forward", "backward"]),
+            "training with dropout": (1, 2048, []),
+            "decode, 1 token": (1, 1, ["decode"]),
+            "decode, 8 tokens": (1, 8, ["decode"]),
+            "decode, batch of 8": (8, 1, ["decode"]),
+        }
+        batch, queries, runs = expected[plan["call"]]
+        taken = plan["head_dim"] in (64, 128, 256) and plan["dtype"] != "float32"
+        assert plan["kernels"] == (runs if taken else [])
+        assert bool(plan["reason"]) is not bool(plan["kernels"])
+        assert (plan["batch"], plan["queries"], plan["keys"]) == (batch, queries, 2048)
+        found.add((plan["call"], plan["head_dim"], plan["dtype"]))
+    assert len(found) == len(report["plans"]) == len(expected) * 4 * 3
+
+
+def test_inspect_shows_a_table_of_the_kernels_and_why_there_are_none(kernels, monkeypatch):
+    monkeypatch.setattr(torch.version, "cuda", None)
+    library, machine, _, where, head, *rows = kogpt("inspect", "--kernels").stdout.splitlines()
+    assert library == "library: none"
+    assert machine == "this machine uses none: this build of torch has no CUDA"
+    assert where == "on a CUDA device that has the kernels:"
+    assert head.split()[-1] == "runs"
+    cells = [re.split("  +", row) for row in rows]
+    assert cells[0] == ["prefill, 2048 tokens", "64 128 256", "float16 bfloat16", "forward"]
+    assert ["", "64 80 128 256", "float32", "SDPA: float32"] in cells
+    assert ["", "80", "float16 bfloat16", "SDPA: heads of 80"] in cells
+    assert max(map(len, [head, *rows])) <= 100
+
+
+@pytest.mark.parametrize("capability", [(9, 0), (7, 5)])
+def test_inspect_describes_compiled_kernels_and_whether_the_gpu_uses_them(
+    kernels, monkeypatch, capability
+):
+    put_library(kernels)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    page = kogpt("inspect", "--kernels").stdout
+    for words in (f"{kernels}/library.so", "8.0;9.0+PTX", "CUDA: 13.0", "2.12.1", "61.5 s"):
+        assert words in page
+    report = json.loads(kogpt("inspect", "--kernels", "--json").stdout)
+    assert report["library"]["architectures"] == "8.0;9.0+PTX"
+    if capability == (9, 0):
+        assert "this device uses it\n\non this device:" in page and report["unused"] is None
+    else:
+        assert "uses none: this GPU is sm_75" in page and "sm_75" in report["unused"]
+
+
+def test_kernels_are_not_looked_for_in_a_checkpoint():
+    line = refusal("inspect", "--kernels", "kogpt/nano", code=2)
+    assert "--kernels: not allowed with a checkpoint: kogpt/nano" in line
 
 
 @pytest.mark.parametrize(

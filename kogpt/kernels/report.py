@@ -1,0 +1,154 @@
+"""What was compiled, and what each shape would run: `kogpt inspect --kernels`."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from kogpt.kernels import extension
+from kogpt.kernels.attention import DTYPES, HEAD_DIMS, obstacle
+from kogpt.kernels.decode import MAX_TOKENS
+from kogpt.kernels.extension import Library
+
+HEADS, KEYS = 16, 2048  # KoGPT's heads, and its context
+WIDTHS = sorted((*HEAD_DIMS, 80))  # one that no kernel takes
+
+
+@dataclass(frozen=True)
+class Call:
+    """A use of `attention` with B rows of T queries, the last of 2,048 positions."""
+
+    name: str
+    T: int
+    B: int = 1
+    dropout_p: float = 0.0
+    with_gradient: bool = False
+
+    def kernels(self) -> tuple[str, ...]:
+        """The kernels for this call, of tensors that they take."""
+        forward = "decode" if self.T <= MAX_TOKENS else "forward"
+        return (forward, "backward") if self.with_gradient else (forward,)
+
+
+CALLS = (
+    Call("prefill, 2048 tokens", 2048),
+    Call("training, 2048 tokens", 2048, with_gradient=True),
+    Call("training with dropout", 2048, dropout_p=0.1, with_gradient=True),
+    Call("decode, 1 token", 1),
+    Call(f"decode, {MAX_TOKENS} tokens", MAX_TOKENS),
+    Call("decode, batch of 8", 1, B=8),
+)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one call of one width and dtype runs on a CUDA device that has the kernels.
+
+    Attributes:
+        kernels: in the order they run; none where SDPA runs.
+        reason: why SDPA runs; None where the kernels do.
+    """
+
+    call: str
+    batch: int
+    queries: int
+    keys: int
+    head_dim: int
+    dtype: str
+    dropout: float
+    kernels: tuple[str, ...]
+    reason: str | None
+
+    @property
+    def runs(self) -> str:
+        """The kernels, or SDPA and why."""
+        return f"SDPA: {self.reason}" if self.reason else ", ".join(self.kernels)
+
+
+@dataclass(frozen=True)
+class KernelReport:
+    """All there is to tell of the kernels.
+
+    Attributes:
+        library: what was compiled; None for nothing.
+        unused: why the current device does not use a library; None where it does.
+        plans: what would run, one for each call, width and dtype.
+    """
+
+    library: Library | None
+    unused: str | None
+    plans: list[Plan]
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it, as `--json` prints it."""
+        library = self.library and {"path": str(self.library.path), **asdict(self.library.record)}
+        plans = [asdict(plan) for plan in self.plans]
+        return {"library": library, "unused": self.unused, "plans": plans}
+
+    def __str__(self) -> str:
+        where = "a CUDA device that has the kernels" if self.unused else "this device"
+        rows = [("call", "head dim", "dtype", "runs"), *merged(self.plans)]
+        return "\n".join([*self._library(), "", f"on {where}:", *table(rows)])
+
+    def _library(self) -> list[str]:
+        used = f"this machine uses none: {self.unused}" if self.unused else "this device uses it"
+        if self.library is None:
+            return ["library: none", used]
+        record = self.library.record
+        return [
+            f"library: {self.library.path}",
+            f"  architectures: {record.architectures}",
+            f"  CUDA: {record.cuda}",
+            f"  torch headers: {record.torch}",
+            f"  compiled in: {record.seconds} s",
+            used,
+        ]
+
+
+def inspect_kernels() -> KernelReport:
+    """Looks for compiled kernels and asks the dispatch rule; compiles and loads nothing."""
+    dtypes = (*DTYPES, torch.float32)
+    plans = [ask(call, D, dtype) for call in CALLS for D in WIDTHS for dtype in dtypes]
+    return KernelReport(*extension.status(), plans)
+
+
+def ask(call: Call, D: int, dtype: torch.dtype) -> Plan:
+    """Asks the dispatch rule about tensors without memory."""
+    q = torch.empty(call.B, call.T, HEADS, D, dtype=dtype, device="meta")
+    k = torch.empty(call.B, KEYS, HEADS, D, dtype=dtype, device="meta")
+    reason = obstacle(q, k, k, call.dropout_p)
+    return Plan(
+        call=call.name,
+        batch=call.B,
+        queries=call.T,
+        keys=KEYS,
+        head_dim=D,
+        dtype=str(dtype).removeprefix("torch."),
+        dropout=call.dropout_p,
+        kernels=() if reason else call.kernels(),
+        reason=reason,
+    )
+
+
+def merged(plans: Sequence[Plan]) -> list[tuple[str, ...]]:
+    """Rows for a person: dtypes, then widths of equal outcome share a row."""
+    dtypes = defaultdict(list)
+    for plan in plans:
+        dtypes[plan.call, plan.head_dim, plan.runs].append(plan.dtype)
+    widths = defaultdict(list)
+    for (call, D, runs), alike in dtypes.items():
+        widths[call, " ".join(alike), runs].append(str(D))
+    return [(call, " ".join(alike), dtype, runs) for (call, dtype, runs), alike in widths.items()]
+
+
+def table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines with the columns aligned; equal first cells are written once."""
+    sizes = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines, above = [], ""
+    for first, *rest in rows:
+        cells = ("" if first == above else first, *rest)
+        lines.append("  ".join(map(str.ljust, cells, sizes)).rstrip())
+        above = first
+    return lines
