@@ -41,7 +41,8 @@ def decode_attention(
         keys: the cache's rotated keys (B, capacity, H, D), appended to in place.
         values: the cache's values (B, capacity, H, D), appended to in place.
         lengths: tokens each row holds before, (B,), int64.
-        cos: cosines of the rotary angles (P, R/2), float32, P >= capacity.
+        cos: cosines of the rotary angles (P, R/2), float32. P >= capacity: lengths on a GPU are not
+            looked at, and so none that fits the cache leads beyond the table.
         sin: sines of the same shape.
         starts: first token of each row that is not padding, (B,), int64; None for no padding.
         counters: (B, H), int32, zeros before and after, which the kernel needs to merge its parts.
