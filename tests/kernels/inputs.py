@@ -24,8 +24,9 @@ KERNELS = [
     *itertools.product([256], SHARED_LIMITS),
 ]
 
-# (T, S) around the tiles of 16, 32, 64 and 128 rows.
-FEW = [(1, 1), (2, 2), (1, 65), (17, 33), (64, 64), (65, 65), (63, 129)]
+# (T, S) around the tiles of 16, 32, 64 and 128 rows. At (2, 64) the first query sees all but the
+# last key of a tile, at (64, 65) the last query sees one key of the second.
+FEW = [(1, 1), (2, 2), (2, 64), (17, 33), (64, 65), (65, 65), (63, 129)]
 BORDERS = [1, 2, 15, 16, 17, 63, 64, 65, 127, 128, 129, 257]
 MANY = [(T, S) for T, S in itertools.product(BORDERS, repeat=2) if T <= S]
 LENGTHS = MANY if EVERYTHING else FEW
