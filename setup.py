@@ -63,7 +63,7 @@ setup(
             "protobuf>=4.25",  # with which transformers reads a sentencepiece model
             "matplotlib>=3.8",
         ],
-        "lint": ["ruff>=0.17", "mypy>=2.0"],
+        "lint": ["ruff>=0.17", "mypy>=2.0", "clang-format==23.*"],
     },
     entry_points={"console_scripts": ["kogpt = kogpt.cli:main"]},
     classifiers=[

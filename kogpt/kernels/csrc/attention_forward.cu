@@ -129,8 +129,8 @@ __global__ void __launch_bounds__(Shape::kThreads) forward_kernel(AttentionParam
                    softmax.maximum[half] * p.scale + log2_approx(softmax.sum[half]) / kLog2E);
     }
   }
-  // The output takes the place of the queries. Each warp writes the rows that it alone has read, and
-  // a barrier lies between.
+  // The output takes the place of the queries. Each warp writes the rows that it alone has read,
+  // and a barrier lies between.
   store_fragments<E, D>(query_tile, warp_row, out, factor);
   sync_threads();
   store_rows<kRows, kThreads>(HeadRows(p.out, work.b, work.h), query_tile, query, p.T);
