@@ -74,14 +74,14 @@ KOGPT_DEVICE float dot(const HeadRows& left, const HeadRows& right, int token) {
 
 // What the softmax of a lane's two rows is rebuilt from.
 struct RowStatistics {
-  float lse[2];  // in base 2; infinity, which gives weights 0, for rows that are not there
+  float lse[2];  // in base 2
   float delta[2];
 
   // Of 16 rows from query t on; writes their delta for `key_kernel`.
   template <typename E, int D>
   KOGPT_DEVICE static RowStatistics of(const AttentionBackwardParams& p, const Work& work, int t) {
     const HeadRows out(p.forward.out, work.b, work.h), grad_out(p.grad_out, work.b, work.h);
-    RowStatistics rows{{kInfinity, kInfinity}, {0.0f, 0.0f}};
+    RowStatistics rows = {};  // zeros for rows that are not there, whose sums nobody reads
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       for (int i = 0; i < 8 && t + 8 * half + i < p.forward.T; ++i) {
@@ -170,17 +170,16 @@ struct KeyShape {
       2 * D * 2 * kKeys + Passing<D, kQueries>::kBytes + kExchangeBytes;
 };
 
-// A statistic of the queries in a lane's columns, `missing` from the `count`-th on: a weight whose
-// lse is infinite is 0.
+// A statistic of the queries in a lane's columns, 0 from the `count`-th on: the gradients of
+// queries that are not there are zeros, and so is all that they add.
 template <int kBlocks>
-KOGPT_DEVICE void load_statistics(float (&statistics)[kBlocks][2], const float* data, int count,
-                                  float missing) {
+KOGPT_DEVICE void load_statistics(float (&statistics)[kBlocks][2], const float* data, int count) {
 #pragma unroll
   for (int j = 0; j < kBlocks; ++j) {
 #pragma unroll
     for (int e = 0; e < 2; ++e) {
       const int column = fragment_column(j, e);
-      statistics[j][e] = column < count ? load_global<float>(data + column) : missing;
+      statistics[j][e] = column < count ? load_global<float>(data + column) : 0.0f;
     }
   }
 }
@@ -254,7 +253,7 @@ __global__ void __launch_bounds__(Shape::kThreads) key_kernel(AttentionBackwardP
     }
     float statistics[kQueries / 8][2];  // read early, they arrive during the product
     load_statistics(statistics, row_statistic(sums_keys ? params.delta : p.lse, p, work, query),
-                    p.T - query, sums_keys ? 0.0f : kInfinity);
+                    p.T - query);
     const Tile<D> query_tile = passing.first(turn), grad_tile = passing.second(turn);
     Accumulator<kQueries> x;  // scores, then weights; or gradients of weights, then of scores
     multiply_rows<E>(x, sums_keys ? value_tile : key_tile, warp_row,
