@@ -198,7 +198,7 @@ def compile_library(folder: Path, architectures: str) -> None:
         raise CannotBuildError(f"compiling it failed before; remove {log} to try again")
     for leftover in folder.parent.glob(f"{folder.name}.partial-*"):
         shutil.rmtree(leftover, ignore_errors=True)  # of a process that was killed
-    say(f"compiling the fused attention for {architectures}, once; this takes about a minute")
+    say(f"compiling the fused attention for {architectures}, once; this takes about half a minute")
     partial = Path(tempfile.mkdtemp(prefix=f"{folder.name}.partial-", dir=folder.parent))
     try:
         run_compiler(partial, architectures, log)
