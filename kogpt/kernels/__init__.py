@@ -3,5 +3,13 @@
 from kogpt.kernels.attention import attention, attention_reference
 from kogpt.kernels.decode import decode_attention
 from kogpt.kernels.extension import extension_available
+from kogpt.kernels.linear import Weight, linear
 
-__all__ = ["attention", "attention_reference", "decode_attention", "extension_available"]
+__all__ = [
+    "Weight",
+    "attention",
+    "attention_reference",
+    "decode_attention",
+    "extension_available",
+    "linear",
+]

@@ -1,0 +1,156 @@
+"""Products with weights kept in 32, 16, 8 or 4 bits: the op, its definition, and what runs when.
+
+Decoding reads every weight once per token, so its speed is bytes over bandwidth. The kernels, on a
+CPU and on a GPU, read weights as they are stored and widen them in registers. They serve few rows;
+for many, arithmetic is the limit, and the weights are widened in memory for the library's product.
+
+Dimension key: `M` rows, `N` outputs, `K` inputs, `G` groups of inputs that share a scale.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from kogpt.kernels.extension import extension_available
+
+MAX_ROWS = 8  # kMaxLinearRows of csrc/linear.h
+BLOCK = 128  # inputs that a kernel takes at a time
+SMALLEST_GROUP = 32
+WIDENED = 1 << 24  # most weights that are widened at once for the library's product
+
+
+class Weight(NamedTuple):
+    """The matrix (N, K) of a linear layer, as stored.
+
+    Attributes:
+        values: the weights themselves; or int8 (N, K); or 4 bits, int32 (N, K / 8), eight to a
+            word from its low end, each stored as q + 8.
+        scale: what the integers count, (N, G): of int8 and 4 bits, a weight is q scale - offset.
+        offset: zero point times scale, (N, G); None for zero.
+    """
+
+    values: Tensor
+    scale: Tensor | None = None
+    offset: Tensor | None = None
+
+    @property
+    def bits(self) -> int:
+        """Bits of a weight."""
+        return 4 if self.values.dtype == torch.int32 else 8 * self.values.dtype.itemsize
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(N, K)."""
+        N, words = self.values.shape
+        return N, words * (8 if self.values.dtype == torch.int32 else 1)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that one product reads."""
+        return sum(part.nbytes for part in self if part is not None)
+
+    def rows(self, rows: slice) -> "Weight":
+        """Some of the outputs."""
+        return Weight(*(part if part is None else part[rows] for part in self))
+
+    def to(self, device: torch.device) -> "Weight":
+        """The same on another device."""
+        return Weight(*(part if part is None else part.to(device) for part in self))
+
+    def dequantize(self, dtype: torch.dtype) -> Tensor:
+        """The weights (N, K), at least float32 in the making."""
+        if self.scale is None:
+            return self.values.to(dtype)
+        q = unpack_int4(self.values) if self.bits == 4 else self.values
+        grouped = q.unflatten(1, (self.scale.size(1), -1)) * self.scale.float()[..., None]
+        if self.offset is not None:
+            grouped -= self.offset.float()[..., None]
+        return grouped.flatten(1).to(dtype)
+
+
+def unpack_int4(words: Tensor) -> Tensor:
+    """The numbers -8 to 7, int8 (N, K), that are packed in int32 (N, K / 8)."""
+    shifts = torch.arange(0, 32, 4, device=words.device, dtype=torch.int32)
+    return (((words[..., None] >> shifts) & 15) - 8).to(torch.int8).flatten(-2)
+
+
+def pack_int4(q: Tensor) -> Tensor:
+    """Packs the numbers -8 to 7, (N, K), into int32 (N, K / 8)."""
+    nibbles = (q.to(torch.int32) + 8).unflatten(1, (-1, 8))
+    shifts = torch.arange(0, 32, 4, device=q.device, dtype=torch.int32)
+    return (nibbles << shifts).sum(-1, dtype=torch.int32)  # the bits are apart: adding is or
+
+
+def linear(x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
+    """x Wᵀ + bias.
+
+    Args:
+        x: (..., K).
+        weight: W, (N, K).
+        bias: (N,).
+
+    Returns:
+        (..., N) in the dtype of `x`.
+    """
+    rows = x.flatten(0, -2)
+    if len(rows) <= MAX_ROWS and not obstacle(x, weight) and extension_available(x.device):
+        y = torch.ops.kogpt.linear(rows, weight.values, weight.scale, bias)
+        if weight.offset is not None:
+            y -= group_sums(rows, weight.offset.size(1)) @ weight.offset.to(x.dtype).T
+    else:
+        y = linear_by_blocks(rows, weight, bias)
+    return y.unflatten(0, x.shape[:-1])
+
+
+def obstacle(x: Tensor, weight: Weight) -> str | None:
+    """What keeps the kernels from taking these on any device; None if nothing."""
+    K = x.size(-1)
+    if x.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        return str(x.dtype).removeprefix("torch.")
+    if x.is_cuda and x.dtype == torch.float32:
+        return "float32 on a GPU"
+    if x.is_cuda and (weight.scale is None) and weight.values.dtype != x.dtype:
+        return "weights of another dtype"
+    if K % BLOCK:
+        return f"{K} inputs, no multiple of {BLOCK}"
+    if weight.scale is not None and (K // weight.scale.size(1)) % SMALLEST_GROUP:
+        return f"groups of {K // weight.scale.size(1)}, no multiple of {SMALLEST_GROUP}"
+    return None
+
+
+def linear_by_blocks(x: Tensor, weight: Weight, bias: Tensor | None) -> Tensor:
+    """`linear` of rows (M, K) by PyTorch's own product, the weights widened some at a time."""
+    N, K = weight.shape
+    if weight.values.dtype == x.dtype:
+        return F.linear(x, weight.values, bias)
+    y = x.new_empty(len(x), N)
+    step = max(1, WIDENED // K)
+    for first in range(0, N, step):
+        some = slice(first, first + step)
+        y[:, some] = x @ weight.rows(some).dequantize(x.dtype).T
+    return y if bias is None else y.add_(bias)
+
+
+def group_sums(x: Tensor, groups: int) -> Tensor:
+    """Sums of the inputs of each group, (M, G)."""
+    return x.unflatten(1, (groups, -1)).sum(-1, dtype=torch.float32).to(x.dtype)
+
+
+def linear_reference(
+    x: Tensor, weight: Tensor, scale: Tensor | None, bias: Tensor | None
+) -> Tensor:
+    """The definition: x (M, K) times the widened weights, (M, N) in the dtype of `x`."""
+    return F.linear(x, Weight(weight, scale).dequantize(x.dtype), bias)
+
+
+torch.library.define(
+    "kogpt::linear", "(Tensor x, Tensor weight, Tensor? scale, Tensor? bias) -> Tensor"
+)
+torch.library.impl("kogpt::linear", "default", linear_reference)
+
+
+@torch.library.register_fake("kogpt::linear")
+def _product_shape(x: Tensor, weight: Tensor, scale: Tensor | None, bias: Tensor | None) -> Tensor:
+    return x.new_empty(x.size(0), weight.size(0))
