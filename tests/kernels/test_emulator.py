@@ -192,7 +192,7 @@ def test_shared_memory_beyond_the_limit_is_refused():
 def test_gaps_between_rows_belong_to_no_tensor():
     """Blocks 0 and 1 of a grid each write the first 64 words of a row."""
     for width, fits in ((64, True), (60, False)):
-        run = Run("probes", 1024, 0)
+        run = Run("probes", limit=1024)
         rows = torch.zeros(1, 2, 1, 128, dtype=torch.int32)[..., :width]
         run.register(rows, True)
         pointers = c_void_p(0), c_void_p(rows.data_ptr())

@@ -46,10 +46,6 @@ Rows rows(const Tensor& x) {
   return {x.data_ptr(), x.stride(0), x.stride(1), x.stride(2)};
 }
 
-const int64_t* starts_pointer(const std::optional<Tensor>& starts) {
-  return starts ? static_cast<const int64_t*>(starts->data_ptr()) : nullptr;
-}
-
 template <typename T>
 T* pointer(const Tensor& x) {
   return static_cast<T*>(x.data_ptr());
@@ -70,8 +66,6 @@ Element element(const Tensor& x) {
   return half ? Element::kFloat16 : Element::kBFloat16;
 }
 
-float scale(const Tensor& q) { return 1.0f / std::sqrt(static_cast<float>(q.size(3))); }
-
 cudaStream_t current_stream(const Tensor& x) {
   void* stream = nullptr;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(x.get_device_index(), &stream));
@@ -82,23 +76,39 @@ void check(cudaError_t status, const char* op) {
   STD_TORCH_CHECK(status == cudaSuccess, op, ": ", cudaGetErrorString(status));
 }
 
+// Params of either kind, filled with what both have.
+template <typename Params>
+Params common_params(const Tensor& q, const Tensor& out, const std::optional<Tensor>& starts) {
+  Params params = {};
+  params.q = rows(q);
+  params.out = rows(out);
+  params.starts = starts ? pointer<const int64_t>(*starts) : nullptr;
+  params.B = q.size(0);
+  params.T = q.size(1);
+  params.H = q.size(2);
+  params.D = q.size(3);
+  params.scale = 1.0f / std::sqrt(static_cast<float>(q.size(3)));
+  params.element = element(q);
+  return params;
+}
+
 AttentionParams attention_params(const Tensor& q, const Tensor& k, const Tensor& v,
                                  const Tensor& out, const Tensor& lse,
                                  const std::optional<Tensor>& starts) {
-  AttentionParams params = {};
-  params.q = rows(q);
+  AttentionParams params = common_params<AttentionParams>(q, out, starts);
   params.k = rows(k);
   params.v = rows(v);
-  params.out = rows(out);
   params.lse = pointer<float>(lse);
-  params.starts = starts_pointer(starts);
-  params.B = q.size(0);
-  params.T = q.size(1);
   params.S = k.size(1);
-  params.H = q.size(2);
-  params.D = q.size(3);
-  params.scale = scale(q);
-  params.element = element(q);
+  return params;
+}
+
+DecodeParams decode_params(const Tensor& q, const Tensor& keys, const Tensor& values,
+                           const Tensor& out, const std::optional<Tensor>& starts) {
+  DecodeParams params = common_params<DecodeParams>(q, out, starts);
+  params.keys = rows(keys);
+  params.values = rows(values);
+  params.capacity = keys.size(1);
   return params;
 }
 
@@ -112,24 +122,6 @@ void launch_decode(DecodeParams params, const Tensor& q, const std::optional<Ten
   params.counters = pointer<uint32_t>(zeros);
   params.partials = pointer<float>(partials);
   check(attention_decode(params, current_stream(q)), "kogpt::decode_attention");
-}
-
-DecodeParams decode_params(const Tensor& q, const Tensor& keys, const Tensor& values,
-                           const Tensor& out, const std::optional<Tensor>& starts) {
-  DecodeParams params = {};
-  params.q = rows(q);
-  params.keys = rows(keys);
-  params.values = rows(values);
-  params.out = rows(out);
-  params.starts = starts_pointer(starts);
-  params.B = q.size(0);
-  params.T = q.size(1);
-  params.H = q.size(2);
-  params.D = q.size(3);
-  params.capacity = keys.size(1);
-  params.scale = scale(q);
-  params.element = element(q);
-  return params;
 }
 
 std::tuple<Tensor, Tensor> attention(const Tensor& q_given, const Tensor& k_given,

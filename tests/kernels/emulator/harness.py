@@ -141,9 +141,15 @@ def library(name: str) -> ctypes.CDLL:
 
 
 class Run:
-    """One call of a launch function: registers the tensors it may touch, then makes the call."""
+    """One call of a launch function: registers the tensors it may touch, then makes the call.
 
-    def __init__(self, name: str, limit: int, seed: int) -> None:
+    Args:
+        name: of the kernel file.
+        limit: bytes of shared memory that a block may have.
+        seed: 0 runs blocks in the order of their index, another shuffles them.
+    """
+
+    def __init__(self, name: str, *, limit: int = SHARED_LIMITS["sm_86"], seed: int = 0) -> None:
         self.lib = library(name)
         self.lib.emulator_reset(c_int32(limit), ctypes.c_uint64(seed))
 
@@ -185,7 +191,18 @@ class Run:
             raise EmulatorError(self.lib.emulator_error().decode() or f"cudaError_t {status}")
 
 
-# --- the launch functions ---
+# --- the launch functions: `options` are those of `Run` ---
+
+
+def unwritten(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Memory that a kernel has yet to write: NaN."""
+    return torch.full(shape, float("nan"), dtype=dtype)
+
+
+def unwritten_results(q: Tensor) -> tuple[Tensor, Tensor]:
+    """out (B, T, H, D) and lse (B, H, T)."""
+    B, T, H, _ = q.shape
+    return unwritten(*q.shape, dtype=q.dtype), unwritten(B, H, T)
 
 
 def attention_params(
@@ -201,23 +218,15 @@ def attention_params(
 
 
 def forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    starts: Tensor | None = None,
-    *,
-    limit: int = SHARED_LIMITS["sm_86"],
-    seed: int = 0,
+    q: Tensor, k: Tensor, v: Tensor, starts: Tensor | None = None, **options: int
 ) -> tuple[Tensor, Tensor]:
     """attention_forward.cu: q (B, T, H, D), k and v (B, S, H, D).
 
     Returns:
         out (B, T, H, D) and lse (B, H, T).
     """
-    B, T, H, D = q.shape
-    run = Run("attention_forward", limit, seed)
-    out = q.new_full((B, T, H, D), float("nan"))
-    lse = torch.full((B, H, T), float("nan"))
+    run = Run("attention_forward", **options)
+    out, lse = unwritten_results(q)
     params = attention_params(
         run, q, k, v, run.rows(out, writable=True), run.flat(lse, writable=True), starts
     )
@@ -233,14 +242,12 @@ def backward(
     out: Tensor,
     lse: Tensor,
     starts: Tensor | None = None,
-    *,
-    limit: int = SHARED_LIMITS["sm_86"],
-    seed: int = 0,
+    **options: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """attention_backward.cu: the gradients of q, k and v, in their shapes."""
-    run = Run("attention_backward", limit, seed)
-    grads = [torch.full(x.shape, float("nan"), dtype=x.dtype) for x in (q, k, v)]
-    delta = torch.full(lse.shape, float("nan"))
+    run = Run("attention_backward", **options)
+    grads = [unwritten(*x.shape, dtype=x.dtype) for x in (q, k, v)]
+    delta = unwritten(*lse.shape)
     params = AttentionBackwardParams(
         attention_params(run, q, k, v, run.rows(out), run.flat(lse), starts),
         run.rows(grad_out),
@@ -263,8 +270,7 @@ def decode(
     *,
     starts: Tensor | None = None,
     counters: Tensor | None = None,
-    limit: int = SHARED_LIMITS["sm_86"],
-    seed: int = 0,
+    **options: int,
 ) -> tuple[Tensor, Tensor]:
     """attention_decode.cu: q, k_new, v_new (B, T, H, D); keys, values (B, capacity, H, D).
 
@@ -275,9 +281,8 @@ def decode(
         out (B, T, H, D) and lse (B, H, T).
     """
     B, T, H, D = q.shape
-    run = Run("attention_decode", limit, seed)
-    out = q.new_full((B, T, H, D), float("nan"))
-    lse = torch.full((B, H, T), float("nan"))
+    run = Run("attention_decode", **options)
+    out, lse = unwritten_results(q)
     counters = torch.zeros(B, H, dtype=torch.int32) if counters is None else counters
     append = k_new is not None
     same = isinstance(lengths, int)
@@ -296,22 +301,15 @@ def decode(
         ELEMENTS[q.dtype],
     )
     floats = run.lib.emulator_decode_partials(byref(params))
-    partials = torch.full((floats,), float("nan"))
+    partials = unwritten(floats)
     params.partials = run.flat(partials, writable=True)
     run.call("emulator_decode", byref(params))
     assert not counters.any(), "counters must be left zero"
     return out, lse
 
 
-def probe(
-    name: str,
-    source: Tensor,
-    target: Tensor,
-    *,
-    limit: int = SHARED_LIMITS["sm_86"],
-    seed: int = 0,
-) -> None:
+def probe(name: str, source: Tensor, target: Tensor, **options: int) -> None:
     """Runs a kernel of probes.cu: `source` is what it may read, `target` what it may write."""
-    run = Run("probes", limit, seed)
+    run = Run("probes", **options)
     pointers = c_void_p(run.flat(source)), c_void_p(run.flat(target, writable=True))
     run.call("emulator_probe", name.encode(), *pointers)
