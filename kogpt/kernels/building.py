@@ -60,7 +60,7 @@ class Record:
 def source_hash() -> str:
     """Hash of all that determines the library, architectures and toolkit apart."""
     digest = hashlib.sha256(os.uname().machine.encode())
-    for path in [HERE / "building.py", *sorted((HERE / "csrc").iterdir())]:
+    for path in [HERE / "building.py", *sorted((HERE / "csrc").glob("*.*"))]:
         digest.update(f"\0{path.name}\0".encode() + path.read_bytes())
     return digest.hexdigest()[:16]
 
