@@ -57,6 +57,14 @@ def extension_available(device: torch.device | None = None) -> bool:
 
 @torch.compiler.assume_constant_result
 def _available(index: int | None) -> bool:
+    if index is None and torch.cuda.is_available():
+        index = torch.cuda.current_device()
+    return serves_device(index)
+
+
+@functools.cache
+def serves_device(index: int | None) -> bool:
+    """Whether there are kernels for one CUDA device; asked at every call, looked up once."""
     if torch.version.cuda is None or not torch.cuda.is_available():
         return False
     return load(torch.cuda.get_device_capability(index))

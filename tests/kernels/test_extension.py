@@ -287,11 +287,27 @@ def test_which_devices_a_library_covers(architectures, capability, runs):
     assert extension.covers(architectures, capability) is runs
 
 
-def test_a_process_without_a_gpu_neither_compiles_nor_says_a_word(capfd, monkeypatch):
+@pytest.fixture
+def forgotten():
+    """Nothing is remembered of the devices, before and after."""
+    extension.serves_device.cache_clear()
+    yield
+    extension.serves_device.cache_clear()
+
+
+def test_a_process_without_a_gpu_neither_compiles_nor_says_a_word(capfd, monkeypatch, forgotten):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert extension.extension_available() is False
     assert extension.extension_available(torch.device("cuda", 0)) is False
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_device_is_looked_at_once(monkeypatch, forgotten):
+    asked = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(asked.append("is_available")))
+    for _ in range(3):
+        extension.extension_available(torch.device("cuda", 0))
+    assert len(asked) <= 1  # none on a build of torch without CUDA
 
 
 def test_whether_there_are_kernels_is_a_constant_of_a_compiled_graph():
