@@ -37,9 +37,12 @@ struct Passing {
   KOGPT_DEVICE Tile<D> second(int turn) const { return {offset + turn % 2 * 2 * kTile + kTile}; }
 };
 
-// A statistic of row t of one head in a (B, H, T) tensor.
-KOGPT_DEVICE float* row_statistic(float* data, const AttentionParams& p, const Work& work, int t) {
-  return data + (int64_t{work.b} * p.H + work.h) * p.T + t;
+// Starts copying rows `row`.. of two heads into the places of a turn, zeros from row `end` on.
+template <int kThreads, int D, int kRows>
+KOGPT_DEVICE void copy_pair(const Passing<D, kRows>& passing, int turn, const HeadRows& first,
+                            const HeadRows& second, int row, int end) {
+  copy_rows<kRows, kThreads>(passing.first(turn), first, row, end);
+  copy_rows<kRows, kThreads>(passing.second(turn), second, row, end);
 }
 
 // --- dQ ---
@@ -80,7 +83,7 @@ struct RowStatistics {
   // Of 16 rows from query t on; writes their delta for `key_kernel`.
   template <typename E, int D>
   KOGPT_DEVICE static RowStatistics of(const AttentionBackwardParams& p, const Work& work, int t) {
-    const HeadRows out(p.forward.out, work.b, work.h), grad_out(p.grad_out, work.b, work.h);
+    const HeadRows out = work.head(p.forward.out), grad_out = work.head(p.grad_out);
     RowStatistics rows = {};  // zeros for rows that are not there, whose sums nobody reads
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
@@ -107,7 +110,7 @@ __global__ void __launch_bounds__(Shape::kThreads) query_kernel(AttentionBackwar
 
   const Work work(ceil_div(p.T, kRows), p, /*last_tile_first=*/true);
   const Visible visible(p, work.b);
-  const HeadRows keys(p.k, work.b, work.h), values(p.v, work.b, work.h);
+  const HeadRows keys = work.head(p.k), values = work.head(p.v);
   const int query = work.tile * kRows;
   const int position = p.S - p.T + query;
   const int warp_row = warp() * 16;
@@ -116,10 +119,9 @@ __global__ void __launch_bounds__(Shape::kThreads) query_kernel(AttentionBackwar
 
   const Tile<D> query_tile{0}, grad_tile{Tile<D>::size(kRows)};
   const Passing<D, kKeys> passing{Tile<D>::size(2 * kRows)};
-  copy_rows<kRows, kThreads>(query_tile, HeadRows(p.q, work.b, work.h), query, p.T);
-  copy_rows<kRows, kThreads>(grad_tile, HeadRows(params.grad_out, work.b, work.h), query, p.T);
-  copy_rows<kKeys, kThreads>(passing.first(0), keys, key, p.S);
-  copy_rows<kKeys, kThreads>(passing.second(0), values, key, p.S);
+  copy_rows<kRows, kThreads>(query_tile, work.head(p.q), query, p.T);
+  copy_rows<kRows, kThreads>(grad_tile, work.head(params.grad_out), query, p.T);
+  copy_pair<kThreads>(passing, 0, keys, values, key, p.S);
   const RowStatistics rows = RowStatistics::of<E, D>(params, work, query + warp_row);
 
   Accumulator<D> grad_q;
@@ -128,8 +130,7 @@ __global__ void __launch_bounds__(Shape::kThreads) query_kernel(AttentionBackwar
     wait_copies<0>();
     sync_threads();
     if (key + kKeys < end) {
-      copy_rows<kKeys, kThreads>(passing.first(turn + 1), keys, key + kKeys, p.S);
-      copy_rows<kKeys, kThreads>(passing.second(turn + 1), values, key + kKeys, p.S);
+      copy_pair<kThreads>(passing, turn + 1, keys, values, key + kKeys, p.S);
     }
     Accumulator<kKeys> scores, grad_weights;
     multiply_rows<E>(scores, query_tile, warp_row, passing.first(turn));
@@ -152,7 +153,7 @@ __global__ void __launch_bounds__(Shape::kThreads) query_kernel(AttentionBackwar
   const float factor[2] = {p.scale, p.scale};
   store_fragments<E, D>(query_tile, warp_row, grad_q, factor);
   sync_threads();
-  store_rows<kRows, kThreads>(HeadRows(params.grad_q, work.b, work.h), query_tile, query, p.T);
+  store_rows<kRows, kThreads>(work.head(params.grad_q), query_tile, query, p.T);
 }
 
 // --- dK and dV ---
@@ -226,7 +227,7 @@ __global__ void __launch_bounds__(Shape::kThreads) key_kernel(AttentionBackwardP
 
   const Work work(ceil_div(p.S, kKeys), p, /*last_tile_first=*/false);
   const Visible visible(p, work.b);
-  const HeadRows queries(p.q, work.b, work.h), grads(params.grad_out, work.b, work.h);
+  const HeadRows queries = work.head(p.q), grads = work.head(params.grad_out);
   const int key = work.tile * kKeys;
   const bool sums_keys = thread_index() >= Shape::kTwins;  // dK, else dV
   const int warp_row = warp() % (kKeys / 16) * 16;
@@ -237,10 +238,9 @@ __global__ void __launch_bounds__(Shape::kThreads) key_kernel(AttentionBackwardP
 
   const Tile<D> key_tile{0}, value_tile{Tile<D>::size(kKeys)};
   const Passing<D, kQueries> passing{Tile<D>::size(2 * kKeys)};
-  copy_rows<kKeys, kThreads>(key_tile, HeadRows(p.k, work.b, work.h), key, p.S);
-  copy_rows<kKeys, kThreads>(value_tile, HeadRows(p.v, work.b, work.h), key, p.S);
-  copy_rows<kQueries, kThreads>(passing.first(0), queries, query, p.T);
-  copy_rows<kQueries, kThreads>(passing.second(0), grads, query, p.T);
+  copy_rows<kKeys, kThreads>(key_tile, work.head(p.k), key, p.S);
+  copy_rows<kKeys, kThreads>(value_tile, work.head(p.v), key, p.S);
+  copy_pair<kThreads>(passing, 0, queries, grads, query, p.T);
 
   Accumulator<D> sum;
   clear(sum);
@@ -248,8 +248,7 @@ __global__ void __launch_bounds__(Shape::kThreads) key_kernel(AttentionBackwardP
     wait_copies<0>();
     sync_threads();
     if (query + kQueries < end) {
-      copy_rows<kQueries, kThreads>(passing.first(turn + 1), queries, query + kQueries, p.T);
-      copy_rows<kQueries, kThreads>(passing.second(turn + 1), grads, query + kQueries, p.T);
+      copy_pair<kThreads>(passing, turn + 1, queries, grads, query + kQueries, p.T);
     }
     float statistics[kQueries / 8][2];  // read early, they arrive during the product
     load_statistics(statistics, row_statistic(sums_keys ? params.delta : p.lse, p, work, query),
@@ -282,30 +281,22 @@ __global__ void __launch_bounds__(Shape::kThreads) key_kernel(AttentionBackwardP
   const float factor[2] = {scale, scale};
   store_fragments<E, D>(sums_keys ? key_tile : value_tile, warp_row, sum, factor);
   sync_threads();
-  store_rows<kKeys, kThreads>(HeadRows(params.grad_k, work.b, work.h), key_tile, key, p.S);
-  store_rows<kKeys, kThreads>(HeadRows(params.grad_v, work.b, work.h), value_tile, key, p.S);
+  store_rows<kKeys, kThreads>(work.head(params.grad_k), key_tile, key, p.S);
+  store_rows<kKeys, kThreads>(work.head(params.grad_v), value_tile, key, p.S);
 }
 
 // --- launching ---
 
-template <typename Shape>
-cudaError_t launch_query(const AttentionBackwardParams& p, cudaStream_t stream) {
-  const int blocks = ceil_div(p.forward.T, Shape::kRows) * p.forward.H * p.forward.B;
-  return launch(query_kernel<Shape>, Grid{blocks, 1, 1}, Shape::kThreads, Shape::kSharedBytes,
-                stream, p);
-}
-
-template <typename Shape>
-cudaError_t launch_key(const AttentionBackwardParams& p, cudaStream_t stream) {
-  const int blocks = ceil_div(p.forward.S, Shape::kKeys) * p.forward.H * p.forward.B;
-  return launch(key_kernel<Shape>, Grid{blocks, 1, 1}, Shape::kThreads, Shape::kSharedBytes, stream,
-                p);
-}
-
 template <typename Query, typename Key>
 cudaError_t launch_both(const AttentionBackwardParams& p, cudaStream_t stream) {
-  if (cudaError_t status = launch_query<Query>(p, stream)) return status;
-  return launch_key<Key>(p, stream);
+  const int heads = p.forward.H * p.forward.B;
+  const Grid queries{ceil_div(p.forward.T, Query::kRows) * heads, 1, 1};
+  const Grid keys{ceil_div(p.forward.S, Key::kKeys) * heads, 1, 1};
+  if (cudaError_t status =
+          launch(query_kernel<Query>, queries, Query::kThreads, Query::kSharedBytes, stream, p)) {
+    return status;
+  }
+  return launch(key_kernel<Key>, keys, Key::kThreads, Key::kSharedBytes, stream, p);
 }
 
 template <typename E>

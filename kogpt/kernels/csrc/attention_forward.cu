@@ -84,7 +84,7 @@ __global__ void __launch_bounds__(Shape::kThreads) forward_kernel(AttentionParam
 
   const Work work(ceil_div(p.T, kRows), p, /*last_tile_first=*/true);
   const Visible visible(p, work.b);
-  const HeadRows keys(p.k, work.b, work.h), values(p.v, work.b, work.h);
+  const HeadRows keys = work.head(p.k), values = work.head(p.v);
   const int query = work.tile * kRows;         // first query of the block
   const int position = p.S - p.T + query;      // its position
   const int warp_row = warp() * 16;            // the warp's first row in the tile
@@ -93,7 +93,7 @@ __global__ void __launch_bounds__(Shape::kThreads) forward_kernel(AttentionParam
 
   const Tile<D> query_tile{0}, key_tile{Tile<D>::size(kRows)};
   const Tile<D> value_tile{Tile<D>::size(kRows + kKeys)};
-  copy_rows<kRows, kThreads>(query_tile, HeadRows(p.q, work.b, work.h), query, p.T);
+  copy_rows<kRows, kThreads>(query_tile, work.head(p.q), query, p.T);
   copy_rows<kKeys, kThreads>(key_tile, keys, key, p.S);
 
   Accumulator<D> out;
@@ -124,8 +124,7 @@ __global__ void __launch_bounds__(Shape::kThreads) forward_kernel(AttentionParam
     factor[half] = 1.0f / softmax.sum[half];
     const int t = query + warp_row + fragment_row(2 * half);
     if (lane() % 4 == 0 && t < p.T) {
-      const int64_t row = (int64_t{work.b} * p.H + work.h) * p.T + t;
-      store_global(p.lse + row,
+      store_global(row_statistic(p.lse, p, work, t),
                    softmax.maximum[half] * p.scale + log2_approx(softmax.sum[half]) / kLog2E);
     }
   }
@@ -133,7 +132,7 @@ __global__ void __launch_bounds__(Shape::kThreads) forward_kernel(AttentionParam
   // and a barrier lies between.
   store_fragments<E, D>(query_tile, warp_row, out, factor);
   sync_threads();
-  store_rows<kRows, kThreads>(HeadRows(p.out, work.b, work.h), query_tile, query, p.T);
+  store_rows<kRows, kThreads>(work.head(p.out), query_tile, query, p.T);
 }
 
 template <typename Shape>

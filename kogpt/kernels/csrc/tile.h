@@ -211,7 +211,15 @@ struct Work {
     h = head % p.H;
     b = head / p.H;
   }
+
+  // The rows of its head.
+  KOGPT_DEVICE HeadRows head(const Rows& rows) const { return HeadRows(rows, b, h); }
 };
+
+// A statistic of row t of one head in a (B, H, T) tensor.
+KOGPT_DEVICE float* row_statistic(float* data, const AttentionParams& p, const Work& work, int t) {
+  return data + (int64_t{work.b} * p.H + work.h) * p.T + t;
+}
 
 // Which keys a query sees, on positions in the row.
 struct Visible {
