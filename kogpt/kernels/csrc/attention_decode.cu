@@ -108,6 +108,9 @@ struct Share {
 
   KOGPT_DEVICE bool empty() const { return cached.empty() && fresh.empty(); }
 
+  // The rows of its head.
+  KOGPT_DEVICE HeadRows head(const Rows& rows) const { return HeadRows(rows, b, h); }
+
   // Index of a query in (B, H, T).
   KOGPT_DEVICE int64_t query_index(const DecodeParams& p, int query) const {
     return (int64_t{b} * p.H + h) * p.T + query;
@@ -170,13 +173,13 @@ KOGPT_DEVICE void take_new_rows(const DecodeParams& p, const Share& share, const
   const auto turn = [&](int t) {  // the rotary position of a new token
     return clamp(int64_t{sequence.length} + t - sequence.start, 0, p.capacity - 1);
   };
-  const HeadRows queries(p.q, share.b, share.h);
+  const HeadRows queries = share.head(p.q);
   for_new_chunks<D>(p.T, 0, [&](int t, int chunk) {
     const Vector x = load_global<Vector>(queries.at(t, chunk));
     store_shared(rows.q.at(t, chunk), rotary.rotate<E>(x, turn(t), chunk));
   });
   if (share.fresh.empty()) return;
-  const HeadRows new_keys(p.k_new, share.b, share.h), keys(p.keys, share.b, share.h);
+  const HeadRows new_keys = share.head(p.k_new), keys = share.head(p.keys);
   for_new_chunks<D>(p.T, 1, [&](int t, int chunk) {
     const int position = sequence.length + t;
     Vector x = load_global<Vector>(new_keys.at(t, chunk));
@@ -184,7 +187,7 @@ KOGPT_DEVICE void take_new_rows(const DecodeParams& p, const Share& share, const
     store_shared(rows.k.at(t, chunk), x);
     if (share.fresh.has(position)) store_global(keys.at(position, chunk), x);
   });
-  const HeadRows new_values(p.v_new, share.b, share.h), values(p.values, share.b, share.h);
+  const HeadRows new_values = share.head(p.v_new), values = share.head(p.values);
   for_new_chunks<D>(p.T, 2, [&](int t, int chunk) {
     const int position = sequence.length + t;
     const Vector x = load_global<Vector>(new_values.at(t, chunk));
@@ -462,7 +465,7 @@ KOGPT_DEVICE void store_output(const DecodeParams& p, const Share& share, const 
   for (int i = 0; i < 4; ++i) {
     x.pairs[i] = pack<E>(result.out[2 * i] * factor, result.out[2 * i + 1] * factor);
   }
-  store_global(HeadRows(p.out, share.b, share.h).at(query, chunk), x);
+  store_global(share.head(p.out).at(query, chunk), x);
   if (chunk > 0 || !p.lse) return;
   store_global(p.lse + share.query_index(p, query),
                (result.maximum + log2_approx(result.sum)) / kLog2E);
@@ -517,7 +520,7 @@ __global__ void __launch_bounds__(DecodeShape<D>::kThreads) decode_kernel(Decode
   const Share share(p);
   if (share.empty()) return;
 
-  const HeadRows keys(p.keys, share.b, share.h), values(p.values, share.b, share.h);
+  const HeadRows keys = share.head(p.keys), values = share.head(p.values);
   const Tile<D> key_tile{static_cast<uint32_t>(warp() * Shape::kWarpBytes)};
   const Tile<D> value_tile{key_tile.offset + Tile<D>::size(kKeys)};
   int first = block_x() * kSplit + warp() * kKeys;  // key of the warp's first tile
