@@ -57,10 +57,10 @@ class Batch:
         """Whether the columns fill the context: rows without padding have come to its end."""
         return self.ids.size(1) >= self.model.config.n_positions
 
-    def history(self, rows: Tensor) -> History:
-        """What `rows` (B',) have read."""
-        starts = None if self._starts is None else self._starts[rows]
-        return History(self.ids[rows], starts, self.generated)
+    @property
+    def history(self) -> History:
+        """What the rows have read."""
+        return History(self.ids, self._starts, self.generated)
 
     @torch.inference_mode()
     def logits(self) -> Tensor:

@@ -74,10 +74,10 @@ class BeamSearch:
         """
         logits = batch.logits()
         refuse_unusable(logits)
-        device = logits.device
-        rows = torch.arange(len(beams), device=device)
-        logprobs = self.request.processor.constrain(logits.log_softmax(-1), batch.history(rows))
-        so_far = torch.tensor([beam.total for beam in beams], dtype=torch.float64, device=device)
+        logprobs = self.request.processor.constrain(logits.log_softmax(-1), batch.history)
+        so_far = torch.tensor(
+            [beam.total for beam in beams], dtype=torch.float64, device=logits.device
+        )
         totals = (so_far[:, None] + logprobs).flatten()  # (B * V,)
         count = self.params.num_beams * (1 + max(1, len(self.request.processor.end_ids)))
         best, places = totals.topk(min(count, len(totals)))

@@ -30,7 +30,7 @@ def run(make_batch: MakeBatch, samples: Sequence[Sample]) -> Iterator[None]:
     batch, logits = read_prompts(make_batch, live)
     choose = Sampler(live, logits.device)
     while True:
-        ids = choose(logits, batch)
+        ids = choose(logits, batch.history)
         record(live, logits, ids)
         yield
         unfinished = [row for row, sample in enumerate(live) if sample.finish_reason is None]

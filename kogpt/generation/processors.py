@@ -32,6 +32,16 @@ class History(NamedTuple):
     starts: Tensor | None
     generated: int
 
+    def select(self, rows: Tensor) -> "History":
+        """The history of `rows` (B',) alone."""
+        starts = None if self.starts is None else self.starts[rows]
+        return History(self.ids[rows], starts, self.generated)
+
+    def append(self, ids: Tensor) -> "History":
+        """The history once a column of ids (B,) has been generated."""
+        columns = torch.cat((self.ids, ids[:, None]), dim=1)
+        return History(columns, self.starts, self.generated + 1)
+
 
 def repetition_penalty(logits: Tensor, ids: Tensor, penalty: float) -> Tensor:
     """Makes ids (B, L) that occurred less likely (penalty > 1) or more.

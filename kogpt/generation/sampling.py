@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kogpt.generation.batch import Batch
+from kogpt.generation.processors import History
 from kogpt.generation.sample import NO_TOKEN, Sample
 
 
@@ -54,14 +54,14 @@ class Sampler:
         self.uniforms = torch.stack(streams).to(device)  # (B, steps)
 
     @torch.inference_mode()
-    def __call__(self, logits: Tensor, batch: Batch) -> Tensor:
+    def __call__(self, logits: Tensor, history: History) -> Tensor:
         """Ids (B,) after logits (B, V); NO_TOKEN where none is allowed, or a logit is NaN."""
         ids = torch.empty(len(logits), dtype=torch.long, device=logits.device)
         for processor, rows in self.groups:
-            allowed = processor.constrain(logits[rows], batch.history(rows))
+            allowed = processor.constrain(logits[rows], history.select(rows))
             best, chosen = allowed.max(-1)
             if processor.params.temperature > 0:
-                chosen = draw(processor.warp(allowed), self.uniforms[rows, batch.generated])
+                chosen = draw(processor.warp(allowed), self.uniforms[rows, history.generated])
             ids[rows] = chosen.masked_fill(~best.isfinite(), NO_TOKEN)
         return ids
 
