@@ -34,7 +34,7 @@ from torch.nn.functional import scaled_dot_product_attention
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the tests' error budget
 
 from kogpt.cli import FAILED, fail
-from kogpt.kernels import decode_attention, extension_available
+from kogpt.kernels import DecodeStep, decode_attention, extension_available
 from kogpt.model.rotary import RotaryEmbedding, Rotation
 from tests.kernels import budget
 
@@ -290,48 +290,45 @@ def measure_prefill(bench: Bench, D: int, T: int) -> Iterator[Workload]:
 # --- decoding ---
 
 
-class DecodeStep:
+class Decoding:
     """One new token in each row behind S - 1 others, by each contender."""
 
     def __init__(self, bench: Bench, B: int, S: int) -> None:
         H, D = bench.sizes.heads, 256
-        self.S = S
-        self.q, self.k, self.v = (bench.random(B, 1, H, D) for _ in range(3))
-        self.keys, self.values = (bench.random(B, H, S, D) for _ in range(2))
-        self.cos, self.sin = RotaryEmbedding(ROTARY_DIM, S).to(bench.device).table
-        self.lengths = torch.full((B,), S - 1, device=bench.device)
-        self.counters = torch.zeros(B, H, dtype=torch.int32, device=bench.device)
+        new = (bench.random(B, 1, H, D) for _ in range(3))
+        caches = (bench.random(B, H, S, D).transpose(1, 2) for _ in range(2))
+        lengths = torch.full((B,), S - 1, device=bench.device)
+        table = RotaryEmbedding(ROTARY_DIM, S).to(bench.device).table
+        counters = torch.zeros(B, H, dtype=torch.int32, device=bench.device)
+        self.step = DecodeStep(*new, *caches, lengths, *table, counters=counters)
 
     def ours(self) -> Tensor:
-        caches = self.keys.transpose(1, 2), self.values.transpose(1, 2)
-        arguments = (self.q, self.k, self.v, *caches, self.lengths, self.cos, self.sin)
-        return decode_attention(*arguments, counters=self.counters)
+        return decode_attention(self.step)
 
     def separate(self, backend: SDPBackend) -> Tensor:
         """Rotary, append and attention as ops of their own, as the model has them."""
-        last = self.S - 1
-        rotate = Rotation(self.cos[None, last:, None], self.sin[None, last:, None])
-        q, k = rotate(self.q), rotate(self.k)
-        self.keys[:, :, last:] = k.transpose(1, 2)
-        self.values[:, :, last:] = self.v.transpose(1, 2)
+        step, last = self.step, self.step.keys.size(1) - 1
+        rotate = Rotation(step.cos[None, last:, None], step.sin[None, last:, None])
+        q = rotate(step.q)
+        step.keys[:, last:] = rotate(step.k)
+        step.values[:, last:] = step.v
         return self.attend(backend, q)
 
     def attend(self, backend: SDPBackend, q: Tensor) -> Tensor:
         """Attention alone."""
-        return by_backend(backend, q, self.keys.transpose(1, 2), self.values.transpose(1, 2), False)
+        return by_backend(backend, q, self.step.keys, self.step.values, False)
 
     def check(self) -> None:
         """Asserts the budget."""
-        caches = [x.transpose(1, 2).clone() for x in (self.keys, self.values)]
-        arguments = (self.q, self.k, self.v, *caches, self.lengths, self.cos, self.sin)
-        budget.check_decode(self.ours(), *arguments)
+        before = budget.on_own_cache(self.step)
+        budget.check_decode(self.ours(), before)
 
     def contenders(self) -> dict[str, Call]:
         calls: dict[str, Call] = {OURS: self.ours}
         for name, backend in BACKENDS.items():
             calls[f"{name} + separate ops"] = lambda backend=backend: self.separate(backend)
         for name, backend in BACKENDS.items():
-            calls[f"{name}, {ALONE}"] = lambda backend=backend: self.attend(backend, self.q)
+            calls[f"{name}, {ALONE}"] = lambda backend=backend: self.attend(backend, self.step.q)
         if importlib.util.find_spec("flash_attn"):
             calls["flash-attn with rotary and append"] = self.by_flash_attn()
         return calls
@@ -339,11 +336,11 @@ class DecodeStep:
     def by_flash_attn(self) -> Call:
         from flash_attn import flash_attn_with_kvcache
 
-        keys, values = (x.transpose(1, 2).contiguous() for x in (self.keys, self.values))
-        lengths = self.lengths.int()
-        cos, sin = self.cos.to(self.q.dtype), self.sin.to(self.q.dtype)
+        step = self.step
+        keys, values = step.keys.contiguous(), step.values.contiguous()
+        lengths, cos, sin = step.lengths.int(), step.cos.to(step.q.dtype), step.sin.to(step.q.dtype)
         return lambda: flash_attn_with_kvcache(
-            self.q, keys, values, self.k, self.v, cos, sin, lengths, causal=True
+            step.q, keys, values, step.k, step.v, cos, sin, lengths, causal=True
         )
 
 
@@ -351,7 +348,7 @@ def measure_decode(bench: Bench, B: int, S: int) -> Workload:
     H, D = bench.sizes.heads, 256
     cache = 2 * 2 * B * H * S * D  # bytes of keys and values
     workload = Workload("decode", f"{B} x {S}", D, S, B, 4.0 * B * H * S * D, cache)
-    steps = [DecodeStep(bench, B, S) for _ in bench.sets(cache)]
+    steps = [Decoding(bench, B, S) for _ in bench.sets(cache)]
     steps[0].check()
     calls: dict[str, list[Call]] = {}
     for step in steps:

@@ -1,11 +1,12 @@
 """Operators with a PyTorch reference and CUDA kernels; knows nothing of the model."""
 
 from kogpt.kernels.attention import attention, attention_reference
-from kogpt.kernels.decode import decode_attention
+from kogpt.kernels.decode import DecodeStep, decode_attention
 from kogpt.kernels.extension import extension_available
 from kogpt.kernels.linear import Weight, linear
 
 __all__ = [
+    "DecodeStep",
     "Weight",
     "attention",
     "attention_reference",

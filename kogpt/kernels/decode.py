@@ -6,6 +6,8 @@ row at the row's own length. The reference here is its definition.
 Dimension key: `B` batch, `T` new tokens, `H` heads, `D` head dim, `R` rotary dim, `P` positions.
 """
 
+from typing import Any, NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -16,25 +18,10 @@ MAX_TOKENS = 8  # kMaxDecodeTokens of csrc/attention.h
 ROTARY_MULTIPLE = 8  # a thread rotates the 8 dims of one load
 
 
-def decode_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    lengths: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    *,
-    starts: Tensor | None = None,
-    counters: Tensor | None = None,
-) -> Tensor:
-    """Appends T tokens to every row of a cache and attends causally over what the row then holds.
+class DecodeStep(NamedTuple):
+    """The arguments of `decode_attention`, in the order of the op.
 
-    Token t of row b goes to place lengths[b] + t of the cache, and its rotary position is that
-    place less the row's start, at least 0. Nothing beyond the row's last token is read.
-
-    Args:
+    Attributes:
         q: queries (B, T, H, D), not rotated, T <= 8.
         k: keys of the same tokens, (B, T, H, D), not rotated.
         v: their values, (B, T, H, D).
@@ -47,6 +34,25 @@ def decode_attention(
         starts: first token of each row that is not padding, (B,), int64; None for no padding.
         counters: (B, H), int32, zeros before and after, which the kernel needs to merge its parts.
             Hand in the same ones each time to spare making them.
+    """
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    keys: Tensor
+    values: Tensor
+    lengths: Tensor
+    cos: Tensor
+    sin: Tensor
+    starts: Tensor | None = None
+    counters: Tensor | None = None
+
+
+def decode_attention(step: DecodeStep) -> Tensor:
+    """Appends T tokens to every row of a cache and attends causally over what the row then holds.
+
+    Token t of row b goes to place lengths[b] + t of the cache, and its rotary position is that
+    place less the row's start, at least 0. Nothing beyond the row's last token is read.
 
     Returns:
         (B, T, H, D) in the dtype of `q`. It has no gradient.
@@ -55,89 +61,70 @@ def decode_attention(
         ValueError: a size, dtype or device does not fit, or, as far as the CPU can tell, the new
             tokens exceed the capacity. Where `lengths` are on a GPU, that is the caller's to know.
     """
-    if counters is None:
+    q = step.q
+    if step.counters is None:
         counters = torch.zeros(q.size(0), q.size(2), dtype=torch.int32, device=q.device)
-    arguments = (q, k, v, keys, values, lengths, cos, sin, starts, counters)
-    check_decode(*arguments)
-    if not q.is_cuda or (not obstacle(q, keys, values) and extension_available(q.device)):
-        return torch.ops.kogpt.decode_attention(*arguments)
-    return decode_attention_reference(*arguments)
+        step = step._replace(counters=counters)
+    check_decode(step)
+    if q.is_cuda and (obstacle(q, step.keys, step.values) or not extension_available(q.device)):
+        return decode_attention_reference(step)
+    return torch.ops.kogpt.decode_attention(*step)
 
 
-def check_decode(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    lengths: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    starts: Tensor | None,
-    counters: Tensor,
-) -> None:
+def check_decode(step: DecodeStep) -> None:
     """Refuses what no implementation could take; kernels then need not look.
 
     Raises:
         ValueError: as `decode_attention` says.
     """
-    B, T, H, D = q.shape
-    capacity, R = keys.size(1), 2 * cos.size(1)
-    row = torch.int64
-    expected = {
-        "k": (k, (B, T, H, D), q.dtype),
-        "v": (v, (B, T, H, D), q.dtype),
-        "keys": (keys, (B, capacity, H, D), q.dtype),
-        "values": (values, (B, capacity, H, D), q.dtype),
-        "lengths": (lengths, (B,), row),
-        "starts": (lengths if starts is None else starts, (B,), row),
-        "cos": (cos, (cos.size(0), cos.size(1)), torch.float32),
-        "sin": (sin, (cos.size(0), cos.size(1)), torch.float32),
-        "counters": (counters, (B, H), torch.int32),
-    }
-    for name, (x, shape, dtype) in expected.items():
-        if x.shape != shape or x.dtype != dtype or x.device != q.device:
-            found = f"{tuple(x.shape)}, {x.dtype}, {x.device}"
-            raise ValueError(f"{name} is {found}; expected {shape}, {dtype}, {q.device}")
+    check_tensors(step)
+    (B, T, _, D), R = step.q.shape, 2 * step.cos.size(1)
+    capacity, positions, lengths = step.keys.size(1), step.cos.size(0), step.lengths
     if not 1 <= T <= MAX_TOKENS:
         raise ValueError(f"{T} new tokens; decode_attention takes 1 to {MAX_TOKENS}")
     if R > D or R % ROTARY_MULTIPLE:
         raise ValueError(f"rotary dim {R} is no multiple of {ROTARY_MULTIPLE} up to head dim {D}")
-    if capacity > cos.size(0):
-        raise ValueError(f"the cache holds {capacity} tokens, cos and sin {cos.size(0)} positions")
-    if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
+    if capacity > positions:
+        raise ValueError(f"the cache holds {capacity} tokens, cos and sin {positions} positions")
+    if torch.is_grad_enabled() and any(x.requires_grad for x in (step.q, step.k, step.v)):
         raise ValueError("decode_attention has no gradient; call it under torch.no_grad()")
     if lengths.device.type == "cpu" and not torch.compiler.is_compiling():
         if B > 0 and not 0 <= int(lengths.min()) <= int(lengths.max()) <= capacity - T:
             raise ValueError(f"{T} tokens behind {lengths.tolist()} do not fit {capacity} places")
 
 
-def decode_attention_reference(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    lengths: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    starts: Tensor | None,
-    counters: Tensor,
-) -> Tensor:
+def check_tensors(step: DecodeStep) -> None:
+    """Refuses tensors whose shape, dtype or device does not fit the others."""
+    q, (B, T, H, D) = step.q, step.q.shape
+    new = (B, T, H, D), q.dtype
+    cache = (B, step.keys.size(1), H, D), q.dtype
+    row = (B,), torch.int64
+    table = (step.cos.size(0), step.cos.size(1)), torch.float32
+    counters = (B, H), torch.int32
+    expected = (new, new, new, cache, cache, row, table, table, row, counters)
+    for name, x, (shape, dtype) in zip(step._fields, step, expected, strict=True):
+        if x is not None and (x.shape != shape or x.dtype != dtype or x.device != q.device):
+            found = f"{tuple(x.shape)}, {x.dtype}, {x.device}"
+            raise ValueError(f"{name} is {found}; expected {shape}, {dtype}, {q.device}")
+
+
+def decode_attention_reference(step: DecodeStep) -> Tensor:
     """The definition of `decode_attention`, in plain operations."""
+    q, keys, values = step.q, step.keys, step.values
     B, T, _, _ = q.shape
-    place = lengths[:, None] + torch.arange(T, device=q.device)  # (B, T)
-    first = torch.zeros_like(lengths) if starts is None else starts
+    place = step.lengths[:, None] + torch.arange(T, device=q.device)  # (B, T)
+    first = torch.zeros_like(step.lengths) if step.starts is None else step.starts
     position = (place - first[:, None]).clamp(min=0)
+    cos, sin = step.cos[position], step.sin[position]  # (B, T, R/2)
     row = torch.arange(B, device=q.device)[:, None]
-    keys[row, place] = rotate(k, cos[position], sin[position])
-    values[row, place] = v
+    keys[row, place] = rotate(step.k, cos, sin)
+    values[row, place] = step.v
     held = torch.arange(keys.size(1), device=q.device)
     seen = (held <= place[..., None]) & (held >= first[:, None, None])  # (B, T, capacity)
     seen |= held == place[..., None]
     # What no query of the row sees may be anything, and 0 * NaN is NaN.
     clean = values.masked_fill(~seen.any(dim=1)[..., None, None], 0)
-    return mix(scores(rotate(q, cos[position], sin[position]), keys, seen[:, None]), clean)
+    return mix(scores(rotate(q, cos, sin), keys, seen[:, None]), clean)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -157,7 +144,11 @@ torch.library.define(
     "(Tensor q, Tensor k, Tensor v, Tensor(a!) keys, Tensor(b!) values, Tensor lengths, Tensor cos,"
     " Tensor sin, Tensor? starts, Tensor(c!) counters) -> Tensor",
 )
-torch.library.impl("kogpt::decode_attention", "default", decode_attention_reference)
+
+
+@torch.library.impl("kogpt::decode_attention", "default")
+def _run_reference(*arguments: Any) -> Tensor:
+    return decode_attention_reference(DecodeStep(*arguments))
 
 
 @torch.library.register_fake("kogpt::decode_attention")

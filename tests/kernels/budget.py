@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from kogpt.kernels.attention import attention_backward_reference, attention_reference
-from kogpt.kernels.decode import decode_attention_reference
+from kogpt.kernels.decode import DecodeStep, decode_attention_reference
 
 FORWARD, GRADIENT = 2, 3
 FLOAT32 = torch.finfo(torch.float32).eps
@@ -148,26 +148,17 @@ def check_backward(
     return max(check(*row, factor=GRADIENT, least=floor) for *row, floor in rows)
 
 
-def check_decode(
-    out: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    lengths: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    starts: Tensor | None = None,
-) -> float:
-    """Asserts the budget of a decode step; `keys` and `values` are those before the step.
+def check_decode(out: Tensor, step: DecodeStep) -> float:
+    """Asserts the budget of a decode step, given as it was before it ran.
 
     Returns:
         The part of the budget that is used.
     """
-    results = []
-    for inputs in (doubled((q, k, v, keys, values)), (q, k, v, keys, values)):
-        before = [x.clone() for x in inputs]  # the reference appends in place
-        counters = torch.zeros(q.size(0), q.size(2), dtype=torch.int32, device=q.device)
-        results.append(decode_attention_reference(*before, lengths, cos, sin, starts, counters))
-    return check("out", out, *results, factor=FORWARD)
+    steps = DecodeStep(*doubled(step)), step
+    truth, low = (decode_attention_reference(on_own_cache(each)) for each in steps)
+    return check("out", out, truth, low, factor=FORWARD)
+
+
+def on_own_cache(step: DecodeStep) -> DecodeStep:
+    """The same step with a cache that nothing else appends to."""
+    return step._replace(keys=step.keys.clone(), values=step.values.clone())

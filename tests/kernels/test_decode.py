@@ -1,7 +1,6 @@
 """Decode attention at the level of the op: the model's own steps, row by row, are its oracle."""
 
 import re
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -10,37 +9,14 @@ from torch import Tensor
 from torch.library import opcheck
 
 from kogpt.kernels import attention_reference, building, decode_attention
-from kogpt.kernels.decode import MAX_TOKENS
+from kogpt.kernels.decode import MAX_TOKENS, DecodeStep
 from kogpt.model.cache import KVCache
 from kogpt.model.rotary import RotaryEmbedding
 
+from .budget import on_own_cache
+
 CAPACITY = 24
 NAN = float("nan")
-
-
-@dataclass(frozen=True)
-class Step:
-    """The arguments of the op, in its order."""
-
-    q: Tensor
-    k: Tensor
-    v: Tensor
-    keys: Tensor
-    values: Tensor
-    lengths: Tensor
-    cos: Tensor
-    sin: Tensor
-    starts: Tensor | None
-    counters: Tensor
-
-    def run(self, function=decode_attention) -> Tensor:
-        """Runs the step on its own cache."""
-        *positional, starts, counters = vars(self).values()
-        return function(*positional, starts=starts, counters=counters)
-
-    def copy(self) -> "Step":
-        """The same step on a cache of its own."""
-        return replace(self, keys=self.keys.clone(), values=self.values.clone())
 
 
 def make_step(
@@ -51,7 +27,7 @@ def make_step(
     D: int = 64,
     R: int = 64,
     dtype: torch.dtype = torch.float64,
-) -> Step:
+) -> DecodeStep:
     """A random step. The cache is NaN where nobody may look: behind lengths and before starts."""
     generator = torch.Generator().manual_seed(T)
     B, H = len(lengths), 2
@@ -61,7 +37,7 @@ def make_step(
         cache[:, b, :, length:] = NAN
         if starts is not None:
             cache[:, b, :, : starts[b]] = NAN
-    return Step(
+    return DecodeStep(
         *(q, k, v, *cache.transpose(2, 3), torch.tensor(lengths)),
         *RotaryEmbedding(R, CAPACITY).table,
         None if starts is None else torch.tensor(starts),
@@ -69,7 +45,7 @@ def make_step(
     )
 
 
-def by_hand(step: Step, b: int) -> tuple[Tensor, Tensor, Tensor]:
+def by_hand(step: DecodeStep, b: int) -> tuple[Tensor, Tensor, Tensor]:
     """One row by the model's parts: (1, T, H, D), and the keys and values that it then holds."""
     row, length, T = slice(b, b + 1), int(step.lengths[b]), step.q.size(1)
     start = torch.zeros(1, dtype=torch.int64) if step.starts is None else step.starts[row]
@@ -89,10 +65,10 @@ def assert_equal(found: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
 
 
-def assert_as_by_hand(step: Step) -> None:
+def assert_as_by_hand(step: DecodeStep) -> None:
     """The result, the new tokens in the cache, and that nothing else of it changed."""
-    before = step.copy()
-    out = step.run()
+    before = on_own_cache(step)
+    out = decode_attention(step)
     for b, length in enumerate(step.lengths.tolist()):
         expected, keys, values = by_hand(before, b)
         end = length + step.q.size(1)
@@ -126,17 +102,18 @@ def test_in_half_precision_nothing_beyond_a_row_comes_through(dtype):
     planted, clean = (make_step(2, (0, 5), (0, 2), dtype=dtype) for _ in range(2))
     for cache in (clean.keys, clean.values):
         cache.nan_to_num_()
-    out = planted.run()
-    assert out.dtype == dtype and out.isfinite().all() and torch.equal(out, clean.run())
+    out = decode_attention(planted)
+    assert out.dtype == dtype and out.isfinite().all() and torch.equal(out, decode_attention(clean))
 
 
 def test_counters_are_made_where_none_are_given():
     step = make_step()
-    assert torch.equal(replace(step.copy(), counters=None).run(), step.run())
+    without = on_own_cache(step)._replace(counters=None)
+    assert torch.equal(decode_attention(without), decode_attention(step))
 
 
-def changed(**arguments: object) -> Step:
-    return replace(make_step(), **arguments)
+def changed(**arguments: object) -> DecodeStep:
+    return make_step()._replace(**arguments)
 
 
 INT64, FLOAT64 = torch.int64, torch.float64
@@ -168,9 +145,9 @@ TABLE = torch.zeros(CAPACITY, 32)
     ],
 )
 def test_a_mistake_is_told_with_its_values_and_leaves_the_cache_alone(step, words):
-    before = step.copy()
+    before = on_own_cache(step)
     with pytest.raises(ValueError, match=re.escape(words)):
-        step.run()
+        decode_attention(step)
     assert_equal(step.keys, before.keys)
     assert_equal(step.values, before.values)
 
@@ -179,19 +156,19 @@ def test_without_gradients_a_tensor_that_could_have_one_is_taken():
     step = make_step()
     step.q.requires_grad_()
     with torch.no_grad():
-        assert not step.run().requires_grad
+        assert not decode_attention(step).requires_grad
 
 
 @pytest.mark.parametrize("starts", [None, (0, 3)])
 def test_the_op_passes_opcheck(starts):
-    opcheck(torch.ops.kogpt.decode_attention, tuple(vars(make_step(starts=starts)).values()))
+    opcheck(torch.ops.kogpt.decode_attention, make_step(starts=starts))
 
 
 @pytest.mark.parametrize("starts", [None, (0, 3)])
 def test_a_step_compiles_without_a_break(starts):
     eager, traced = (make_step(starts=starts) for _ in range(2))
     compiled = torch.compile(decode_attention, fullgraph=True, backend="aot_eager")
-    assert_equal(traced.run(compiled), eager.run())
+    assert_equal(compiled(traced), decode_attention(eager))
     assert_equal(traced.keys, eager.keys)
     assert_equal(traced.values, eager.values)
 

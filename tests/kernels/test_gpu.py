@@ -6,7 +6,6 @@ kernel runs, so what it leaves out shows.
 Dimension key: `B` batch, `T` queries, `S` keys, `H` heads, `D` head dim.
 """
 
-import dataclasses
 import os
 import shutil
 import subprocess
@@ -20,7 +19,7 @@ import torch
 from torch import Tensor
 
 from kogpt.box import BOX
-from kogpt.kernels import attention, building, decode_attention, extension
+from kogpt.kernels import DecodeStep, attention, building, decode_attention, extension
 from kogpt.kernels.attention import sdpa
 from kogpt.model import KoGPT, KoGPTConfig, KVCache
 from kogpt.model.rotary import RotaryEmbedding, Rotation
@@ -237,139 +236,115 @@ def test_a_hundred_runs_give_the_same_bits(T, S, D, dtype):
 # --- decoding ---
 
 
-@dataclasses.dataclass
-class Step:
-    """The arguments of one `decode_attention`."""
+def draw_step(
+    draw: Draw, lengths: Tensor, T: int, H: int, D: int, capacity: int, R: int = 64
+) -> DecodeStep:
+    """A step behind `lengths` tokens, in caches laid out as those of `KVCache`."""
+    B = len(lengths)
+    cos, sin = RotaryEmbedding(R, POSITIONS).to(DEVICE).table
+    cache = (draw(B, H, capacity, D).transpose(1, 2) for _ in range(2))
+    new = (draw(B, T, H, D) for _ in range(3))
+    return DecodeStep(*new, *cache, lengths, cos, sin)
 
-    q: Tensor
-    k: Tensor
-    v: Tensor
-    keys: Tensor
-    values: Tensor
-    lengths: Tensor
-    cos: Tensor
-    sin: Tensor
-    starts: Tensor | None = None
 
-    @classmethod
-    def draw(
-        cls, draw: Draw, lengths: Tensor, T: int, H: int, D: int, capacity: int, R: int = 64
-    ) -> "Step":
-        """A step behind `lengths` tokens, in caches laid out as those of `KVCache`."""
-        B = len(lengths)
-        cos, sin = RotaryEmbedding(R, POSITIONS).to(DEVICE).table
-        cache = (draw(B, H, capacity, D).transpose(1, 2) for _ in range(2))
-        new = (draw(B, T, H, D) for _ in range(3))
-        return cls(*new, *cache, lengths, cos, sin)
+def decode(step: DecodeStep) -> Tensor:
+    with poisoned_memory():
+        return decode_attention(step)
 
-    def run(self) -> Tensor:
-        """Runs the step on the caches themselves."""
-        arguments = (self.q, self.k, self.v, self.keys, self.values, self.lengths)
-        with poisoned_memory():
-            return decode_attention(*arguments, self.cos, self.sin, starts=self.starts)
 
-    def check(self) -> None:
-        """Asserts the budget, and what became of the caches."""
-        before = dataclasses.replace(self, keys=self.keys.clone(), values=self.values.clone())
-        out = self.run()
-        fields = [getattr(before, field.name) for field in dataclasses.fields(before)]
-        budget.check_decode(out, *fields)
-        self.check_caches(before)
+def check_step(step: DecodeStep) -> None:
+    """Asserts the budget, and what became of the caches."""
+    before = budget.on_own_cache(step)
+    budget.check_decode(decode(step), before)
+    check_caches(step, before)
 
-    def check_caches(self, before: "Step") -> None:
-        """New tokens are where they belong, to the last bit, and nothing else was touched."""
-        row = torch.arange(len(self.lengths), device=DEVICE)[:, None]
-        place = self.lengths[:, None] + torch.arange(self.q.size(1), device=DEVICE)
-        start = 0 if self.starts is None else self.starts[:, None]
-        rotated = before.rotated(self.k, (place - start).clamp(min=0))
-        for cache, old, new in (
-            (self.keys, before.keys, rotated),
-            (self.values, before.values, self.v),
-        ):
-            expected = old.clone()
-            expected[row, place] = new
-            # NaN equals NaN here: the bits are compared.
-            assert torch.equal(cache.view(torch.int16), expected.view(torch.int16))
 
-    def rotated(self, x: Tensor, positions: Tensor) -> Tensor:
-        """`x` (B, T, H, D) by the plain operations of the model."""
-        return Rotation(self.cos[positions].unsqueeze(2), self.sin[positions].unsqueeze(2))(x)
+def check_caches(step: DecodeStep, before: DecodeStep) -> None:
+    """New tokens are where they belong, to the last bit, and nothing else was touched."""
+    row = torch.arange(len(step.lengths), device=DEVICE)[:, None]
+    place = step.lengths[:, None] + torch.arange(step.q.size(1), device=DEVICE)
+    start = 0 if step.starts is None else step.starts[:, None]
+    position = (place - start).clamp(min=0)
+    rotate = Rotation(step.cos[position].unsqueeze(2), step.sin[position].unsqueeze(2))
+    for cache, old, new in (
+        (step.keys, before.keys, rotate(step.k)),
+        (step.values, before.values, step.v),
+    ):
+        expected = old.clone()
+        expected[row, place] = new
+        # NaN equals NaN here: the bits are compared.
+        assert torch.equal(cache.view(torch.int16), expected.view(torch.int16))
 
 
 @pytest.mark.parametrize("T", [1, 2, 3, 8])
 @pytest.mark.parametrize("held", [0, 1, 62, 63, 64, 65, 127, 255, 256, 257, 511, 2039])
 def test_decoding_is_within_the_budget(held, T, D, dtype):
     lengths = torch.full((2,), held, device=DEVICE)
-    Step.draw(Draw(dtype, held), lengths, T, heads(T), D, capacity=2048).check()
+    check_step(draw_step(Draw(dtype, held), lengths, T, heads(T), D, capacity=2048))
 
 
 @pytest.mark.parametrize("B", BATCHES)
 @pytest.mark.parametrize("T", [1, 5])
 def test_rows_of_any_lengths_decode_together(T, B, D, dtype):
     draw = Draw(dtype, B)
-    Step.draw(draw, draw.below(600 - T, B), T, heads(T), D, capacity=600).check()
+    check_step(draw_step(draw, draw.below(600 - T, B), T, heads(T), D, capacity=600))
 
 
 @pytest.mark.parametrize("R", [0, 8, 64])
 def test_any_share_of_the_head_is_rotated(R, D, dtype):
     draw = Draw(dtype)
-    Step.draw(draw, draw.below(300, 4), 2, heads(2), D, capacity=400, R=R).check()
+    check_step(draw_step(draw, draw.below(300, 4), 2, heads(2), D, capacity=400, R=R))
 
 
 def test_decoding_behind_padding_is_within_the_budget(D, dtype):
     draw = Draw(dtype)
     lengths = torch.tensor([0, 5, 64, 256, 300, 300, 511], device=DEVICE)
-    step = Step.draw(draw, lengths, 3, heads(3), D, capacity=520)
-    step.starts = torch.tensor([0, 5, 63, 255, 0, 257, 511], device=DEVICE)
-    step.check()
+    step = draw_step(draw, lengths, 3, heads(3), D, capacity=520)
+    step = step._replace(starts=torch.tensor([0, 5, 63, 255, 0, 257, 511], device=DEVICE))
+    check_step(step)
 
 
 @pytest.mark.parametrize("T", [1, 8])
 def test_what_no_query_sees_may_be_anything(T, D, dtype):
     draw = Draw(dtype)
     lengths = torch.tensor([0, 1, 100, 255, 256, 500], device=DEVICE)
-    step = Step.draw(draw, lengths, T, heads(T), D, capacity=520)
-    step.starts = torch.tensor([0, 1, 50, 0, 200, 257], device=DEVICE)
+    step = draw_step(draw, lengths, T, heads(T), D, capacity=520)
+    step = step._replace(starts=torch.tensor([0, 1, 50, 0, 200, 257], device=DEVICE))
     place = torch.arange(520, device=DEVICE)
     unseen = (place >= lengths[:, None]) | (place < step.starts[:, None])
     step.keys[unseen] = step.values[unseen] = float("nan")
-    step.check()
+    check_step(step)
 
 
 def test_a_decoded_row_does_not_depend_on_batch_and_capacity(D, dtype):
     draw = Draw(dtype)
-    step = Step.draw(draw, draw.below(500, 5), 2, 3, D, capacity=520)
-    rows = ("q", "k", "v", "keys", "values", "lengths")
-    alone = [
-        dataclasses.replace(step, **{name: getattr(step, name)[b : b + 1].clone() for name in rows})
-        for b in range(5)
-    ]
-    whole = step.run()
-    for b, row in enumerate(alone):
-        row.keys = torch.cat((row.keys, row.keys), dim=1)
-        row.values = torch.cat((row.values, row.values), dim=1)
-        assert torch.equal(row.run()[0], whole[b])
+    step = draw_step(draw, draw.below(500, 5), 2, 3, D, capacity=520)
+    rows = []
+    for b in range(5):
+        q, k, v, keys, values, lengths = (x[b : b + 1].clone() for x in step[:6])
+        longer = (torch.cat((cache, cache), dim=1) for cache in (keys, values))
+        rows.append(DecodeStep(q, k, v, *longer, lengths, step.cos, step.sin))
+    whole = decode(step)
+    for b, row in enumerate(rows):
+        assert torch.equal(decode(row)[0], whole[b])
 
 
 def test_a_hundred_decoded_steps_give_the_same_bits(D, dtype):
     draw = Draw(dtype)
-    step = Step.draw(draw, draw.below(2000, 8), 1, 16, D, capacity=2048)
-    first = step.run()  # every run writes the same tokens to the same places
-    assert all(torch.equal(step.run(), first) for _ in range(100))
+    step = draw_step(draw, draw.below(2000, 8), 1, 16, D, capacity=2048)
+    first = decode(step)  # every run writes the same tokens to the same places
+    assert all(torch.equal(decode(step), first) for _ in range(100))
 
 
 def test_a_decode_step_is_captured_in_a_cuda_graph(dtype):
     draw = Draw(dtype)
-    step = Step.draw(draw, torch.tensor([3, 250], device=DEVICE), 1, 4, 256, capacity=300)
-    eager = dataclasses.replace(
-        step, keys=step.keys.clone(), values=step.values.clone(), lengths=step.lengths.clone()
-    )
-    counters = torch.zeros(2, 4, dtype=torch.int32, device=DEVICE)
+    step = draw_step(draw, torch.tensor([3, 250], device=DEVICE), 1, 4, 256, capacity=300)
+    step = step._replace(counters=torch.zeros(2, 4, dtype=torch.int32, device=DEVICE))
+    eager = budget.on_own_cache(step)._replace(lengths=step.lengths.clone())
 
-    def advance(step: Step) -> Tensor:
-        arguments = (step.q, step.k, step.v, step.keys, step.values, step.lengths)
-        out = decode_attention(*arguments, step.cos, step.sin, counters=counters)
-        step.lengths += 1
+    def advance(step: DecodeStep) -> Tensor:
+        out = decode_attention(step)
+        step.lengths.add_(1)
         return out
 
     before = [x.clone() for x in (step.keys, step.values, step.lengths)]
@@ -415,10 +390,10 @@ def test_opcheck_finds_nothing_on_cuda(T, dtype):
 
 
 def test_opcheck_finds_nothing_in_decoding_on_cuda(dtype):
-    step = Step.draw(Draw(dtype), torch.tensor([3, 30], device=DEVICE), 2, 2, 64, capacity=48)
+    step = draw_step(Draw(dtype), torch.tensor([3, 30], device=DEVICE), 2, 2, 64, capacity=48)
     counters = torch.zeros(2, 2, dtype=torch.int32, device=DEVICE)
-    fields = [getattr(step, field.name) for field in dataclasses.fields(step)]
-    torch.library.opcheck(torch.ops.kogpt.decode_attention.default, (*fields, counters))
+    step = step._replace(counters=counters)
+    torch.library.opcheck(torch.ops.kogpt.decode_attention.default, step)
 
 
 def test_a_compiled_graph_gives_the_same_bits_forward_and_backward(D, dtype):
@@ -437,9 +412,8 @@ def test_a_compiled_decode_step_gives_the_same_bits(dtype):
     compiled = torch.compile(decode_attention, fullgraph=True)
     results = []
     for function in (decode_attention, compiled):
-        step = Step.draw(Draw(dtype), torch.tensor([3, 30], device=DEVICE), 1, 2, 256, capacity=48)
-        arguments = (step.q, step.k, step.v, step.keys, step.values, step.lengths)
-        results.append((function(*arguments, step.cos, step.sin), step.keys, step.values))
+        step = draw_step(Draw(dtype), torch.tensor([3, 30], device=DEVICE), 1, 2, 256, capacity=48)
+        results.append((function(step), step.keys, step.values))
     assert all(map(torch.equal, *results))
 
 
@@ -548,7 +522,7 @@ def test_training_runs_through_the_fused_backward(compiled, tmp_path):
 
 SANITIZED = """
 import torch
-from tests.kernels.test_gpu import Draw, Step, backward, require_kernels
+from tests.kernels.test_gpu import Draw, backward, decode, draw_step, require_kernels
 
 require_kernels()
 for dtype in (torch.float16, torch.bfloat16):
@@ -559,7 +533,7 @@ for dtype in (torch.float16, torch.bfloat16):
             for starts in (None, torch.tensor([0, S // 2], device="cuda")):
                 backward(q, q, k, v, starts)
         for T in (1, 8):
-            Step.draw(draw, torch.tensor([0, 260], device="cuda"), T, 2, D, capacity=300).run()
+            decode(draw_step(draw, torch.tensor([0, 260], device="cuda"), T, 2, D, capacity=300))
 torch.cuda.synchronize()
 print("every kernel ran")
 """

@@ -20,7 +20,8 @@ namespace {
 constexpr int kLanes = 32;
 constexpr int kMaxThreads = 1024;
 constexpr size_t kStackSize = 256 << 10;  // of address space: a page takes memory once touched
-constexpr uint32_t kWord = 4;             // bytes; every access is of whole words
+constexpr uint32_t kWord = 4;             // bytes; accesses to shared memory are of whole words
+constexpr uint32_t kElement = 2;          // bytes; accesses to global memory are of whole elements
 constexpr uint32_t kNobody = ~0u;
 constexpr uint32_t kSeveral = ~1u;
 constexpr uint32_t kWholeWarp = 1u << 16;  // and any thread of the warp: several of its lanes
@@ -55,7 +56,7 @@ struct SharedWord {
   uint32_t copier = kNobody;  // thread with a copy under way to here
 };
 
-struct GlobalWord {
+struct GlobalElement {
   Epoch written = 0;
   Epoch read = 0;
   uint32_t writer = kNobody;    // thread, counted over the whole grid
@@ -65,8 +66,8 @@ struct GlobalWord {
 
 struct Tensor {
   char* data;
-  int64_t sizes[3], strides[3], row;  // strides descend
-  std::vector<GlobalWord> words;      // empty where not writable
+  int64_t sizes[3], strides[3], row;    // strides descend
+  std::vector<GlobalElement> elements;  // empty where not writable
 
   int64_t extent() const {
     int64_t last = row;
@@ -83,8 +84,8 @@ struct Tensor {
     return offset + size <= row;
   }
 
-  GlobalWord* word(const void* address) {
-    return &words[(static_cast<const char*>(address) - data) / kWord];
+  GlobalElement* element(const void* address) {
+    return &elements[(static_cast<const char*>(address) - data) / kElement];
   }
 };
 
@@ -463,7 +464,7 @@ Tensor* find_tensor(const char* what, const void* address, uint32_t size, bool w
   Tensor* found = nullptr;
   for (Tensor& tensor : tensors) {
     if (!tensor.holds(address, size)) continue;
-    if (!tensor.words.empty()) return &tensor;
+    if (!tensor.elements.empty()) return &tensor;
     found = &tensor;
   }
   if (!found) trap("%s of %u bytes at %p: in no tensor", what, size, address);
@@ -480,16 +481,16 @@ bool ordered(Epoch when, uint32_t thread) {
 
 void load(const char* what, void* value, const void* source, uint32_t size) {
   Tensor* tensor = find_tensor(what, source, size, false);
-  for (uint32_t at = 0; at < size && !tensor->words.empty(); at += kWord) {
-    GlobalWord& word = *tensor->word(static_cast<const char*>(source) + at);
-    if (!ordered(word.written, word.writer)) {
+  for (uint32_t at = 0; at < size && !tensor->elements.empty(); at += kElement) {
+    GlobalElement& element = *tensor->element(static_cast<const char*>(source) + at);
+    if (!ordered(element.written, element.writer)) {
       trap("%s at %p: written by thread %u of block %u and not ordered since", what, source,
-           word.writer % threads, word.writer / threads);
+           element.writer % threads, element.writer / threads);
     }
-    word.read_by_blocks |= word.read != 0 && word.read < block_began;
-    bool alone = word.read < block_synced || word.reader == grid_thread();
-    word.reader = alone ? grid_thread() : kSeveral;
-    word.read = epoch;
+    element.read_by_blocks |= element.read != 0 && element.read < block_began;
+    bool alone = element.read < block_synced || element.reader == grid_thread();
+    element.reader = alone ? grid_thread() : kSeveral;
+    element.read = epoch;
   }
   memcpy(value, source, size);
 }
@@ -545,6 +546,14 @@ float2 unpack(uint32_t pair) {
 }
 template float2 unpack<Float16>(uint32_t);
 template float2 unpack<BFloat16>(uint32_t);
+
+template <typename E>
+uint32_t subtract(uint32_t x, uint32_t y) {
+  float2 from = unpack<E>(x), what = unpack<E>(y);
+  return pack<E>(from.x - what.x, from.y - what.y);  // float32 is exact, or the result rounds alike
+}
+template uint32_t subtract<Float16>(uint32_t, uint32_t);
+template uint32_t subtract<BFloat16>(uint32_t, uint32_t);
 
 template <>
 void mma<Float16>(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
@@ -614,21 +623,23 @@ void read_global(void* value, const void* source, uint32_t size) {
 
 void write_global(void* target, const void* value, uint32_t size) {
   Tensor* tensor = find_tensor("store_global", target, size, true);
-  for (uint32_t at = 0; at < size; at += kWord) {
-    GlobalWord& word = *tensor->word(static_cast<char*>(target) + at);
-    if (word.written != 0 && word.writer != grid_thread()) {
+  for (uint32_t at = 0; at < size; at += kElement) {
+    GlobalElement& element = *tensor->element(static_cast<char*>(target) + at);
+    if (element.written != 0 && element.writer != grid_thread()) {
       trap("store_global at %p: stored to by thread %u of block %u before", target,
-           word.writer % threads, word.writer / threads);
+           element.writer % threads, element.writer / threads);
     }
-    if (word.read_by_blocks || !ordered(word.read, word.reader)) {
+    if (element.read_by_blocks || !ordered(element.read, element.reader)) {
       trap("store_global at %p: read by other threads and not ordered since", target);
     }
-    word.written = epoch;
-    word.writer = grid_thread();
+    element.written = epoch;
+    element.writer = grid_thread();
   }
   memcpy(target, value, size);
   fenced = false;
 }
+
+void prefetch(const void* source) { find_tensor("prefetch", source, kElement, false); }
 
 void fence() { fenced = true; }
 
@@ -671,7 +682,8 @@ cudaError_t run_blocks(Grid size, int block_threads, int block_shared, void (*ke
   if (block_order) std::shuffle(order.begin(), order.end(), std::mt19937_64(block_order));
   published.assign(order.size(), false);
   shared_memory.assign(shared_size, 0);
-  for (Tensor& tensor : tensors) std::fill(tensor.words.begin(), tensor.words.end(), GlobalWord());
+  for (Tensor& tensor : tensors)
+    std::fill(tensor.elements.begin(), tensor.elements.end(), GlobalElement());
   for (uint32_t index : order) {
     block = index;
     run_block();
@@ -697,7 +709,7 @@ void register_tensor(void* data, const int64_t* sizes, const int64_t* strides, i
     tensor.sizes[i] = sizes[order[i]];
     tensor.strides[i] = strides[order[i]];
   }
-  if (writable) tensor.words.resize((tensor.extent() + kWord - 1) / kWord);
+  if (writable) tensor.elements.resize((tensor.extent() + kElement - 1) / kElement);
   tensors.push_back(std::move(tensor));
 }
 

@@ -68,6 +68,7 @@ float shuffle_xor(float x, int mask);
 // --- arithmetic ---
 
 inline float product(float x, float y) { return x * y; }
+inline uint32_t and_xor(uint32_t x, uint32_t mask, uint32_t y) { return (x & mask) ^ y; }
 float exp2_approx(float x);
 float log2_approx(float x);
 
@@ -75,6 +76,8 @@ template <typename E>
 uint32_t pack(float low, float high);
 template <typename E>
 float2 unpack(uint32_t pair);
+template <typename E>
+uint32_t subtract(uint32_t x, uint32_t y);
 template <typename E>
 void mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1);
 uint32_t transpose(uint32_t pair);
@@ -125,6 +128,7 @@ void store_global(void* target, T value) {
   write_global(target, &value, sizeof(T));
 }
 
+void prefetch(const void* source);
 void fence();
 uint32_t increment_wrapping(uint32_t* counter, uint32_t last);
 
