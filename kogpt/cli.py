@@ -247,6 +247,19 @@ def add_convert(commands: Commands) -> None:
         help="dtype to store (default: the one of the source)",
     )
     parser.add_argument(
+        "--quantize",
+        choices=("int8", "int4"),
+        help="store matrices as integers: int8 per row, or int4 in groups, the head int8",
+    )
+    parser.add_argument(
+        "--group-size", type=int, metavar="N", help="inputs that share a scale (int4; default: 128)"
+    )
+    parser.add_argument(
+        "--zero-points",
+        action="store_true",
+        help="let groups lie off zero (int4); the head stays float",
+    )
+    parser.add_argument(
         "--max-shard-size", default="5GB", metavar="SIZE", help="largest file, as 5GB (default)"
     )
     parser.add_argument(

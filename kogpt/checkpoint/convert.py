@@ -15,6 +15,8 @@ from kogpt.checkpoint.files import require_regular
 from kogpt.checkpoint.manifest import MANIFEST_NAME
 from kogpt.checkpoint.names import expand
 from kogpt.checkpoint.overflow import FitCounts, clamp_finite, count_misfits
+from kogpt.checkpoint.quantization import IN_WORD, Quantization
+from kogpt.checkpoint.quantizing import Quantizer
 from kogpt.checkpoint.reader import CheckpointReader, open_checkpoint
 from kogpt.checkpoint.report import ConversionReport, TensorLine
 from kogpt.checkpoint.resources import require_disk
@@ -51,6 +53,7 @@ KOGPT_LICENSE = (
 )
 OTHER_LICENSE = "not stated here: that of the source applies"
 
+GROUP_SIZE = 128  # as is usual, and as the kernels like it
 UNKNOWN_HASH = "0" * 64  # holds the place of the source's hash while it is computed
 
 
@@ -68,6 +71,10 @@ class ConversionOptions:
         license_notice: of the weights; None for that of the source's manifest, or else what is
             known of the release.
         config: the shape of the model; None for the `config.json` of the source.
+        quantize: `int8` or `int4`, for the matrices of the linear layers; None for floats. A row
+            of int8 has one scale; where the rest is int4, the head is int8.
+        group_size: inputs that share a scale of int4; None for 128.
+        zero_points: whether groups of int4 need not be symmetric about zero; the head stays float.
         dry_run: only report what would be done.
         quiet: no progress bar, not even on a terminal.
 
@@ -82,6 +89,9 @@ class ConversionOptions:
     allow_extra: tuple[str, ...] = ()
     license_notice: str | None = None
     config: KoGPTConfig | None = None
+    quantize: str | None = None
+    group_size: int | None = None
+    zero_points: bool = False
     dry_run: bool = False
     quiet: bool = False
 
@@ -94,6 +104,22 @@ class ConversionOptions:
             raise ValueError(
                 f"on_overflow is {self.on_overflow!r}, it must be error, clamp or bfloat16"
             )
+        self._check_quantize()
+
+    def _check_quantize(self) -> None:
+        if self.quantize not in (None, "int8", "int4"):
+            raise ValueError(f"quantize is {self.quantize!r}, it must be int8 or int4")
+        if self.quantize != "int4" and (self.group_size or self.zero_points):
+            raise ValueError("group_size and zero_points must be left out unless quantize is int4")
+        if self.group_size is not None and (self.group_size < 1 or self.group_size % IN_WORD):
+            raise ValueError(f"group_size is {self.group_size}, it must be a multiple of {IN_WORD}")
+
+    @property
+    def quantization(self) -> Quantization | None:
+        """How matrices are stored; None for as floats."""
+        if self.quantize is None:
+            return None
+        return Quantization.of(self.quantize, self.group_size or GROUP_SIZE, self.zero_points)
 
 
 def convert(
@@ -131,9 +157,12 @@ class _Job:
         self.config = options.config or reader.require_config()
         self.extra = reader.check(self.config, options.allow_extra)
         self.companions = _companions(reader.folder)
+        self.quantization = self._decide_quantization()
         self.misfits = FitCounts()
         self.dtype = self._decide_dtype()
-        self.shards = plan_shards(self._specs(self.dtype), options.max_shard_size)
+        shapes = expand(self.config)
+        self.quantizer = Quantizer(self._read, self.quantization, shapes, self.dtype)
+        self.shards = plan_shards(self.quantizer.specs, options.max_shard_size)
         license_notice = options.license_notice or _license_of(reader.folder, self.config)
         self.metadata = {"format": "pt", "license": license_notice, "source_sha256": UNKNOWN_HASH}
         self.was_complete = False
@@ -142,15 +171,25 @@ class _Job:
     def nbytes(self) -> int:
         return sum(shard.nbytes for shard in self.shards)
 
-    def _specs(self, dtype: torch.dtype) -> list[TensorSpec]:
-        return [TensorSpec(name, dtype, shape) for name, shape in expand(self.config).items()]
+    def _decide_quantization(self) -> Quantization | None:
+        quantization = self.options.quantization
+        if quantization is not None:
+            if self.reader.quantization is not None:
+                raise InputRefusedError(
+                    f"{self.reader.path}: quantised already, {self.reader.quantization};"
+                    " quantise the original weights instead"
+                )
+            quantization.check_fits(self.config)
+        return quantization
 
     def _decide_dtype(self) -> torch.dtype:
         stored, asked = self.reader.stored_dtype, self.options.dtype
         dtype = stored if asked is None else parse_dtype(asked)
         if dtype != torch.float16 or stored == torch.float16:
             return dtype
-        self.misfits = count_misfits(self.reader, self._specs(dtype))
+        shapes = expand(self.config).items()
+        specs = [TensorSpec(name, dtype, shape) for name, shape in shapes]
+        self.misfits = count_misfits(self.reader, specs)
         if self.misfits.total and self.options.on_overflow == "error":
             name, count = next(iter(self.misfits.overflowed.items()))
             raise InputRefusedError(
@@ -187,7 +226,7 @@ class _Job:
             records = write_shards(
                 staging,
                 self.shards,
-                self._read,
+                self.quantizer.read,
                 self.metadata,
                 allow_nonfinite=self.options.allow_nonfinite,
                 progress=progress,
@@ -202,6 +241,7 @@ class _Job:
             metadata,
             files=self.companions,
             source=hashes,
+            quantization=self.quantization,
         )
 
     def _read(self, name: str, rows: slice) -> Tensor:
@@ -217,6 +257,7 @@ class _Job:
             "shards": {shard.name: [spec.name for spec in shard.tensors] for shard in self.shards},
             "dtype": dtype_name(self.dtype),
             "config": self.config.to_dict(),
+            "quantization": self.quantization and self.quantization.to_dict(),
             "options": {"on_overflow": self.options.on_overflow, "license": self.metadata},
             "nonfinite": list(self.options.allow_nonfinite),
         }
@@ -226,11 +267,14 @@ class _Job:
         """Whether `dst` is already what this conversion would write."""
         try:
             manifest = json.loads((self.dst / MANIFEST_NAME).read_bytes())
-            tensors = {n: (t["file"], t["dtype"]) for n, t in manifest["tensors"].items()}
+            tensors = {
+                name: (entry["file"], entry["dtype"], entry["shape"])
+                for name, entry in manifest["tensors"].items()
+            }
         except (OSError, ValueError, TypeError, KeyError, AttributeError):
             return False  # something else; refused for existing, if it does
         wanted = {
-            spec.name: (shard.name, dtype_name(spec.dtype))
+            spec.name: (shard.name, dtype_name(spec.dtype), [*spec.shape])
             for shard in self.shards
             for spec in shard.tensors
         }
@@ -242,7 +286,7 @@ class _Job:
             TensorLine(
                 spec.name,
                 spec.shape,
-                dtype_name(self.reader.dtype(spec.name)),
+                self.reader.stored_as(self.quantizer.source[spec.name]),
                 dtype_name(spec.dtype),
                 spec.nbytes,
                 shard.name,
@@ -256,6 +300,7 @@ class _Job:
             dry_run=self.options.dry_run,
             already_complete=self.was_complete,
             config=self.config.to_dict(),
+            quantization=None if self.quantization is None else str(self.quantization),
             license=self.metadata["license"],
             tensors=lines,
             ignored=list(self.reader.ignored),

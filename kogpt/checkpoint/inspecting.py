@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from kogpt.checkpoint.dtypes import FORMATS, compute_dtype, dtype_name
+from kogpt.checkpoint.quantization import parse_quantization
 from kogpt.checkpoint.reader import CheckpointReader, open_checkpoint
 from kogpt.checkpoint.resources import human
 from kogpt.model.config import KoGPTConfig
@@ -22,11 +23,13 @@ class Inspection:
         config: its `config.json`; None where that is missing.
         parameters: count of the weights.
         tensors: count of their tensors.
-        dtypes: count of weights by the dtype they are stored in.
+        dtypes: count of weights by what they are stored in, `float16` or `int4`.
+        quantization: the `quantization_config`; None for floats.
         nbytes: bytes of the weights as stored.
         files: size of each file of weights.
         ignored: derived buffers that are passed over.
-        memory: bytes needed to run, by dtype: weights and one full context of keys and values.
+        memory: bytes needed to run, by dtype: weights and one full context of keys and values;
+            of a quantised checkpoint also `as stored`, keys and values then in 16 bits.
         compute_dtype: what a CPU computes in unless told otherwise.
     """
 
@@ -35,6 +38,7 @@ class Inspection:
     parameters: int
     tensors: int
     dtypes: dict[str, int]
+    quantization: dict[str, Any] | None
     nbytes: int
     files: dict[str, int]
     ignored: list[str]
@@ -53,11 +57,18 @@ class Inspection:
             [
                 f"{self.path}: {self.parameters:,} parameters in {self.tensors} tensors",
                 f"stored: {dtypes}; {human(self.nbytes)} and {len(self.ignored)} derived buffers",
+                *self._quantized(),
                 *(f"  {name}  {human(size)}" for name, size in self.files.items()),
                 *(f"  {key}: {value}" for key, value in config.items()),
                 f"memory to run: {memory}; on a CPU {self.compute_dtype} unless told otherwise",
             ]
         )
+
+    def _quantized(self) -> list[str]:
+        if self.quantization is None:
+            return []
+        scheme = parse_quantization(self.quantization, self.path)
+        return [f"quantised: {scheme}; format {self.quantization['format']}"]
 
 
 def inspect(path: str | os.PathLike[str]) -> Inspection:
@@ -77,26 +88,35 @@ def inspect(path: str | os.PathLike[str]) -> Inspection:
 
 def _inspect(reader: CheckpointReader) -> Inspection:
     dtypes: Counter[str] = Counter()
-    nbytes = 0
     for name in reader.names:
-        count = torch.Size(reader.shape(name)).numel()
-        dtypes[dtype_name(reader.dtype(name))] += count
-        nbytes += count * reader.dtype(name).itemsize
-    stored = reader.stored_dtype
+        dtypes[reader.stored_as(name)] += torch.Size(reader.shape(name)).numel()
+    stored, quantization = reader.stored_dtype, reader.quantization
     return Inspection(
         path=str(reader.path),
         config=None if reader.config is None else reader.config.to_dict(),
         parameters=dtypes.total(),
         tensors=len(reader.names),
         dtypes=dict(dtypes),
-        nbytes=nbytes,
+        quantization=None if quantization is None else quantization.to_dict(),
+        nbytes=reader.nbytes,
         files={os.path.relpath(p, reader.folder): p.stat().st_size for p in reader.files},
         ignored=list(reader.ignored),
-        memory=_memory(dtypes.total(), reader.config),
+        memory=_memory(dtypes.total(), reader.config) | _memory_as_stored(reader),
         compute_dtype=dtype_name(compute_dtype(stored, torch.device("cpu"))),
     )
 
 
 def _memory(parameters: int, config: KoGPTConfig | None) -> dict[str, int]:
-    cached = 0 if config is None else 2 * config.n_layer * config.n_positions * config.n_embd
+    cached = _cached(config)
     return {item.name: (parameters + cached) * item.torch.itemsize for item in FORMATS}
+
+
+def _memory_as_stored(reader: CheckpointReader) -> dict[str, int]:
+    if reader.quantization is None:
+        return {}
+    return {"as stored": reader.nbytes + 2 * _cached(reader.config)}
+
+
+def _cached(config: KoGPTConfig | None) -> int:
+    """Keys and values of one full context."""
+    return 0 if config is None else 2 * config.n_layer * config.n_positions * config.n_embd

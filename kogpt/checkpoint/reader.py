@@ -1,51 +1,26 @@
 """One way to read every kind of checkpoint: names, shapes and dtypes first, then slices."""
 
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from functools import reduce
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from kogpt.checkpoint.dtypes import check_float
+from kogpt.checkpoint.dtypes import check_float, dtype_name
 from kogpt.checkpoint.files import refuse_foreign, require_regular
 from kogpt.checkpoint.index import ShardIndex, read_index
 from kogpt.checkpoint.mesh import MeshCheckpoint, is_mesh_checkpoint
 from kogpt.checkpoint.names import check_names, is_ignored
 from kogpt.checkpoint.pickle_file import PickleFile
+from kogpt.checkpoint.quantization import Quantization, parse_quantization
+from kogpt.checkpoint.quantized import Matrix, QuantizedMatrices
 from kogpt.checkpoint.safetensors_file import SafetensorsFile
+from kogpt.checkpoint.sources import Source, WeightsFile
 from kogpt.errors import InputRefusedError
+from kogpt.kernels.linear import Weight
 from kogpt.model.config import KoGPTConfig, read_json_object
-
-
-class Description(Protocol):
-    """What is known of a tensor before it is read."""
-
-    @property
-    def dtype(self) -> torch.dtype: ...
-
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-
-
-class WeightsFile(Protocol):
-    """A source of tensors under their released names."""
-
-    @property
-    def path(self) -> Path: ...
-
-    @property
-    def paths(self) -> list[Path]: ...
-
-    @property
-    def tensors(self) -> Mapping[str, Description]: ...
-
-    def read(self, name: str, rows: slice = ...) -> Tensor: ...
-
-    def close(self) -> None: ...
-
 
 # Where a folder keeps its weights, in the order of preference.
 LAYOUTS = (
@@ -72,6 +47,7 @@ class CheckpointReader:
         folder: the folder its files are in.
         files: every file that holds weights, and the index where there is one.
         config: the shape of the model, where a `config.json` tells it.
+        quantization: how matrices are stored; None for as floats.
         names: the model's tensors, in the order found.
         ignored: derived buffers that are passed over.
     """
@@ -81,13 +57,14 @@ class CheckpointReader:
         path: Path,
         parts: list[WeightsFile],
         config: KoGPTConfig | None,
+        quantization: Quantization | None = None,
         index: ShardIndex | None = None,
     ) -> None:
         self.path = path
         self.folder = path if path.is_dir() else path.parent
-        self.config = config
+        self.config, self.quantization = config, quantization
         self._parts = parts
-        self._owner: dict[str, WeightsFile] = {}
+        self._owner: dict[str, Source] = {}
         for part in parts:
             for name in part.tensors:
                 if name in self._owner:
@@ -99,6 +76,7 @@ class CheckpointReader:
             self._check_index(index)
         self.files = [path for part in parts for path in part.paths]
         self.files += [] if index is None else [index.path]
+        self._matrices = {} if quantization is None else self._find_matrices(quantization)
         self.names = [name for name in self._owner if not is_ignored(name)]
         self.ignored = [name for name in self._owner if is_ignored(name)]
 
@@ -116,8 +94,35 @@ class CheckpointReader:
         return self._owner[name].tensors[name].dtype
 
     def read(self, name: str, rows: slice = slice(None)) -> Tensor:
-        """A tensor, or a range of its first dimension, as stored (sums of several: float32)."""
+        """A tensor, or a range of its first dimension, as stored (sums and products: float32)."""
         return self._owner[name].read(name, rows)
+
+    def read_weight(self, name: str, rows: slice = slice(None)) -> Weight:
+        """The same, but integers and scales where that is what is stored.
+
+        Raises:
+            InputRefusedError: a scale is NaN or infinite.
+        """
+        source = self._owner[name]
+        if isinstance(source, QuantizedMatrices):
+            return source.read_weight(name, rows)
+        return Weight(self.read(name, rows))
+
+    def stored_as(self, name: str) -> str:
+        """What the numbers of a tensor are in the file: `float16`, `int8`, `int4`."""
+        matrix = self._matrices.get(name)
+        return dtype_name(self.dtype(name)) if matrix is None else f"int{matrix.scheme.bits}"
+
+    def stored_bytes(self, name: str) -> int:
+        """Bytes of a tensor in the file, scales and zero points included."""
+        matrix = self._matrices.get(name)
+        size = torch.Size(self.shape(name)).numel() * self.dtype(name).itemsize
+        return size if matrix is None else matrix.nbytes
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors as stored; also what they take in memory that are kept so."""
+        return sum(map(self.stored_bytes, self.names))
 
     @property
     def stored_dtype(self) -> torch.dtype:
@@ -150,6 +155,14 @@ class CheckpointReader:
                 check_float(self.dtype(name), name, str(self._owner[name].path))
         self.names = [name for name in self.names if name not in allowed]
         return allowed
+
+    def _find_matrices(self, quantization: Quantization) -> dict[str, Matrix]:
+        """Puts quantised matrices in the place of the tensors that stand for them."""
+        config, owner = self.require_config(), dict(self._owner)
+        matrices = QuantizedMatrices(self.path, owner, config, quantization)
+        self._owner = {n: part for n, part in owner.items() if n not in matrices.parts}
+        self._owner |= dict.fromkeys(matrices.tensors, matrices)
+        return matrices.tensors
 
     def _check_index(self, index: ShardIndex) -> None:
         for name, file in index.weight_map.items():
@@ -185,9 +198,9 @@ def open_checkpoint(path: str | os.PathLike[str]) -> CheckpointReader:
     """
     path = Path(path)
     if is_mesh_checkpoint(path):
-        return CheckpointReader(path, [MeshCheckpoint(path)], _read_config(path / "config.json"))
+        return CheckpointReader(path, [MeshCheckpoint(path)], *_read_config(path / "config.json"))
     weights = _locate(path)
-    config = _read_config(weights.parent / "config.json")
+    config, quantization = _read_config(weights.parent / "config.json")
     if weights.name.endswith(".index.json"):
         extension = ".bin" if weights.name.endswith(".bin.index.json") else ".safetensors"
         index = read_index(weights, extension)
@@ -195,7 +208,7 @@ def open_checkpoint(path: str | os.PathLike[str]) -> CheckpointReader:
     else:
         index, parts = None, _open_all([weights])
     try:
-        return CheckpointReader(path, parts, config, index)
+        return CheckpointReader(path, parts, config, quantization, index)
     except BaseException:
         _close_all(parts)
         raise
@@ -216,16 +229,13 @@ def _locate(path: Path) -> Path:
     raise InputRefusedError(f"{path}: holds no weights; expected one of {', '.join(LAYOUTS)}")
 
 
-def _read_config(path: Path) -> KoGPTConfig | None:
+def _read_config(path: Path) -> tuple[KoGPTConfig | None, Quantization | None]:
     if not path.exists():
-        return None
+        return None, None
     require_regular(path)
-    if "quantization_config" in read_json_object(path):
-        raise InputRefusedError(
-            f"{path}: quantization_config marks a quantised copy;"
-            " convert the original weights instead"
-        )
-    return KoGPTConfig.from_file(path)
+    table = read_json_object(path).get("quantization_config")
+    quantization = None if table is None else parse_quantization(table, str(path))
+    return KoGPTConfig.from_file(path), quantization
 
 
 def _open_all(paths: list[Path]) -> list[WeightsFile]:

@@ -29,6 +29,7 @@ class ConversionReport:
         dry_run: nothing was written.
         already_complete: nothing was written, because an equal run had finished before.
         config: the `config.json` of the result.
+        quantization: how matrices are stored, in words; None for as floats.
         license: the notice written to the result.
         tensors: the name table, in network order.
         ignored: derived buffers of the source that were passed over.
@@ -43,6 +44,7 @@ class ConversionReport:
     dry_run: bool
     already_complete: bool
     config: dict[str, Any]
+    quantization: str | None
     license: str
     tensors: list[TensorLine]
     ignored: list[str]
@@ -92,6 +94,7 @@ class ConversionReport:
             f"disk needed {human(self.disk_needed)}, memory needed {human(self.memory_needed)}",
             f"passed over {len(self.ignored)} derived buffers, left out {len(self.left_out)}"
             f" extra tensors, copied {', '.join(self.copied) or 'no tokenizer files'}",
+            *([] if self.quantization is None else [f"quantised: {self.quantization}"]),
             *self._losses(),
             f"licence of the weights: {self.license}",
         ]

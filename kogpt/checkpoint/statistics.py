@@ -22,21 +22,27 @@ class Statistics:
     """
 
     def __init__(self, dtype: torch.dtype) -> None:
-        self._format = BY_TORCH[dtype]
+        self._format = BY_TORCH.get(dtype)  # None for the integers of quantised weights
         self.min, self.max = math.inf, -math.inf
         self.nan = self.inf = 0
 
     def update(self, values: Tensor) -> None:
         """Counts in a contiguous tensor of the dtype given at the start."""
+        if self._format is None:
+            lowest, highest = values.aminmax()
+            self._widen(lowest.item(), highest.item())
+            return
         bits = bits_of(values)
         for start in range(0, bits.size, BLOCK):
-            finite = self._count_nonfinite(bits[start : start + BLOCK])
+            finite = self._count_nonfinite(bits[start : start + BLOCK], self._format.infinity)
             if finite.size:
-                lowest, highest = extremes(finite, self._format)
-                self.min, self.max = min(self.min, lowest), max(self.max, highest)
+                self._widen(*extremes(finite, self._format))
 
-    def _count_nonfinite(self, bits: np.ndarray) -> np.ndarray:
-        infinity, sign = self._format.infinity, _sign_bit(bits)
+    def _widen(self, lowest: float, highest: float) -> None:
+        self.min, self.max = min(self.min, lowest), max(self.max, highest)
+
+    def _count_nonfinite(self, bits: np.ndarray, infinity: int) -> np.ndarray:
+        sign = _sign_bit(bits)
         if _signed(bits).max() < infinity and bits.max() < sign + infinity:
             return bits  # nearly always
         magnitudes = bits & bits.dtype.type(sign - 1)

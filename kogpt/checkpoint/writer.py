@@ -26,6 +26,7 @@ from kogpt.checkpoint.manifest import (
     file_record,
 )
 from kogpt.checkpoint.names import check_names, expand
+from kogpt.checkpoint.quantization import Quantization
 from kogpt.checkpoint.resources import require_disk
 from kogpt.checkpoint.safetensors_file import encode_header
 from kogpt.checkpoint.shards import MAX_SHARD_SIZE, Shard, TensorSpec, plan_shards
@@ -234,6 +235,7 @@ def finish(
     *,
     files: Mapping[str, Content],
     source: Mapping[str, Any] | None = None,
+    quantization: Quantization | None = None,
 ) -> None:
     """Writes headers, index, config, other files and, last, the manifest; then commits.
 
@@ -245,9 +247,10 @@ def finish(
         metadata: of the headers.
         files: further files by name.
         source: what the weights were converted from, for the manifest.
+        quantization: how matrices are stored; None for as they are.
     """
     contents: dict[str, Content] = {
-        "config.json": to_json(_config(config, shards)),
+        "config.json": to_json(_config(config, shards, quantization)),
         INDEX_NAME: to_json(_index(shards)),
         **files,
     }
@@ -276,11 +279,14 @@ def _index(shards: list[Shard]) -> dict[str, Any]:
     }
 
 
-def _config(config: KoGPTConfig, shards: list[Shard]) -> dict[str, Any]:
+def _config(
+    config: KoGPTConfig, shards: list[Shard], quantization: Quantization | None
+) -> dict[str, Any]:
     dtypes = {spec.dtype for shard in shards for spec in shard.tensors}
-    name = dtype_name(reduce(torch.promote_types, dtypes))
+    name = dtype_name(reduce(torch.promote_types, dtypes))  # integers give way to floats
     # The older and the newer name of the key in the wider ecosystem.
-    return {**config.to_dict(), "torch_dtype": name, "dtype": name}
+    values = {**config.to_dict(), "torch_dtype": name, "dtype": name}
+    return values | ({"quantization_config": quantization.to_dict()} if quantization else {})
 
 
 def _write_header(path: Path, header: bytes) -> dict[str, Any]:

@@ -20,6 +20,9 @@ def run(args: argparse.Namespace) -> None:
             allow_extra=tuple(args.allow_extra or ()),
             license_notice=args.license_notice,
             config=config_of(args.config) if args.config else None,
+            quantize=args.quantize,
+            group_size=args.group_size,
+            zero_points=args.zero_points,
             dry_run=args.dry_run,
             quiet=args.json,
         )

@@ -1,0 +1,121 @@
+"""Gives a conversion the tensors that stand for quantised matrices, slice by slice."""
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from kogpt.checkpoint.quantization import IN_WORD, Quantization, Scheme
+from kogpt.checkpoint.rounding import Rounded, round_rows
+from kogpt.checkpoint.shards import TensorSpec
+from kogpt.errors import InputRefusedError
+from kogpt.kernels.linear import pack_int4
+
+AT_ONCE = 1 << 20  # values rounded at a time: their floats and what comes of them in between
+
+ReadFloats = Callable[[str, slice], Tensor]
+
+
+class Quantizer:
+    """Rounds matrices while they are read.
+
+    Attributes:
+        specs: all tensors to be written, in network order.
+        source: name of a tensor to be written -> name of the tensor it comes from.
+    """
+
+    def __init__(
+        self,
+        read: ReadFloats,
+        quantization: Quantization | None,
+        shapes: Mapping[str, tuple[int, ...]],
+        dtype: torch.dtype,
+    ) -> None:
+        """Plans the tensors.
+
+        Args:
+            read: gives rows of a float tensor by its released name.
+            quantization: how matrices are stored; None for all as they are.
+            shapes: of all tensors, by their released names.
+            dtype: of the floats among those written.
+        """
+        self._read_floats, self._shapes, self._dtype = read, shapes, dtype
+        self._schemes: dict[str, Scheme] = {}
+        self._matrix: _Matrix | None = None
+        self.specs: list[TensorSpec] = []
+        self.source: dict[str, str] = {}
+        for name, shape in shapes.items():
+            specs = [TensorSpec(name, dtype, shape)]
+            if scheme := quantization and quantization.scheme(name):
+                self._schemes[name] = scheme
+                specs = scheme.stored(name, shape, dtype)
+            self.specs += specs
+            self.source |= {spec.name: name for spec in specs}
+
+    def read(self, name: str, rows: slice) -> Tensor:
+        """Rows of a tensor to be written.
+
+        Raises:
+            InputRefusedError: a matrix holds NaN or infinity.
+        """
+        source = self.source[name]
+        if source not in self._schemes:
+            return self._read_floats(name, rows)
+        if self._matrix is None or self._matrix.name != source:
+            shape, scheme = self._shapes[source], self._schemes[source]
+            self._matrix = _Matrix(source, shape, scheme, self._dtype, self._read_floats)
+        return self._matrix.part(name.removeprefix(source), rows)
+
+
+class _Matrix:
+    """One matrix, rounded while its numbers are written; scales and zero points are kept.
+
+    Where an interrupted run has written the numbers, they are rounded again for those.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        shape: tuple[int, ...],
+        scheme: Scheme,
+        dtype: torch.dtype,
+        read: ReadFloats,
+    ) -> None:
+        self.name, self._shape, self._scheme, self._dtype = name, shape, scheme, dtype
+        self._read = read
+        self._kept: list[Rounded] = []  # of the rows so far, the numbers left out
+
+    def part(self, suffix: str, rows: slice) -> Tensor:
+        """Rows of what is stored under the name with a suffix; of the numbers in their order."""
+        if suffix in ("", "_packed"):
+            return self._numbers(rows, packed=suffix == "_packed")
+        if suffix == "_shape":
+            return torch.tensor(self._shape)
+        if not self._kept:
+            self._numbers(slice(0, self._shape[0]), packed=True)
+        if suffix == "_scale":
+            return torch.cat([kept.scale for kept in self._kept])[rows]
+        zeros = [kept.zero_point for kept in self._kept if kept.zero_point is not None]
+        return pack_down(torch.cat(zeros))[rows]
+
+    def _numbers(self, rows: slice, packed: bool) -> Tensor:
+        step = max(1, AT_ONCE // self._shape[1])
+        starts = range(rows.start, rows.stop, step)
+        slices = [slice(start, min(start + step, rows.stop)) for start in starts]
+        numbers = [self._round(some) for some in slices]
+        return torch.cat([pack_int4(q) for q in numbers] if packed else numbers)
+
+    def _round(self, rows: slice) -> Tensor:
+        values = self._read(self.name, rows)
+        if not values.isfinite().all():
+            raise InputRefusedError(f"{self.name} holds NaN or infinity, which no integer can be")
+        rounded = round_rows(values.float(), self._scheme, self._dtype)
+        self._kept.append(rounded._replace(q=torch.empty(0)))
+        return rounded.q
+
+
+def pack_down(zero_point: Tensor) -> Tensor:
+    """Packs (N, G) numbers down the rows into (N / 8, G), filled up with empty bits."""
+    missing = -len(zero_point) % IN_WORD
+    return pack_int4(F.pad(zero_point.T, (0, missing), value=-8)).T.contiguous()

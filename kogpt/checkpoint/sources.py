@@ -1,0 +1,39 @@
+"""What every kind of file of weights can do, however it keeps them."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class Description(Protocol):
+    """What is known of a tensor before it is read."""
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+
+class Source(Protocol):
+    """A source of tensors by name."""
+
+    @property
+    def path(self) -> Path: ...
+
+    @property
+    def tensors(self) -> Mapping[str, Description]: ...
+
+    def read(self, name: str, rows: slice = ...) -> Tensor: ...
+
+
+class WeightsFile(Source, Protocol):
+    """An open file, or several, that hold tensors under their released names."""
+
+    @property
+    def paths(self) -> list[Path]: ...
+
+    def close(self) -> None: ...
