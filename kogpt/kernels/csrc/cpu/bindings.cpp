@@ -1,0 +1,94 @@
+// The CPU implementations of KoGPT's ops: describe the arguments, and share out the work.
+//
+// The one file with torch headers, and only those of the stable ABI, as for CUDA. Schemas and
+// references are in Python.
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <algorithm>
+#include <array>
+#include <cstdint>
+#include <optional>
+
+#include "linear.h"
+
+namespace kogpt::cpu {
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+constexpr int64_t kAlignment = 64;   // bytes of the widest vector
+constexpr int64_t kGrain = 1 << 16;  // least weights that are worth a thread
+
+Element element(const Tensor& x) {
+  switch (x.scalar_type()) {
+    case ScalarType::Float:
+      return Element::kFloat32;
+    case ScalarType::BFloat16:
+      return Element::kBFloat16;
+    case ScalarType::Half:
+      return Element::kFloat16;
+    case ScalarType::Char:
+      return Element::kInt8;
+    case ScalarType::Int:
+      return Element::kInt4;
+    default:
+      STD_TORCH_CHECK(false, "kogpt::linear: a dtype without a kernel");
+  }
+}
+
+Array array(const Tensor& x) { return {x.data_ptr(), element(x)}; }
+
+Array array(const std::optional<Tensor>& x) { return x ? array(*x) : Array{nullptr, {}}; }
+
+Tensor plain(const Tensor& x) { return torch::stable::contiguous(x); }
+
+std::optional<Tensor> plain(const std::optional<Tensor>& x) {
+  return x ? std::optional<Tensor>(torch::stable::contiguous(*x)) : std::nullopt;
+}
+
+Tensor linear(const Tensor& x_given, const Tensor& weight_given,
+              const std::optional<Tensor>& scale_given, const std::optional<Tensor>& bias_given) {
+  const Tensor x = plain(x_given), weight = plain(weight_given);
+  const std::optional<Tensor> scale = plain(scale_given), bias = plain(bias_given);
+  const int64_t M = x.size(0), K = x.size(1), N = weight.size(0);
+  const std::array<int64_t, 2> shape = {M, N};
+  const Tensor y = torch::stable::new_empty(x, {shape.data(), shape.size()});
+
+  LinearParams params = {};
+  params.x = array(x);
+  params.weight = array(weight);
+  params.scale = array(scale);
+  params.bias = array(bias);
+  params.y = y.data_ptr();
+  params.M = M;
+  params.N = N;
+  params.K = K;
+  params.G = scale ? scale->size(1) : 1;
+  const int64_t width =
+      params.weight.element == Element::kInt4 ? 8 * weight.size(1) : weight.size(1);
+  STD_TORCH_CHECK(K == width && K % kBlock == 0, "kogpt::linear: ", K, " inputs");
+
+  const std::array<int64_t, 1> bytes = {static_cast<int64_t>(linear_scratch(params)) + kAlignment};
+  const Tensor scratch =
+      torch::stable::new_empty(x, {bytes.data(), bytes.size()}, ScalarType::Byte);
+  const auto address = reinterpret_cast<uintptr_t>(scratch.data_ptr());
+  params.scratch = reinterpret_cast<void*>((address + kAlignment - 1) / kAlignment * kAlignment);
+
+  static const Isa isa = best_isa();
+  linear_prepare(params, isa);
+  const int64_t grain = std::max<int64_t>(1, kGrain / std::max<int64_t>(1, M * K));
+  torch::stable::parallel_for(
+      0, N, grain, [&](int64_t first, int64_t last) { linear_outputs(params, isa, first, last); });
+  return y;
+}
+
+}  // namespace
+}  // namespace kogpt::cpu
+
+STABLE_TORCH_LIBRARY_IMPL(kogpt, CPU, library) {
+  library.impl("linear", TORCH_BOX(&kogpt::cpu::linear));
+}

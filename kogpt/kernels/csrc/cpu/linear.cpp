@@ -1,0 +1,165 @@
+// Which kernel runs, and the one in plain C++ for processors without any that is written for them.
+#include "linear.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+
+#include "linear_kernel.h"
+
+namespace kogpt::cpu {
+namespace {
+
+struct Plain {
+  static constexpr int64_t kLanes = 4;
+  struct Words {
+    int16_t lanes[2 * kLanes];
+  };
+  struct Sums {
+    int32_t lanes[kLanes];
+  };
+  struct Floats {
+    float lanes[kLanes];
+  };
+
+  static float from_half(uint16_t bits) {
+    const uint32_t sign = static_cast<uint32_t>(bits & 0x8000) << 16;
+    const uint32_t exponent = bits >> 10 & 31, fraction = bits & 1023;
+    if (exponent == 0) {
+      const float tiny = std::ldexp(static_cast<float>(fraction), -24);
+      return sign ? -tiny : tiny;
+    }
+    const uint32_t wide = exponent == 31 ? 255 : exponent + 112;
+    return from_bits(sign | wide << 23 | fraction << 13);
+  }
+
+  static uint16_t to_half(float value) {
+    const uint16_t sign = std::signbit(value) ? 0x8000 : 0;
+    const float size = std::fabs(value);
+    if (std::isnan(value)) return sign | 0x7e00;
+    if (size >= 65520) return sign | 0x7c00;
+    int exponent;
+    std::frexp(size, &exponent);
+    // A half has 11 bits from its first, and none below 2^-24.
+    const int unit = std::max(exponent - 11, -24);
+    const auto steps = static_cast<uint32_t>(std::nearbyint(std::ldexp(size, -unit)));
+    return sign | static_cast<uint16_t>(steps + (static_cast<uint32_t>(unit + 24) << 10));
+  }
+
+  static float from_bits(uint32_t bits) {
+    float value;
+    std::memcpy(&value, &bits, sizeof value);
+    return value;
+  }
+
+  template <class Vector>
+  static Vector copy(const void* at) {
+    Vector vector;
+    std::memcpy(&vector, at, sizeof vector);
+    return vector;
+  }
+
+  static Words load(const int16_t* at) { return copy<Words>(at); }
+  static Sums load(const int32_t* at) { return copy<Sums>(at); }
+  static Floats load(const float* at) { return copy<Floats>(at); }
+
+  static Floats fma(Floats a, Floats b, Floats c) {
+    for (int64_t i = 0; i < kLanes; ++i) c.lanes[i] += a.lanes[i] * b.lanes[i];
+    return c;
+  }
+  static float sum(Floats a) { return (a.lanes[0] + a.lanes[2]) + (a.lanes[1] + a.lanes[3]); }
+  static Floats to_floats(Sums a) {
+    Floats wide;
+    for (int64_t i = 0; i < kLanes; ++i) wide.lanes[i] = static_cast<float>(a.lanes[i]);
+    return wide;
+  }
+  static Sums dot(Sums sums, Words a, Words b) {
+    for (int64_t i = 0; i < kLanes; ++i) {
+      for (int64_t j = 2 * i; j < 2 * i + 2; ++j) sums.lanes[i] += a.lanes[j] * b.lanes[j];
+    }
+    return sums;
+  }
+
+  static Words widen_int8(const void* at) {
+    Words words;
+    for (int64_t i = 0; i < 2 * kLanes; ++i) words.lanes[i] = static_cast<const int8_t*>(at)[i];
+    return words;
+  }
+  static Words nibbles(const void* at, int n) {
+    Words words = copy<Words>(at);
+    for (int16_t& lane : words.lanes) lane = static_cast<uint16_t>(lane) >> 4 * n & 15;
+    return words;
+  }
+  template <int kCount>
+  static Floats spread(const float* at) {
+    static_assert(kCount == 1, "a vector holds 32 weights of 4 bits");
+    Floats all;
+    for (float& lane : all.lanes) lane = *at;
+    return all;
+  }
+  template <Element kWeight>
+  static void widen(const void* at, Floats& first, Floats& second) {
+    for (int64_t i = 0; i < kLanes; ++i) {
+      if constexpr (kWeight == Element::kFloat32) {
+        first.lanes[i] = static_cast<const float*>(at)[i];
+        second.lanes[i] = static_cast<const float*>(at)[kLanes + i];
+      } else if constexpr (kWeight == Element::kBFloat16) {
+        const uint32_t pair = static_cast<const uint32_t*>(at)[i];
+        first.lanes[i] = from_bits(pair << 16);
+        second.lanes[i] = from_bits(pair & 0xffff0000);
+      } else {
+        first.lanes[i] = from_half(static_cast<const uint16_t*>(at)[i]);
+        second.lanes[i] = from_half(static_cast<const uint16_t*>(at)[kLanes + i]);
+      }
+    }
+  }
+};
+
+constexpr Entry kPlainEntry = Kernel<Plain>::entry();
+
+}  // namespace
+
+#ifdef __x86_64__
+extern const Entry kAvx2Entry, kAvx512Entry, kVnniEntry;
+
+Isa best_isa() {
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                    __builtin_cpu_supports("f16c");
+  if (!avx2) return Isa::kPlain;
+  const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+  if (!avx512) return Isa::kAvx2;
+  return __builtin_cpu_supports("avx512vnni") ? Isa::kVnni : Isa::kAvx512;
+}
+
+static const Entry& entry(Isa isa) {
+  switch (isa) {
+    case Isa::kAvx2:
+      return kAvx2Entry;
+    case Isa::kAvx512:
+      return kAvx512Entry;
+    case Isa::kVnni:
+      return kVnniEntry;
+    default:
+      return kPlainEntry;
+  }
+}
+#else
+Isa best_isa() { return Isa::kPlain; }
+
+static const Entry& entry(Isa) { return kPlainEntry; }
+#endif
+
+size_t linear_scratch(const LinearParams& params) {
+  return params.M * Kernel<Plain>::row_bytes(params);
+}
+
+void linear_prepare(const LinearParams& params, Isa isa) { entry(isa).prepare(params); }
+
+void linear_outputs(const LinearParams& params, Isa isa, int64_t first, int64_t last) {
+  entry(isa).outputs(params, first, last);
+}
+
+}  // namespace kogpt::cpu

@@ -1,0 +1,87 @@
+// The kernel for AVX2.
+#include <immintrin.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+
+#include "linear.h"
+#define KOGPT_TARGET "avx2,fma,f16c"
+#include "target.h"
+
+KOGPT_BEGIN_TARGET
+#include "linear_kernel.h"
+
+namespace kogpt::cpu {
+namespace {
+
+struct Avx2 {
+  using Words = __m256i;
+  using Sums = __m256i;
+  using Floats = __m256;
+  static constexpr int64_t kLanes = 8;
+
+  static float from_half(uint16_t bits) { return _cvtsh_ss(bits); }
+  static uint16_t to_half(float value) { return _cvtss_sh(value, _MM_FROUND_TO_NEAREST_INT); }
+
+  static __m256i load(const void* at) {
+    return _mm256_loadu_si256(static_cast<const __m256i*>(at));
+  }
+  static Words load(const int16_t* at) { return load(static_cast<const void*>(at)); }
+  static Sums load(const int32_t* at) { return load(static_cast<const void*>(at)); }
+  static Floats load(const float* at) { return _mm256_loadu_ps(at); }
+
+  static Floats fma(Floats a, Floats b, Floats c) { return _mm256_fmadd_ps(a, b, c); }
+  static float sum(Floats a) {
+    __m128 four = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+    four = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(four, _mm_movehdup_ps(four)));
+  }
+  static Floats to_floats(Sums a) { return _mm256_cvtepi32_ps(a); }
+  static Sums dot(Sums sums, Words a, Words b) {
+    return _mm256_add_epi32(sums, _mm256_madd_epi16(a, b));
+  }
+
+  static Words widen_int8(const void* at) {
+    return _mm256_cvtepi8_epi16(_mm_loadu_si128(static_cast<const __m128i*>(at)));
+  }
+
+  // The n-th weight of every 16-bit word.
+  static Words nibbles(const void* at, int n) {
+    const Words words = _mm256_srli_epi16(load(at), 4 * n);
+    return n == 3 ? words : _mm256_and_si256(words, _mm256_set1_epi16(15));
+  }
+
+  // Floats at `at`, each in an equal part of the lanes.
+  template <int kCount>
+  static Floats spread(const float* at) {
+    if constexpr (kCount == 1) return _mm256_set1_ps(*at);
+    return _mm256_set_m128(_mm_set1_ps(at[1]), _mm_set1_ps(at[0]));
+  }
+
+  template <Element kWeight>
+  static void widen(const void* at, Floats& first, Floats& second) {
+    if constexpr (kWeight == Element::kFloat32) {
+      first = _mm256_loadu_ps(static_cast<const float*>(at));
+      second = _mm256_loadu_ps(static_cast<const float*>(at) + kLanes);
+    } else if constexpr (kWeight == Element::kBFloat16) {
+      const __m256i pairs = load(at);
+      first = _mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16));
+      second = _mm256_castsi256_ps(_mm256_and_si256(pairs, _mm256_set1_epi32(-65536)));
+    } else {
+      const __m128i* halves = static_cast<const __m128i*>(at);
+      first = _mm256_cvtph_ps(_mm_loadu_si128(halves));
+      second = _mm256_cvtph_ps(_mm_loadu_si128(halves + 1));
+    }
+  }
+};
+
+}  // namespace
+
+extern const Entry kAvx2Entry = Kernel<Avx2>::entry();
+
+}  // namespace kogpt::cpu
+
+KOGPT_END_TARGET

@@ -1,0 +1,82 @@
+// Vectors of AVX-512.
+#pragma once
+
+#include <immintrin.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+
+#include "linear.h"
+#include "target.h"
+
+KOGPT_BEGIN_TARGET
+#include "linear_kernel.h"
+
+namespace kogpt::cpu {
+namespace {
+
+struct Avx512 {
+  using Words = __m512i;
+  using Sums = __m512i;
+  using Floats = __m512;
+  static constexpr int64_t kLanes = 16;
+
+  static float from_half(uint16_t bits) { return _cvtsh_ss(bits); }
+  static uint16_t to_half(float value) { return _cvtss_sh(value, _MM_FROUND_TO_NEAREST_INT); }
+
+  static Words load(const int16_t* at) {
+    Words words = _mm512_loadu_si512(at);
+    asm("" : "+v"(words));  // one load for all that it multiplies, where GCC would repeat it
+    return words;
+  }
+  static Sums load(const int32_t* at) { return _mm512_loadu_si512(at); }
+  static Floats load(const float* at) { return _mm512_loadu_ps(at); }
+
+  static Floats fma(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
+  static float sum(Floats a) { return _mm512_reduce_add_ps(a); }
+  static Floats to_floats(Sums a) { return _mm512_cvtepi32_ps(a); }
+  static Sums dot(Sums sums, Words a, Words b) {
+    return _mm512_add_epi32(sums, _mm512_madd_epi16(a, b));
+  }
+
+  static Words widen_int8(const void* at) {
+    return _mm512_cvtepi8_epi16(_mm256_loadu_si256(static_cast<const __m256i*>(at)));
+  }
+
+  // The n-th weight of every 16-bit word.
+  static Words nibbles(const void* at, int n) {
+    const Words words = _mm512_srli_epi16(_mm512_loadu_si512(at), 4 * n);
+    return n == 3 ? words : _mm512_and_si512(words, _mm512_set1_epi16(15));
+  }
+
+  // Floats at `at`, each in an equal part of the lanes.
+  template <int kCount>
+  static Floats spread(const float* at) {
+    if constexpr (kCount == 1) return _mm512_set1_ps(*at);
+    const __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+    const __m512i part = _mm512_srli_epi32(lane, kCount == 2 ? 3 : 2);
+    return _mm512_permutexvar_ps(part, _mm512_maskz_loadu_ps((1 << kCount) - 1, at));
+  }
+
+  template <Element kWeight>
+  static void widen(const void* at, Floats& first, Floats& second) {
+    if constexpr (kWeight == Element::kFloat32) {
+      first = _mm512_loadu_ps(at);
+      second = _mm512_loadu_ps(static_cast<const float*>(at) + kLanes);
+    } else if constexpr (kWeight == Element::kBFloat16) {
+      const __m512i pairs = _mm512_loadu_si512(at);
+      first = _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16));
+      second = _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(-65536)));
+    } else {
+      const __m256i* halves = static_cast<const __m256i*>(at);
+      first = _mm512_cvtph_ps(_mm256_loadu_si256(halves));
+      second = _mm512_cvtph_ps(_mm256_loadu_si256(halves + 1));
+    }
+  }
+};
+
+}  // namespace
+}  // namespace kogpt::cpu
