@@ -92,6 +92,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_verify(commands)
     add_inspect(commands)
     add_train(commands)
+    add_benchmark(commands)
     return parser
 
 
@@ -370,3 +371,24 @@ def add_watching_arguments(parser: argparse.ArgumentParser) -> None:
     add("--keep", type=int, metavar="N", help="newest checkpoints to keep (default: 2)")
     add("--curve", action=argparse.BooleanOptionalAction, help="draw the losses (default: yes)")
     add("--license-notice", metavar="TEXT", help="licence of the weights, noted with them")
+
+
+def add_benchmark(commands: Commands) -> None:
+    parser = add_command(commands, "benchmark", "time reading and writing, beside what is possible")
+    add_model_arguments(parser)
+    add = parser.add_argument_group("what is measured").add_argument
+    add("--batch", nargs="+", type=int, default=[1], metavar="N", help="rows at once (default: 1)")
+    add(
+        "--prompt-tokens",
+        nargs="+",
+        type=int,
+        default=[32, 512],
+        metavar="N",
+        help="lengths of prompts (default: 32 512)",
+    )
+    add("--new-tokens", type=int, default=32, metavar="N", help="to write (default: 32)")
+    add("--rounds", type=int, default=3, metavar="N", help="medians are taken of (default: 3)")
+    add("--threads", type=int, metavar="N", help="of a CPU (default: torch's own choice)")
+    add("--reference", action="store_true", help="the readable network, nothing prepared")
+    add_json_argument(parser, "the report")
+    parser.add_argument("--plot", metavar="FILE", help="draw the figures: .png, .svg or .pdf")

@@ -18,7 +18,10 @@ from kogpt.cli import main
 from kogpt.kernels import building
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMANDS = ("generate", "chat", "score", "tokenize", "convert", "verify", "inspect", "train")
+COMMANDS = (
+    *("generate", "chat", "score", "tokenize", "convert", "verify", "inspect", "train"),
+    "benchmark",
+)
 
 
 def run_main(args: Sequence[str], input: bytes) -> tuple[int, str, str]:

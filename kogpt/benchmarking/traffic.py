@@ -1,0 +1,32 @@
+"""The bytes that memory must deliver for a token, whatever computes it."""
+
+import torch
+
+from kogpt.model import KoGPT, KoGPTConfig
+
+
+def streamed_bytes(model: KoGPT) -> int:
+    """Bytes of weights read for one token: all but the embedding, of which a token is one row."""
+    prepared: int | None = getattr(model, "streamed_bytes", None)
+    if prepared is not None:  # a prepared model keeps its weights in ways of its own
+        return prepared
+    embedding = model.transformer.wte.weight
+    return sum(weight.nbytes for weight in model.parameters() if weight is not embedding)
+
+
+def cache_bytes(config: KoGPTConfig, dtype: torch.dtype) -> int:
+    """Bytes of the keys and values of one token."""
+    return 2 * config.n_layer * config.n_embd * dtype.itemsize
+
+
+def step_bytes(
+    model: KoGPT, dtype: torch.dtype, batch: int, prompt_tokens: int, new_tokens: int
+) -> float:
+    """Bytes that a decoding step reads, the mean over the steps after the first new token.
+
+    Step k of these, 1 to new_tokens - 1, reads `prompt_tokens` + k keys and values of each row: the
+    sum over k divided by their number is prompt_tokens + new_tokens / 2.
+    """
+    length = prompt_tokens + new_tokens / 2
+    row = model.config.n_embd * dtype.itemsize  # of the embedding
+    return streamed_bytes(model) + batch * (row + cache_bytes(model.config, dtype) * length)

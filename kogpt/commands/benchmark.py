@@ -1,0 +1,102 @@
+"""`kogpt benchmark`: how fast a model reads and writes here, and how much of that is possible."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kogpt.benchmarking import (
+    Bench,
+    Figures,
+    Plan,
+    Report,
+    cache_bytes,
+    describe_machine,
+    peak_memory,
+    process_age,
+    streamed_bytes,
+)
+from kogpt.benchmarking.plot import KINDS, draw, require_matplotlib
+from kogpt.box import BOX
+from kogpt.checkpoint.resources import require_memory
+from kogpt.cli import UsageError
+from kogpt.commands.common import load, memory_errors, print_report
+
+
+def run(args: argparse.Namespace) -> None:
+    check_values(args)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    plan = Plan(args.batch, args.prompt_tokens, args.new_tokens, args.rounds)
+    with memory_errors():
+        bench = Bench(load(args)[0])
+        check_room(bench, plan)
+        report = measure(bench, plan, args)
+    if args.plot:
+        draw(report, Path(args.plot))
+    print_report(report, args.json)
+
+
+def check_values(args: argparse.Namespace) -> None:
+    """Refuses what can be seen to be wrong before the model is loaded."""
+    least = {"batch": 1, "prompt_tokens": 1, "new_tokens": 2, "rounds": 1, "threads": 1}
+    for name, low in least.items():
+        values = getattr(args, name)
+        for value in values if isinstance(values, list) else [values]:
+            if value is not None and value < low:
+                option = "--" + name.replace("_", "-")
+                raise UsageError(f"argument {option}: must be at least {low}, is {value}")
+    if args.plot:
+        check_plot(Path(args.plot))
+
+
+def check_plot(path: Path) -> None:
+    """Refuses a picture that could not be written once everything is measured."""
+    if path.suffix not in KINDS:
+        raise UsageError(f"argument --plot: must end in {' or '.join(KINDS)}: {path}")
+    if not path.absolute().parent.is_dir():
+        raise UsageError(f"argument --plot: no such folder: {path.parent}")
+    require_matplotlib()
+
+
+def check_room(bench: Bench, plan: Plan) -> None:
+    """Refuses what the context or the memory cannot hold.
+
+    Raises:
+        UsageError: a prompt and what is written after it exceed the context.
+        NotEnoughResourcesError: the largest cache does not fit the memory.
+    """
+    config = bench.model.config
+    tokens = max(plan.prompts) + plan.new_tokens
+    if tokens > config.n_positions:
+        raise UsageError(
+            f"arguments --prompt-tokens and --new-tokens: {tokens} tokens exceed the model's"
+            f" context of {config.n_positions}"
+        )
+    batch = max(plan.batches)
+    needed = batch * tokens * cache_bytes(config, bench.dtype)
+    require_memory(bench.device, needed, f"the cache of a batch of {batch}")
+
+
+def measure(bench: Bench, plan: Plan, args: argparse.Namespace) -> Report:
+    """The first token, then everything else."""
+    bench.run(Figures(1, min(plan.prompts), 1, 0))
+    start = {"seconds": process_age(), "peak_memory": peak_memory(bench.device)}
+    machine = describe_machine(bench.device)
+    figures = bench.measure(plan)
+    return Report(about_model(bench, args), machine, start, bench.bandwidth, figures)
+
+
+def about_model(bench: Bench, args: argparse.Namespace) -> dict[str, Any]:
+    config = bench.model.config
+    streamed = streamed_bytes(bench.model)
+    weights = config.num_parameters - config.vocab_size * config.n_embd
+    return {
+        "path": str(Path(args.model or BOX)),
+        "parameters": config.num_parameters,
+        "dtype": str(bench.dtype).removeprefix("torch."),
+        "decoding": "reference" if args.reference else "fast",
+        "streamed_bytes": streamed,
+        "bits_per_weight": 8 * streamed / weights,
+    }

@@ -1,0 +1,187 @@
+"""`kogpt benchmark`: what it counts, what it prints, what it refuses."""
+
+import json
+import statistics
+import sys
+import time
+
+import pytest
+import torch
+
+from kogpt.benchmarking import (
+    Bench,
+    Figures,
+    Plan,
+    Report,
+    cache_bytes,
+    generate,
+    read_bandwidth,
+    step_bytes,
+    streamed_bytes,
+)
+from kogpt.benchmarking.plot import draw
+from kogpt.checkpoint import load_model
+from kogpt.model import PRESETS, KoGPT, KoGPTConfig
+from tests.cli.test_commands import kogpt, refusal
+
+QUICK = ("--prompt-tokens", "4", "--new-tokens", "3", "--rounds", "2")
+
+# Width 8, inner 32, one block: 4 projections of 64, fc_in and fc_out of 256 with biases of 32 and
+# 8, two norms of 16; a head of 10 x 8 with 10 biases. The embedding, 10 x 8 too, is not among it.
+TINY = KoGPTConfig(vocab_size=10, n_positions=64, n_embd=8, n_layer=1, n_head=2, rotary_dim=4)
+TINY_STREAMED = 4 * 64 + 2 * 256 + 32 + 8 + 2 * 16 + 10 * 8 + 10
+
+
+def test_streamed_bytes_are_all_weights_but_the_embedding():
+    assert streamed_bytes(KoGPT(TINY)) == 4 * TINY_STREAMED
+    assert streamed_bytes(KoGPT(TINY).bfloat16()) == 2 * TINY_STREAMED
+
+
+def test_the_whole_model_streams_what_the_page_of_limits_says():
+    with torch.device("meta"):
+        model = KoGPT(PRESETS["kogpt-6b"]).bfloat16()
+    assert streamed_bytes(model) == 2 * (6_166_502_400 - 64_512 * 4096)  # 11.80 GB
+    assert cache_bytes(model.config, torch.bfloat16) == 458_752
+
+
+def test_a_prepared_model_says_itself_what_it_streams():
+    model = KoGPT(TINY)
+    model.streamed_bytes = 123
+    assert streamed_bytes(model) == 123
+
+
+def test_a_step_reads_the_weights_once_and_the_embedding_and_cache_of_each_row():
+    # Steps 2 to 4 of 4 read 6, 7 and 8 keys and values of 8 floats behind a prompt of 5.
+    row = 4 * 8 + 2 * 4 * 8 * (6 + 7 + 8) / 3
+    assert step_bytes(KoGPT(TINY), torch.float32, 3, 5, 4) == 4 * TINY_STREAMED + 3 * row
+
+
+def test_rates_are_counts_over_seconds_and_the_first_token_is_the_prompt_s():
+    figures = Figures(batch=2, prompt_tokens=10, new_tokens=5, step_bytes=1e9)
+    figures.add([0.5, 1.0, 1.5, 2.0, 2.5], 7)
+    figures.add([1.0, 2.0, 3.0, 4.0, 9.0], 9)
+    figures.add([0.25, 0.5, 0.75, 1.0, 1.25], 8)
+    assert figures.prefill_rates == [40, 20, 80]
+    assert figures.decode_rates == [4, 1, 8]
+    assert figures.read_rate == 2e9  # two steps a second, the median
+    found = figures.to_dict(bandwidth=8e9)
+    assert found["fraction_of_bandwidth"] == 0.25
+    assert found["decode_tokens_per_second"] == {"median": 4, "rounds": [4, 1, 8]}
+    assert found["peak_memory"] == 9
+
+
+def test_the_clock_writes_what_greedy_reading_of_the_whole_text_writes():
+    model = load_model()
+    prompts = torch.randint(5, 8000, (2, 7), generator=torch.Generator().manual_seed(1))
+    ids, times = generate(model, prompts, 6)
+    assert ids.shape == (2, 6) and times == sorted(times) and len(times) == 6
+    with torch.inference_mode():
+        likeliest = model(torch.cat((prompts, ids), dim=1)).argmax(-1)
+    assert torch.equal(likeliest[:, 6:-1], ids)
+
+
+def test_reading_alone_is_faster_than_reading_for_a_copy():
+    source = torch.zeros(1 << 26)
+    target = torch.empty_like(source)
+    start = time.perf_counter()
+    target.copy_(source)
+    copied = source.nbytes / (time.perf_counter() - start)
+    assert copied < read_bandwidth(torch.device("cpu")) < 1e13  # no memory delivers 10 TB a second
+
+
+def test_every_shape_is_run_in_every_round():
+    bench = Bench(load_model())
+    figures = bench.measure(Plan((1, 2), (3, 4), new_tokens=2, rounds=2))
+    shapes = [(f.batch, f.prompt_tokens) for f in figures]
+    assert shapes == [(1, 3), (1, 4), (2, 3), (2, 4)]
+    assert all(len(f.first_token) == len(f.decode) == 2 for f in figures)
+
+
+def test_json_has_the_keys_that_the_page_documents():
+    found = json.loads(kogpt("benchmark", *QUICK, "--batch", "1", "2", "--json").stdout)
+    assert list(found) == ["model", "machine", "start", "read_bandwidth", "runs"]
+    model = found["model"]
+    assert model["parameters"] == 8_833_856 and model["dtype"] == "float32"
+    assert model["decoding"] == "fast"
+    assert [run["batch"] for run in found["runs"]] == [1, 2]
+    for run in found["runs"]:
+        rates = run["decode_tokens_per_second"]
+        assert len(rates["rounds"]) == 2
+        assert rates["median"] == statistics.median(rates["rounds"]) > 0
+        steps = rates["median"] / run["batch"]
+        assert run["bytes_per_second"] == pytest.approx(steps * run["bytes_per_step"], rel=1e-6)
+        share = run["bytes_per_second"] / found["read_bandwidth"]
+        assert run["fraction_of_bandwidth"] == pytest.approx(share)
+    assert found["machine"]["threads"] == torch.get_num_threads()
+
+
+def test_the_table_has_a_row_for_each_shape_and_so_has_the_picture(tmp_path):
+    pytest.importorskip("matplotlib")
+    args = ("--batch", "1", "2", "--reference", "--plot", str(tmp_path / "a.svg"))
+    lines = kogpt("benchmark", *QUICK, *args).stdout.splitlines()
+    assert lines[0].endswith("8.8 M parameters, 32.00 bits a weight, float32, reference")
+    assert [line.split()[0] for line in lines[:4]] == ["model", "machine", "bandwidth", "start"]
+    assert [line.split()[:2] for line in lines[-2:]] == [["1", "4"], ["2", "4"]]
+    assert len({len(line) for line in lines[-3:]}) == 1  # columns are flush
+    drawn = (tmp_path / "a.svg").read_text()
+    assert drawn.count("<!-- 1 x 4 -->") == drawn.count("<!-- 2 x 4 -->") == 2
+
+
+def test_the_dtype_asked_for_is_the_one_that_is_measured():
+    done = kogpt("benchmark", *QUICK, "--dtype", "bfloat16", "--json")
+    assert json.loads(done.stdout)["model"]["bits_per_weight"] == 16
+
+
+def test_threads_are_those_asked_for():
+    before = torch.get_num_threads()
+    try:
+        done = kogpt("benchmark", *QUICK, "--threads", "1", "--json")
+    finally:
+        torch.set_num_threads(before)
+    assert json.loads(done.stdout)["machine"]["threads"] == 1
+
+
+def test_the_picture_shows_both_speeds(tmp_path):
+    image = pytest.importorskip("matplotlib.image")
+    figures = [Figures(batch, 32, 5, 1e9) for batch in (1, 8)]
+    for shape in figures:
+        shape.add([0.1, 0.2, 0.3, 0.4, 0.5], 1)
+        shape.add([0.1, 0.3, 0.5, 0.7, 0.9], 1)
+    about = {"path": "folder", "dtype": "bfloat16"}
+    draw(Report(about, {"device": "a machine"}, {}, 8e9, figures), tmp_path / "a.png")
+    pixels = image.imread(tmp_path / "a.png")[..., :3]
+    halves = pixels[:, : pixels.shape[1] // 2], pixels[:, pixels.shape[1] // 2 :]
+    bluish, orange = (half[..., 2] - half[..., 0] for half in halves)  # blue less red
+    assert (bluish > 0.3).mean() > 0.1 and (orange < -0.3).mean() > 0.1
+
+
+def test_a_missing_library_is_named_with_the_command_that_installs_it(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    line = refusal("benchmark", *QUICK, "--plot", str(tmp_path / "a.png"), code=1)
+    assert "pip install 'kogpt[train]'" in line
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (("--batch", "1", "0"), "--batch: must be at least 1, is 0"),
+        (("--prompt-tokens", "-4"), "--prompt-tokens: must be at least 1, is -4"),
+        (("--new-tokens", "1"), "--new-tokens: must be at least 2, is 1"),
+        (("--rounds", "0"), "--rounds: must be at least 1, is 0"),
+        (("--threads", "0"), "--threads: must be at least 1, is 0"),
+        (("--prompt-tokens", "32", "1020"), "1052 tokens exceed the model's context of 1024"),
+        (("--plot", "figures.txt"), "--plot: must end in .png or .svg or .pdf: figures.txt"),
+        (("--plot", "no/such/figures.png"), "--plot: no such folder: no/such"),
+    ],
+)
+def test_a_value_that_cannot_be_is_one_line_and_exit_code_2(args, words):
+    assert words in refusal("benchmark", *args, code=2)
+
+
+def test_a_folder_that_is_not_there_is_exit_code_3():
+    assert "nowhere" in refusal("benchmark", "--model", "nowhere", code=3)
+
+
+def test_a_cache_larger_than_the_memory_is_exit_code_4_and_told_at_once():
+    line = refusal("benchmark", "--batch", "100000000", code=4)
+    assert "the cache of a batch of 100000000: not enough memory on cpu" in line
