@@ -109,7 +109,7 @@ class ConversionOptions:
     def _check_quantize(self) -> None:
         if self.quantize not in (None, "int8", "int4"):
             raise ValueError(f"quantize is {self.quantize!r}, it must be int8 or int4")
-        if self.quantize != "int4" and (self.group_size or self.zero_points):
+        if self.quantize != "int4" and (self.group_size is not None or self.zero_points):
             raise ValueError("group_size and zero_points must be left out unless quantize is int4")
         if self.group_size is not None and (self.group_size < 1 or self.group_size % IN_WORD):
             raise ValueError(f"group_size is {self.group_size}, it must be a multiple of {IN_WORD}")

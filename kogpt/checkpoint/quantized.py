@@ -73,6 +73,8 @@ class QuantizedMatrices:
             if (scheme := quantization.scheme(name))
         }
         self.parts = {part.name for matrix in self.tensors.values() for part in matrix.parts}
+        for name in self.tensors.keys() & owner.keys() - self.parts:
+            raise InputRefusedError(f"{owner[name].path}: {name} is there beside {name}_packed")
 
     def read(self, name: str, rows: slice = slice(None)) -> Tensor:
         """Rows of a matrix as float32, which holds every product of integer and scale."""

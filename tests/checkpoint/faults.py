@@ -26,6 +26,14 @@ def convert_small(root: Path) -> None:
     convert(root / "src", root / "dst", ConversionOptions(max_shard_size=6000, quiet=True))
 
 
+def quantize_small(root: Path) -> None:
+    """A conversion to 4 bits with zero points, in shards that cut matrices apart."""
+    options = ConversionOptions(
+        quantize="int4", group_size=8, zero_points=True, max_shard_size=1500, quiet=True
+    )
+    convert(root / "src", root / "dst", options)
+
+
 def save_small(root: Path) -> None:
     """What training does: a checkpoint of weights in memory."""
     write_checkpoint(root / "dst", CONFIG, tiny_state(), max_shard_size=6000)

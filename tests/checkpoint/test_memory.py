@@ -1,5 +1,6 @@
 """Conversion takes little memory, however large the checkpoint."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ from tests.checkpoint.tiny import write_config
 from tests.scale import scaled
 
 WATCHED = """
-import sys, threading, time, torch
+import json, sys, threading, time, torch
 def anonymous():
     return int(next(l for l in open("/proc/self/status") if l.startswith("RssAnon")).split()[1])
 base, peak, stop = anonymous(), 0, threading.Event()
@@ -23,15 +24,23 @@ def watch():
         peak = max(peak, anonymous())
 from kogpt.checkpoint import ConversionOptions, convert, load_model
 watcher = threading.Thread(target=watch); watcher.start()
-convert(sys.argv[1], sys.argv[2], ConversionOptions(dtype=sys.argv[3], quiet=True))
+convert(sys.argv[1], sys.argv[2], ConversionOptions(**json.loads(sys.argv[3]), quiet=True))
 stop.set(); watcher.join()
 print((peak - base) // 1024)
 """
 
+KINDS = (
+    {"dtype": "float32"},
+    {"quantize": "int4", "zero_points": True},
+    {"quantize": "int8", "dtype": "float32"},
+    {"dtype": "float16"},
+    {"dtype": "bfloat16"},
+)
+
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
-@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"][: scaled(1, 3)])
-def test_converting_takes_at_most_half_a_gigabyte(tmp_path, dtype):
+@pytest.mark.parametrize("options", KINDS[: scaled(2, 5)], ids=str)
+def test_converting_takes_at_most_half_a_gigabyte(tmp_path, options):
     """A checkpoint of 0.25 GB, at full scale 2 GB, beside masks that are never read.
 
     Measured is anonymous memory above `import torch`, sampled; the bound is what a dry run says.
@@ -40,7 +49,8 @@ def test_converting_takes_at_most_half_a_gigabyte(tmp_path, dtype):
     config = KoGPTConfig(vocab_size=16384, n_embd=width, n_layer=scaled(1, 5), n_positions=64)
     write_config(tmp_path / "src", config)
     torch.save(hollow_state(config), tmp_path / "src" / "pytorch_model.bin")
-    command = [sys.executable, "-c", WATCHED, tmp_path / "src", tmp_path / "dst", dtype]
+    folders, options = [tmp_path / "src", tmp_path / "dst"], json.dumps(options)
+    command = [sys.executable, "-c", WATCHED, *folders, options]
     result = subprocess.run(
         command, check=True, capture_output=True, text=True, cwd=Path(__file__).parents[2]
     )
