@@ -1,9 +1,16 @@
-"""Drawing tokens: one uniform number per (seed, sample, step), and the inverse of the CDF.
+"""Drawing tokens: a race whose runners' luck depends on nothing but the request.
 
-A token is a function of the logits and of one number that depends on nothing but the request. So
-a request draws the same tokens alone or in a batch, on any device, whatever was drawn before it,
-as far as its logits are the same; where they differ in the last bits (other matrix shapes, other
-kernels), a token differs only if its number falls within those bits of a boundary.
+Each token of the vocabulary draws an exponential variate and divides it by its probability; the
+smallest quotient wins, which is as probable as the token is. The variates are a function of (seed,
+sample, step, token). So a request draws the same tokens alone or in a batch, on any device,
+whatever was drawn before it, as far as its logits are the same. Where they differ a little (other
+matrix shapes, other kernels, a narrower dtype), the same token wins nearly as often as any way of
+drawing could have it: distributions P and Q with total variation distance d agree at least
+(1 - d) / (1 + d) of the time, and the best possible, for somebody who sees both, is 1 - d. (The
+inverse of a CDF has no such bound: a little mass moved at low ids shifts all the ids above.)
+
+Source: Daliri et al., "Coupling without communication and drafter-invariant speculative decoding"
+(arXiv 2408.07978), where the race is called Gumbel sampling.
 
 Dimension key: `B` rows, `V` vocabulary.
 """
@@ -18,27 +25,51 @@ from kogpt.generation.processors import History
 from kogpt.generation.sample import NO_TOKEN, Sample
 
 
-def uniforms(seed: int, sample: int, count: int) -> Tensor:
-    """The numbers in [0, 1) that the steps of one sample use, (count,), float64.
+def step_words(seed: int, sample: int, count: int) -> Tensor:
+    """The 64 random bits from which each step of one sample draws, (count,), int64.
 
     They come from the counter-based generator Philox with (seed, sample) as its key, so no two
-    samples share a stream, and from its raw 64-bit words, which NumPy promises never to change.
+    samples share a stream, and are its raw words, which NumPy promises never to change.
 
     Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011).
     """
-    words = np.random.Philox(key=np.array([seed, sample], dtype=np.uint64)).random_raw(count)
-    return torch.from_numpy((words >> np.uint64(11)) * 2.0**-53)
+    philox = np.random.Philox(key=np.array([seed, sample], dtype=np.uint64))
+    return torch.from_numpy(philox.random_raw(count).view(np.int64))
 
 
-def draw(logits: Tensor, uniform: Tensor) -> Tensor:
-    """Ids (B,) at which the CDFs of `logits` (B, V), in vocabulary order, pass `uniform` (B,).
+def split_mix(words: Tensor, count: int) -> Tensor:
+    """The first `count` outputs of the generator SplitMix64 seeded by each of `words` (B,).
 
-    The softmax is that of the logits' dtype, the sums are float64. A token of probability 0 is
-    not drawn, since the CDF does not rise there (a GPU, which adds in another order for each sum,
-    may let it rise by 1e-16).
+    Source: Steele et al., "Fast splittable pseudorandom number generators" (OOPSLA 2014).
+
+    Returns:
+        (B, count), int64, to be read as 64 bits: sums and products wrap around.
     """
-    cdf = logits.softmax(-1).cumsum(-1, dtype=torch.float64)
-    return torch.searchsorted(cdf, uniform[:, None] * cdf[:, -1:], right=True).squeeze(-1)
+    places = torch.arange(1, count + 1, device=words.device)
+    z = words[:, None] + places * _signed(0x9E3779B97F4A7C15)
+    z = (z ^ _shifted(z, 30)) * _signed(0xBF58476D1CE4E5B9)
+    z = (z ^ _shifted(z, 27)) * _signed(0x94D049BB133111EB)
+    return z ^ _shifted(z, 31)
+
+
+def draw(logits: Tensor, words: Tensor) -> Tensor:
+    """Ids (B,) drawn from the softmax of `logits` (B, V) by `words` (B,).
+
+    A token of probability 0 is not drawn.
+    """
+    bits = _shifted(split_mix(words, logits.size(-1)), 12)
+    uniforms = (bits.double() + 0.5) * 2.0**-52  # of 53 bits, so exact, and neither 0 nor 1
+    return (uniforms.log().neg() / logits.softmax(-1)).argmin(-1)
+
+
+def _shifted(words: Tensor, places: int) -> Tensor:
+    """The bits of `words` moved right, zeros coming in from the left."""
+    return (words >> places) & (2 ** (64 - places) - 1)
+
+
+def _signed(word: int) -> int:
+    """64 bits above 2^63 as torch writes them."""
+    return word - 2**64
 
 
 class Sampler:
@@ -50,8 +81,8 @@ class Sampler:
             for rows in _rows_that_share_parameters(samples)
         ]
         steps = max(sample.request.limit for sample in samples)
-        streams = [uniforms(s.request.seed, s.index, steps) for s in samples]
-        self.uniforms = torch.stack(streams).to(device)  # (B, steps)
+        streams = [step_words(s.request.seed, s.index, steps) for s in samples]
+        self.words = torch.stack(streams).to(device)  # (B, steps)
 
     @torch.inference_mode()
     def __call__(self, logits: Tensor, history: History) -> Tensor:
@@ -61,7 +92,7 @@ class Sampler:
             allowed = processor.constrain(logits[rows], history.select(rows))
             best, chosen = allowed.max(-1)
             if processor.params.temperature > 0:
-                chosen = draw(processor.warp(allowed), self.uniforms[rows, history.generated])
+                chosen = draw(processor.warp(allowed), self.words[rows, history.generated])
             ids[rows] = chosen.masked_fill(~best.isfinite(), NO_TOKEN)
         return ids
 
