@@ -18,6 +18,8 @@ def load(
     path: str | PathLike[str] | None = None,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
+    *,
+    fast: bool = False,
 ) -> tuple[KoGPT, Tokenizer]:
     """Loads the model and the tokenizer of one folder.
 
@@ -26,6 +28,8 @@ def load(
         dtype: dtype to compute in; None for the one stored, or float32 where that is float16
             and the device a CPU.
         device: where the model goes; None for the CPU.
+        fast: the model prepared for decoding (`kogpt.fast`): the same function, some times as fast,
+            and weights stay as they are stored, in 16, 8 or 4 bits. Not to train or take apart.
 
     Returns:
         The model, in evaluation mode, and the tokenizer.
@@ -34,4 +38,8 @@ def load(
         InputRefusedError: a file is missing, damaged, or of a kind that cannot be used.
         NotEnoughResourcesError: the memory does not hold the model.
     """
+    if fast:
+        from kogpt.fast import load_fast
+
+        return load_fast(path, dtype=dtype, device=device), load_tokenizer(path)
     return load_model(path, dtype=dtype, device=device), load_tokenizer(path)

@@ -39,7 +39,7 @@ class Batch:
                 prompts. Logits do not depend on it.
             use_cache: keep keys and values; without, every step reads all columns again.
         """
-        device = model.lm_head.weight.device
+        device = model.device
         width = max(map(len, prompts))
         padded = [[prompt[0]] * (width - len(prompt)) + list(prompt) for prompt in prompts]
         self.model = model

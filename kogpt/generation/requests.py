@@ -102,7 +102,7 @@ def _processor(
         if any(id >= rows for id in getattr(params, name)):
             raise ValueError(f"{name} names id {max(getattr(params, name))}, ids end at {rows - 1}")
     processor = LogitsProcessor(
-        params, Vocabulary.of(tokenizer), rows, tokenizer.eos_id, model.lm_head.weight.device
+        params, Vocabulary.of(tokenizer), rows, tokenizer.eos_id, model.device
     )
     known.append(processor)
     return processor

@@ -119,7 +119,7 @@ def sequence_logprobs(
     """
     width = max(map(len, rows))
     padded = [[*row, *[row[0]] * (width - len(row))] for row in rows]
-    ids = torch.tensor(padded, device=model.lm_head.weight.device)
+    ids = torch.tensor(padded, device=model.device)
     results: list[list[TokenLogprob]] = [[] for _ in rows]
     cache = KVCache(width)
     for columns, targets in zip(

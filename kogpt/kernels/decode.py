@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from kogpt.kernels.attention import mix, obstacle, scores
+from kogpt.kernels.attention import DTYPES, HEAD_DIMS, mix, scores
 from kogpt.kernels.extension import extension_available
 
 MAX_TOKENS = 8  # kMaxDecodeTokens of csrc/attention.h
@@ -66,9 +66,19 @@ def decode_attention(step: DecodeStep) -> Tensor:
         counters = torch.zeros(q.size(0), q.size(2), dtype=torch.int32, device=q.device)
         step = step._replace(counters=counters)
     check_decode(step)
-    if q.is_cuda and (obstacle(q, step.keys, step.values) or not extension_available(q.device)):
+    if decode_obstacle(q.device, q.dtype, q.size(3)) or not extension_available(q.device):
         return decode_attention_reference(step)
     return torch.ops.kogpt.decode_attention(*step)
+
+
+def decode_obstacle(device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
+    """What keeps the kernel of a device from taking such heads; None if nothing."""
+    dtypes = DTYPES if device.type == "cuda" else (torch.float32, *DTYPES)
+    if dtype not in dtypes:
+        return str(dtype).removeprefix("torch.")
+    if device.type == "cuda" and head_dim not in HEAD_DIMS:
+        return f"heads of {head_dim}"
+    return None
 
 
 def check_decode(step: DecodeStep) -> None:

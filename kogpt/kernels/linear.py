@@ -17,7 +17,7 @@ from kogpt.kernels.extension import extension_available
 
 MAX_ROWS = 8  # kMaxLinearRows of csrc/linear.h
 BLOCK = 128  # inputs that a kernel takes at a time
-SMALLEST_GROUP = 32
+SMALLEST_GROUP = 32  # of 4 bits; of 8 bits, a block
 WIDENED = 1 << 24  # most weights that are widened at once for the library's product
 
 
@@ -47,17 +47,14 @@ class Weight(NamedTuple):
         return N, words * (8 if self.values.dtype == torch.int32 else 1)
 
     @property
-    def nbytes(self) -> int:
-        """Bytes that one product reads."""
-        return sum(part.nbytes for part in self if part is not None)
+    def group_size(self) -> int:
+        """Inputs that share a scale; all of them where there is none."""
+        return self.shape[1] // (1 if self.scale is None else self.scale.size(1))
 
     def rows(self, rows: slice) -> "Weight":
         """Some of the outputs."""
-        return Weight(*(part if part is None else part[rows] for part in self))
-
-    def to(self, device: torch.device) -> "Weight":
-        """The same on another device."""
-        return Weight(*(part if part is None else part.to(device) for part in self))
+        scale, offset = (part if part is None else part[rows] for part in self[1:])
+        return Weight(self.values[rows], scale, offset)
 
     def dequantize(self, dtype: torch.dtype) -> Tensor:
         """The weights (N, K), at least float32 in the making."""
@@ -115,8 +112,9 @@ def obstacle(x: Tensor, weight: Weight) -> str | None:
         return "weights of another dtype"
     if K % BLOCK:
         return f"{K} inputs, no multiple of {BLOCK}"
-    if weight.scale is not None and (K // weight.scale.size(1)) % SMALLEST_GROUP:
-        return f"groups of {K // weight.scale.size(1)}, no multiple of {SMALLEST_GROUP}"
+    smallest = SMALLEST_GROUP if weight.bits == 4 else BLOCK
+    if weight.group_size % smallest:
+        return f"groups of {weight.group_size}, no multiple of {smallest}"
     return None
 
 

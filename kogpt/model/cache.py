@@ -38,12 +38,20 @@ class KVCache:
         end = self.length + k.size(1)
         if end > self.capacity:
             raise ValueError(f"{end} tokens do not fit a cache of {self.capacity}")
+        keys, values = self.buffers(layer, k, v)
+        keys[:, self.length : end] = k
+        values[:, self.length : end] = v
+        return keys[:, :end], values[:, :end]
+
+    def buffers(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """All places of a layer, full and empty, (B, capacity, H, D) views of its two buffers.
+
+        Made when first asked for, for keys and values such as `k` and `v`; then always the same.
+        """
         if layer == len(self._layers):
             self._layers.append((self._buffer(k), self._buffer(v)))
-        for buffer, new in zip(self._layers[layer], (k, v), strict=True):
-            buffer[:, :, self.length : end] = new.transpose(1, 2)
         keys, values = self._layers[layer]
-        return keys[:, :, :end].transpose(1, 2), values[:, :, :end].transpose(1, 2)
+        return keys.transpose(1, 2), values.transpose(1, 2)
 
     def advance(self, count: int) -> None:
         """Counts `count` tokens as held, once every layer has appended them."""

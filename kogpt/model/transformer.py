@@ -175,6 +175,11 @@ class KoGPT(nn.Module):
         logits = self.lm_head(hidden)
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are, and where ids must be."""
+        return self.lm_head.weight.device
+
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None = None) -> None:
         """Draws new weights: normal(0, initializer_range), biases 0, norms the identity."""

@@ -1,0 +1,78 @@
+"""CUDA graphs of decode steps: hundreds of kernels launched as one.
+
+A step at batch 1 is about 200 kernels of a few microseconds each, which Python and the driver would
+take longer to launch than the GPU to run. A graph is recorded once for a cache and replayed.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from kogpt.model import KVCache
+
+
+class StepInput(NamedTuple):
+    """All of a step that changes from one to the next.
+
+    Attributes:
+        input_ids: the new tokens (B, T).
+        lengths: tokens that each row of the cache holds, (B,).
+        starts: as for `KoGPT.forward`.
+    """
+
+    input_ids: Tensor
+    lengths: Tensor
+    starts: Tensor | None
+
+
+# Hidden states (B, T, C) of the new tokens, which it appends to the cache.
+Run = Callable[[StepInput, KVCache], Tensor]
+
+
+class Recording(NamedTuple):
+    """A graph, the tensors it reads and the one it writes."""
+
+    graph: torch.cuda.CUDAGraph
+    given: StepInput
+    hidden: Tensor
+
+    def replay(self, step: StepInput) -> Tensor:
+        self.given.input_ids.copy_(step.input_ids)
+        self.given.lengths.copy_(step.lengths)
+        if self.given.starts is not None and step.starts is not None:
+            self.given.starts.copy_(step.starts)
+        self.graph.replay()
+        return self.hidden.clone()  # the next replay overwrites it
+
+
+class Graphs:
+    """The graphs of one model: for each cache in use, one for each number of new tokens."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._recordings: WeakKeyDictionary[KVCache, dict[int, Recording | None]] = (
+            WeakKeyDictionary()
+        )
+
+    def __call__(self, step: StepInput, cache: KVCache) -> Tensor:
+        """Runs a step; the first of its kind as it is, which makes buffers and loads kernels."""
+        recordings = self._recordings.setdefault(cache, {})
+        T = step.input_ids.size(1)
+        if T not in recordings:
+            recordings[T] = None
+            return self._run(step, cache)
+        recording = recordings[T]
+        if recording is None:
+            recording = recordings[T] = self._record(step, cache)
+        return recording.replay(step)
+
+    def _record(self, step: StepInput, cache: KVCache) -> Recording:
+        starts = None if step.starts is None else step.starts.clone()
+        given = StepInput(step.input_ids.clone(), step.lengths.clone(), starts)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            hidden = self._run(given, cache)
+        return Recording(graph, given, hidden)

@@ -1,0 +1,205 @@
+"""KoGPT prepared for decoding: what `kogpt.model.KoGPT` computes, with as little as possible to do.
+
+GPT-J's parallel residual lets a block be two products: q, k, v and fc_in read the same normed input
+and are one matrix, out_proj and fc_out add into the same sum and are another. Weights stay as they
+are stored, in 16, 8 or 4 bits. The model to read, and the oracle of this one, is
+`kogpt/model/transformer.py`; both are called in the same way.
+
+Dimension key as there: `B` batch, `T` new tokens, `S` cached + new tokens, `H` heads, `D` head dim,
+`C` n_embd, `F` inner dim, `V` vocabulary.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kogpt.fast.graph import Graphs, StepInput
+from kogpt.kernels import Weight, attention, linear
+from kogpt.kernels.decode import MAX_TOKENS, ROTARY_MULTIPLE, decode_obstacle
+from kogpt.kernels.extension import extension_available
+from kogpt.model import KoGPT, KoGPTConfig, KVCache
+from kogpt.model.rotary import RotaryEmbedding, Rotation
+from kogpt.model.transformer import Transformer
+
+
+class Norm(NamedTuple):
+    """A LayerNorm."""
+
+    weight: Tensor
+    bias: Tensor
+    eps: float
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
+
+
+class Linear(NamedTuple):
+    """A linear layer."""
+
+    weight: Weight
+    bias: Tensor
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight, self.bias)
+
+    def tensors(self) -> list[Tensor]:
+        """All of which it is made."""
+        return [part for part in (*self.weight, self.bias) if part is not None]
+
+
+@dataclass
+class FastBlock:
+    """Attention and MLP side by side, as two products.
+
+    Attributes:
+        layer: which block of the model, and so of the cache.
+        widths: of q, k, v and the MLP's inner layer in what `enter` gives.
+        norm: ln_1.
+        enter: q_proj, k_proj, v_proj and fc_in, (3C + F, C).
+        leave: out_proj and fc_out, (C, C + F).
+    """
+
+    layer: int
+    head_dim: int
+    widths: tuple[int, int, int, int]
+    norm: Norm
+    enter: Linear
+    leave: Linear
+
+    def __call__(self, x: Tensor, attend: "Attend") -> Tensor:
+        q, k, v, hidden = self.enter(self.norm(x)).split(self.widths, dim=-1)
+        q, k, v = (part.unflatten(-1, (-1, self.head_dim)) for part in (q, k, v))
+        mixed = attend(self.layer, q, k, v).flatten(2)  # (B, T, C)
+        hidden = F.gelu(hidden, approximate="tanh")  # (B, T, F)
+        return x + self.leave(torch.cat((mixed, hidden), dim=-1))
+
+
+class Attend(Protocol):
+    """Attention of q, k, v (B, T, H, D), and whatever surrounds it; gives (B, T, H, D)."""
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor: ...
+
+
+class ManyTokens(NamedTuple):
+    """Reads a prompt: rotary, append and attention one after the other."""
+
+    rotate: Rotation
+    cache: KVCache | None
+    starts: Tensor | None
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q, k = self.rotate(q), self.rotate(k)
+        if self.cache is not None:
+            k, v = self.cache.append(layer, k, v)
+        return attention(q, k, v, starts=self.starts)
+
+
+class FewTokens(NamedTuple):
+    """Reads up to `MAX_TOKENS` more tokens: rotary, append and attention in one kernel."""
+
+    step: StepInput
+    cache: KVCache
+    angles: Tensor  # (2, n_positions, R/2)
+    counters: Tensor
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        keys, values = self.cache.buffers(layer, k, v)
+        cos, sin = self.angles
+        _, lengths, starts = self.step
+        # The op itself, whose checks need not be repeated for each layer of each step.
+        return torch.ops.kogpt.decode_attention(
+            q, k, v, keys, values, lengths, cos, sin, starts, self.counters
+        )
+
+
+class FastTransformer(Transformer):
+    """Token embedding, blocks and the final norm: ids in, hidden states out."""
+
+    def __init__(
+        self, config: KoGPTConfig, wte: Tensor, blocks: list[FastBlock], ln_f: Norm
+    ) -> None:
+        nn.Module.__init__(self)  # what the base class would make is made
+        self.n_positions, self.n_head = config.n_positions, config.n_head
+        self.embedding, self.blocks, self.norm = wte, blocks, ln_f
+        self.rotary = RotaryEmbedding(config.rotary_width, config.n_positions).to(wte.device)
+        self.angles = self.rotary.table  # (2, n_positions, R/2)
+        self.has_kernel = has_decode_kernel(config, wte.device, ln_f.weight.dtype)
+        self.run_few = Graphs(self.read_few) if wte.is_cuda else self.read_few
+
+    def forward(
+        self, input_ids: Tensor, cache: KVCache | None = None, starts: Tensor | None = None
+    ) -> Tensor:
+        """Hidden states (B, T, C) of `input_ids`; the arguments are those of `KoGPT.forward`."""
+        B, T = input_ids.shape
+        positions = self.positions(input_ids, cache, starts)
+        if cache is None or not self.takes(T, cache):
+            attend = ManyTokens(self.rotary(positions), cache, starts)
+            hidden = self.read(input_ids, attend)
+        else:
+            lengths = torch.full((B,), cache.length, device=input_ids.device)
+            hidden = self.run_few(StepInput(input_ids, lengths, starts), cache)
+        if cache is not None:
+            cache.advance(T)
+        return hidden
+
+    def takes(self, T: int, cache: KVCache) -> bool:
+        """Whether a step of T tokens goes through the decode kernel."""
+        fits = cache.length + T <= cache.capacity <= self.n_positions
+        return self.has_kernel and T <= MAX_TOKENS and fits
+
+    def read_few(self, step: StepInput, cache: KVCache) -> Tensor:
+        """A step through the decode kernel."""
+        B, device = step.input_ids.size(0), step.input_ids.device
+        counters = torch.zeros(B, self.n_head, dtype=torch.int32, device=device)
+        return self.read(step.input_ids, FewTokens(step, cache, self.angles, counters))
+
+    def read(self, input_ids: Tensor, attend: Attend) -> Tensor:
+        """All blocks, one after the other."""
+        x = F.embedding(input_ids, self.embedding).to(self.norm.weight.dtype)  # (B, T, C)
+        for block in self.blocks:
+            x = block(x, attend)
+        return self.norm(x)
+
+
+def has_decode_kernel(config: KoGPTConfig, device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether `kogpt::decode_attention` has a kernel for such a model there."""
+    if config.rotary_width % ROTARY_MULTIPLE or decode_obstacle(device, dtype, config.head_dim):
+        return False
+    return extension_available(device)
+
+
+class FastKoGPT(KoGPT):
+    """The language model, prepared for decoding; `kogpt.load(..., fast=True)` makes one.
+
+    It is called as `KoGPT` is, and logits are the same but for rounding. It holds no parameters: it
+    can be neither trained nor saved.
+    """
+
+    def __init__(self, config: KoGPTConfig, transformer: FastTransformer, lm_head: Linear) -> None:
+        nn.Module.__init__(self)  # what the base class would make is made
+        self.config = config
+        self.transformer: FastTransformer = transformer
+        self.lm_head: Linear = lm_head  # type: ignore[assignment]  # called as a module is
+
+    @property
+    def device(self) -> torch.device:
+        return self.transformer.embedding.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What is computed in between the products, and kept in the cache."""
+        return self.transformer.norm.weight.dtype
+
+    def streamed(self) -> Iterator[Tensor]:
+        """Every tensor that a token reads whole: all but the embedding, of which it reads a row."""
+        transformer = self.transformer
+        norms = [transformer.norm, *(block.norm for block in transformer.blocks)]
+        products = [part for block in transformer.blocks for part in (block.enter, block.leave)]
+        for norm in norms:
+            yield from (norm.weight, norm.bias)
+        for product in (*products, self.lm_head):
+            yield from product.tensors()
