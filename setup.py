@@ -1,8 +1,8 @@
 """Packaging of KoGPT.
 
-With KOGPT_BUILD_KERNELS=1 the CUDA kernels are compiled too, or the install fails; else they are
-compiled on first use, where that can be. Ninja is no requirement: without it torch compiles one
-file after the other.
+With KOGPT_BUILD_KERNELS=1 the kernels are compiled too, or the install fails: those for CPUs, and
+those for GPUs where torch has CUDA. Else they are compiled on first use, where that can be. Ninja
+is no requirement: without it torch compiles one file after the other.
 """
 
 import os
@@ -21,16 +21,16 @@ def kernels() -> dict[str, Any]:
         return {}
     sys.path.insert(0, str(ROOT))
     try:
-        from kogpt.kernels.building import RELEASED_ARCHITECTURES, CannotBuildError, setup_arguments
+        from kogpt.kernels import building
     except ModuleNotFoundError as error:
         sys.exit(
             f"KOGPT_BUILD_KERNELS=1 wants the torch that is installed: pip install"
             f" --no-build-isolation ({error})"
         )
     try:
-        architectures = os.environ.get("TORCH_CUDA_ARCH_LIST") or RELEASED_ARCHITECTURES
-        return setup_arguments("kogpt.kernels.library", architectures)
-    except CannotBuildError as error:
+        architectures = os.environ.get("TORCH_CUDA_ARCH_LIST") or building.RELEASED_ARCHITECTURES
+        return building.setup_arguments("kogpt.kernels", building.useful_kinds(), architectures)
+    except building.CannotBuildError as error:
         sys.exit(f"KOGPT_BUILD_KERNELS=1, but the kernels cannot be compiled: {error}")
 
 
@@ -43,7 +43,7 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     packages=find_packages(include=["kogpt", "kogpt.*"]),
-    package_data={"kogpt": ["py.typed", "nano/*", "kernels/csrc/*"]},
+    package_data={"kogpt": ["py.typed", "nano/*", "kernels/csrc/*", "kernels/csrc/cpu/*"]},
     python_requires=">=3.11",
     install_requires=[
         "torch>=2.11",
@@ -60,6 +60,7 @@ setup(
             "pytest-timeout>=2.3",
             "hypothesis>=6.100",
             "transformers>=5.0",
+            "compressed-tensors>=0.15",  # with which transformers reads quantised weights
             "protobuf>=4.25",  # with which transformers reads a sentencepiece model
             "matplotlib>=3.8",
         ],

@@ -1,8 +1,8 @@
-"""What is compiled, and how: all of `csrc` into one library, by `torch.utils.cpp_extension`.
+"""What is compiled, and how: one library of CUDA kernels, another of CPU kernels.
 
 `setup.py` compiles at install, `kogpt.kernels.extension` on first use by running this file as a
-program, `python building.py FOLDER`. So the flags are written down once, and nothing here needs
-KoGPT to be installed.
+program, `python building.py KIND FOLDER`. So the flags are written down once, and nothing here
+needs KoGPT to be installed.
 """
 
 import argparse
@@ -14,6 +14,7 @@ import re
 import shutil
 import subprocess
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,14 @@ from typing import Any
 import torch
 
 HERE = Path(__file__).resolve().parent
+SOURCES = {"cuda": HERE / "csrc", "cpu": HERE / "csrc" / "cpu"}  # folders, by kind of library
+COMPILERS = ("c++", "g++", "clang++")
 TORCH_TARGET = "0x020b000000000000"  # the stable ABI of 2.11, the oldest torch that KoGPT allows
 RELEASED_ARCHITECTURES = "8.0;8.6;8.9;9.0+PTX"  # what an install compiles for
 
 
 class CannotBuildError(Exception):
-    """Why there can be no fused kernels here. The message is one line."""
+    """Why there can be no compiled kernels here. The message is one line."""
 
 
 @dataclass(frozen=True)
@@ -43,26 +46,54 @@ class Record:
 
     Attributes:
         sources: hash of the sources and flags.
-        architectures: in the words of TORCH_CUDA_ARCH_LIST.
-        cuda: release of the toolkit.
+        architectures: for CUDA in the words of TORCH_CUDA_ARCH_LIST, else the machine's, as x86_64.
+        compiler: its name and release, as "CUDA 13.0".
         torch: version of the headers, which a library outlives.
         seconds: how long it took.
     """
 
     sources: str
     architectures: str
-    cuda: str
+    compiler: str
     torch: str
     seconds: float
 
 
 @functools.cache
-def source_hash() -> str:
-    """Hash of all that determines the library, architectures and toolkit apart."""
-    digest = hashlib.sha256(os.uname().machine.encode())
-    for path in [HERE / "building.py", *sorted((HERE / "csrc").glob("*.*"))]:
+def source_hash(kind: str) -> str:
+    """Hash of all that determines a library, architectures and compiler apart."""
+    digest = hashlib.sha256(machine().encode())
+    for path in [HERE / "building.py", *sorted(SOURCES[kind].glob("*.*"))]:
         digest.update(f"\0{path.name}\0".encode() + path.read_bytes())
     return digest.hexdigest()[:16]
+
+
+def library_name(kind: str) -> str:
+    """Of the library's file, less the ending; beside it lies its record."""
+    return f"library_{kind}"
+
+
+def useful_kinds() -> list[str]:
+    """The libraries that this build of torch has a use for."""
+    return [kind for kind in SOURCES if kind == "cpu" or torch.version.cuda]
+
+
+def machine() -> str:
+    """The architecture of this machine's processor."""
+    return os.uname().machine
+
+
+def find_compiler() -> str:
+    """The C++ compiler: CXX, or else the first there is.
+
+    Raises:
+        CannotBuildError: there is none.
+    """
+    chosen = os.environ.get("CXX")
+    for compiler in [chosen] if chosen else COMPILERS:
+        if shutil.which(compiler.split()[0]):
+            return compiler
+    raise CannotBuildError(f"no C++ compiler: no {chosen or ', '.join(COMPILERS)} in the PATH")
 
 
 def find_toolkit() -> Toolkit:
@@ -87,9 +118,7 @@ def find_toolkit() -> Toolkit:
     if release[1].split(".")[0] != torch.version.cuda.split(".")[0]:
         versions = f"nvcc is of CUDA {release[1]} and torch of CUDA {torch.version.cuda}"
         raise CannotBuildError(f"{versions}: the major versions must agree")
-    compiler = os.environ.get("CXX", "c++").split()[0]
-    if shutil.which(compiler) is None:
-        raise CannotBuildError(f"no C++ compiler: {compiler} is not in the PATH")
+    find_compiler()
     return Toolkit(Path(top[1]).resolve(), release[1])
 
 
@@ -102,47 +131,81 @@ def _output(*command: str) -> str:
     return done.stdout + done.stderr
 
 
-def setup_arguments(name: str, architectures: str) -> dict[str, Any]:
-    """The arguments of `setuptools.setup` that compile the library as a module called `name`.
+def compiler_of(kind: str) -> str:
+    """Name and release of what compiles a library.
 
     Raises:
-        CannotBuildError: as `find_toolkit` does.
+        CannotBuildError: it is not here.
     """
-    toolkit = find_toolkit()
-    os.environ["CUDA_HOME"] = str(toolkit.home)  # cpp_extension reads it when first imported
-    os.environ["TORCH_CUDA_ARCH_LIST"] = architectures
-    from torch.utils.cpp_extension import BuildExtension, CUDAExtension
+    if kind == "cuda":
+        return f"CUDA {find_toolkit().release}"
+    return next(iter(_output(*find_compiler().split(), "--version").splitlines()), "unknown")
+
+
+def setup_arguments(package: str, kinds: Sequence[str], architectures: str) -> dict[str, Any]:
+    """The arguments of `setuptools.setup` that compile libraries.
+
+    Args:
+        package: whose folder they go to, "" for the folder that is built into.
+        kinds: of libraries, "cuda" and "cpu".
+        architectures: of the GPUs, in the words of TORCH_CUDA_ARCH_LIST.
+
+    Raises:
+        CannotBuildError: a compiler is missing or does not go with torch.
+    """
+    compilers = {kind: compiler_of(kind) for kind in kinds}
+    os.environ["CXX"] = find_compiler()
+    if "cuda" in kinds:  # cpp_extension reads these when first imported
+        os.environ["CUDA_HOME"] = str(find_toolkit().home)
+        os.environ["TORCH_CUDA_ARCH_LIST"] = architectures
+    from torch.utils.cpp_extension import BuildExtension
 
     class BuildKernels(BuildExtension):
-        def run(self) -> None:
+        def build_extension(self, library: Any) -> None:
             started = time.monotonic()
-            super().run()
-            seconds = round(time.monotonic() - started, 1)
-            versions = (toolkit.release, torch.__version__)
-            record = Record(source_hash(), architectures, *versions, seconds)
-            path = Path(self.get_ext_fullpath(name)).with_suffix(".json")
-            path.write_text(json.dumps(asdict(record)) + "\n")
+            super().build_extension(library)
+            library.seconds = round(time.monotonic() - started, 1)
 
-    library = CUDAExtension(
+        def run(self) -> None:
+            super().run()
+            for kind, library in zip(kinds, self.extensions, strict=True):
+                runs_on = architectures if kind == "cuda" else machine()
+                versions = (compilers[kind], torch.__version__)
+                record = Record(source_hash(kind), runs_on, *versions, library.seconds)
+                path = Path(self.get_ext_fullpath(library.name)).with_suffix(".json")
+                path.write_text(json.dumps(asdict(record)) + "\n")
+
+    modules = [
+        extension_module(f"{package}.{library_name(kind)}".lstrip("."), kind) for kind in kinds
+    ]
+    command = BuildKernels.with_options(no_python_abi_suffix=True)
+    return {"ext_modules": modules, "cmdclass": {"build_ext": command}}
+
+
+def extension_module(name: str, kind: str) -> Any:
+    """What setuptools is told of one library."""
+    from torch.utils.cpp_extension import CppExtension, CUDAExtension
+
+    cuda = kind == "cuda"
+    return (CUDAExtension if cuda else CppExtension)(
         name,
-        sorted(os.path.relpath(path) for path in (HERE / "csrc").glob("*.c*")),
-        define_macros=[("TORCH_TARGET_VERSION", TORCH_TARGET), ("USE_CUDA", None)],
-        extra_compile_args={"cxx": ["-O2", "-Wall"], "nvcc": ["-O3"]},
+        sorted(os.path.relpath(path) for path in SOURCES[kind].glob("*.c*")),
+        define_macros=[("TORCH_TARGET_VERSION", TORCH_TARGET), *([("USE_CUDA", None)] * cuda)],
+        extra_compile_args={"cxx": ["-O3", "-Wall"], "nvcc": ["-O3"]},
         py_limited_api=True,  # it is no Python module at all
     )
-    command = BuildKernels.with_options(no_python_abi_suffix=True)
-    return {"ext_modules": [library], "cmdclass": {"build_ext": command}}
 
 
 def main() -> None:
-    """Compiles into the folder named on the command line."""
+    """Compiles as the command line says."""
     from setuptools import Distribution
 
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path, help="gets library.so and library.json")
+    parser.add_argument("kind", choices=SOURCES)
+    parser.add_argument("folder", type=Path, help="gets the library and its record")
     parser.add_argument("--architectures", default=RELEASED_ARCHITECTURES, metavar="LIST")
     args = parser.parse_args()
-    distribution = Distribution(setup_arguments("library", args.architectures))
+    distribution = Distribution(setup_arguments("", [args.kind], args.architectures))
     command = distribution.get_command_obj("build_ext")
     command.build_lib, command.build_temp = str(args.folder), str(args.folder / "objects")
     command.ensure_finalized()

@@ -3,7 +3,7 @@
 A library comes from an install (`KOGPT_BUILD_KERNELS=1 pip install --no-build-isolation .`) or is
 compiled on first use and kept in the user's cache. Either is used only while its sources are those
 of this package. Where there can be none, one line on standard error says why and PyTorch's
-attention serves; a library that is there and does not load is an error.
+operators serve; a library that is there and does not load is an error.
 """
 
 import fcntl
@@ -24,10 +24,7 @@ import torch
 
 from kogpt.kernels import building
 from kogpt.kernels.building import CannotBuildError, Record
-
-OLDEST_CAPABILITY = (8, 0)  # bfloat16 tensor cores and asynchronous copies
-
-Capability = tuple[int, int]
+from kogpt.kernels.targets import Cpu, Gpu, Target
 
 
 @dataclass(frozen=True)
@@ -37,14 +34,9 @@ class Library:
     path: Path
     record: Record
 
-    def serves(self, capability: Capability) -> bool:
-        """Whether it was compiled for the CUDA of this torch and for such a device."""
-        fitting = _major(self.record.cuda) == _major(torch.version.cuda)
-        return fitting and covers(self.record.architectures, capability)
-
 
 def extension_available(device: torch.device | None = None) -> bool:
-    """Whether the fused kernels serve a CUDA device (default: the current one).
+    """Whether compiled kernels serve a device (default: the current CUDA device).
 
     The first call for a kind of device may compile them, once for all processes, which it says
     on standard error. In a graph of `torch.compile` the answer is a constant.
@@ -52,63 +44,74 @@ def extension_available(device: torch.device | None = None) -> bool:
     Raises:
         OSError: the library is there and cannot be loaded.
     """
-    return _available(None if device is None else device.index)
+    return _available("cuda", None) if device is None else _available(device.type, device.index)
 
 
 @torch.compiler.assume_constant_result
-def _available(index: int | None) -> bool:
-    if index is None and torch.cuda.is_available():
+def _available(kind: str, index: int | None) -> bool:
+    if kind == "cuda" and index is None and torch.cuda.is_available():
         index = torch.cuda.current_device()
-    return serves_device(index)
+    return serves_device(kind, index)
 
 
 @functools.cache
-def serves_device(index: int | None) -> bool:
-    """Whether there are kernels for one CUDA device; asked at every call, looked up once."""
-    if torch.version.cuda is None or not torch.cuda.is_available():
+def serves_device(kind: str, index: int | None) -> bool:
+    """Whether there are kernels for one device; asked at every call, looked up once."""
+    if kind == "cpu":
+        return load(Cpu())
+    if kind != "cuda" or torch.version.cuda is None or not torch.cuda.is_available():
         return False
-    return load(torch.cuda.get_device_capability(index))
+    return load(Gpu(torch.cuda.get_device_capability(index)))
 
 
 @functools.cache
-def load(capability: Capability) -> bool:
-    """Loads the library for such a device, compiling it if need be; False where there is none."""
+def load(target: Target) -> bool:
+    """Loads the library for a target, compiling it if need be; False where there is none."""
     try:
-        library = obtain(capability)
+        library = obtain(target)
     except CannotBuildError as reason:
-        say(f"no fused attention, using PyTorch's: {reason}")
+        say(f"no {target.name} kernels, using PyTorch's slower operators: {reason}")
         return False
     torch.ops.load_library(library.path)
     return True
 
 
-def obtain(capability: Capability) -> Library:
-    """The library for such a device: found, or else compiled.
+def obtain(target: Target) -> Library:
+    """The library for a target: found, or else compiled.
 
     Raises:
         CannotBuildError: there is none and there can be none.
     """
-    refuse_old(capability)
-    if library := find(capability):
+    if library := find(target):
         return library
-    building.find_toolkit()
-    architectures = wanted_architectures(capability)
-    name = f"{building.source_hash()}-cuda{_major(torch.version.cuda)}-{architectures}"
+    architectures = wanted(target)
+    name = f"{building.source_hash(target.kind)}-{target.runtime}-{architectures}"
     folder = cache_folder() / re.sub(r"[^\w-]", "_", name)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with _locked(folder.with_name(f"{folder.name}.lock")):
             # Another process may have compiled it while this one waited.
-            if find(capability) is None:
-                compile_library(folder, architectures)
+            if find(target) is None:
+                compile_library(target, folder, architectures)
     except OSError as error:
         raise CannotBuildError(f"{error.filename}: {error.strerror}") from error
-    library = find(capability)
+    library = find(target)
     assert library is not None
     return library
 
 
-def status() -> tuple[Library | None, str | None]:
+def wanted(target: Target) -> str:
+    """The architectures to compile for, where there is what compiling takes.
+
+    Raises:
+        CannotBuildError: there is not.
+    """
+    architectures = target.architectures()
+    building.compiler_of(target.kind)
+    return architectures
+
+
+def status(kind: str) -> tuple[Library | None, str | None]:
     """A library that is there, and what keeps the current device from using one; compiles nothing.
 
     Returns:
@@ -116,44 +119,29 @@ def status() -> tuple[Library | None, str | None]:
         is None where the device would load it.
     """
     try:
-        if torch.version.cuda is None:
-            raise CannotBuildError("this build of torch has no CUDA")
-        if not torch.cuda.is_available():
-            raise CannotBuildError("no CUDA device")
-        capability = torch.cuda.get_device_capability()
-        refuse_old(capability)
-        if library := find(capability):
+        target = Cpu() if kind == "cpu" else Gpu.current()
+        if library := find(target):
             return library, None
-        building.find_toolkit()
-        wanted_architectures(capability)
+        wanted(target)
         raise CannotBuildError("not compiled yet; the first use does it")
     except CannotBuildError as reason:
-        return next(libraries(), None), str(reason)
+        return next(libraries(kind), None), str(reason)
 
 
-def refuse_old(capability: Capability) -> None:
-    """Refuses a device that no library could serve.
-
-    Raises:
-        CannotBuildError: it is older than the kernels' instructions.
-    """
-    if capability < OLDEST_CAPABILITY:
-        names = "sm_{}{}".format(*capability), "sm_{}{}".format(*OLDEST_CAPABILITY)
-        raise CannotBuildError("this GPU is {}, the kernels need {} or later".format(*names))
+def find(target: Target) -> Library | None:
+    """The first library that serves a target."""
+    found = libraries(target.kind)
+    return next((library for library in found if target.served_by(library.record)), None)
 
 
-def find(capability: Capability) -> Library | None:
-    """The first library that serves such a device."""
-    return next((library for library in libraries() if library.serves(capability)), None)
-
-
-def libraries() -> Iterator[Library]:
+def libraries(kind: str) -> Iterator[Library]:
     """All that were compiled from the present sources: the installed one, then those cached."""
-    cached = sorted(cache_folder().glob(f"{building.source_hash()}-*/library.json"))
-    for path in [building.HERE / "library.json", *cached]:
+    record_name, sources = f"{building.library_name(kind)}.json", building.source_hash(kind)
+    cached = sorted(cache_folder().glob(f"{sources}-*/{record_name}"))
+    for path in [building.HERE / record_name, *cached]:
         if path.exists():
             record = json.loads(path.read_text())
-            if record["sources"] == building.source_hash():
+            if record["sources"] == sources:
                 yield Library(path.with_suffix(".so"), Record(**record))
 
 
@@ -162,40 +150,7 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kogpt" / "kernels"
 
 
-def wanted_architectures(capability: Capability) -> str:
-    """What to compile for: TORCH_CUDA_ARCH_LIST, or else the devices that are here.
-
-    Raises:
-        CannotBuildError: TORCH_CUDA_ARCH_LIST leaves this device out.
-    """
-    chosen = os.environ.get("TORCH_CUDA_ARCH_LIST", "").replace(" ", ";")
-    if not chosen:
-        here = {torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())}
-        able = {device for device in here if device >= OLDEST_CAPABILITY} | {capability}
-        return ";".join("{}.{}".format(*device) for device in sorted(able))
-    if not covers(chosen, capability):
-        raise CannotBuildError(
-            "TORCH_CUDA_ARCH_LIST={} leaves out this GPU, an sm_{}{}".format(chosen, *capability)
-        )
-    return chosen
-
-
-def covers(architectures: str, capability: Capability) -> bool:
-    """Whether code compiled for `architectures` runs on a device.
-
-    Machine code runs on its own major version from its minor version up, PTX on all that is later;
-    code for an architecture with a letter, as 9.0a, on that one alone.
-    """
-    for major, minor, letter, ptx in re.findall(r"(\d+)\.(\d)([a-z]?)(\+PTX)?", architectures):
-        compiled = (int(major), int(minor))
-        if capability == compiled or (not letter and ptx and capability > compiled):
-            return True
-        if not letter and capability[0] == compiled[0] and capability > compiled:
-            return True
-    return False
-
-
-def compile_library(folder: Path, architectures: str) -> None:
+def compile_library(target: Target, folder: Path, architectures: str) -> None:
     """Compiles into a folder that appears complete or not at all; the caller holds its lock.
 
     Raises:
@@ -206,18 +161,19 @@ def compile_library(folder: Path, architectures: str) -> None:
         raise CannotBuildError(f"compiling it failed before; remove {log} to try again")
     for leftover in folder.parent.glob(f"{folder.name}.partial-*"):
         shutil.rmtree(leftover, ignore_errors=True)  # of a process that was killed
-    say(f"compiling the fused attention for {architectures}, once; this takes about half a minute")
+    what = f"the {target.name} kernels for {architectures}"
+    say(f"compiling {what}, once; this takes about {target.patience}")
     partial = Path(tempfile.mkdtemp(prefix=f"{folder.name}.partial-", dir=folder.parent))
     try:
-        run_compiler(partial, architectures, log)
+        run_compiler(target.kind, partial, architectures, log)
         partial.rename(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def run_compiler(partial: Path, architectures: str, log: Path) -> None:
+def run_compiler(kind: str, partial: Path, architectures: str, log: Path) -> None:
     """Runs `building.py` in a process of its own, which leaves this one's modules as they are."""
-    program = [sys.executable, "-P", building.__file__]
+    program = [sys.executable, "-P", building.__file__, kind]
     command = [*program, str(partial), "--architectures", architectures]
     with (partial / "log").open("wb") as output:
         done = subprocess.run(
@@ -241,7 +197,3 @@ def _locked(path: Path) -> Iterator[None]:
     with path.open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
-
-
-def _major(version: str | None) -> str:
-    return (version or "").split(".")[0]

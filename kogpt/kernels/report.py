@@ -1,5 +1,7 @@
 """What was compiled, and what each shape would run: `kogpt inspect --kernels`."""
 
+import re
+import textwrap
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -14,6 +16,7 @@ from kogpt.kernels.extension import Library
 
 HEADS, KEYS = 16, 2048  # KoGPT's heads, and its context
 WIDTHS = sorted((*HEAD_DIMS, 80))  # one that no kernel takes
+VECTORS = re.compile("sse4_|avx|fma3|f16c|amx|asimd|neon|sve|vsx|vx")
 
 
 @dataclass(frozen=True)
@@ -68,50 +71,88 @@ class Plan:
 
 
 @dataclass(frozen=True)
+class LibraryReport:
+    """One of the two libraries.
+
+    Attributes:
+        kind: of device, "cuda" or "cpu".
+        library: what was compiled; None for nothing.
+        unused: why the current device does not use a library; None where it does.
+    """
+
+    kind: str
+    library: Library | None
+    unused: str | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As `--json` prints it."""
+        library = self.library and {"path": str(self.library.path), **asdict(self.library.record)}
+        return {"library": library, "unused": self.unused}
+
+    def __str__(self) -> str:
+        name = {"cuda": "CUDA", "cpu": "CPU"}[self.kind]
+        used = f"this machine uses none: {self.unused}" if self.unused else "this device uses it"
+        if self.library is None:
+            return f"{name} library: none\n  {used}"
+        record = self.library.record
+        return "\n".join(
+            (
+                f"{name} library: {self.library.path}",
+                f"  architectures: {record.architectures}",
+                f"  compiler: {record.compiler}",
+                f"  torch headers: {record.torch}",
+                f"  compiled in: {record.seconds} s",
+                f"  {used}",
+            )
+        )
+
+
+@dataclass(frozen=True)
 class KernelReport:
     """All there is to tell of the kernels.
 
     Attributes:
-        library: what was compiled; None for nothing.
-        unused: why the current device does not use a library; None where it does.
-        plans: what would run, one for each call, width and dtype.
+        libraries: for CUDA and for the CPU.
+        instruction_sets: of vectors, that the CPU has; its kernels take the best.
+        plans: what attention would run, one for each call, width and dtype.
     """
 
-    library: Library | None
-    unused: str | None
+    libraries: tuple[LibraryReport, ...]
+    instruction_sets: tuple[str, ...]
     plans: list[Plan]
 
     def to_dict(self) -> dict[str, Any]:
         """All of it, as `--json` prints it."""
-        library = self.library and {"path": str(self.library.path), **asdict(self.library.record)}
-        plans = [asdict(plan) for plan in self.plans]
-        return {"library": library, "unused": self.unused, "plans": plans}
+        return {
+            "libraries": {report.kind: report.to_dict() for report in self.libraries},
+            "instruction_sets": self.instruction_sets,
+            "plans": [asdict(plan) for plan in self.plans],
+        }
 
     def __str__(self) -> str:
-        where = "a CUDA device that has the kernels" if self.unused else "this device"
+        sets = ", ".join(self.instruction_sets) or "none for vectors"
+        wrapped = textwrap.wrap(f"  this CPU has: {sets}", 100, subsequent_indent="    ")
+        unused = next(report.unused for report in self.libraries if report.kind == "cuda")
+        where = "a CUDA device that has the kernels" if unused else "this device"
         rows = [("call", "head dim", "dtype", "runs"), *merged(self.plans)]
-        return "\n".join([*self._library(), "", f"on {where}:", *table(rows)])
-
-    def _library(self) -> list[str]:
-        used = f"this machine uses none: {self.unused}" if self.unused else "this device uses it"
-        if self.library is None:
-            return ["library: none", used]
-        record = self.library.record
-        return [
-            f"library: {self.library.path}",
-            f"  architectures: {record.architectures}",
-            f"  CUDA: {record.cuda}",
-            f"  torch headers: {record.torch}",
-            f"  compiled in: {record.seconds} s",
-            used,
-        ]
+        lines = [*map(str, self.libraries), *wrapped, "", f"attention on {where}:", *table(rows)]
+        return "\n".join(lines)
 
 
 def inspect_kernels() -> KernelReport:
     """Looks for compiled kernels and asks the dispatch rule; compiles and loads nothing."""
+    libraries = tuple(LibraryReport(kind, *extension.status(kind)) for kind in ("cuda", "cpu"))
     dtypes = (*DTYPES, torch.float32)
     plans = [ask(call, D, dtype) for call in CALLS for D in WIDTHS for dtype in dtypes]
-    return KernelReport(*extension.status(), plans)
+    return KernelReport(libraries, instruction_sets(), plans)
+
+
+def instruction_sets() -> tuple[str, ...]:
+    """The sets of vector instructions that this processor has, in the words of PyTorch."""
+    has = torch.cpu.get_capabilities()
+    return tuple(
+        sorted(name for name, value in has.items() if value is True and VECTORS.match(name))
+    )
 
 
 def ask(call: Call, D: int, dtype: torch.dtype) -> Plan:

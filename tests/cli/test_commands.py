@@ -157,7 +157,8 @@ def test_a_value_out_of_range_is_one_line_and_exit_code_2(args, words):
 @pytest.fixture
 def kernels(tmp_path, monkeypatch):
     """Where compiled kernels are looked for, empty, on a machine that has no GPU."""
-    building.source_hash()  # of the real sources, and remembered
+    for kind in building.SOURCES:
+        building.source_hash(kind)  # of the real sources, and remembered
     monkeypatch.setattr(building, "HERE", tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(torch.version, "cuda", "13.0")
@@ -167,14 +168,15 @@ def kernels(tmp_path, monkeypatch):
 
 def put_library(folder: Path) -> None:
     """A library that is not looked into, with its record."""
-    (folder / "library.so").touch()
-    record = building.Record(building.source_hash(), "8.0;9.0+PTX", "13.0", "2.12.1", 61.5)
-    (folder / "library.json").write_text(json.dumps(vars(record)))
+    (folder / "library_cuda.so").touch()
+    versions = ("8.0;9.0+PTX", "CUDA 13.0", "2.12.1")
+    record = building.Record(building.source_hash("cuda"), *versions, 61.5)
+    (folder / "library_cuda.json").write_text(json.dumps(vars(record)))
 
 
 def test_inspect_tells_which_kernel_each_shape_would_run_or_why_none(kernels):
     report = json.loads(kogpt("inspect", "--kernels", "--json").stdout)
-    assert report["library"] is None and report["unused"] == "no CUDA device"
+    assert report["libraries"]["cuda"] == {"library": None, "unused": "no CUDA device"}
     found = set()
     for plan in report["plans"]:
         expected = {
@@ -196,10 +198,12 @@ def test_inspect_tells_which_kernel_each_shape_would_run_or_why_none(kernels):
 
 def test_inspect_shows_a_table_of_the_kernels_and_why_there_are_none(kernels, monkeypatch):
     monkeypatch.setattr(torch.version, "cuda", None)
-    library, machine, _, where, head, *rows = kogpt("inspect", "--kernels").stdout.splitlines()
-    assert library == "library: none"
-    assert machine == "this machine uses none: this build of torch has no CUDA"
-    assert where == "on a CUDA device that has the kernels:"
+    libraries, attention = kogpt("inspect", "--kernels").stdout.split("\n\n")
+    library, machine, *_ = libraries.splitlines()
+    where, head, *rows = attention.splitlines()
+    assert library == "CUDA library: none"
+    assert machine == "  this machine uses none: this build of torch has no CUDA"
+    assert where == "attention on a CUDA device that has the kernels:"
     assert head.split()[-1] == "runs"
     cells = [re.split("  +", row) for row in rows]
     assert cells[0] == ["prefill, 2048 tokens", "64 128 256", "float16 bfloat16", "forward"]
@@ -216,14 +220,25 @@ def test_inspect_describes_compiled_kernels_and_whether_the_gpu_uses_them(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
     page = kogpt("inspect", "--kernels").stdout
-    for words in (f"{kernels}/library.so", "8.0;9.0+PTX", "CUDA: 13.0", "2.12.1", "61.5 s"):
+    for words in (f"{kernels}/library_cuda.so", "8.0;9.0+PTX", "CUDA 13.0", "2.12.1", "61.5 s"):
         assert words in page
-    report = json.loads(kogpt("inspect", "--kernels", "--json").stdout)
+    report = json.loads(kogpt("inspect", "--kernels", "--json").stdout)["libraries"]["cuda"]
     assert report["library"]["architectures"] == "8.0;9.0+PTX"
     if capability == (9, 0):
-        assert "this device uses it\n\non this device:" in page and report["unused"] is None
+        assert "  this device uses it\nCPU library" in page and "attention on this device:" in page
+        assert report["unused"] is None
     else:
         assert "uses none: this GPU is sm_75" in page and "sm_75" in report["unused"]
+
+
+def test_inspect_describes_the_kernels_of_the_processor(kernels, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    page = kogpt("inspect", "--kernels").stdout
+    assert "CPU library: none\n  this machine uses none: no C++ compiler" in page
+    found = json.loads(kogpt("inspect", "--kernels", "--json").stdout)
+    assert found["libraries"]["cpu"]["library"] is None
+    has_avx2 = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
+    assert ("avx2" in found["instruction_sets"]) is has_avx2 is ("avx2" in page)
 
 
 def test_kernels_are_not_looked_for_in_a_checkpoint():

@@ -1,7 +1,7 @@
-"""Finding, compiling and loading the kernels, with and without a CUDA toolkit.
+"""Finding, compiling and loading the kernels, with and without a CUDA toolkit or a C++ compiler.
 
 Most tests compile nothing of weight: a toolkit of shell scripts stands in for CUDA's, and a copy of
-the package has two trivial sources. One test runs the real compiler on the real kernels.
+the package has trivial sources. Some run the real compilers on the real kernels.
 """
 
 import json
@@ -18,11 +18,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from kogpt.kernels import building, extension
+from kogpt.kernels import building, extension, targets
 from kogpt.kernels.building import CannotBuildError, Record
+from kogpt.kernels.targets import Cpu, Gpu, Target
 
 ROOT = Path(building.__file__).resolve().parents[2]
 CUDA = torch.version.cuda or "13.0"
+HOPPER = Gpu((9, 0))
 needs_cuda_torch = pytest.mark.skipif(
     torch.version.cuda is None, reason="links against a CUDA build of torch"
 )
@@ -66,7 +68,7 @@ def write_program(path: Path, text: str) -> None:
 
 
 class Package:
-    """A copy of the package whose kernels are two trivial files, and a cache of its own."""
+    """A copy of the package whose kernels are trivial files, and a cache of its own."""
 
     def __init__(self, folder: Path, toolkit: Path) -> None:
         self.kernels, self.toolkit = folder / "kogpt" / "kernels", toolkit
@@ -75,6 +77,7 @@ class Package:
         shutil.copy(ROOT / "kogpt" / "__init__.py", folder / "kogpt")
         self.source("kernel.cu", "int one;")
         self.source("bindings.cpp", "int two;")
+        self.source("cpu/bindings.cpp", "int three;")
         self.environment = {
             **os.environ,
             "PYTHONPATH": str(folder),
@@ -85,12 +88,17 @@ class Package:
         }
 
     def source(self, name: str, text: str) -> None:
-        (self.kernels / "csrc").mkdir(exist_ok=True)
-        (self.kernels / "csrc" / name).write_text(text)
+        path = self.kernels / "csrc" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
 
-    def start(self) -> subprocess.Popen[str]:
-        """A process that asks for the kernels of an sm_90; it prints whether it got them."""
-        code = "from kogpt.kernels import extension as e; print(e.load((9, 0)), e.find((9, 0)))"
+    def start(self, target: Target = HOPPER) -> subprocess.Popen[str]:
+        """A process that asks for the kernels of a target; it prints whether it got them."""
+        code = (
+            "from kogpt.kernels.targets import Cpu, Gpu\n"
+            "from kogpt.kernels import extension as e\n"
+            f"print(e.load({target}), e.find({target}))"
+        )
         return subprocess.Popen(
             [sys.executable, "-P", "-c", code],
             env=self.environment,
@@ -101,8 +109,8 @@ class Package:
             start_new_session=True,
         )
 
-    def ask(self) -> tuple[str, str]:
-        return self.start().communicate()
+    def ask(self, target: Target = HOPPER) -> tuple[str, str]:
+        return self.start(target).communicate()
 
     def compilations(self) -> int:
         counted = self.toolkit / "compilations"
@@ -119,10 +127,11 @@ def test_the_kernels_are_compiled_once_and_again_when_a_source_changes(package):
     out, err = package.ask()
     assert out.startswith("True") and len(err.splitlines()) == 1, err
     assert "compiling" in err and "9.0" in err and "once" in err
-    (library,) = package.cache.glob("*/library.so")
+    (library,) = package.cache.glob("*/library_cuda.so")
     record = json.loads(library.with_suffix(".json").read_text())
-    assert (record["architectures"], record["cuda"]) == ("9.0", CUDA)
+    assert (record["architectures"], record["compiler"]) == ("9.0", f"CUDA {CUDA}")
     assert record["torch"] == torch.__version__ and record["seconds"] > 0
+    package.source("cpu/bindings.cpp", "int four;")  # of the other library
     assert package.ask() == (out, "")
     assert package.compilations() == 1
 
@@ -187,14 +196,14 @@ def test_an_nvcc_outside_its_toolkit_leads_to_the_toolkit(toolkit, tmp_path, mon
 
 @pytest.fixture
 def lines(capfd, monkeypatch):
-    """What asking for the kernels of an sm_90 writes to standard error, having got none."""
+    """What asking for the kernels of a target writes to standard error, having got none."""
     monkeypatch.setattr(torch.version, "cuda", CUDA)
     monkeypatch.delenv("TORCH_CUDA_ARCH_LIST", raising=False)
 
-    def ask(capability=(9, 0)):
+    def ask(target=HOPPER):
         extension.load.cache_clear()
-        assert extension.load(capability) is False
-        assert extension.load(capability) is False  # told once
+        assert extension.load(target) is False
+        assert extension.load(target) is False  # told once
         return capfd.readouterr().err.splitlines()
 
     yield ask
@@ -219,15 +228,27 @@ def test_a_toolkit_of_another_major_version_is_one_line(lines, empty_cache, tmp_
     assert f"CUDA 9.2 and torch of CUDA {CUDA}" in line
 
 
-def test_no_compiler_is_one_line(lines, empty_cache, toolkit, monkeypatch):
+@pytest.mark.parametrize("target", [HOPPER, Cpu()], ids=lambda target: target.kind)
+def test_no_compiler_is_one_line(target, lines, empty_cache, toolkit, monkeypatch):
     monkeypatch.setenv("CUDA_HOME", str(toolkit))
     monkeypatch.setenv("CXX", "no-such-compiler")
-    (line,) = lines()
-    assert "no-such-compiler" in line
+    (line,) = lines(target)
+    assert f"no {target.name} kernels, using PyTorch's" in line and "no-such-compiler" in line
+
+
+def test_any_of_the_usual_compilers_will_do(tmp_path, monkeypatch):
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(CannotBuildError, match="no C\\+\\+ compiler"):
+        building.find_compiler()
+    write_program(tmp_path / "clang++", "#!/bin/sh\n")
+    assert building.find_compiler() == "clang++"
+    write_program(tmp_path / "c++", "#!/bin/sh\n")
+    assert building.find_compiler() == "c++"
 
 
 def test_a_gpu_that_is_too_old_is_one_line(lines, empty_cache):
-    (line,) = lines((7, 5))
+    (line,) = lines(Gpu((7, 5)))
     assert "sm_75" in line and "sm_80" in line
 
 
@@ -246,27 +267,40 @@ def test_a_cache_that_cannot_be_written_is_one_line(lines, toolkit, tmp_path, mo
     assert f"{tmp_path / 'file'}" in line and "Not a directory" in line
 
 
-def put_library(folder: Path, **changes: object) -> None:
+def put_library(folder: Path, kind: str = "cuda", **changes: object) -> None:
     """A library that is no library, with a record that fits but for `changes`."""
-    record = Record(building.source_hash(), "9.0", CUDA, torch.__version__, 1.0)
+    built = {"cuda": ("9.0", f"CUDA {CUDA}"), "cpu": (building.machine(), "c++")}[kind]
+    record = Record(building.source_hash(kind), *built, torch.__version__, 1.0)
     folder.mkdir(parents=True)
-    (folder / "library.so").write_bytes(b"this is no library")
-    (folder / "library.json").write_text(json.dumps({**asdict(record), **changes}))
+    (folder / f"library_{kind}.so").write_bytes(b"this is no library")
+    (folder / f"library_{kind}.json").write_text(json.dumps({**asdict(record), **changes}))
 
 
-def test_a_broken_library_is_an_error(lines, empty_cache, monkeypatch):
-    put_library(empty_cache / f"{building.source_hash()}-broken")
-    with pytest.raises(OSError, match=r"library\.so"):
-        lines()
+@pytest.mark.parametrize("target", [HOPPER, Cpu()], ids=lambda target: target.kind)
+def test_a_broken_library_is_an_error(target, lines, empty_cache):
+    put_library(empty_cache / f"{building.source_hash(target.kind)}-broken", target.kind)
+    with pytest.raises(OSError, match=rf"library_{target.kind}\.so"):
+        lines(target)
 
 
-@pytest.mark.parametrize("changes", [{"cuda": "9.2"}, {"architectures": "8.0"}, {"sources": "0"}])
+@pytest.mark.parametrize(
+    "changes", [{"compiler": "CUDA 9.2"}, {"architectures": "8.0"}, {"sources": "0"}]
+)
 def test_a_library_of_other_sources_cuda_or_devices_is_not_loaded(
     changes, lines, empty_cache, tmp_path, monkeypatch
 ):
-    put_library(empty_cache / f"{building.source_hash()}-other", **changes)
+    put_library(empty_cache / f"{building.source_hash('cuda')}-other", **changes)
     monkeypatch.setenv("CUDA_HOME", str(tmp_path))
     assert len(lines()) == 1
+
+
+@pytest.mark.parametrize("changes", [{"architectures": "mips"}, {"sources": "0"}])
+def test_a_library_of_other_sources_or_another_processor_is_not_loaded(
+    changes, lines, empty_cache, monkeypatch
+):
+    put_library(empty_cache / f"{building.source_hash('cpu')}-other", "cpu", **changes)
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert len(lines(Cpu())) == 1
 
 
 @pytest.mark.parametrize(
@@ -284,7 +318,7 @@ def test_a_library_of_other_sources_cuda_or_devices_is_not_loaded(
     ],
 )
 def test_which_devices_a_library_covers(architectures, capability, runs):
-    assert extension.covers(architectures, capability) is runs
+    assert targets.covers(architectures, capability) is runs
 
 
 @pytest.fixture
@@ -335,25 +369,53 @@ def test_an_install_without_toolkit_works_unless_it_is_asked_for_kernels(tmp_pat
     assert asked.returncode != 0 and "cannot be compiled: " in asked.stderr.splitlines()[-1]
 
 
-@pytest.fixture(scope="module")
-def compiled(tmp_path_factory) -> Path:
-    """The real library for one architecture, compiled by the real compiler."""
+# --- the processor's kernels ---
+
+
+def test_the_kernels_of_the_processor_are_compiled_once_and_of_their_own_sources(package):
+    out, err = package.ask(Cpu())
+    assert out.startswith("True") and err.count("\n") == 1, err
+    assert "compiling the CPU kernels" in err and "once" in err
+    (library,) = package.cache.glob("*/library_cpu.so")
+    record = json.loads(library.with_suffix(".json").read_text())
+    assert record["architectures"] == building.machine() and record["seconds"] > 0
+    package.source("kernel.cu", "int another;")
+    assert package.ask(Cpu()) == (out, "")
+    assert package.compilations() == 0  # by nvcc
+
+
+# --- the real ones ---
+
+
+@pytest.fixture(scope="module", params=["cuda", "cpu"])
+def compiled(request, tmp_path_factory) -> Path:
+    """A real library; for GPUs of one architecture, which nothing else needs, in a folder here."""
     try:
+        if request.param == "cpu":
+            return extension.obtain(Cpu()).path
         building.find_toolkit()
     except CannotBuildError as reason:
-        pytest.skip(f"needs a CUDA toolkit: {reason}")
+        pytest.skip(f"needs a compiler: {reason}")
     folder = tmp_path_factory.mktemp("compiled")
-    extension.run_compiler(folder, "9.0", folder / "failed")
-    return folder / "library.so"
+    extension.run_compiler("cuda", folder, "9.0", folder / "failed")
+    return folder / "library_cuda.so"
+
+
+OPS = {
+    "cuda": ("attention", "attention_backward", "decode_attention"),
+    "cpu": ("linear",),
+}
 
 
 @pytest.mark.timeout(900)
-def test_the_real_library_loads_and_has_every_kernel(compiled):
+def test_a_real_library_loads_and_has_every_kernel(compiled):
+    kind = compiled.stem.removeprefix("library_")
     code = (
         "import sys, torch, kogpt.kernels\n"
         "torch.ops.load_library(sys.argv[1])\n"
-        "for op in ('attention', 'attention_backward', 'decode_attention'):\n"
-        "    assert torch._C._dispatch_has_kernel_for_dispatch_key(f'kogpt::{op}', 'CUDA'), op\n"
+        f"for op in {OPS[kind]}:\n"
+        "    found = torch._C._dispatch_has_kernel_for_dispatch_key\n"
+        f"    assert found(f'kogpt::{{op}}', '{kind.upper()}'), op\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, str(compiled)], cwd=ROOT, text=True, capture_output=True
@@ -361,7 +423,7 @@ def test_the_real_library_loads_and_has_every_kernel(compiled):
     assert done.returncode == 0, done.stderr
 
 
-def test_the_real_library_knows_of_torch_only_what_is_stable(compiled):
+def test_a_real_library_knows_of_torch_only_what_is_stable(compiled):
     """No C++ symbol of torch, so that the next torch loads it too."""
     names = subprocess.run(
         ["nm", "--dynamic", "--undefined-only", "--demangle", compiled],
@@ -369,5 +431,5 @@ def test_the_real_library_knows_of_torch_only_what_is_stable(compiled):
         capture_output=True,
         check=True,
     ).stdout
-    assert "aoti_torch_get_current_cuda_stream" in names
+    assert "aoti_torch_" in names
     assert not re.search(r"\b(c10|at|torch)::", names)

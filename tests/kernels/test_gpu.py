@@ -21,6 +21,7 @@ from torch import Tensor
 from kogpt.box import BOX
 from kogpt.kernels import DecodeStep, attention, building, decode_attention, extension
 from kogpt.kernels.attention import sdpa
+from kogpt.kernels.targets import Gpu
 from kogpt.model import KoGPT, KoGPTConfig, KVCache
 from kogpt.model.rotary import RotaryEmbedding, Rotation
 from kogpt.model.transformer import Attention, Block
@@ -42,11 +43,10 @@ def require_kernels() -> None:
     """Skips where no fused kernel can run; fails where one could and does not."""
     if not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
-    capability = torch.cuda.get_device_capability()
+    gpu = Gpu.current()
     try:
-        extension.refuse_old(capability)
-        if extension.find(capability) is None:
-            building.find_toolkit()
+        if extension.find(gpu) is None:
+            extension.wanted(gpu)
     except building.CannotBuildError as reason:
         pytest.skip(f"no fused kernels here: {reason}")
     assert extension.extension_available(), "the fused kernels cannot be used, see above"
