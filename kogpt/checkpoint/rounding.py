@@ -1,8 +1,7 @@
 """Rounds the rows of a matrix to integers of 8 or 4 bits; needs no data, and no other rows.
 
-Each value goes to the nearest: scales from a search for the least squared error (plain, weighted,
-half-quadratic) were tried on nano, and what they saved was within what they lost elsewhere; the
-figures are in docs/benchmarks.md.
+Each value goes to the nearest. What that costs is in docs/benchmarks.md; scales searched for the
+least squared error lower the error of nano's weights, but not its perplexity.
 """
 
 from typing import NamedTuple
