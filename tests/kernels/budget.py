@@ -19,6 +19,7 @@ from torch import Tensor
 
 from kogpt.kernels.attention import attention_backward_reference, attention_reference
 from kogpt.kernels.decode import DecodeStep, decode_attention_reference
+from kogpt.kernels.linear import Weight, linear_reference
 
 FORWARD, GRADIENT = 2, 3
 FLOAT32 = torch.finfo(torch.float32).eps
@@ -162,3 +163,14 @@ def check_decode(out: Tensor, step: DecodeStep) -> float:
 def on_own_cache(step: DecodeStep) -> DecodeStep:
     """The same step with a cache that nothing else appends to."""
     return step._replace(keys=step.keys.clone(), values=step.values.clone())
+
+
+def check_linear(out: Tensor, x: Tensor, weight: Weight, bias: Tensor | None = None) -> float:
+    """Asserts the budget of a product with weights.
+
+    Returns:
+        The part of the budget that is used.
+    """
+    inputs = (x, weight.values, weight.scale, bias)
+    truth, low = linear_reference(*doubled(inputs)), linear_reference(*inputs)
+    return check("out", out, truth, low, factor=FORWARD)

@@ -96,6 +96,29 @@ KOGPT_DEVICE float2 unpack<BFloat16>(uint32_t pair) {
   return make_float2(__uint_as_float(pair << 16), __uint_as_float(pair & 0xffff0000u));
 }
 
+// (x & mask) ^ y in one instruction, which compilers make two where both are constants.
+KOGPT_DEVICE uint32_t and_xor(uint32_t x, uint32_t mask, uint32_t y) {
+  uint32_t bits;
+  asm("lop3.b32 %0, %1, %2, %3, 0x6a;" : "=r"(bits) : "r"(x), "r"(mask), "r"(y));
+  return bits;
+}
+
+// x - y of two pairs of elements, rounded.
+template <typename E>
+KOGPT_DEVICE uint32_t subtract(uint32_t x, uint32_t y);
+template <>
+KOGPT_DEVICE uint32_t subtract<Float16>(uint32_t x, uint32_t y) {
+  uint32_t difference;
+  asm("sub.rn.f16x2 %0, %1, %2;" : "=r"(difference) : "r"(x), "r"(y));
+  return difference;
+}
+template <>
+KOGPT_DEVICE uint32_t subtract<BFloat16>(uint32_t x, uint32_t y) {
+  uint32_t difference;  // of the sum x + y * -1: sm_80 has no difference of such pairs
+  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(difference) : "r"(y), "r"(0xbf80bf80), "r"(x));
+  return difference;
+}
+
 // Tensor core: c (16 x 8, float32) += a (16 x 16) b (16 x 8).
 //
 // With lane = 4 g + i: a[0], a[1], a[2], a[3] hold the column pairs (2i, 2i + 1) of row g, of row
@@ -182,7 +205,7 @@ KOGPT_DEVICE void wait_copies() {
 
 // --- global memory ---
 
-template <typename T>  // float, int64_t, uint32_t or Vector
+template <typename T>  // up to 16 bytes, at a multiple of their number
 KOGPT_DEVICE T load_global(const void* source) {
   return *static_cast<const T*>(source);
 }
@@ -190,6 +213,11 @@ KOGPT_DEVICE T load_global(const void* source) {
 template <typename T>
 KOGPT_DEVICE void store_global(void* target, T value) {
   *static_cast<T*>(target) = value;
+}
+
+// Has the line of memory that holds `source` brought to the L2 cache.
+KOGPT_DEVICE void prefetch(const void* source) {
+  asm volatile("prefetch.global.L2 [%0];" : : "l"(source));
 }
 
 // Orders this thread's earlier accesses to global memory, and those it learned of by a barrier,

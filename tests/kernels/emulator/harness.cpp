@@ -1,12 +1,14 @@
 // What harness.py calls through ctypes. A library holds one kernel file, so the launch functions
 // of the others are absent: weak, null.
 #include "../../../kogpt/kernels/csrc/attention.h"
+#include "../../../kogpt/kernels/csrc/linear.h"
 
 namespace kogpt {
 __attribute__((weak)) cudaError_t attention_forward(const AttentionParams&, cudaStream_t);
 __attribute__((weak)) cudaError_t attention_backward(const AttentionBackwardParams&, cudaStream_t);
 __attribute__((weak)) cudaError_t attention_decode(const DecodeParams&, cudaStream_t);
 __attribute__((weak)) int64_t decode_partials(const DecodeParams&);
+__attribute__((weak)) cudaError_t linear_decode(const LinearParams&, cudaStream_t);
 }  // namespace kogpt
 
 extern "C" {
@@ -29,6 +31,7 @@ void emulator_struct_sizes(int64_t* sizes) {
   sizes[0] = sizeof(kogpt::AttentionParams);
   sizes[1] = sizeof(kogpt::AttentionBackwardParams);
   sizes[2] = sizeof(kogpt::DecodeParams);
+  sizes[3] = sizeof(kogpt::LinearParams);
 }
 
 int emulator_forward(const kogpt::AttentionParams* params) {
@@ -45,6 +48,10 @@ int emulator_decode(const kogpt::DecodeParams* params) {
 
 int64_t emulator_decode_partials(const kogpt::DecodeParams* params) {
   return kogpt::decode_partials(*params);
+}
+
+int emulator_linear(const kogpt::LinearParams* params) {
+  return kogpt::linear_decode(*params, nullptr);
 }
 
 }  // extern "C"

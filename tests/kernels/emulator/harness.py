@@ -34,13 +34,14 @@ FLAGS = [
 # "Technical specifications per compute capability").
 SHARED_LIMITS = {"sm_86": 101376, "sm_80": 166912, "sm_90": 232448}
 ELEMENTS = {torch.float16: 0, torch.bfloat16: 1}
+FORMATS = {torch.float16: 0, torch.bfloat16: 0, torch.int8: 1, torch.int32: 2}
 
 
 class EmulatorError(RuntimeError):
     """A launch that failed, with what was trapped."""
 
 
-# --- the structs of csrc/attention.h ---
+# --- the structs of csrc/attention.h and csrc/linear.h ---
 
 
 class Rows(Structure):
@@ -78,6 +79,13 @@ class DecodeParams(Structure):
         *((name, c_int32) for name in ("B", "T", "H", "D", "R", "capacity", "length")),
         ("scale", c_float),
         ("element", c_int32),
+    ]
+
+
+class LinearParams(Structure):
+    _fields_ = [
+        *((name, c_void_p) for name in ("x", "values", "scale", "bias", "out")),
+        *((name, c_int32) for name in ("M", "N", "K", "G", "format", "element")),
     ]
 
 
@@ -133,10 +141,10 @@ def library(name: str) -> ctypes.CDLL:
     lib = ctypes.CDLL(str(target))
     lib.emulator_error.restype = ctypes.c_char_p
     lib.emulator_decode_partials.restype = c_int64
-    sizes = (c_int64 * 3)()
+    mirrors = (AttentionParams, AttentionBackwardParams, DecodeParams, LinearParams)
+    sizes = (c_int64 * len(mirrors))()
     lib.emulator_struct_sizes(sizes)
-    mirrors = (AttentionParams, AttentionBackwardParams, DecodeParams)
-    assert list(sizes) == [ctypes.sizeof(mirror) for mirror in mirrors], "attention.h has changed"
+    assert list(sizes) == [ctypes.sizeof(mirror) for mirror in mirrors], "a struct has changed"
     return lib
 
 
@@ -306,6 +314,31 @@ def decode(
     run.call("emulator_decode", byref(params))
     assert not counters.any(), "counters must be left zero"
     return out, lse
+
+
+def linear(
+    x: Tensor,
+    values: Tensor,
+    scale: Tensor | None = None,
+    bias: Tensor | None = None,
+    **options: int,
+) -> Tensor:
+    """linear_decode.cu: x (M, K); values and scale as in `kogpt.kernels.Weight`; bias (N,).
+
+    Returns:
+        (M, N).
+    """
+    run = Run("linear_decode", **options)
+    out = unwritten(x.size(0), values.size(0), dtype=x.dtype)
+    params = LinearParams(
+        *(run.flat(part) for part in (x, values, scale, bias)),
+        run.flat(out, writable=True),
+        *(*out.shape, x.size(1), 0 if scale is None else scale.size(1)),
+        FORMATS[values.dtype],
+        ELEMENTS[x.dtype],
+    )
+    run.call("emulator_linear", byref(params))
+    return out
 
 
 def probe(name: str, source: Tensor, target: Tensor, **options: int) -> None:

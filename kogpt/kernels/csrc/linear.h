@@ -1,0 +1,35 @@
+// Products with weights kept in 16, 8 or 4 bits: what crosses from the framework to the kernel.
+//
+// Dimension key, as in Python: M rows, N outputs, K inputs, G groups of inputs that share a scale.
+#pragma once
+
+#include "attention.h"
+
+namespace kogpt {
+
+enum class Format : int32_t { kBits16, kBits8, kBits4 };
+
+// out = x Wᵀ + bias, for a few rows of x. All tensors are contiguous; x and values begin on 16
+// bytes. What is 16-bit has one element type.
+//
+// A weight is its value, or q * scale[n, k / (K / G)], q being -128..127 in 8 bits or -8..7 in 4.
+struct LinearParams {
+  const void* x;  // (M, K)
+  const void*
+      values;         // (N, K) 16-bit or int8; or (N, K / 8) words of eight q + 8, the first lowest
+  const void* scale;  // (N, G); null for 16-bit weights
+  const void* bias;   // (N,); null for none
+  void* out;          // (M, N), written
+  int32_t M, N, K, G;
+  Format format;
+  Element element;
+};
+
+// Most rows that `linear_decode` takes, and what K and K / G must be multiples of.
+constexpr int32_t kMaxLinearRows = 8;
+constexpr int32_t kLinearBlock = 128;
+constexpr int32_t kSmallestGroup = 32;
+
+cudaError_t linear_decode(const LinearParams& params, cudaStream_t stream);
+
+}  // namespace kogpt

@@ -1,0 +1,382 @@
+// Products of a few rows with weights in 16, 8 or 4 bits, at the speed of reading the weights.
+//
+// One block computes 32 outputs of every row of x, up to 8 rows. Decoding costs the reading of the
+// weights, so each of their bytes is read once and everything else hides behind that:
+//
+//   - Products run on the tensor cores even for one row, weights as the 16 rows of an operand and
+//     rows of x as its 8 columns: 8 rows take the time of one, and have the same bits as alone.
+//     An H100's multiprocessor gets 2 KB of weights in 142 clocks (3.24 TB/s, 132 of them, 1.74
+//     GHz) and can issue 568 instructions meanwhile. The loop below spends about 75, 245 or 320 on
+//     2 KB of 16, 8 or 4 bits, for any number of rows. Plain cores would need, at 4 bits, about 300
+//     to widen to float32 and 128 for each row: no time is left from two rows on.
+//   - The warps of a block share out its inputs, in stages of 64 bytes of each of the 32 weight
+//     rows, and the block adds up their sums in a fixed order. Nothing is merged across blocks:
+//     the products of KoGPT have outputs enough, (28672, 4096) 896 blocks of 8, 4 or 2 warps,
+//     (64512, 4096) 2016 of them, (4096, 20480) 128 blocks of 16, 16 or 10 warps, which is one
+//     for all but 4 multiprocessors.
+//   - A warp has room for three stages and waits for no other warp: once a stage is multiplied, the
+//     copy of the warp's next one begins. So 60 KB and more are under way on a multiprocessor,
+//     three times what the latency of memory asks for. The inputs and scales that go with a stage
+//     are fetched while the one before is multiplied.
+//   - Integers are widened exactly, by masking them into the low bits of a float and subtracting
+//     its value. Scales are applied to sums in float32: no product is rounded to 16 bits.
+//
+// Budget: 1 to 16 warps; 6 KB of shared memory each; on sm_90 64 registers at 16 and 8 bits and 89
+// at 4, with which an H100 holds all blocks of (28672, 4096) at 8 and 4 bits at once. More at
+// groups of fewer inputs than a stage has.
+// Source: Kim et al., "Who Says Elephants Can't Run" (arXiv 2211.10017), for widening.
+// History: not yet run on a GPU.
+
+#include "linear.h"
+#include "ptx.h"
+#include "tile.h"
+
+namespace kogpt {
+namespace {
+
+constexpr int kTiles = 2;           // of 16 weight rows, whose products a warp makes in turn
+constexpr int kRows = 16 * kTiles;  // weight rows of a block: its outputs
+constexpr int kStageRow = 64;       // bytes of each of them in a stage
+constexpr int kChunks = kStageRow / 16;
+constexpr int kSlots = 3;  // stages that a warp has room for
+constexpr int kSlotBytes = kRows * kStageRow;
+constexpr int kWarpBytes = kSlots * kSlotBytes;
+constexpr int kMaxWarps = 16;
+constexpr int kStagesOfWarp = 16;  // that are worth a warp of their own
+
+// --- the formats ---
+
+// Two elements 1024, or 128 in bfloat16: what is put into their lowest bits is added to them.
+template <typename E>
+constexpr uint32_t kBase = 0x64006400;
+template <>
+constexpr uint32_t kBase<BFloat16> = 0x43004300;
+
+// A word of weights is kPairs pairs of elements: pair i is of the weights i and i + kPairs, since
+// these need but masks and one shift. Widening is exact.
+struct Bits16 {
+  static constexpr int kPairs = 1;
+
+  template <typename E>
+  KOGPT_DEVICE static uint32_t pair(uint32_t word, int) {
+    return word;
+  }
+};
+
+struct Bits8 {
+  static constexpr int kPairs = 2;
+
+  // Of an integer in two's complement the highest bit counts -128.
+  template <typename E>
+  KOGPT_DEVICE static uint32_t pair(uint32_t word, int i) {
+    const uint32_t bytes = word >> 8 * i;
+    return subtract<E>(and_xor(bytes, 0x007f007f, kBase<E>), and_xor(bytes, 0x00800080, kBase<E>));
+  }
+};
+
+struct Bits4 {
+  static constexpr int kPairs = 4;
+
+  template <typename E>
+  KOGPT_DEVICE static uint32_t pair(uint32_t word, int i) {
+    const uint32_t nibbles = word >> 4 * i;
+    return subtract<E>(and_xor(nibbles, 0x000f000f, kBase<E>), 0x00080008 ^ kBase<E>);
+  }
+};
+
+// Inputs of a row that a word, a chunk of 16 bytes and a stage hold.
+template <typename W>
+struct Inputs {
+  static constexpr int kWord = 2 * W::kPairs;
+  static constexpr int kChunk = 4 * kWord;
+  static constexpr int kStage = kChunks * kChunk;
+};
+
+template <typename W>
+KOGPT_HOST_DEVICE int stages(const LinearParams& p) {
+  return p.K / Inputs<W>::kStage;
+}
+
+// Warps of a block. They follow from K alone, so the sums of a row are the same beside any others.
+template <typename W>
+KOGPT_HOST_DEVICE int warps(const LinearParams& p) {
+  const int worth = stages<W>(p) / kStagesOfWarp;
+  return worth < 1 ? 1 : worth > kMaxWarps ? kMaxWarps : worth;
+}
+
+// --- what a warp reads ---
+
+// Where a chunk of a weight row is kept in its slot. The same chunk of eight rows, which `ldmatrix`
+// reads at once, and both rows that eight lanes copy at once, are spread over all banks.
+KOGPT_DEVICE uint32_t place(int row, int chunk) {
+  return row * kStageRow + 16 * (chunk ^ row / 2 % kChunks);
+}
+
+// A lane's share of copying: one chunk of every eighth row of the block.
+struct Copier {
+  static constexpr int kStep = kWarp / kChunks;
+
+  const uint8_t* from;
+  int64_t row_bytes;
+  int rows;  // from its first one to the end of the weights
+
+  KOGPT_DEVICE Copier(const LinearParams& p, int pairs) {
+    const int row = block_x() * kRows + lane() / kChunks;
+    row_bytes = int64_t{p.K} * 2 / pairs;
+    rows = p.N - row;
+    from = static_cast<const uint8_t*>(p.values) + row * row_bytes + 16 * (lane() % kChunks);
+  }
+
+  // Starts copying a stage, with zeros for rows beyond the last.
+  KOGPT_DEVICE void copy(uint32_t slot, int stage) const {
+    const uint8_t* source = from + int64_t{stage} * kStageRow;
+#pragma unroll
+    for (int row = 0; row < kRows; row += kStep) {
+      copy_async(slot + place(row + lane() / kChunks, lane() % kChunks), source, row < rows);
+      source += kStep * row_bytes;
+    }
+  }
+};
+
+template <int kCount>
+struct alignas(4 * kCount) Words {
+  uint32_t words[kCount];
+};
+
+// The inputs of a stage as operands b. With lane = 4 g + i: those of row g of x that meet word i of
+// each chunk. Columns without a row repeat the last one; nobody reads their results.
+template <typename W>
+struct Columns {
+  Words<W::kPairs> x[kChunks];
+
+  KOGPT_DEVICE Columns(const LinearParams& p, int stage) {
+    const int row = min(lane() / 4, p.M - 1);
+    const int input = stage * Inputs<W>::kStage + lane() % 4 * Inputs<W>::kWord;
+    const uint8_t* from = static_cast<const uint8_t*>(p.x) + 2 * (int64_t{row} * p.K + input);
+#pragma unroll
+    for (int chunk = 0; chunk < kChunks; ++chunk) {
+      x[chunk] = load_global<Words<W::kPairs>>(from + 2 * chunk * Inputs<W>::kChunk);
+    }
+  }
+
+  // What meets pair i of the word.
+  KOGPT_DEVICE uint32_t pair(int chunk, int i) const {
+    if (W::kPairs == 1) return x[chunk].words[0];
+    const uint32_t first = x[chunk].words[i / 2];
+    const uint32_t second = x[chunk].words[i / 2 + W::kPairs / 2];
+    return i % 2 == 0 ? (first & 0xffff) | second << 16 : first >> 16 | (second & 0xffff0000);
+  }
+};
+
+template <typename E>
+KOGPT_DEVICE float load_element(const void* data, uint32_t index) {
+  return unpack<E>(load_global<uint16_t>(static_cast<const uint16_t*>(data) + index)).x;
+}
+
+// The scales of a stage, those of every kFold inputs, for the rows of a lane's sums.
+template <typename E, typename W, int kFold>
+struct Scales {
+  float scale[Inputs<W>::kStage / kFold][kTiles][2];
+
+  KOGPT_DEVICE Scales(const LinearParams& p, int stage) {
+    const uint32_t group_inputs = p.K / p.G;
+#pragma unroll
+    for (int fold = 0; fold < Inputs<W>::kStage / kFold; ++fold) {
+      const uint32_t group = (stage * Inputs<W>::kStage + fold * kFold) / group_inputs;
+#pragma unroll
+      for (int i = 0; i < 2 * kTiles; ++i) {
+        const int row = min(block_x() * kRows + 8 * i + lane() / 4, p.N - 1);
+        scale[fold][i / 2][i % 2] = load_element<E>(p.scale, row * p.G + group);
+      }
+    }
+  }
+
+  KOGPT_DEVICE float operator()(int fold, int tile, int half) const {
+    return scale[fold][tile][half];
+  }
+};
+
+template <typename E, int kFold>
+struct Scales<E, Bits16, kFold> {
+  KOGPT_DEVICE Scales(const LinearParams&, int) {}
+
+  KOGPT_DEVICE float operator()(int, int, int) const { return 1.0f; }
+};
+
+// Has the scales of the block's rows brought to the L2 cache: few bytes, but each would else keep a
+// warp waiting as long as the weights do.
+template <typename W>
+KOGPT_DEVICE void prefetch_scales(const LinearParams& p) {
+  constexpr int kLine = 128;
+  if (W::kPairs == 1) return;
+  const int first = block_x() * kRows, rows = min(kRows, p.N - first);
+  const uint8_t* from = static_cast<const uint8_t*>(p.scale) + int64_t{2} * first * p.G;
+  for (int at = kLine * thread_index(); at < 2 * rows * p.G; at += kLine * kWarp * warps<W>(p)) {
+    prefetch(from + at);
+  }
+}
+
+// --- what it computes ---
+
+// A warp's sums, (16 weight rows x columns) for each tile.
+struct Sums {
+  float of[kTiles][4];
+
+  KOGPT_DEVICE Sums() { clear(of); }
+
+  // Adds the products of one stage: those of kFold inputs are summed up by the tensor cores, then
+  // scaled, and added here in float32.
+  template <typename E, typename W, int kFold>
+  KOGPT_DEVICE void add(uint32_t slot, const Columns<W>& x, const Scales<E, W, kFold>& scales) {
+    constexpr int kPairs = W::kPairs, kProducts = kFold / 16;  // products between two scalings
+    float products[kTiles][4];
+    clear(products);
+#pragma unroll
+    for (int chunk = 0; chunk < kChunks; chunk += 2) {
+#pragma unroll
+      for (int tile = 0; tile < kTiles; ++tile) {
+        uint32_t words[4];
+        load_matrices(words, slot + place(16 * tile + lane() % 16, chunk + lane() / 16));
+#pragma unroll
+        for (int i = 0; i < 2 * kPairs; i += 2) {
+          uint32_t a[4], b[2];
+#pragma unroll
+          for (int j = 0; j < 2; ++j) {
+            const int second = (i + j) / kPairs, pair = (i + j) % kPairs;  // of the chunks
+            a[2 * j] = W::template pair<E>(words[2 * second], pair);
+            a[2 * j + 1] = W::template pair<E>(words[2 * second + 1], pair);
+            b[j] = x.pair(chunk + second, pair);
+          }
+          mma<E>(products[tile], a, b[0], b[1]);
+          const int done = (chunk * kPairs + i) / 2 + 1;
+          if (done % kProducts == 0) fold(tile, products[tile], scales, done / kProducts - 1);
+        }
+      }
+    }
+  }
+
+ private:
+  template <typename AnyScales>
+  KOGPT_DEVICE void fold(int tile, float (&products)[4], const AnyScales& scales, int index) {
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      of[tile][e] += scales(index, tile, e / 2) * products[e];
+      products[e] = 0.0f;
+    }
+  }
+};
+
+// --- the block ---
+
+// The sums of a warp in shared memory: a row for each column, with room that keeps banks apart.
+KOGPT_DEVICE uint32_t sum_at(int warp, int row, int column) {
+  return warp * kWarpBytes + 4 * (column * (kRows + 4) + row);
+}
+
+KOGPT_DEVICE void store_sums(const LinearParams& p, const Sums& sums) {
+#pragma unroll
+  for (int tile = 0; tile < kTiles; ++tile) {
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      const int column = fragment_column(0, e);
+      if (column >= p.M) continue;
+      store_shared(sum_at(warp(), 16 * tile + fragment_row(e), column), sums.of[tile][e]);
+    }
+  }
+}
+
+// Adds up the warps' sums in their order, and writes the outputs.
+template <typename E, typename W>
+KOGPT_DEVICE void store_outputs(const LinearParams& p) {
+  const int count = warps<W>(p);
+  for (int i = thread_index(); i < kRows * p.M; i += count * kWarp) {
+    const int row = i % kRows, column = i / kRows, n = block_x() * kRows + row;
+    if (n >= p.N) continue;
+    float sum = 0.0f;
+#pragma unroll 4
+    for (int w = 0; w < count; ++w) sum += load_shared<float>(sum_at(w, row, column));
+    if (p.bias) sum += load_element<E>(p.bias, n);
+    uint16_t* to = static_cast<uint16_t*>(p.out) + int64_t{column} * p.N + n;
+    store_global(to, static_cast<uint16_t>(pack<E>(sum, 0.0f)));
+  }
+}
+
+// Blocks of kMaxWarps that a multiprocessor must have registers for; 0 leaves it to the compiler,
+// where that many would make it spill.
+template <typename W, int kFold>
+constexpr int kMinBlocks = W::kPairs < 4 && kFold == Inputs<W>::kStage ? 2 : 0;
+
+template <typename E, typename W, int kFold>
+__global__ void __launch_bounds__(kMaxWarps* kWarp, kMinBlocks<W, kFold>)
+    linear_kernel(LinearParams p) {
+  const int end = stages<W>(p), step = warps<W>(p);
+  const uint32_t ring = warp() * kWarpBytes;
+  const Copier copier(p, W::kPairs);
+#pragma unroll
+  for (int i = 0; i < kSlots; ++i) {
+    const int stage = warp() + i * step;
+    if (stage < end) copier.copy(ring + i * kSlotBytes, stage);
+    commit_copies();
+  }
+  prefetch_scales<W>(p);
+  Columns<W> x(p, warp());
+  Scales<E, W, kFold> scales(p, warp());
+  Sums sums;
+  uint32_t slot = ring;
+#pragma unroll 1
+  for (int stage = warp(); stage < end; stage += step) {
+    wait_copies<kSlots - 1>();
+    sync_warp();
+    const int next = min(stage + step, end - 1);
+    const Columns<W> next_x(p, next);
+    const Scales<E, W, kFold> next_scales(p, next);
+    sums.add<E>(slot, x, scales);
+    sync_warp();
+    if (stage + kSlots * step < end) copier.copy(slot, stage + kSlots * step);
+    commit_copies();
+    slot = slot == ring + (kSlots - 1) * kSlotBytes ? ring : slot + kSlotBytes;
+    x = next_x;
+    scales = next_scales;
+  }
+  store_sums(p, sums);
+  sync_threads();
+  store_outputs<E, W>(p);
+}
+
+template <typename E, typename W, int kFold>
+cudaError_t launch_linear(const LinearParams& p, cudaStream_t stream) {
+  const int count = warps<W>(p);
+  return launch(linear_kernel<E, W, kFold>, Grid{ceil_div(p.N, kRows), 1, 1}, count * kWarp,
+                count * kWarpBytes, stream, p);
+}
+
+// Scales once a stage where no group begins within one.
+template <typename E, typename W>
+cudaError_t launch_scaled(const LinearParams& p, cudaStream_t stream) {
+  constexpr int kStage = Inputs<W>::kStage;
+  return p.K / p.G % kStage == 0 ? launch_linear<E, W, kStage>(p, stream)
+                                 : launch_linear<E, W, kSmallestGroup>(p, stream);
+}
+
+template <typename E>
+cudaError_t linear(const LinearParams& p, cudaStream_t stream) {
+  if (p.format == Format::kBits8) return launch_scaled<E, Bits8>(p, stream);
+  if (p.format == Format::kBits4) return launch_scaled<E, Bits4>(p, stream);
+  return launch_linear<E, Bits16, Inputs<Bits16>::kStage>(p, stream);
+}
+
+bool fits(const LinearParams& p) {
+  const bool grouped = p.G > 0 && p.K % p.G == 0 && p.K / p.G % kSmallestGroup == 0;
+  return 0 < p.M && p.M <= kMaxLinearRows && p.N > 0 && p.K > 0 && p.K % kLinearBlock == 0 &&
+         (p.format == Format::kBits16 || grouped);
+}
+
+}  // namespace
+
+cudaError_t linear_decode(const LinearParams& params, cudaStream_t stream) {
+  if (!fits(params)) return cudaErrorInvalidValue;
+  return params.element == Element::kFloat16 ? linear<Float16>(params, stream)
+                                             : linear<BFloat16>(params, stream);
+}
+
+}  // namespace kogpt
