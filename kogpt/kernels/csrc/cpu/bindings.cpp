@@ -9,10 +9,11 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <cstdint>
 #include <optional>
 
-#include "linear.h"
+#include "cpu.h"
 
 namespace kogpt::cpu {
 namespace {
@@ -21,6 +22,7 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 constexpr int64_t kAlignment = 64;   // bytes of the widest vector
+constexpr int64_t kWidest = 32;      // numbers that the widest kernel widens at once
 constexpr int64_t kGrain = 1 << 16;  // least weights that are worth a thread
 
 Element element(const Tensor& x) {
@@ -78,12 +80,54 @@ Tensor linear(const Tensor& x_given, const Tensor& weight_given,
   const auto address = reinterpret_cast<uintptr_t>(scratch.data_ptr());
   params.scratch = reinterpret_cast<void*>((address + kAlignment - 1) / kAlignment * kAlignment);
 
-  static const Isa isa = best_isa();
-  linear_prepare(params, isa);
+  const Kernels& chosen = kernels(best_isa());
+  chosen.linear_prepare(params);
   const int64_t grain = std::max<int64_t>(1, kGrain / std::max<int64_t>(1, M * K));
   torch::stable::parallel_for(
-      0, N, grain, [&](int64_t first, int64_t last) { linear_outputs(params, isa, first, last); });
+      0, N, grain, [&](int64_t first, int64_t last) { chosen.linear(params, first, last); });
   return y;
+}
+
+Rows rows(const Tensor& x) {
+  STD_TORCH_CHECK(x.stride(3) == 1, "kogpt::decode_attention: rows must be contiguous");
+  return {x.data_ptr(), x.stride(0), x.stride(1), x.stride(2)};
+}
+
+Tensor decode(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& keys,
+              const Tensor& values, const Tensor& lengths, const Tensor& cos_given,
+              const Tensor& sin_given, const std::optional<Tensor>& starts,
+              const Tensor& counters) {
+  const Tensor cos = plain(cos_given), sin = plain(sin_given);
+  const int64_t B = q.size(0), T = q.size(1), H = q.size(2), D = q.size(3);
+  const std::array<int64_t, 4> shape = {B, T, H, D};
+  const Tensor out = torch::stable::new_empty(q, {shape.data(), shape.size()});
+  DecodeParams params = {};
+  params.q = rows(q);
+  params.k = rows(k);
+  params.v = rows(v);
+  params.keys = rows(keys);
+  params.values = rows(values);
+  params.out = rows(out);
+  params.lengths = static_cast<const int64_t*>(lengths.data_ptr());
+  params.starts = starts ? static_cast<const int64_t*>(starts->data_ptr()) : nullptr;
+  params.cos = static_cast<const float*>(cos.data_ptr());
+  params.sin = static_cast<const float*>(sin.data_ptr());
+  params.element = element(q);
+  params.B = B;
+  params.T = T;
+  params.H = H;
+  params.D = D;
+  params.R = 2 * cos.size(1);
+  params.capacity = keys.size(1);
+  params.scale = 1.0f / std::sqrt(static_cast<float>(D));
+  const std::array<int64_t, 1> floats = {B * H * decode_scratch(params)};
+  const Tensor scratch =
+      torch::stable::new_empty(q, {floats.data(), floats.size()}, ScalarType::Float);
+  params.scratch = static_cast<float*>(scratch.data_ptr());
+  const Kernels& chosen = kernels(D % kWidest == 0 ? best_isa() : Isa::kPlain);
+  torch::stable::parallel_for(
+      0, B * H, 1, [&](int64_t first, int64_t last) { chosen.decode(params, first, last); });
+  return out;
 }
 
 }  // namespace
@@ -91,4 +135,5 @@ Tensor linear(const Tensor& x_given, const Tensor& weight_given,
 
 STABLE_TORCH_LIBRARY_IMPL(kogpt, CPU, library) {
   library.impl("linear", TORCH_BOX(&kogpt::cpu::linear));
+  library.impl("decode_attention", TORCH_BOX(&kogpt::cpu::decode));
 }

@@ -6,15 +6,9 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "array.h"
+
 namespace kogpt::cpu {
-
-enum class Element : int32_t { kFloat32, kBFloat16, kFloat16, kInt8, kInt4 };
-
-// Contiguous memory, and what is in it.
-struct Array {
-  const void* data;
-  Element element;
-};
 
 // y = x Wᵀ + bias.
 struct LinearParams {
@@ -28,27 +22,17 @@ struct LinearParams {
   int64_t G;        // K / G is a multiple of kBlock, or of 32 for int4
 };
 
-// Inputs that share a scale once x is rounded to 16-bit integers.
+// Inputs that share a unit once x is rounded to 16-bit integers.
 constexpr int64_t kBlock = 128;
 
-// Instruction sets with a kernel of their own, each better than those before it.
-enum class Isa : int32_t { kPlain, kAvx2, kAvx512, kVnni };
+// Bytes of what a kernel makes of one row of x, a multiple of 64: K floats, K 16-bit integers, K /
+// 8 32-bit integers and K / kBlock floats.
+inline int64_t linear_row_bytes(int64_t K) {
+  return 6 * K + K / 2 + (4 * K / kBlock + 63) / 64 * 64;
+}
 
-// The best that this processor has.
-Isa best_isa();
-
-// The functions of one instruction set.
-struct Entry {
-  void (*prepare)(const LinearParams& params);
-  void (*outputs)(const LinearParams& params, int64_t first, int64_t last);
-};
-
-size_t linear_scratch(const LinearParams& params);
-
-// Brings x into the form that `linear_outputs` reads; before any call of it.
-void linear_prepare(const LinearParams& params, Isa isa);
-
-// Computes the outputs [first, last) of every row. Calls for different outputs may run at once.
-void linear_outputs(const LinearParams& params, Isa isa, int64_t first, int64_t last);
+inline int64_t linear_scratch(const LinearParams& params) {
+  return params.M * linear_row_bytes(params.K);
+}
 
 }  // namespace kogpt::cpu

@@ -1,4 +1,4 @@
-// The kernel, for any instruction set: a source defines `Simd` and instantiates `Kernel<Simd>`.
+// The kernel, for any instruction set: a source defines `Simd` and instantiates `Linear<Simd>`.
 //
 // Integers: each row of x is rounded to 16-bit integers with one scale for every 128 inputs (finer
 // than bfloat16 everywhere), the products are exact in 32 bits over those 128, and floats from
@@ -19,6 +19,7 @@
 #include <limits>
 
 #include "linear.h"
+#include "numbers.h"
 
 namespace kogpt::cpu {
 namespace {
@@ -29,12 +30,11 @@ constexpr int64_t kLine = 64;     // bytes that memory gives at once
 constexpr int64_t kNear = 16384;  // bytes of x in the nearest cache, beside what streams through
 
 template <class Simd>
-struct Kernel {
+struct Linear {
   using Words = typename Simd::Words;
   using Sums = typename Simd::Sums;
   using Floats = typename Simd::Floats;
-
-  static constexpr Entry entry() { return {prepare, outputs}; }
+  using Numbers = cpu::Numbers<Simd>;
 
   static constexpr int64_t kLanes = Simd::kLanes;
   static constexpr int64_t kPacked = 8 * kLanes;  // 4-bit weights in one vector
@@ -49,7 +49,7 @@ struct Kernel {
 
   static Row row(const LinearParams& params, int64_t m) {
     const int64_t K = params.K;
-    char* bytes = static_cast<char*>(params.scratch) + m * row_bytes(params);
+    char* bytes = static_cast<char*>(params.scratch) + m * linear_row_bytes(K);
     Row row = {};
     row.wide = reinterpret_cast<float*>(bytes);
     row.q = reinterpret_cast<int16_t*>(bytes + 4 * K);
@@ -58,57 +58,10 @@ struct Kernel {
     return row;
   }
 
-  static int64_t row_bytes(const LinearParams& params) {
-    const int64_t K = params.K;
-    return 6 * K + K / 2 + (4 * K / kBlock + 63) / 64 * 64;
-  }
-
-  // Widens `count` numbers from place `first` on.
-  static void widen(const Array& array, int64_t first, int64_t count, float* to) {
-    if (array.element == Element::kFloat32) {
-      std::memcpy(to, static_cast<const float*>(array.data) + first, 4 * count);
-      return;
-    }
-    const uint16_t* from = static_cast<const uint16_t*>(array.data) + first;
-    if (array.element == Element::kBFloat16) {
-      for (int64_t i = 0; i < count; ++i) to[i] = from_bits(static_cast<uint32_t>(from[i]) << 16);
-    } else {
-      for (int64_t i = 0; i < count; ++i) to[i] = Simd::from_half(from[i]);
-    }
-  }
-
-  static float from_bits(uint32_t bits) {
-    float value;
-    std::memcpy(&value, &bits, sizeof value);
-    return value;
-  }
-
-  static uint32_t to_bits(float value) {
-    uint32_t bits;
-    std::memcpy(&bits, &value, sizeof bits);
-    return bits;
-  }
-
-  static uint16_t to_bfloat16(float value) {
-    const uint32_t bits = to_bits(value);
-    if (std::isnan(value)) return 0x7fc0;
-    return static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);  // to nearest even
-  }
-
-  static void store(const LinearParams& params, int64_t i, float value) {
-    if (params.x.element == Element::kFloat32) {
-      static_cast<float*>(params.y)[i] = value;
-    } else if (params.x.element == Element::kBFloat16) {
-      static_cast<uint16_t*>(params.y)[i] = to_bfloat16(value);
-    } else {
-      static_cast<uint16_t*>(params.y)[i] = Simd::to_half(value);
-    }
-  }
-
   static void prepare(const LinearParams& params) {
     for (int64_t m = 0; m < params.M; ++m) {
       const Row to = row(params, m);
-      widen(params.x, m * params.K, params.K, to.wide);
+      Numbers::widen(params.x, m * params.K, params.K, to.wide);
       for (int64_t k = 0; k < params.K; k += kBlock) {
         if (params.weight.element == Element::kBFloat16) {
           order_pairs(to.wide + k);
@@ -153,9 +106,9 @@ struct Kernel {
   static float quantize(const float* x, int16_t* q) {
     uint32_t largest = 0;  // of the magnitudes: as bits they have the order of the numbers
     for (int64_t i = 0; i < kBlock; ++i) {
-      largest = std::max(largest, to_bits(x[i]) & 0x7fffffff);
+      largest = std::max(largest, Numbers::to_bits(x[i]) & 0x7fffffff);
     }
-    const float size = from_bits(largest);
+    const float size = Numbers::from_bits(largest);
     if (size < 1e-30f) {  // whose inverse would be infinite
       std::memset(q, 0, kBlock * sizeof *q);
       return 0;
@@ -163,7 +116,7 @@ struct Kernel {
     const float inverse = 32767 / size;
     for (int64_t i = 0; i < kBlock; ++i) {
       // Adding 3 * 2^22 leaves the nearest integer in the low bits of the sum.
-      q[i] = static_cast<int16_t>(to_bits(x[i] * inverse + 12582912.0f));
+      q[i] = static_cast<int16_t>(Numbers::to_bits(x[i] * inverse + 12582912.0f));
     }
     return size <= std::numeric_limits<float>::max() ? size / 32767 : NAN;
   }
@@ -219,10 +172,10 @@ struct Kernel {
     }
     for (int64_t n = first; n < last; ++n) {
       float bias = 0;
-      if (p.bias.data) widen(p.bias, n, 1, &bias);
+      if (p.bias.data) Numbers::widen(p.bias, n, 1, &bias);
       for (int i = 0; i < kRows; ++i) {
         const Floats& total = totals[(n - first) / kOutputs][i][(n - first) % kOutputs];
-        store(p, (m + i) * p.N + n, Simd::sum(total) + bias);
+        Numbers::store(p.x.element, p.y, (m + i) * p.N + n, Simd::sum(total) + bias);
       }
     }
   }
@@ -352,10 +305,10 @@ struct Kernel {
       float scales[kSize];
       const int64_t at = tile.output[j] * p.G;
       if (group == grain) {
-        widen(p.scale, at + first / group, count, scales);
+        Numbers::widen(p.scale, at + first / group, count, scales);
       } else {
         for (int64_t c = 0; c < count; ++c)
-          widen(p.scale, at + (first + c * grain) / group, 1, scales + c);
+          Numbers::widen(p.scale, at + (first + c * grain) / group, 1, scales + c);
       }
       for (int i = 0; i < kRows; ++i) {
         const float* unit = tile.x[i].unit + first / kBlock;

@@ -1,13 +1,12 @@
-// Which kernel runs, and the one in plain C++ for processors without any that is written for them.
-#include "linear.h"
+// Vectors in plain C++, for processors without any that is written for them.
+#pragma once
 
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-#include <limits>
 
-#include "linear_kernel.h"
+#include "array.h"
 
 namespace kogpt::cpu {
 namespace {
@@ -64,6 +63,7 @@ struct Plain {
   static Words load(const int16_t* at) { return copy<Words>(at); }
   static Sums load(const int32_t* at) { return copy<Sums>(at); }
   static Floats load(const float* at) { return copy<Floats>(at); }
+  static void store(float* at, Floats a) { std::memcpy(at, &a, sizeof a); }
 
   static Floats fma(Floats a, Floats b, Floats c) {
     for (int64_t i = 0; i < kLanes; ++i) c.lanes[i] += a.lanes[i] * b.lanes[i];
@@ -117,49 +117,5 @@ struct Plain {
   }
 };
 
-constexpr Entry kPlainEntry = Kernel<Plain>::entry();
-
 }  // namespace
-
-#ifdef __x86_64__
-extern const Entry kAvx2Entry, kAvx512Entry, kVnniEntry;
-
-Isa best_isa() {
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                    __builtin_cpu_supports("f16c");
-  if (!avx2) return Isa::kPlain;
-  const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-  if (!avx512) return Isa::kAvx2;
-  return __builtin_cpu_supports("avx512vnni") ? Isa::kVnni : Isa::kAvx512;
-}
-
-static const Entry& entry(Isa isa) {
-  switch (isa) {
-    case Isa::kAvx2:
-      return kAvx2Entry;
-    case Isa::kAvx512:
-      return kAvx512Entry;
-    case Isa::kVnni:
-      return kVnniEntry;
-    default:
-      return kPlainEntry;
-  }
-}
-#else
-Isa best_isa() { return Isa::kPlain; }
-
-static const Entry& entry(Isa) { return kPlainEntry; }
-#endif
-
-size_t linear_scratch(const LinearParams& params) {
-  return params.M * Kernel<Plain>::row_bytes(params);
-}
-
-void linear_prepare(const LinearParams& params, Isa isa) { entry(isa).prepare(params); }
-
-void linear_outputs(const LinearParams& params, Isa isa, int64_t first, int64_t last) {
-  entry(isa).outputs(params, first, last);
-}
-
 }  // namespace kogpt::cpu

@@ -1,18 +1,11 @@
-// The kernel for AVX2.
+// Vectors of AVX2; to be included where it is compiled for.
+#pragma once
+
 #include <immintrin.h>
 
-#include <algorithm>
-#include <cmath>
 #include <cstdint>
-#include <cstring>
-#include <limits>
 
-#include "linear.h"
-#define KOGPT_TARGET "avx2,fma,f16c"
-#include "target.h"
-
-KOGPT_BEGIN_TARGET
-#include "linear_kernel.h"
+#include "array.h"
 
 namespace kogpt::cpu {
 namespace {
@@ -32,6 +25,7 @@ struct Avx2 {
   static Words load(const int16_t* at) { return load(static_cast<const void*>(at)); }
   static Sums load(const int32_t* at) { return load(static_cast<const void*>(at)); }
   static Floats load(const float* at) { return _mm256_loadu_ps(at); }
+  static void store(float* at, Floats a) { _mm256_storeu_ps(at, a); }
 
   static Floats fma(Floats a, Floats b, Floats c) { return _mm256_fmadd_ps(a, b, c); }
   static float sum(Floats a) {
@@ -79,9 +73,4 @@ struct Avx2 {
 };
 
 }  // namespace
-
-extern const Entry kAvx2Entry = Kernel<Avx2>::entry();
-
 }  // namespace kogpt::cpu
-
-KOGPT_END_TARGET

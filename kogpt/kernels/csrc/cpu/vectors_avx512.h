@@ -1,19 +1,11 @@
-// Vectors of AVX-512.
+// Vectors of AVX-512; to be included where it is compiled for.
 #pragma once
 
 #include <immintrin.h>
 
-#include <algorithm>
-#include <cmath>
 #include <cstdint>
-#include <cstring>
-#include <limits>
 
-#include "linear.h"
-#include "target.h"
-
-KOGPT_BEGIN_TARGET
-#include "linear_kernel.h"
+#include "array.h"
 
 namespace kogpt::cpu {
 namespace {
@@ -34,6 +26,7 @@ struct Avx512 {
   }
   static Sums load(const int32_t* at) { return _mm512_loadu_si512(at); }
   static Floats load(const float* at) { return _mm512_loadu_ps(at); }
+  static void store(float* at, Floats a) { _mm512_storeu_ps(at, a); }
 
   static Floats fma(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
   static float sum(Floats a) { return _mm512_reduce_add_ps(a); }

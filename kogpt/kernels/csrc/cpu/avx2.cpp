@@ -1,0 +1,25 @@
+// The kernels for AVX2.
+#include <immintrin.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+
+#include "cpu.h"
+#define KOGPT_TARGET "avx2,fma,f16c"
+#include "target.h"
+
+KOGPT_BEGIN_TARGET
+#include "decode_kernel.h"
+#include "linear_kernel.h"
+#include "vectors_avx2.h"
+
+namespace kogpt::cpu {
+
+extern const Kernels kAvx2Kernels = {Linear<Avx2>::prepare, Linear<Avx2>::outputs,
+                                     Decode<Avx2>::heads};
+
+}  // namespace kogpt::cpu
+KOGPT_END_TARGET

@@ -1,0 +1,25 @@
+// The kernels for AVX-512.
+#include <immintrin.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+
+#include "cpu.h"
+#define KOGPT_TARGET "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c"
+#include "target.h"
+
+KOGPT_BEGIN_TARGET
+#include "decode_kernel.h"
+#include "linear_kernel.h"
+#include "vectors_avx512.h"
+
+namespace kogpt::cpu {
+
+extern const Kernels kAvx512Kernels = {Linear<Avx512>::prepare, Linear<Avx512>::outputs,
+                                       Decode<Avx512>::heads};
+
+}  // namespace kogpt::cpu
+KOGPT_END_TARGET

@@ -1,0 +1,28 @@
+// The kernels of one instruction set, and which a processor has.
+#pragma once
+
+#include <cstdint>
+
+#include "decode.h"
+#include "linear.h"
+
+namespace kogpt::cpu {
+
+// Instruction sets with kernels of their own, each better than those before it.
+enum class Isa : int32_t { kPlain, kAvx2, kAvx512, kVnni };
+
+struct Kernels {
+  // Brings x into the form that `linear` reads; before any call of it.
+  void (*linear_prepare)(const LinearParams& params);
+  // Computes the outputs [first, last) of every row. Calls for different outputs may run at once.
+  void (*linear)(const LinearParams& params, int64_t first, int64_t last);
+  // Runs the heads [first, last) of all B H. Calls for different heads may run at once.
+  void (*decode)(const DecodeParams& params, int64_t first, int64_t last);
+};
+
+// The best that this processor has.
+Isa best_isa();
+
+const Kernels& kernels(Isa isa);
+
+}  // namespace kogpt::cpu

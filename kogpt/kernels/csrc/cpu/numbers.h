@@ -1,0 +1,59 @@
+// Floating-point numbers of any width to and from float.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#include "array.h"
+
+namespace kogpt::cpu {
+namespace {
+
+template <class Simd>
+struct Numbers {
+  // Widens `count` numbers from place `first` on.
+  static void widen(const Array& array, int64_t first, int64_t count, float* to) {
+    if (array.element == Element::kFloat32) {
+      std::memcpy(to, static_cast<const float*>(array.data) + first, 4 * count);
+      return;
+    }
+    const uint16_t* from = static_cast<const uint16_t*>(array.data) + first;
+    if (array.element == Element::kBFloat16) {
+      for (int64_t i = 0; i < count; ++i) to[i] = from_bits(static_cast<uint32_t>(from[i]) << 16);
+    } else {
+      for (int64_t i = 0; i < count; ++i) to[i] = Simd::from_half(from[i]);
+    }
+  }
+
+  static float from_bits(uint32_t bits) {
+    float value;
+    std::memcpy(&value, &bits, sizeof value);
+    return value;
+  }
+
+  static uint32_t to_bits(float value) {
+    uint32_t bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    return bits;
+  }
+
+  static uint16_t to_bfloat16(float value) {
+    const uint32_t bits = to_bits(value);
+    if (std::isnan(value)) return 0x7fc0;
+    return static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);  // to nearest even
+  }
+
+  static void store(Element element, void* to, int64_t i, float value) {
+    if (element == Element::kFloat32) {
+      static_cast<float*>(to)[i] = value;
+    } else if (element == Element::kBFloat16) {
+      static_cast<uint16_t*>(to)[i] = to_bfloat16(value);
+    } else {
+      static_cast<uint16_t*>(to)[i] = Simd::to_half(value);
+    }
+  }
+};
+
+}  // namespace
+}  // namespace kogpt::cpu

@@ -1,0 +1,46 @@
+// Which kernels run, and those in plain C++.
+#include "cpu.h"
+#include "decode_kernel.h"
+#include "linear_kernel.h"
+#include "vectors_plain.h"
+
+namespace kogpt::cpu {
+namespace {
+
+constexpr Kernels kPlainKernels = {Linear<Plain>::prepare, Linear<Plain>::outputs,
+                                   Decode<Plain>::heads};
+
+}  // namespace
+
+#ifdef __x86_64__
+extern const Kernels kAvx2Kernels, kAvx512Kernels, kVnniKernels;
+
+Isa best_isa() {
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                    __builtin_cpu_supports("f16c");
+  if (!avx2) return Isa::kPlain;
+  const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+  if (!avx512) return Isa::kAvx2;
+  return __builtin_cpu_supports("avx512vnni") ? Isa::kVnni : Isa::kAvx512;
+}
+
+const Kernels& kernels(Isa isa) {
+  switch (isa) {
+    case Isa::kAvx2:
+      return kAvx2Kernels;
+    case Isa::kAvx512:
+      return kAvx512Kernels;
+    case Isa::kVnni:
+      return kVnniKernels;
+    default:
+      return kPlainKernels;
+  }
+}
+#else
+Isa best_isa() { return Isa::kPlain; }
+
+const Kernels& kernels(Isa) { return kPlainKernels; }
+#endif
+
+}  // namespace kogpt::cpu

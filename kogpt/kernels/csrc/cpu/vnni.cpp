@@ -1,0 +1,32 @@
+// The kernels for AVX-512 with VNNI, which adds products of 16-bit integers as it makes them.
+#include <immintrin.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+
+#include "cpu.h"
+#define KOGPT_TARGET "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c"
+#include "target.h"
+
+KOGPT_BEGIN_TARGET
+#include "decode_kernel.h"
+#include "linear_kernel.h"
+#include "vectors_avx512.h"
+
+namespace kogpt::cpu {
+namespace {
+
+struct Vnni : Avx512 {
+  static Sums dot(Sums sums, Words a, Words b) { return _mm512_dpwssd_epi32(sums, a, b); }
+};
+
+}  // namespace
+
+extern const Kernels kVnniKernels = {Linear<Vnni>::prepare, Linear<Vnni>::outputs,
+                                     Decode<Vnni>::heads};
+
+}  // namespace kogpt::cpu
+KOGPT_END_TARGET
