@@ -1,6 +1,7 @@
 """The two ways to have text written: all at once, or as it comes."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import chain
 
 from kogpt.generation.batch import Batch
@@ -10,6 +11,7 @@ from kogpt.generation.params import SamplingParams
 from kogpt.generation.requests import Prompt, evaluation_mode, make_requests
 from kogpt.generation.sample import Generation, Request, Sample
 from kogpt.generation.scoring import sequence_logprobs
+from kogpt.generation.speculative import DraftModel, Speculation, refuse_speculation
 from kogpt.model import KoGPT
 from kogpt.tokenizer import Tokenizer
 
@@ -23,6 +25,7 @@ def generate(
     batch_size: int = 8,
     prefill_chunk: int = 512,
     use_cache: bool = True,
+    speculate: Speculation | None = None,
 ) -> list[Generation]:
     """Continues prompts.
 
@@ -37,6 +40,8 @@ def generate(
         batch_size: samples that run together; memory grows with it.
         prefill_chunk: most tokens of a prompt that are read at once.
         use_cache: keep keys and values between steps, which costs memory and saves much time.
+        speculate: guess tokens to come and read several at once, which saves time where one sample
+            runs alone: in a batch, guessing begins when one row is left of it.
 
     Returns:
         `n` generations for each prompt, in the order of the prompts: `n` in all for one prompt.
@@ -46,13 +51,16 @@ def generate(
         InputRefusedError: a prompt is longer than the context of the model (with both counts;
             nothing is cut), empty with no bos to begin from, or holds lone surrogates or an id
             without a piece.
-        ValueError: an id in `params` is not in the vocabulary, or the counts do not match.
+        ValueError: an id in `params` is not in the vocabulary, the counts do not match, a draft
+            model has another vocabulary, or `speculate` is given with `num_beams` above 1.
         KoGPTError: the model computes NaN or infinite logits.
     """
     requests = make_requests(model, tokenizer, prompts, params)
     make_batch = batch_maker(model, prefill_chunk, use_cache)
-    with evaluation_mode(model):
-        samples = _sample(make_batch, tokenizer, requests, batch_size)
+    if speculate:
+        refuse_speculation(speculate, model, any(r.params.num_beams > 1 for r in requests))
+    with evaluation_mode(*_models(model, speculate)):
+        samples = _sample(make_batch, tokenizer, requests, batch_size, speculate)
         samples += _search(make_batch, tokenizer, requests)
         echoes = {
             request.index: sequence_logprobs(
@@ -73,6 +81,7 @@ def stream(
     *,
     prefill_chunk: int = 512,
     use_cache: bool = True,
+    speculate: Speculation | None = None,
 ) -> Iterator[str]:
     """Continues one prompt, giving the text as it comes.
 
@@ -93,7 +102,10 @@ def stream(
         raise ValueError("one sample can be streamed: n and num_beams must be 1")
     (request,) = make_requests(model, tokenizer, [prompt], params)
     make_batch = batch_maker(model, prefill_chunk, use_cache)
-    return _pieces(model, make_batch, Sample(request, tokenizer))
+    if speculate:
+        refuse_speculation(speculate, model, beams=False)
+    steps = partial(run, make_batch, speculate=speculate)
+    return _pieces(_models(model, speculate), steps, Sample(request, tokenizer))
 
 
 def batch_maker(model: KoGPT, prefill_chunk: int, use_cache: bool) -> MakeBatch:
@@ -109,16 +121,27 @@ def batch_maker(model: KoGPT, prefill_chunk: int, use_cache: bool) -> MakeBatch:
     return make_batch
 
 
-def _pieces(model: KoGPT, make_batch: MakeBatch, sample: Sample) -> Iterator[str]:
+def _models(model: KoGPT, speculate: Speculation | None) -> list[KoGPT]:
+    """All that compute."""
+    return [model, speculate.model] if isinstance(speculate, DraftModel) else [model]
+
+
+def _pieces(
+    models: Sequence[KoGPT], run: Callable[[list[Sample]], Iterator[None]], sample: Sample
+) -> Iterator[str]:
     shown = 0
-    with evaluation_mode(model):
-        for _ in chain([None], run(make_batch, [sample])):  # first what is there before any step
+    with evaluation_mode(*models):
+        for _ in chain([None], run([sample])):  # first what is there before any step
             yield from filter(None, sample.pieces[shown:])
             shown = len(sample.pieces)
 
 
 def _sample(
-    make_batch: MakeBatch, tokenizer: Tokenizer, requests: Sequence[Request], batch_size: int
+    make_batch: MakeBatch,
+    tokenizer: Tokenizer,
+    requests: Sequence[Request],
+    batch_size: int,
+    speculate: Speculation | None,
 ) -> list[Sample]:
     """Runs the requests that sample, in batches of prompts that are about as long."""
     if batch_size < 1:
@@ -130,7 +153,7 @@ def _sample(
         for index in range(request.params.n)
     ]
     for first in range(0, len(samples), batch_size):
-        for _ in run(make_batch, samples[first : first + batch_size]):
+        for _ in run(make_batch, samples[first : first + batch_size], speculate):
             pass
     return samples
 

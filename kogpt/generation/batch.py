@@ -1,6 +1,6 @@
 """Rows of ids that grow together, and the model's view of them.
 
-Dimension key: `B` rows, `L` columns, `V` vocabulary.
+Dimension key: `B` rows, `L` columns, `T` expected columns, `V` vocabulary.
 """
 
 from collections.abc import Sequence
@@ -51,6 +51,8 @@ class Batch:
             self._starts = torch.tensor([width - len(prompt) for prompt in prompts], device=device)
         self._capacity = min(width + room, model.config.n_positions)
         self._cache = KVCache(self._capacity) if use_cache else None
+        self._expected = self.ids[:, :0]
+        self._ahead: Tensor | None = None  # (B, 1 + T, V), after the last and expected columns
 
     @property
     def is_full(self) -> bool:
@@ -62,20 +64,49 @@ class Batch:
         """What the rows have read."""
         return History(self.ids, self._starts, self.generated)
 
+    @property
+    def room(self) -> int:
+        """Columns that can still be added."""
+        return self._capacity - self.ids.size(1)
+
+    @property
+    def is_ahead(self) -> bool:
+        """Whether the logits are known without another pass."""
+        return self._ahead is not None
+
+    def expect(self, columns: Tensor) -> None:
+        """Guesses the next columns (B, T), at most `room`; the next pass reads them as well.
+
+        As long as `append` adds what was expected, the logits after it are known.
+        """
+        self._expected = columns
+
     @torch.inference_mode()
     def logits(self) -> Tensor:
         """Logits (B, V) after the last column; reads the columns not yet in the cache."""
+        if self._ahead is None:
+            self._ahead = self.model.logits(self._read(1 + self._expected.size(1)))
+        return self._ahead[:, 0]
+
+    def _read(self, count: int) -> Tensor:
+        """The last `count` hidden states (B, count, C) of the columns and those expected."""
+        columns = torch.cat((self.ids, self._expected), dim=1)
         if self._cache is None:
-            hidden = self.model.transformer(self.ids, None, self._starts)
-        else:
-            unread = self.ids[:, self._cache.length :]
-            for columns in unread.split(self.prefill_chunk, dim=1):
-                hidden = self.model.transformer(columns, self._cache, self._starts)
-        return self.model.logits(hidden[:, -1])
+            return self.model.transformer(columns, None, self._starts)[:, -count:]
+        last: list[Tensor] = []  # no chunk is empty, so `count` of them hold what is wanted
+        for unread in columns[:, self._cache.length :].split(self.prefill_chunk, dim=1):
+            hidden = self.model.transformer(unread, self._cache, self._starts)
+            last = [*last, hidden][-count:]
+        return torch.cat(last, dim=1)[:, -count:]
 
     @torch.inference_mode()
     def append(self, ids: Tensor) -> None:
         """Adds a column of ids (B,)."""
+        if self._expected.size(1) and torch.equal(ids, self._expected[:, 0]):
+            assert self._ahead is not None, "expected columns are read before one is added"
+            self._expected, self._ahead = self._expected[:, 1:], self._ahead[:, 1:]
+        else:
+            self._forget_expected()
         if self.is_full:
             self._drop_padding()
         self.ids = torch.cat((self.ids, ids[:, None]), dim=1)
@@ -86,12 +117,19 @@ class Batch:
         """Makes `rows` of this batch the batch, in that order, repeats allowed."""
         if list(rows) == list(range(len(self.ids))):
             return
+        self._forget_expected()
         chosen = torch.tensor(rows, device=self.ids.device)
         self.ids = self.ids[chosen]
         if self._starts is not None:
             self._starts = self._starts[chosen]
         if self._cache is not None:
             self._cache = self._cache.select(chosen)
+
+    def _forget_expected(self) -> None:
+        """Forgets what was read ahead: it is not what came, or the rows are others now."""
+        self._expected, self._ahead = self.ids[:, :0], None
+        if self._cache is not None and self._cache.length > self.ids.size(1):
+            self._cache.truncate(self.ids.size(1))
 
     def _drop_padding(self) -> None:
         """Drops the columns that are padding in every row; the rest is read anew.

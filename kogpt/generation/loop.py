@@ -10,12 +10,17 @@ from kogpt.generation.batch import Batch
 from kogpt.generation.sample import NO_TOKEN, Request, Sample
 from kogpt.generation.sampling import Sampler
 from kogpt.generation.scoring import token_logprobs
+from kogpt.generation.speculative import Speculation, Speculator
 
 # Lays out the prompts of some requests, each once.
 MakeBatch = Callable[[Sequence[Request]], Batch]
 
 
-def run(make_batch: MakeBatch, samples: Sequence[Sample]) -> Iterator[None]:
+def run(
+    make_batch: MakeBatch,
+    samples: Sequence[Sample],
+    speculate: Speculation | None = None,
+) -> Iterator[None]:
     """Continues samples together until all are finished, pausing after each step.
 
     Finished rows stay in the batch, ignored, until they are half of it: then leaving them out is
@@ -29,6 +34,7 @@ def run(make_batch: MakeBatch, samples: Sequence[Sample]) -> Iterator[None]:
         return
     batch, logits = read_prompts(make_batch, live)
     choose = Sampler(live, logits.device)
+    speculator = Speculator(speculate) if speculate else None
     while True:
         ids = choose(logits, batch.history)
         record(live, logits, ids)
@@ -42,6 +48,8 @@ def run(make_batch: MakeBatch, samples: Sequence[Sample]) -> Iterator[None]:
             live = [live[row] for row in unfinished]
             choose = Sampler(live, logits.device)
         batch.append(ids.clamp(min=0))
+        if speculator:
+            speculator.guess(live[0], batch, choose)
         logits = batch.logits()
 
 

@@ -66,10 +66,11 @@ def refuse_unreadable(ids: Sequence[int], name: str, model: KoGPT, tokenizer: To
 
 
 @contextmanager
-def evaluation_mode(model: KoGPT) -> Iterator[None]:
+def evaluation_mode(*models: KoGPT) -> Iterator[None]:
     """Turns dropout off for a while."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
+    training = [module for model in models for module in model.modules() if module.training]
+    for model in models:
+        model.eval()
     try:
         yield
     finally:

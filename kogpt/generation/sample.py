@@ -1,8 +1,9 @@
 """One continuation, in the making and done: ids in, text out, and why it ended."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from itertools import islice
+from dataclasses import dataclass, field, replace
+from itertools import islice, takewhile
+from operator import eq
 from typing import NamedTuple
 
 from kogpt.generation.params import SamplingParams
@@ -63,6 +64,9 @@ class Generation:
         prompt_logprobs: with `echo`, those of `prompt_token_ids`, None for the first.
         prompt_top_logprobs: with `echo`, the alternatives to those.
         score: what beams are ranked by.
+        drafted: tokens that were guessed (see `speculate`), None where nothing was to be guessed.
+        accepted: how many of them came true. Neither counts when generations are compared, since
+            they say how the text was computed.
     """
 
     text: str
@@ -78,6 +82,8 @@ class Generation:
     prompt_logprobs: list[float | None] | None = None
     prompt_top_logprobs: list[dict[int, float] | None] | None = None
     score: float | None = None
+    drafted: int | None = field(default=None, compare=False)
+    accepted: int | None = field(default=None, compare=False)
 
 
 class StopStrings:
@@ -131,6 +137,7 @@ class Sample:
         finish_reason: None as long as it is not finished; see `Generation`.
         stop_reason: the stop string or stop id that ended it.
         score: its rank among beams.
+        guesses: runs of ids that were guessed, each with the number of tokens before it.
     """
 
     def __init__(self, request: Request, tokenizer: Tokenizer, index: int = 0) -> None:
@@ -142,6 +149,7 @@ class Sample:
         self.finish_reason: str | None = None
         self.stop_reason: str | int | None = None
         self.score: float | None = None
+        self.guesses: list[tuple[int, list[int]]] = []
         self._eos_id = tokenizer.eos_id
         self._decoder = tokenizer.stream_decoder()
         self._stops = StopStrings(request.params.stop)
@@ -165,6 +173,10 @@ class Sample:
         self._show(self._decoder.push(id))
         self._end_at_limit()
 
+    def expect(self, ids: Sequence[int]) -> None:
+        """Notes a guess of the next ids, of which nothing but the counts depends."""
+        self.guesses.append((len(self.token_ids), list(ids)))
+
     def generation(self, prompt_logprobs: list[TokenLogprob] | None = None) -> Generation:
         """The finished sample, with log-probabilities of its prompt (of the second id on)."""
         assert self.finish_reason is not None, "the sample is not finished"
@@ -181,6 +193,8 @@ class Sample:
             seed=request.seed if drawn else None,
             score=self.score,
         )
+        if self.guesses:
+            result = replace(result, drafted=self._drafted(), accepted=self._accepted())
         if params.logprobs is not None:
             logprobs, tops = _columns(self.logprobs, params.logprobs)
             result = replace(result, logprobs=logprobs, top_logprobs=tops)
@@ -190,6 +204,13 @@ class Sample:
                 result, prompt_logprobs=[None, *logprobs], prompt_top_logprobs=[None, *tops]
             )
         return result
+
+    def _drafted(self) -> int:
+        return sum(len(ids) for _, ids in self.guesses)
+
+    def _accepted(self) -> int:
+        agreements = (map(eq, ids, self.token_ids[first:]) for first, ids in self.guesses)
+        return sum(sum(takewhile(bool, agreement)) for agreement in agreements)
 
     def _end_at_limit(self) -> None:
         if self.finish_reason is None and len(self.token_ids) == self.request.limit:
