@@ -26,9 +26,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-SOURCES = HERE.parent / "kogpt" / "kernels" / "csrc"
-FLAGS = ["-std=c++17", "-O3", "-Xptxas", "-v", "-I", str(SOURCES)]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the kernels of this checkout
+
+from kogpt.kernels import building
+
+LAUNCHES = Path(__file__).resolve().with_name("launches.cpp")
+SOURCES = building.SOURCES["cuda"]
+FLAGS = [*building.NVCC_FLAGS, "-Xptxas", "-v", "-I", str(SOURCES)]
 
 # CUDA C++ Programming Guide, "Technical specifications per compute capability": KB of shared memory
 # of a multiprocessor; a block may have all but the KB that the system keeps of each.
@@ -208,10 +212,9 @@ class Gate:
         """Threads and bytes of dynamic shared memory of each kernel that is started."""
         program = self.work / f"launches_{arch}"
         objects = [self.object_of(source, arch) for source in self.sources]
-        code = HERE / "launches.cpp"
-        done = run(self.nvcc, "-cudart", "none", "-I", SOURCES, code, *objects, "-o", program)
+        done = run(self.nvcc, "-cudart", "none", "-I", SOURCES, LAUNCHES, *objects, "-o", program)
         if done.returncode:
-            raise CannotCheckError(f"{code} does not link:\n{done.stderr}")
+            raise CannotCheckError(f"{LAUNCHES} does not link:\n{done.stderr}")
         done = run(program, str(block_limit(arch)))
         self.faults += [f"sm_{arch}: {line}" for line in done.stderr.splitlines()]
         most: dict[str, tuple[int, int]] = {}
