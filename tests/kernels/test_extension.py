@@ -372,16 +372,22 @@ def test_an_install_without_toolkit_works_unless_it_is_asked_for_kernels(tmp_pat
 # --- the processor's kernels ---
 
 
-def test_the_kernels_of_the_processor_are_compiled_once_and_of_their_own_sources(package):
+def test_the_kernels_of_the_processor_are_compiled_once_by_the_compiler_of_cxx(package, tmp_path):
+    calls = tmp_path / "calls"
+    compiler = f'#!/bin/sh\necho "$@" >> {calls}\nexec c++ "$@"\n'
+    write_program(tmp_path / "my-compiler", compiler)
+    package.environment["CXX"] = str(tmp_path / "my-compiler")
     out, err = package.ask(Cpu())
     assert out.startswith("True") and err.count("\n") == 1, err
     assert "compiling the CPU kernels" in err and "once" in err
     (library,) = package.cache.glob("*/library_cpu.so")
     record = json.loads(library.with_suffix(".json").read_text())
     assert record["architectures"] == building.machine() and record["seconds"] > 0
-    package.source("kernel.cu", "int another;")
+    compiled = calls.read_text()
+    assert "bindings.cpp" in compiled and "library_cpu.so" in compiled  # compiled and linked
+    package.source("kernel.cu", "int another;")  # of the other library
     assert package.ask(Cpu()) == (out, "")
-    assert package.compilations() == 0  # by nvcc
+    assert calls.read_text() == compiled and package.compilations() == 0
 
 
 # --- the real ones ---
@@ -402,7 +408,7 @@ def compiled(request, tmp_path_factory) -> Path:
 
 
 OPS = {
-    "cuda": ("attention", "attention_backward", "decode_attention"),
+    "cuda": ("attention", "attention_backward", "decode_attention", "linear"),
     "cpu": ("linear",),
 }
 

@@ -2,7 +2,7 @@
 //
 // The one file with torch headers, and only those of the stable ABI, so one library serves every
 // torch from TORCH_TARGET_VERSION up. Schemas, references, gradient formula and the checks of
-// arguments are in Python. Dimension key as in attention.h.
+// arguments are in Python. Dimension keys as in attention.h and linear.h.
 
 #include <cuda_runtime_api.h>
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
@@ -18,6 +18,7 @@
 #include <tuple>
 
 #include "attention.h"
+#include "linear.h"
 
 namespace kogpt {
 namespace {
@@ -179,6 +180,65 @@ Tensor decode(const Tensor& q_given, const Tensor& k_given, const Tensor& v_give
   return out;
 }
 
+// `x` itself, or a copy, contiguous and where a vector may begin.
+Tensor packed(const Tensor& x) {
+  const Tensor rows = torch::stable::contiguous(x);
+  const bool aligned = reinterpret_cast<uintptr_t>(rows.data_ptr()) % kBytesOfVector == 0;
+  return aligned ? rows : torch::stable::clone(rows);
+}
+
+// Weights in 16 bits, scales and biases are elements like those of x.
+void check_element(const Tensor& part, const Tensor& x, const char* name) {
+  STD_TORCH_CHECK(part.scalar_type() == x.scalar_type(), "kogpt::linear: ", name,
+                  " of another dtype than x");
+}
+
+Format format(const Tensor& weight, const Tensor& x) {
+  if (weight.scalar_type() == ScalarType::Char) return Format::kBits8;
+  if (weight.scalar_type() == ScalarType::Int) return Format::kBits4;
+  check_element(weight, x, "weights");
+  return Format::kBits16;
+}
+
+// A pointer to what belongs to the outputs, one row for each; null where there is none.
+const void* of_outputs(const std::optional<Tensor>& part, const Tensor& x, int64_t N,
+                       const char* name) {
+  if (!part) return nullptr;
+  check_element(*part, x, name);
+  STD_TORCH_CHECK(part->size(0) == N, "kogpt::linear: ", name, " of another size than the outputs");
+  return part->data_ptr();
+}
+
+std::optional<Tensor> packed(const std::optional<Tensor>& x) {
+  return x ? std::optional<Tensor>(packed(*x)) : std::nullopt;
+}
+
+Tensor linear(const Tensor& x_given, const Tensor& weight_given,
+              const std::optional<Tensor>& scale_given, const std::optional<Tensor>& bias_given) {
+  const DeviceGuard guard(x_given.get_device_index());
+  const Tensor x = packed(x_given), weight = packed(weight_given);
+  const std::optional<Tensor> scale = packed(scale_given), bias = packed(bias_given);
+  const std::array<int64_t, 2> shape = {x.size(0), weight.size(0)};
+  const Tensor out = torch::stable::new_empty(x, {shape.data(), shape.size()});
+  LinearParams params = {};
+  params.element = element(x);
+  params.format = format(weight, x);
+  params.x = x.data_ptr();
+  params.values = weight.data_ptr();
+  params.scale = of_outputs(scale, x, weight.size(0), "scales");
+  params.bias = of_outputs(bias, x, weight.size(0), "a bias");
+  params.out = out.data_ptr();
+  params.M = x.size(0);
+  params.N = weight.size(0);
+  params.K = x.size(1);
+  params.G = scale ? scale->size(1) : 0;
+  const int64_t inputs = weight.size(1) * (params.format == Format::kBits4 ? 8 : 1);
+  STD_TORCH_CHECK(inputs == params.K, "kogpt::linear: weights for ", inputs, " inputs, x with ",
+                  params.K);
+  if (out.numel() > 0) check(linear_decode(params, current_stream(x)), "kogpt::linear");
+  return out;
+}
+
 }  // namespace
 }  // namespace kogpt
 
@@ -186,4 +246,5 @@ STABLE_TORCH_LIBRARY_IMPL(kogpt, CUDA, library) {
   library.impl("attention", TORCH_BOX(&kogpt::attention));
   library.impl("attention_backward", TORCH_BOX(&kogpt::backward));
   library.impl("decode_attention", TORCH_BOX(&kogpt::decode));
+  library.impl("linear", TORCH_BOX(&kogpt::linear));
 }
