@@ -7,12 +7,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kogpt.checkpoint.quantization import IN_WORD, Quantization, Scheme
-from kogpt.checkpoint.rounding import Rounded, round_rows
+from kogpt.checkpoint.rounding import round_rows
 from kogpt.checkpoint.shards import TensorSpec
 from kogpt.errors import InputRefusedError
 from kogpt.kernels.linear import pack_int4
 
-AT_ONCE = 1 << 20  # values rounded at a time: their floats and what comes of them in between
+AT_ONCE = 1 << 19  # values rounded at a time: their floats and what comes of them in between
 
 ReadFloats = Callable[[str, slice], Tensor]
 
@@ -71,7 +71,8 @@ class Quantizer:
 class _Matrix:
     """One matrix, rounded while its numbers are written; scales and zero points are kept.
 
-    Where an interrupted run has written the numbers, they are rounded again for those.
+    Where an interrupted run has written the numbers, they are rounded again for those. Results go
+    to memory set aside before: small tensors kept among large ones passing by would pin these.
     """
 
     def __init__(
@@ -82,37 +83,43 @@ class _Matrix:
         dtype: torch.dtype,
         read: ReadFloats,
     ) -> None:
-        self.name, self._shape, self._scheme, self._dtype = name, shape, scheme, dtype
-        self._read = read
-        self._kept: list[Rounded] = []  # of the rows so far, the numbers left out
+        self.name, self._shape, self._scheme, self._read = name, shape, scheme, read
+        self._dtype = dtype
+        self._rounded = 0  # rows so far
+        size = (shape[0], scheme.groups(shape[1]))
+        self._scale, self._zero_point = torch.empty(size, dtype=dtype), torch.empty(size).char()
 
     def part(self, suffix: str, rows: slice) -> Tensor:
         """Rows of what is stored under the name with a suffix; of the numbers in their order."""
         if suffix in ("", "_packed"):
-            return self._numbers(rows, packed=suffix == "_packed")
+            return self._numbers(rows)
         if suffix == "_shape":
             return torch.tensor(self._shape)
-        if not self._kept:
-            self._numbers(slice(0, self._shape[0]), packed=True)
-        if suffix == "_scale":
-            return torch.cat([kept.scale for kept in self._kept])[rows]
-        zeros = [kept.zero_point for kept in self._kept if kept.zero_point is not None]
-        return pack_down(torch.cat(zeros))[rows]
+        if self._rounded < self._shape[0]:
+            for some in TensorSpec(self.name, torch.int8, self._shape).slices():
+                self._numbers(some)
+        return self._scale[rows] if suffix == "_scale" else pack_down(self._zero_point)[rows]
 
-    def _numbers(self, rows: slice, packed: bool) -> Tensor:
-        step = max(1, AT_ONCE // self._shape[1])
-        starts = range(rows.start, rows.stop, step)
-        slices = [slice(start, min(start + step, rows.stop)) for start in starts]
-        numbers = [self._round(some) for some in slices]
-        return torch.cat([pack_int4(q) for q in numbers] if packed else numbers)
+    def _numbers(self, rows: slice) -> Tensor:
+        K, packed = self._shape[1], self._scheme.bits == 4
+        size = (rows.stop - rows.start, K // IN_WORD if packed else K)
+        numbers = torch.empty(size, dtype=torch.int32 if packed else torch.int8)
+        step = max(1, AT_ONCE // K)
+        for start in range(rows.start, rows.stop, step):
+            some = slice(start, min(start + step, rows.stop))
+            q = self._round(some)
+            numbers[start - rows.start :][: len(q)] = pack_int4(q) if packed else q
+        self._rounded = rows.stop
+        return numbers
 
     def _round(self, rows: slice) -> Tensor:
         values = self._read(self.name, rows)
         if not values.isfinite().all():
             raise InputRefusedError(f"{self.name} holds NaN or infinity, which no integer can be")
-        rounded = round_rows(values.float(), self._scheme, self._dtype)
-        self._kept.append(rounded._replace(q=torch.empty(0)))
-        return rounded.q
+        q, self._scale[rows], zero_point = round_rows(values.float(), self._scheme, self._dtype)
+        if zero_point is not None:
+            self._zero_point[rows] = zero_point
+        return q
 
 
 def pack_down(zero_point: Tensor) -> Tensor:
