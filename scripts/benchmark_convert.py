@@ -21,7 +21,7 @@ CONVERT = """
 import sys, torch
 print(next(l for l in open("/proc/self/status") if l.startswith("RssAnon")).split()[1], flush=True)
 from kogpt.checkpoint import ConversionOptions, convert
-convert(sys.argv[1], sys.argv[2], ConversionOptions(quiet=True))
+convert(sys.argv[1], sys.argv[2], ConversionOptions(quantize=sys.argv[3] or None, quiet=True))
 """
 
 
@@ -50,10 +50,10 @@ def time_copy(source: Path, target: Path) -> float:
     return seconds
 
 
-def time_convert(source: Path, target: Path) -> tuple[float, int]:
+def time_convert(source: Path, target: Path, quantize: str) -> tuple[float, int]:
     """Seconds, and the peak of anonymous memory above `import torch` in bytes."""
     start = time.perf_counter()
-    command = [sys.executable, "-c", CONVERT, str(source), str(target)]
+    command = [sys.executable, "-c", CONVERT, str(source), str(target), quantize]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
         assert child.stdout is not None
         base, peak = int(child.stdout.readline()), 0
@@ -74,6 +74,7 @@ def main() -> None:
     parser.add_argument("source", type=Path)
     parser.add_argument("work", type=Path)
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--quantize", choices=("int8", "int4"), default="", help="as it converts")
     args = parser.parse_args()
     size = sum(path.stat().st_size for path in weights_of(args.source))
     copies, conversions, peaks = [], [], []
@@ -81,7 +82,7 @@ def main() -> None:
         forget(weights_of(args.source))
         copies.append(time_copy(args.source, args.work / "benchmark-copy"))
         forget(weights_of(args.source))
-        seconds, peak = time_convert(args.source, args.work / "benchmark-converted")
+        seconds, peak = time_convert(args.source, args.work / "benchmark-converted", args.quantize)
         conversions.append(seconds)
         peaks.append(peak)
         print(

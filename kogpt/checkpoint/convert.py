@@ -49,7 +49,7 @@ MAX_COMPANION = 64 << 20  # bytes
 
 KOGPT_LICENSE = (
     "CC-BY-NC-ND-4.0, Kakao Brain: weights and tokenizer of KoGPT. Changing the format makes no"
-    " adapted material; finetuned or merged weights may not be shared."
+    " adapted material; finetuned, merged or quantised weights may not be shared."
 )
 OTHER_LICENSE = "not stated here: that of the source applies"
 

@@ -1,8 +1,8 @@
 """Weights of 8 and 4 bits: how they are stored, and what `config.json` says of it.
 
-The layout is that of the library compressed-tensors (`int-quantized`, `pack-quantized`), which
-transformers and vLLM read. A weight is (q - zero point) scale. Beside or in place of `X.weight` of
-a linear layer with N outputs, K inputs and G groups of inputs lie
+The layout is that of the library compressed-tensors (`int-quantized`, `pack-quantized`), with which
+transformers opens the folder. A weight is (q - zero point) scale. Beside or in place of `X.weight`
+of a linear layer with N outputs, K inputs and G groups of inputs lie
 
     8 bits   X.weight             int8  (N, K)
              X.weight_scale       float (N, 1)
@@ -110,7 +110,7 @@ class Quantization:
         """How a tensor is stored, by its released name; None for as it is."""
         if name == HEAD:
             return self.head
-        is_matrix = name.endswith((".weight",)) and (".attn." in name or ".mlp." in name)
+        is_matrix = name.endswith(".weight") and (".attn." in name or ".mlp." in name)
         return self.body if is_matrix else None
 
     def check_fits(self, config: KoGPTConfig) -> None:
@@ -185,7 +185,8 @@ class _Table:
         return value
 
     def table(self, key: str) -> "_Table":
-        return _Table(self.values.get(key), f"{self.path}.{key}")
+        shown = key if key.isidentifier() and len(key) < 40 else clip(key)
+        return _Table(self.values.get(key), f"{self.path}.{shown}")
 
 
 def _parse(top: _Table) -> Quantization:

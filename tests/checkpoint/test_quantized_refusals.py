@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, strategies
 from torch import Tensor
 
 from kogpt.checkpoint import (
@@ -221,6 +222,25 @@ def test_other_layouts_are_refused_by_file_and_key(folders, tmp_path, kind):
 def test_a_table_that_is_none_is_refused(value):
     with pytest.raises(InputRefusedError, match="here: quantization_config"):
         parse_quantization(value, "here")
+
+
+JSON = strategies.recursive(
+    strategies.none() | strategies.booleans() | strategies.floats() | strategies.text(max_size=9),
+    lambda inner: strategies.lists(inner) | strategies.dictionaries(strategies.text(), inner),
+    max_leaves=5,
+)
+
+
+@given(strategies.sampled_from(sorted(CONFIGS.values(), key=str)), JSON, strategies.text())
+def test_a_table_of_anything_is_read_or_refused_in_one_line(place, value, name):
+    (path, _) = place
+    table = changed(path, value)
+    if isinstance(table["config_groups"], dict):
+        table["config_groups"][name] = value
+    try:
+        parse_quantization(table, "here")
+    except InputRefusedError as error:
+        assert "\n" not in str(error) and len(str(error)) < 600
 
 
 def test_what_other_tools_write_of_the_same_layout_is_read():
