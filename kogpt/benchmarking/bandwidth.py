@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-CPU_BYTES = 1 << 30  # many times the largest cache
+CPU_BYTES = 1 << 29  # many times the largest cache
 CUDA_BYTES = 4 << 30  # 2^30 float32, as in published read ceilings
 ROUNDS = 3
 
@@ -22,7 +22,7 @@ def read_bandwidth(device: torch.device) -> float:
         vector = torch.zeros(size // 4, dtype=torch.float32, device=device)
         passes: list[Callable[[], object]] = [vector.sum]
     else:
-        vector = torch.zeros(CPU_BYTES // 4, dtype=torch.float32)
+        vector = torch.ones(CPU_BYTES // 4)  # written, so that pages are there
         passes = cpu_passes(vector)
     times = [seconds(one, device) for _ in range(ROUNDS) for one in passes]
     return vector.nbytes / min(times)

@@ -4,7 +4,7 @@ Dimension key: `B` rows, `T` tokens of a prompt, `N` new tokens.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import product
 
@@ -15,6 +15,7 @@ from kogpt.benchmarking.bandwidth import read_bandwidth
 from kogpt.benchmarking.machine import peak_memory, reset_peak
 from kogpt.benchmarking.report import Figures
 from kogpt.benchmarking.traffic import step_bytes
+from kogpt.fast import FastKoGPT
 from kogpt.model import KoGPT, KVCache
 
 PREFILL_CHUNK = 512  # as generation reads prompts
@@ -39,7 +40,7 @@ class Plan:
 
 @dataclass
 class Bench:
-    """A model, and the best read bandwidth seen so far.
+    """A model, and the best read bandwidth seen around what was measured.
 
     Attributes:
         model: in evaluation mode.
@@ -54,35 +55,34 @@ class Bench:
     @property
     def device(self) -> torch.device:
         """Where the model is."""
-        return self.model.transformer.wte.weight.device
+        return self.model.device
 
     @property
     def dtype(self) -> torch.dtype:
         """Of the activations, and so of the cache."""
-        return self.model.transformer.wte.weight.dtype
+        model = self.model
+        return model.dtype if isinstance(model, FastKoGPT) else model.lm_head.weight.dtype
 
     def measure(self, plan: Plan) -> list[Figures]:
-        """Runs the plan; shapes take turns, so that a slow minute is not one shape's alone."""
-        figures = [
-            Figures(
-                B, T, plan.new_tokens, step_bytes(self.model, self.dtype, B, T, plan.new_tokens)
-            )
-            for B, T in product(plan.batches, plan.prompts)
-        ]
-        for shape in figures:
-            self.run(shape)  # warm: buffers, kernels, graphs
-        for _ in range(plan.rounds):
-            self.bandwidth = max(self.bandwidth, read_bandwidth(self.device))
-            for shape in figures:
-                shape.add(*self.run(shape))
+        """Runs the plan, one shape after the other."""
+        before = read_bandwidth(self.device)
+        shapes = product(plan.batches, plan.prompts)
+        figures = [self.measure_shape(B, T, plan) for B, T in shapes]
+        self.bandwidth = max(before, read_bandwidth(self.device))
         return figures
 
-    def run(self, shape: Figures) -> tuple[list[float], int | None]:
-        """Seconds until each new token, and the most memory that was taken meanwhile."""
-        prompts = self.prompts(shape.batch, shape.prompt_tokens)
-        known = reset_peak(self.device)
-        _, times = generate(self.model, prompts, shape.new_tokens)
-        return times, peak_memory(self.device) if known else None
+    def measure_shape(self, B: int, T: int, plan: Plan) -> Figures:
+        """Continues prompts of one shape in every round, with one cache and what belongs to it."""
+        sizes = B, T, plan.new_tokens
+        figures = Figures(*sizes, step_bytes(self.model, self.dtype, *sizes))
+        cache, prompts = KVCache(T + plan.new_tokens), self.prompts(B, T)
+        generate(self.model, prompts, plan.new_tokens, cache)  # makes buffers and graphs
+        for _ in range(plan.rounds):
+            known = reset_peak(self.device)
+            cache.truncate(0)
+            _, times = generate(self.model, prompts, plan.new_tokens, cache)
+            figures.add(times, peak_memory(self.device) if known else None)
+        return figures
 
     def prompts(self, batch: int, tokens: int) -> Tensor:
         """Random ids (B, T): how long a token takes does not depend on which it is."""
@@ -92,19 +92,21 @@ class Bench:
 
 
 @torch.inference_mode()
-def generate(model: KoGPT, prompts: Tensor, new_tokens: int) -> tuple[Tensor, list[float]]:
+def generate(
+    model: KoGPT, prompts: Tensor, new_tokens: int, cache: KVCache
+) -> tuple[Tensor, list[float]]:
     """Continues prompts of one length by the likeliest tokens, past the ends of texts.
 
     Args:
         model: in evaluation mode.
         prompts: ids (B, T).
         new_tokens: N; with T it must fit the context.
+        cache: empty, for at least T + N tokens.
 
     Returns:
         The new ids (B, N), and for each of the N columns the seconds from the start until this
         process knew it.
     """
-    cache = make_cache(model, prompts.size(1) + new_tokens)
     columns, times = [], []
     unread = prompts
     start = time.perf_counter()
@@ -115,9 +117,3 @@ def generate(model: KoGPT, prompts: Tensor, new_tokens: int) -> tuple[Tensor, li
         columns.append(unread.flatten().tolist())  # waits for the device, as streaming must
         times.append(time.perf_counter() - start)
     return torch.tensor(columns).T, times
-
-
-def make_cache(model: KoGPT, capacity: int) -> KVCache:
-    """A cache of the kind that the model asks for."""
-    make: Callable[[int], KVCache] = getattr(model, "make_cache", KVCache)
-    return make(capacity)

@@ -1,17 +1,25 @@
 """The bytes that memory must deliver for a token, whatever computes it."""
 
-import torch
+from collections.abc import Iterator
 
+import torch
+from torch import Tensor
+
+from kogpt.fast import FastKoGPT
 from kogpt.model import KoGPT, KoGPTConfig
 
 
 def streamed_bytes(model: KoGPT) -> int:
     """Bytes of weights read for one token: all but the embedding, of which a token is one row."""
-    prepared: int | None = getattr(model, "streamed_bytes", None)
-    if prepared is not None:  # a prepared model keeps its weights in ways of its own
-        return prepared
+    return sum(weight.nbytes for weight in streamed(model))
+
+
+def streamed(model: KoGPT) -> Iterator[Tensor]:
+    """The weights that are read whole for one token."""
+    if isinstance(model, FastKoGPT):
+        return model.streamed()
     embedding = model.transformer.wte.weight
-    return sum(weight.nbytes for weight in model.parameters() if weight is not embedding)
+    return (weight for weight in model.parameters() if weight is not embedding)
 
 
 def cache_bytes(config: KoGPTConfig, dtype: torch.dtype) -> int:

@@ -8,11 +8,11 @@ import torch
 
 from kogpt.benchmarking import (
     Bench,
-    Figures,
     Plan,
     Report,
     cache_bytes,
     describe_machine,
+    generate,
     peak_memory,
     process_age,
     streamed_bytes,
@@ -22,6 +22,7 @@ from kogpt.box import BOX
 from kogpt.checkpoint.resources import require_memory
 from kogpt.cli import UsageError
 from kogpt.commands.common import load, memory_errors, print_report
+from kogpt.model import KVCache
 
 
 def run(args: argparse.Namespace) -> None:
@@ -30,7 +31,7 @@ def run(args: argparse.Namespace) -> None:
         torch.set_num_threads(args.threads)
     plan = Plan(args.batch, args.prompt_tokens, args.new_tokens, args.rounds)
     with memory_errors():
-        bench = Bench(load(args)[0])
+        bench = Bench(load(args, fast=not args.reference)[0])
         check_room(bench, plan)
         report = measure(bench, plan, args)
     if args.plot:
@@ -81,7 +82,8 @@ def check_room(bench: Bench, plan: Plan) -> None:
 
 def measure(bench: Bench, plan: Plan, args: argparse.Namespace) -> Report:
     """The first token, then everything else."""
-    bench.run(Figures(1, min(plan.prompts), 1, 0))
+    shortest = min(plan.prompts)
+    generate(bench.model, bench.prompts(1, shortest), 1, KVCache(shortest))
     start = {"seconds": process_age(), "peak_memory": peak_memory(bench.device)}
     machine = describe_machine(bench.device)
     figures = bench.measure(plan)

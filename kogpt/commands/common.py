@@ -30,7 +30,7 @@ def read_text(argument: str) -> str:
         ) from None
 
 
-def load(args: argparse.Namespace) -> tuple[KoGPT, Tokenizer]:
+def load(args: argparse.Namespace, fast: bool = False) -> tuple[KoGPT, Tokenizer]:
     """Model and tokenizer that `--model`, `--dtype` and `--device` ask for."""
     import torch
 
@@ -44,7 +44,7 @@ def load(args: argparse.Namespace) -> tuple[KoGPT, Tokenizer]:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UsageError("argument --device: this machine or this build of torch has no CUDA")
     dtype = getattr(torch, args.dtype) if args.dtype else None
-    return load(args.model, dtype=dtype, device=device)
+    return load(args.model, dtype=dtype, device=device, fast=fast)
 
 
 def config_of(name: str) -> KoGPTConfig:
