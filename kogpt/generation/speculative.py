@@ -127,6 +127,7 @@ class _ModelDrafter:
     def __init__(self, model: KoGPT) -> None:
         self._model = model
         self._context = model.config.n_positions
+        self._half = (self._context + 1) // 2
         self._held: list[int]
         self._restart(0)
 
@@ -134,7 +135,7 @@ class _ModelDrafter:
     def draft(self, history: History, choose: Sampler, count: int) -> Tensor:
         """What `choose` chooses from the draft model's logits, one guess after another."""
         text = _text_of(history)
-        length, count = text.size(1), min(count, (self._context - 1) // 2)
+        length, count = text.size(1), min(count, self._half - 1)
         self._make_room(length + count)
         self._forget_mistakes(text[0, self._first :].tolist())
         for _ in range(count):
@@ -147,7 +148,7 @@ class _ModelDrafter:
     def _make_room(self, length: int) -> None:
         """Begins anew in the middle of the context where it would not hold `length` ids."""
         if length > self._first + self._context:
-            self._restart(length - self._context // 2)
+            self._restart(length - self._half)
 
     def _restart(self, first: int) -> None:
         self._first = first
