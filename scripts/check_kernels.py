@@ -40,16 +40,19 @@ SHARED_KB = {80: 164, 86: 100, 89: 100, 90: 228}
 REGISTERS = 65536  # of a multiprocessor, and of a block
 REGISTER_UNIT = 8  # registers a thread gets at once
 
-# What the machine code must hold, by source file.
+# What the machine code must hold, by source file, and how often at least.
+COPIES = r"LDGSTS\.(\S+\.)?128\b"
 PREFILL = {
-    "tensor cores": r"HMMA\.",
-    "ldmatrix": r"LDSM\.",
-    "cp.async of 16 bytes": r"LDGSTS\.(\S+\.)?128\b",
+    "tensor cores": (r"HMMA\.", 1),
+    "ldmatrix": (r"LDSM\.", 1),
+    "cp.async of 16 bytes": (COPIES, 1),
 }
 REQUIRED = {
     "attention_forward": PREFILL,
     "attention_backward": PREFILL,
-    "attention_decode": {**PREFILL, "loads of 16 bytes": r"LDG\.(\S+\.)?128\b"},
+    "attention_decode": {**PREFILL, "loads of 16 bytes": (r"LDG\.(\S+\.)?128\b", 1)},
+    # A stage takes four of a lane's copies; three stages are filled before the loop, and one in it.
+    "linear_decode": {**PREFILL, "cp.async of 16 bytes": (COPIES, 16)},
 }
 LOCAL_MEMORY = r"(LDL|STL)\b"
 
@@ -127,9 +130,9 @@ class Kernel:
             yield f"{self.block_registers} registers a block, of {REGISTERS}"
         if (self.shared or 0) > block_limit(self.arch):
             yield f"{self.shared} bytes of shared memory a block, of {block_limit(self.arch)}"
-        for name, pattern in REQUIRED.get(self.source, {}).items():
-            if not self.count(pattern):
-                yield f"no {name} in the machine code"
+        for name, (pattern, least) in REQUIRED.get(self.source, {}).items():
+            if (found := self.count(pattern)) < least:
+                yield f"{found or 'no'} {name} in the machine code" + f", of {least}" * (least > 1)
 
 
 def block_limit(arch: int) -> int:

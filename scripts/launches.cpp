@@ -3,7 +3,8 @@
 // Linked with the kernel files' own objects in place of the CUDA runtime, whose part it plays: that
 // of a GPU which says that it has BYTES of shared memory, and on which any launch succeeds and is
 // written down. So the figures come from the code that launches, and stand nowhere twice. Both
-// element types, every head dim and every number of new tokens are launched.
+// element types, every head dim, every number of new tokens and every format of weights are
+// launched.
 //
 //     launches BYTES    prints for each launch: kernel, threads, bytes of dynamic shared memory
 //
@@ -15,11 +16,13 @@
 #include <string>
 
 #include "attention.h"
+#include "linear.h"
 
 namespace kogpt {
 __attribute__((weak)) cudaError_t attention_forward(const AttentionParams&, cudaStream_t);
 __attribute__((weak)) cudaError_t attention_backward(const AttentionBackwardParams&, cudaStream_t);
 __attribute__((weak)) cudaError_t attention_decode(const DecodeParams&, cudaStream_t);
+__attribute__((weak)) cudaError_t linear_decode(const LinearParams&, cudaStream_t);
 }  // namespace kogpt
 
 namespace {
@@ -115,11 +118,15 @@ namespace {
 
 int failures = 0;
 
-void check(cudaError_t status, const char* function, int D, int T) {
+void check(cudaError_t status, const char* function, const std::string& sizes) {
   if (status == cudaSuccess) return;
-  std::fprintf(stderr, "%s refuses D = %d, T = %d with %d bytes: cudaError_t %d\n", function, D, T,
+  std::fprintf(stderr, "%s refuses %s with %d bytes: cudaError_t %d\n", function, sizes.c_str(),
                shared_memory, status);
   ++failures;
+}
+
+std::string sizes(const char* first, int x, const char* second, int y) {
+  return std::string(first) + " = " + std::to_string(x) + ", " + second + " = " + std::to_string(y);
 }
 
 void launch_prefill(Element element, int D, int T) {
@@ -129,8 +136,10 @@ void launch_prefill(Element element, int D, int T) {
   forward.T = forward.S = T;
   forward.D = D;
   forward.element = element;
-  if (attention_forward) check(attention_forward(forward, nullptr), "attention_forward", D, T);
-  if (attention_backward) check(attention_backward(params, nullptr), "attention_backward", D, T);
+  if (attention_forward)
+    check(attention_forward(forward, nullptr), "attention_forward", sizes("D", D, "T", T));
+  if (attention_backward)
+    check(attention_backward(params, nullptr), "attention_backward", sizes("D", D, "T", T));
 }
 
 void launch_decode(Element element, int D, int T) {
@@ -144,9 +153,20 @@ void launch_decode(Element element, int D, int T) {
   params.cos = params.sin = &table;
   params.capacity = 2048;
   params.element = element;
-  check(attention_decode(params, nullptr), "attention_decode", D, T);
+  check(attention_decode(params, nullptr), "attention_decode", sizes("D", D, "T", T));
   params.keys.data = params.values.data = params.k_new.data = params.v_new.data = &table;
-  check(attention_decode(params, nullptr), "attention_decode, appending,", D, T);
+  check(attention_decode(params, nullptr), "attention_decode, appending,", sizes("D", D, "T", T));
+}
+
+void launch_linear(Element element, Format format, int K, int group) {
+  if (!linear_decode) return;
+  LinearParams params = {};
+  params.M = params.N = 1;
+  params.K = K;
+  params.G = K / group;
+  params.format = format;
+  params.element = element;
+  check(linear_decode(params, nullptr), "linear_decode", sizes("K", K, "group", group));
 }
 
 }  // namespace
@@ -154,10 +174,14 @@ void launch_decode(Element element, int D, int T) {
 
 int main(int, char** arguments) {
   shared_memory = std::atoi(arguments[1]);
+  using kogpt::Format;
   for (const auto element : {kogpt::Element::kFloat16, kogpt::Element::kBFloat16}) {
     for (const int D : {64, 128, 256}) {
       for (const int T : {1, 64, 2048}) kogpt::launch_prefill(element, D, T);
       for (int T = 1; T <= kogpt::kMaxDecodeTokens; ++T) kogpt::launch_decode(element, D, T);
+    }
+    for (const auto format : {Format::kBits16, Format::kBits8, Format::kBits4}) {
+      for (const int group : {32, 128}) kogpt::launch_linear(element, format, 20480, group);
     }
   }
   return kogpt::failures != 0;
