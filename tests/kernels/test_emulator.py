@@ -79,6 +79,31 @@ def test_floats_round_to_nearest_even(dtype):
         torch.testing.assert_close(target, chunk.to(dtype), rtol=0, atol=0, equal_nan=True)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_differences_of_elements_are_rounded_as_in_pytorch(dtype):
+    """Of any two elements, infinities and subnormal numbers among them."""
+    generator = torch.Generator().manual_seed(0)
+    bits = torch.randint(-(2**15), 2**15, (2048, 2, 2), generator=generator).to(torch.int16)
+    pairs = bits.view(dtype)
+    target = torch.empty(4096, dtype=dtype)
+    probe(named("subtract", dtype), words(pairs), words(target))
+    expected = (pairs[:, 0] - pairs[:, 1]).flatten()
+    torch.testing.assert_close(target, expected, rtol=0, atol=0, equal_nan=True)
+
+
+def test_bits_are_masked_and_then_inverted():
+    source = torch.arange(32, dtype=torch.int32) * 0x01234567
+    target = torch.empty(32, dtype=torch.int32)
+    probe("mask", source, target)
+    assert target.equal((source & 0xFFFF) ^ 0x00FF00FF)
+
+
+def test_neighbouring_elements_may_be_of_different_threads():
+    target = torch.empty(64, dtype=torch.int16)
+    probe("write_elements", SOURCE, target)
+    assert target.equal(torch.arange(64, dtype=torch.int16))
+
+
 def test_transpose_exchanges_rows_and_columns():
     matrix = torch.arange(64, dtype=torch.int16).view(8, 8)
     target = torch.empty(32, dtype=torch.int32)
@@ -157,6 +182,8 @@ FAULTS = {
     "read_global_misaligned": "load_global of 16 bytes at 0x.*: misaligned",
     "write_global_out_of_bounds": "store_global of 16 bytes at 0x.*: in no tensor",
     "write_global_read_only": "store_global of 4 bytes at 0x.*: the tensor is read-only",
+    "prefetch_out_of_bounds": "prefetch of 2 bytes at 0x.*: in no tensor",
+    "write_an_element_twice": "thread 1: store_global at 0x.*: stored to by thread 0 of block 0",
     "write_global_twice": r"block \(1, 0, 0\), thread 0: .*: stored to by thread 0 of block 0",
     "read_global_after_write": "thread 1: load_global .*: written by thread 0 of block 0 and not",
     "write_global_after_read": r"block \(1, 0, 0\), thread 0: store_global at 0x.*: read by other",

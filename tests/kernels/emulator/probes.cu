@@ -39,6 +39,28 @@ void load_rows(Probe probe) {
   for (int i = 0; i < 4; ++i) store_global(probe.target + 4 * thread_index() + i, pairs[i]);
 }
 
+// source: 4,096 pairs; target: the differences of every two that follow each other.
+template <typename E>
+void subtract_all(Probe probe) {
+  for (int i = thread_index(); i < 2048; i += 32) {
+    const uint32_t* pair = probe.source + 2 * i;
+    store_global(probe.target + i,
+                 subtract<E>(load_global<uint32_t>(pair), load_global<uint32_t>(pair + 1)));
+  }
+}
+
+// source: 32 words; target: their lower halves alone, then every other byte inverted.
+void mask_all(Probe probe) {
+  const uint32_t word = load_global<uint32_t>(probe.source + thread_index());
+  store_global(probe.target + thread_index(), and_xor(word, 0x0000ffffu, 0x00ff00ffu));
+}
+
+// target: 64 elements, each of its own thread.
+void write_elements(Probe probe) {
+  uint16_t* elements = reinterpret_cast<uint16_t*>(probe.target);
+  store_global(elements + thread_index(), static_cast<uint16_t>(thread_index()));
+}
+
 // source: 4,096 floats; target: their 2,048 pairs.
 template <typename E>
 void narrow_all(Probe probe) {
@@ -254,6 +276,13 @@ void write_global_read_only(Probe probe) {
   store_global(const_cast<uint32_t*>(probe.source), 1.0f);
 }
 
+void prefetch_out_of_bounds(Probe probe) { prefetch(probe.source + 1024); }
+
+void write_an_element_twice(Probe probe) {
+  uint16_t* elements = reinterpret_cast<uint16_t*>(probe.target);
+  store_global(elements + thread_index() / 2, static_cast<uint16_t>(1));
+}
+
 void write_global_twice(Probe probe) {
   store_global(probe.target + thread_index(), 1.0f);  // by both blocks
 }
@@ -313,6 +342,10 @@ const Entry kProbes[] = {
     {"load_rows_transposed", load_rows<true>, 1, 32},
     {"narrow_float16", narrow_all<Float16>, 1, 32},
     {"narrow_bfloat16", narrow_all<BFloat16>, 1, 32},
+    {"subtract_float16", subtract_all<Float16>, 1, 32},
+    {"subtract_bfloat16", subtract_all<BFloat16>, 1, 32},
+    {"mask", mask_all, 1, 32},
+    {"write_elements", write_elements, 1, 64},
     {"widen_float16", widen_all<Float16>, 1, 32},
     {"widen_bfloat16", widen_all<BFloat16>, 1, 32},
     {"transpose", transpose_matrix, 1, 32},
@@ -355,6 +388,8 @@ const Entry kProbes[] = {
     FAULT(read_global_misaligned),
     FAULT(write_global_out_of_bounds),
     FAULT(write_global_read_only),
+    FAULT(prefetch_out_of_bounds),
+    FAULT(write_an_element_twice),
     FAULT(write_global_twice),
     FAULT(read_global_after_write),
     FAULT(write_global_after_read),
