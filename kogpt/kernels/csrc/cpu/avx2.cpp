@@ -1,4 +1,5 @@
 // The kernels for AVX2.
+#ifdef __x86_64__
 #include <immintrin.h>
 
 #include <algorithm>
@@ -23,3 +24,4 @@ extern const Kernels kAvx2Kernels = {Linear<Avx2>::prepare, Linear<Avx2>::output
 
 }  // namespace kogpt::cpu
 KOGPT_END_TARGET
+#endif

@@ -1,4 +1,5 @@
 // The kernels for AVX-512.
+#ifdef __x86_64__
 #include <immintrin.h>
 
 #include <algorithm>
@@ -23,3 +24,4 @@ extern const Kernels kAvx512Kernels = {Linear<Avx512>::prepare, Linear<Avx512>::
 
 }  // namespace kogpt::cpu
 KOGPT_END_TARGET
+#endif

@@ -1,4 +1,5 @@
 // The kernels for AVX-512 with VNNI, which adds products of 16-bit integers as it makes them.
+#ifdef __x86_64__
 #include <immintrin.h>
 
 #include <algorithm>
@@ -30,3 +31,4 @@ extern const Kernels kVnniKernels = {Linear<Vnni>::prepare, Linear<Vnni>::output
 
 }  // namespace kogpt::cpu
 KOGPT_END_TARGET
+#endif
