@@ -5,60 +5,16 @@ import torch
 from torch import Tensor
 
 from kogpt.kernels import Weight
-from kogpt.kernels.linear import linear_reference, pack_int4
 
-from .budget import check_linear, doubled
+from .budget import check_linear
 from .emulator.harness import SHARED_LIMITS, EmulatorError, linear
+from .weights import bits_of, make_rows, make_weight, on_both_dtypes, on_every_format, stored, truth
 
-DTYPES = [torch.float16, torch.bfloat16]
-RANGES = {16: None, 8: (-128, 128), 4: (-8, 8)}  # of the integers kept in so many bits
-FORMATS = [(16, 0), (8, 0), (4, 0), (8, 32), (4, 32), (4, 128)]  # bits, and inputs of a group
 NAN = float("nan")
-
-on_both_dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=["float16", "bfloat16"])
-on_every_format = pytest.mark.parametrize(("bits", "group"), FORMATS)
-
-
-def make_weight(
-    bits: int, group: int, N: int, K: int, dtype: torch.dtype, *, exact: bool = False
-) -> Weight:
-    """Random weights; `group` 0 is all of K.
-
-    Args:
-        exact: weights and scales are such that float32 holds their sums with small integers.
-    """
-    generator = torch.Generator().manual_seed(N + K + bits)
-    limits = RANGES[bits] or (-8, 8)
-    if bits == 16 and not exact:
-        return Weight(torch.randn(N, K, generator=generator).to(dtype))
-    q = torch.randint(*limits, (N, K), generator=generator)
-    if bits == 16:
-        return Weight(q.to(dtype))
-    scale = torch.rand(N, K // (group or K), generator=generator) + 0.01
-    if exact:
-        scale = 2.0 ** torch.randint(-4, 1, scale.shape, generator=generator)
-    return Weight(pack_int4(q) if bits == 4 else q.to(torch.int8), scale.to(dtype))
-
-
-def make_rows(M: int, K: int, dtype: torch.dtype, *, exact: bool = False) -> Tensor:
-    """Random inputs (M, K); small integers if `exact`."""
-    generator = torch.Generator().manual_seed(100 * K + M)
-    rows = torch.randn(M, K, generator=generator)
-    return (rows * 2).round().to(dtype) if exact else rows.to(dtype)
 
 
 def run(x: Tensor, weight: Weight, bias: Tensor | None = None, **options: int) -> Tensor:
     return linear(x, weight.values, weight.scale, bias, **options)
-
-
-def truth(x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
-    """The product in float64."""
-    return linear_reference(*doubled((x, weight.values, weight.scale, bias)))
-
-
-def bits_of(x: Tensor) -> Tensor:
-    """16-bit elements as integers: NaN equals itself, and 0 differs from -0."""
-    return x.view(torch.int16)
 
 
 # --- results ---
@@ -123,8 +79,7 @@ def test_an_input_alone_gives_the_weights_of_its_column(dtype, bits):
     """Every weight is where it belongs, and every integer there is becomes itself."""
     K = 256
     q = torch.arange(-128, 128).repeat(3, 1) if bits == 8 else torch.arange(K).repeat(3, 1) % 16 - 8
-    values = {16: q.to(dtype), 8: q.to(torch.int8), 4: pack_int4(q)}[bits]
-    weight = Weight(values, None if bits == 16 else torch.ones(3, 1, dtype=dtype))
+    weight = Weight(stored(q, bits, dtype), None if bits == 16 else torch.ones(3, 1, dtype=dtype))
     columns = [run(x.contiguous(), weight) for x in torch.eye(K, dtype=dtype).split(8)]
     assert torch.cat(columns).T.equal(q.to(dtype))
 
@@ -157,8 +112,7 @@ def test_scales_as_large_and_as_small_as_there_are_change_nothing_else(dtype, sc
 def test_weights_that_are_all_equal_sum_up_the_inputs(dtype, bits):
     for q in {16: [1, -3], 8: [-128, 127, 0], 4: [-8, 7, 0]}[bits]:
         weight = make_weight(bits, 0, 34, 384, dtype, exact=True)
-        full = torch.full((34, 384), q)
-        values = {16: full.to(dtype), 8: full.to(torch.int8), 4: pack_int4(full)}[bits]
+        values = stored(torch.full((34, 384), q), bits, dtype)
         scale = None if bits == 16 else torch.ones_like(weight.scale)
         x = make_rows(2, 384, dtype, exact=True)
         expected = q * x.double().sum(1, keepdim=True).expand(-1, 34)
