@@ -24,6 +24,7 @@ from kogpt.checkpoint.quantization import INT8, Quantization, Scheme, parse_quan
 from kogpt.checkpoint.quantizing import Quantizer, pack_down
 from kogpt.checkpoint.rounding import round_rows
 from kogpt.checkpoint.safetensors_file import encode_header
+from kogpt.checkpoint.staging import Staging
 from kogpt.cli import main
 from kogpt.errors import InputRefusedError, NotEnoughResourcesError
 from kogpt.kernels.linear import pack_int4, unpack_int4
@@ -197,6 +198,27 @@ def test_a_conversion_with_other_groups_is_another_conversion(tmp_path):
 
 def wide_state() -> dict[str, Tensor]:
     return tiny_state(KoGPTConfig(97, 32, 16, 2, 2, 4, 32))
+
+
+def test_what_an_interruption_leaves_is_not_resumed_with_other_groups(tmp_path, monkeypatch):
+    write_checkpoint(tmp_path / "src", KoGPTConfig(97, 32, 16, 2, 2, 4, 32), wide_state())
+    options = [
+        # A file for each tensor: name and size of one that holds numbers tell of no groups.
+        ConversionOptions(quantize="int4", group_size=size, max_shard_size=1, quiet=True)
+        for size in (8, 16)
+    ]
+
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Staging, "commit", interrupt)
+        convert(tmp_path / "src", tmp_path / "dst", options[0])
+    assert (tmp_path / ".dst.partial" / "folder").exists()
+    convert(tmp_path / "src", tmp_path / "dst", options[1])
+    convert(tmp_path / "src", tmp_path / "fresh", options[1])
+    for path in (tmp_path / "fresh").iterdir():
+        assert path.read_bytes() == (tmp_path / "dst" / path.name).read_bytes()
 
 
 def test_nan_cannot_be_quantised_even_where_it_is_allowed(tmp_path):
