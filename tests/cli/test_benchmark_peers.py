@@ -1,0 +1,89 @@
+"""The race beside other libraries: who takes part, and what is made of their times."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from kogpt.box import BOX
+
+SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
+
+
+@pytest.fixture
+def scripts(monkeypatch):
+    """`import benchmark_peers` and `import peers` find the scripts."""
+    monkeypatch.syspath_prepend(SCRIPTS)
+
+
+def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, SCRIPTS / "benchmark_peers.py", *arguments]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_those_that_are_installed_are_timed_and_the_others_named(tmp_path):
+    pytest.importorskip("transformers")
+    there, absent = ["KoGPT bf16", "transformers bf16"], "OpenVINO int8"
+    options = ["--rounds", "1", "--threads", "1", "--new-tokens", "3", "--only", *there, absent]
+    done = run(BOX, tmp_path / "work", "--json", tmp_path / "a.json", *options)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "a.json").read_text())
+    ours, peer, third = found["results"]
+    for result in (ours, peer):
+        assert result["refused"] is None, result
+        assert len(result["decode"]) == len(result["prefill"]) == 1
+        assert len(result["ids"]) == 3 and result["memory"] > 1e8
+    assert f"| {ours['name']} | {ours['decode'][0]:.2f} |" in done.stdout
+    # The same weights: rounding may part two paths of bfloat16, but not at once on every text.
+    assert ours["ids"][0] == peer["ids"][0]
+    # Of nano: 6 blocks of 12 x 256 x 256 and a head of 8000 x 256, two bytes each.
+    assert peer["step_bytes"] == 2 * (6 * 12 * 256 * 256 + 8000 * 256)
+    if third["refused"]:
+        assert f"| {absent} | optimum.intel is not installed |" in done.stdout
+
+
+def test_ratios_are_taken_within_a_round_and_then_their_median(scripts):
+    from benchmark_peers import Board, Result
+
+    ours = Result("KoGPT int8", [4.0, 6.0, 9.0], [1.0, 2.0, 4.0], step_bytes=5e9)
+    slow = Result("OpenVINO int8", [2.0, 2.0, 9.0], [1.0, 3.0, 2.0])
+    fast = Result("CTranslate2 int8", [1.0, 3.0, 2.0], [0.5, 4.0, 8.0])
+    board = Board([ours, slow, fast], bandwidth=4e10)
+    assert board.faster("KoGPT int8", "OpenVINO int8") == 2.0  # of 2, 3 and 1
+    # The fastest of both: 0.5, 3 and 2 s, so 0.5, 1.5 and 0.5 times.
+    assert board.sooner("KoGPT int8", ["OpenVINO int8", "CTranslate2 int8"]) == 0.5
+    verdicts = {goal.text: (goal.found, goal.verdict) for goal in board.goals()}
+    assert verdicts["decode, KoGPT int8 x OpenVINO int8"] == (2.0, "met")
+    assert verdicts["decode, KoGPT int8, % of read bandwidth"] == (75.0, "missed")
+    assert verdicts["decode, KoGPT int4 x OpenVINO int4"] == (None, "not measured")
+
+
+def test_a_contender_that_fails_is_a_row_with_its_last_words(scripts, tmp_path):
+    done = run(tmp_path, tmp_path / "work")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"kogpt: {tmp_path}: not a checkpoint folder\n"
+    (tmp_path / "config.json").write_text((BOX / "config.json").read_text())  # and no weights
+    done = run(tmp_path, tmp_path / "work", "--rounds", "1", "--only", "KoGPT bf16")
+    assert done.returncode == 0, done.stderr
+    (row,) = (line for line in done.stdout.splitlines() if line.startswith("| KoGPT bf16 |"))
+    assert "InputRefusedError" in row
+
+
+def test_a_conversion_that_was_interrupted_is_begun_anew_and_a_whole_one_kept(scripts, tmp_path):
+    from peers import Contender, convert
+
+    class Writer(Contender):
+        folder = "format"
+
+        def convert(self, folder: Path) -> None:
+            folder.mkdir()
+            (folder / "weights").write_text(self.threads * "w")
+
+    (tmp_path / "format.part").mkdir()
+    (tmp_path / "format.part" / "half").write_text("w")
+    for threads in (3, 4):
+        convert(Writer(tmp_path, threads), tmp_path)
+    assert [path.name for path in tmp_path.rglob("*")] == ["format", "weights"]
+    assert (tmp_path / "format" / "weights").read_text() == "www"
