@@ -94,11 +94,13 @@ class Package:
 
     def start(self, target: Target = HOPPER) -> subprocess.Popen[str]:
         """A process that asks for the kernels of a target; it prints whether it got them."""
-        code = (
+        return self.start_code(
             "from kogpt.kernels.targets import Cpu, Gpu\n"
             "from kogpt.kernels import extension as e\n"
             f"print(e.load({target}), e.find({target}))"
         )
+
+    def start_code(self, code: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
             [sys.executable, "-P", "-c", code],
             env=self.environment,
@@ -367,6 +369,11 @@ def test_an_install_without_toolkit_works_unless_it_is_asked_for_kernels(tmp_pat
     assert done.returncode == 0, done.stderr
     asked = run_setup(KOGPT_BUILD_KERNELS="1", CUDA_HOME=str(tmp_path))
     assert asked.returncode != 0 and "cannot be compiled: " in asked.stderr.splitlines()[-1]
+
+
+def test_importing_compiles_nothing(package):
+    assert package.start_code("import kogpt.kernels").communicate() == ("", "")
+    assert not package.cache.exists()
 
 
 # --- the processor's kernels ---
