@@ -50,7 +50,8 @@ def require_kernels() -> None:
     except building.CannotBuildError as reason:
         pytest.skip(f"no fused kernels here: {reason}")
     assert extension.extension_available(), "the fused kernels cannot be used, see above"
-    for op in ("attention", "attention_backward", "decode_attention"):  # or else the references run
+    # Or else the references run.
+    for op in ("attention", "attention_backward", "decode_attention", "linear"):
         assert torch._C._dispatch_has_kernel_for_dispatch_key(f"kogpt::{op}", "CUDA"), op
 
 
@@ -522,7 +523,9 @@ def test_training_runs_through_the_fused_backward(compiled, tmp_path):
 
 SANITIZED = """
 import torch
-from tests.kernels.test_gpu import Draw, backward, decode, draw_step, require_kernels
+from tests.kernels.test_gpu import Draw, backward, decode, draw_step, heads, require_kernels
+from tests.kernels.test_linear_gpu import rows_on_gpu, run, weight_on_gpu
+from tests.kernels.weights import FORMATS
 
 require_kernels()
 for dtype in (torch.float16, torch.bfloat16):
@@ -534,6 +537,10 @@ for dtype in (torch.float16, torch.bfloat16):
                 backward(q, q, k, v, starts)
         for T in (1, 8):
             decode(draw_step(draw, torch.tensor([0, 260], device="cuda"), T, 2, D, capacity=300))
+    for bits, group in FORMATS:
+        weight = weight_on_gpu(bits, group, 45, 2048, dtype=dtype)
+        for M in (1, 8):
+            run(rows_on_gpu(M, 2048, dtype=dtype), weight)
 torch.cuda.synchronize()
 print("every kernel ran")
 """
