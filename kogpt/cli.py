@@ -144,6 +144,7 @@ def add_generate(commands: Commands) -> None:
     add_text_arguments(parser)
     add_sampling_arguments(parser)
     add_limit_arguments(parser)
+    add_speculation_arguments(parser)
     parser.add_argument(
         "--echo",
         action=argparse.BooleanOptionalAction,
@@ -207,10 +208,28 @@ def add_limit_arguments(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, metavar="N", help="the same seed gives the same text")
 
 
+def add_speculation_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("guessing ahead: the same text, in fewer passes")
+    either = group.add_mutually_exclusive_group()
+    either.add_argument(
+        "--speculate", choices=("lookup",), help="guess that the text goes on as it did before"
+    )
+    either.add_argument(
+        "--draft-model", metavar="DIR", help="guess with this smaller model of the same vocabulary"
+    )
+    group.add_argument(
+        "--draft-tokens",
+        type=int,
+        metavar="N",
+        help="most tokens to guess at once (default: 7 by lookup, 5 by a model)",
+    )
+
+
 def add_chat(commands: Commands) -> None:
     parser = add_command(commands, "chat", "ask for prompts and continue each")
     add_model_arguments(parser)
     add_text_arguments(parser)
+    add_speculation_arguments(parser)
     parser.add_argument("--seed", type=int, metavar="N", help="seed of the first continuation")
 
 

@@ -10,8 +10,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import TypeVar
 
-from kogpt.commands.common import load, memory_errors, say
+from kogpt.commands.common import load, memory_errors, say, speculation, usage_errors
 from kogpt.generation import SamplingParams, stream
+from kogpt.generation.speculative import Speculation
 from kogpt.model import KoGPT
 from kogpt.tokenizer import Tokenizer
 
@@ -22,13 +23,14 @@ TEMPERATURE, MAX_LENGTH = 0.8, 128
 
 def run(args: argparse.Namespace) -> None:
     prepare_input()
+    speculate = speculation(args)
     model, tokenizer = load(args)
     say("Ctrl-C stops a text, Ctrl-D leaves.")
     seed = args.seed
     while True:
         try:
             ids, params = ask_request(model, tokenizer, args.normalize, seed)
-            write(model, tokenizer, ids, params)
+            write(model, tokenizer, ids, params, speculate)
         except EOFError:
             say("")
             return
@@ -108,9 +110,15 @@ def read_line(question: str) -> str:
     return input()
 
 
-def write(model: KoGPT, tokenizer: Tokenizer, ids: list[int], params: SamplingParams) -> None:
+def write(
+    model: KoGPT,
+    tokenizer: Tokenizer,
+    ids: list[int],
+    params: SamplingParams,
+    speculate: Speculation | None,
+) -> None:
     """Writes the prompt and its continuation as it comes."""
-    with memory_errors():
-        for piece in stream(model, tokenizer, ids, params):
+    with memory_errors(), usage_errors():
+        for piece in stream(model, tokenizer, ids, params, speculate=speculate):
             print(piece, end="", flush=True)
     print(flush=True)

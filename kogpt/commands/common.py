@@ -5,12 +5,15 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from kogpt.cli import UsageError
 from kogpt.errors import InputRefusedError, NotEnoughResourcesError
 from kogpt.model import PRESETS, KoGPT, KoGPTConfig
 from kogpt.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from kogpt.generation.speculative import Speculation
 
 
 def read_text(argument: str) -> str:
@@ -32,6 +35,13 @@ def read_text(argument: str) -> str:
 
 def load(args: argparse.Namespace, fast: bool = False) -> tuple[KoGPT, Tokenizer]:
     """Model and tokenizer that `--model`, `--dtype` and `--device` ask for."""
+    return load_folder(args.model, args, fast)
+
+
+def load_folder(
+    path: str | None, args: argparse.Namespace, fast: bool = False
+) -> tuple[KoGPT, Tokenizer]:
+    """Model and tokenizer of one folder, as `--dtype` and `--device` ask for."""
     import torch
 
     from kogpt.loading import load
@@ -44,7 +54,21 @@ def load(args: argparse.Namespace, fast: bool = False) -> tuple[KoGPT, Tokenizer
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UsageError("argument --device: this machine or this build of torch has no CUDA")
     dtype = getattr(torch, args.dtype) if args.dtype else None
-    return load(args.model, dtype=dtype, device=device, fast=fast)
+    return load(path, dtype=dtype, device=device, fast=fast)
+
+
+def speculation(args: argparse.Namespace, fast: bool = False) -> "Speculation | None":
+    """What `--speculate`, `--draft-model` and `--draft-tokens` ask for."""
+    from kogpt.generation import DraftModel, PromptLookup
+
+    if args.draft_tokens is not None and not (args.speculate or args.draft_model):
+        raise UsageError("argument --draft-tokens: only with --speculate or --draft-model")
+    tokens = {} if args.draft_tokens is None else {"tokens": args.draft_tokens}
+    with usage_errors():
+        lookup = PromptLookup(**tokens)  # of either kind, so that a wrong number is told at once
+    if args.draft_model is None:
+        return lookup if args.speculate else None
+    return DraftModel(load_folder(args.draft_model, args, fast)[0], **tokens)
 
 
 def config_of(name: str) -> KoGPTConfig:

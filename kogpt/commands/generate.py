@@ -4,7 +4,14 @@ import argparse
 import dataclasses
 
 from kogpt.cli import UsageError
-from kogpt.commands.common import load, memory_errors, print_json, read_text, usage_errors
+from kogpt.commands.common import (
+    load,
+    memory_errors,
+    print_json,
+    read_text,
+    speculation,
+    usage_errors,
+)
 from kogpt.generation import Generation, SamplingParams, generate, stream
 
 TEMPERATURE = 0.8  # the released program's default; a beam search draws nothing
@@ -13,15 +20,18 @@ TEMPERATURE = 0.8  # the released program's default; a beam search draws nothing
 def run(args: argparse.Namespace) -> None:
     with usage_errors():
         params = sampling_params(args)
+    if params.num_beams > 1 and (args.speculate or args.draft_model):
+        raise UsageError("argument --beams: not allowed with --speculate or --draft-model")
     text = read_text(args.prompt)
+    speculate = speculation(args)
     model, tokenizer = load(args)
     prompt = tokenizer.encode(text, bos=tokenizer.add_bos, normalize=args.normalize)
-    with memory_errors():
+    with memory_errors(), usage_errors():
         if args.json or args.samples > 1 or params.num_beams > 1:
-            for result in generate(model, tokenizer, [prompt], params):
+            for result in generate(model, tokenizer, [prompt], params, speculate=speculate):
                 show(text, result, args.json)
         else:
-            for piece in stream(model, tokenizer, prompt, params):
+            for piece in stream(model, tokenizer, prompt, params, speculate=speculate):
                 print(piece, end="", flush=True)
             print()
 

@@ -64,7 +64,7 @@ class Generation:
         prompt_logprobs: with `echo`, those of `prompt_token_ids`, None for the first.
         prompt_top_logprobs: with `echo`, the alternatives to those.
         score: what beams are ranked by.
-        drafted: tokens that were guessed (see `speculate`), None where nothing was to be guessed.
+        drafted: tokens that were guessed (see `speculate`), None where that was not tried.
         accepted: how many of them came true. Neither counts when generations are compared, since
             they say how the text was computed.
     """

@@ -187,9 +187,8 @@ class Speculator:
         useful = sample.request.limit - len(sample.token_ids) - 1
         count = min(self._tokens, useful, batch.room)
         guesses = self._drafter.draft(batch.history, choose, count)
-        if guesses.size(1):
-            batch.expect(guesses)
-            sample.expect(guesses[0].tolist())
+        batch.expect(guesses)
+        sample.expect(guesses[0].tolist())
 
 
 def refuse_speculation(how: Speculation, model: KoGPT, beams: bool) -> None:

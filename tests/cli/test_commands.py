@@ -118,6 +118,34 @@ def test_greedy_text_is_the_same_streamed_sampled_or_as_json():
     assert streamed == as_json and twice == f"{streamed}\n{streamed}"
 
 
+@pytest.mark.parametrize(
+    "how", [["--speculate", "lookup"], ["--draft-model", "kogpt/nano", "--draft-tokens", "3"]]
+)
+def test_guessing_ahead_gives_the_same_text(how, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    args = ("generate", "배우들 배우들 배우들", "--seed", "5", "--max-new-tokens", "20")
+    plain = json.loads(kogpt(*args, "--json").stdout)
+    guessed = json.loads(kogpt(*args, "--json", *how).stdout)
+    assert guessed.pop("drafted") >= guessed.pop("accepted") >= ("--draft-model" in how)
+    assert guessed == {name: plain[name] for name in guessed}
+    assert kogpt(*args, *how).stdout == kogpt(*args).stdout
+    chat = kogpt("chat", "--seed", "5", *how, input="배우들 배우들 배우들\n\n30\n").stdout
+    assert chat == kogpt("chat", "--seed", "5", input="배우들 배우들 배우들\n\n30\n").stdout != ""
+
+
+def test_guesses_that_cannot_be_are_wrong_usage(tmp_path):
+    lookup = ("generate", "한", "--speculate", "lookup")
+    assert "only with --speculate" in refusal("generate", "한", "--draft-tokens", "3", code=2)
+    assert "tokens is 0, it must be" in refusal(*lookup, "--draft-tokens", "0", code=2)
+    assert "argument --beams: not allowed" in refusal(*lookup, "--beams", "2", code=2)
+    missing = str(tmp_path / "absent")
+    assert missing in refusal("generate", "한", "--draft-model", missing, code=3)
+
+
+def test_an_id_beyond_the_vocabulary_is_wrong_usage():
+    assert "stop_ids names id 8000" in refusal("generate", "한", "--stop-id", "8000", code=2)
+
+
 def test_tokens_of_a_text_give_the_text_back():
     text = "안녕하세요. 한국어 GPT 입니다.😤"
     tokens = json.loads(kogpt("tokenize", text, "--json").stdout)

@@ -151,6 +151,26 @@ def test_a_draft_model_with_a_shorter_context_goes_on_guessing(exact, tokenizer,
         assert (result.drafted or 0) > 20 or context < 3
 
 
+def test_a_batch_gives_the_logits_of_a_full_forward_whatever_it_expects(exact):
+    """Random guesses, right, half right or wrong, for rows that come, go and change places."""
+    choose = random.Random(5)
+    for use_cache in (True, False):
+        rows = [[40, 41, 42], [50] * 3, [60, 61, 62]]
+        batch = Batch(exact, rows, room=50, prefill_chunk=2, use_cache=use_cache)
+        for step in range(40):
+            full = exact(torch.tensor(rows))[:, -1]
+            torch.testing.assert_close(batch.logits(), full, atol=1e-10, rtol=1e-10)
+            if step % 3 == 2:
+                kept = [choose.randrange(len(rows)) for _ in range(3)]
+                rows = [list(rows[row]) for row in kept]
+                batch.select(kept)
+            column = [choose.choice([44, 45])] * 3
+            rows = [[*row, id] for row, id in zip(rows, column, strict=True)]
+            batch.append(torch.tensor(column))
+            if not batch.is_ahead:
+                batch.expect(torch.randint(44, 46, (1, choose.randint(0, 4))).expand(3, -1))
+
+
 # ---- the distribution
 
 LETTERS = [40, 41]  # all else is banned
