@@ -179,7 +179,7 @@ class _Job:
                     f"{self.reader.path}: quantised already, {self.reader.quantization};"
                     " quantise the original weights instead"
                 )
-            quantization.check_fits(self.config)
+            quantization.check_fits(self.config, str(self.reader.path))
         return quantization
 
     def _decide_dtype(self) -> torch.dtype:

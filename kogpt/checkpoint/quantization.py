@@ -113,17 +113,17 @@ class Quantization:
         is_matrix = name.endswith(".weight") and (".attn." in name or ".mlp." in name)
         return self.body if is_matrix else None
 
-    def check_fits(self, config: KoGPTConfig) -> None:
+    def check_fits(self, config: KoGPTConfig, where: str) -> None:
         """Refuses matrices whose rows are no whole number of groups.
 
         Raises:
-            InputRefusedError: the message names the first of them.
+            InputRefusedError: the message names the size that is wrong.
         """
         unit = self.body.group_size or 1
         for name, K in (("n_embd", config.n_embd), ("n_inner", config.inner_dim)):
             if K % unit:
                 raise InputRefusedError(
-                    f"{name} is {K}, no multiple of the group size {unit}: choose --group-size"
+                    f"{where}: {name} is {K}, no multiple of the group size {unit}"
                 )
 
     def __str__(self) -> str:

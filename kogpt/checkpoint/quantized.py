@@ -64,8 +64,10 @@ class QuantizedMatrices:
             quantization: how the matrices are stored.
 
         Raises:
-            InputRefusedError: a part is missing, misshapen or of another dtype.
+            InputRefusedError: a part is missing, misshapen or of another dtype, or groups do not
+                divide the rows.
         """
+        quantization.check_fits(config, str(path))
         self.path, self._owner = path, owner
         self.tensors = {
             name: self._find(name, shape, scheme)
@@ -73,8 +75,9 @@ class QuantizedMatrices:
             if (scheme := quantization.scheme(name))
         }
         self.parts = {part.name for matrix in self.tensors.values() for part in matrix.parts}
-        for name in self.tensors.keys() & owner.keys() - self.parts:
-            raise InputRefusedError(f"{owner[name].path}: {name} is there beside {name}_packed")
+        for name in self.tensors:
+            if name in owner and name not in self.parts:
+                raise InputRefusedError(f"{owner[name].path}: {name} is there beside {name}_packed")
 
     def read(self, name: str, rows: slice = slice(None)) -> Tensor:
         """Rows of a matrix as float32, which holds every product of integer and scale."""

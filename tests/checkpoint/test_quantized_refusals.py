@@ -193,6 +193,21 @@ CONFIGS = {
 }
 
 
+def test_groups_that_do_not_divide_the_rows_are_refused(folders, tmp_path):
+    """Two groups of 16 in rows of 40 would else pass for two of 20."""
+
+    def regroup(state: State) -> None:
+        for name in [name for name in state if name.endswith("fc_out.weight_scale")]:
+            state[name] = state[name][:, :2]
+
+    folder = damaged(folders / "int4", tmp_path / "bad", regroup)
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"]["config_groups"]["group_0"]["weights"]["group_size"] = 16
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputRefusedError, match="bad: n_inner is 40, no multiple of the group"):
+        load_model(folder)
+
+
 def changed(path: tuple[str, ...], value: Any) -> dict[str, Any]:
     table = copy.deepcopy(Quantization.of("int4", 8, False).to_dict())
     inner = table
