@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 import kogpt
+from kogpt.kernels import extension_available
 
 PROC = Path("/proc/self")
 FORGET_PEAK = "5"  # proc(5), clear_refs: VmHWM becomes what is resident now
@@ -18,6 +19,7 @@ def describe_machine(device: torch.device) -> dict[str, str | int | float]:
     return {
         "device": device_name(device),
         "threads": torch.get_num_threads(),
+        "kernels": extension_available(device),
         "load_average": os.getloadavg()[0],
         "kogpt": kogpt.__version__,
         "torch": torch.__version__,

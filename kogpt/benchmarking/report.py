@@ -122,9 +122,10 @@ class Report:
             f"model      {model['path']}: {model['parameters'] / 1e6:,.1f} M parameters, "
             f"{model['bits_per_weight']:.2f} bits a weight, {model['dtype']}, {model['decoding']}"
         )
+        kernels = "compiled kernels" if machine["kernels"] else "no compiled kernels"
         yield (
             f"machine    {machine['device']}, {machine['threads']} threads, torch "
-            f"{machine['torch']}, load {machine['load_average']:.1f}"
+            f"{machine['torch']}, {kernels}, load {machine['load_average']:.1f}"
         )
         yield f"bandwidth  {self.bandwidth / 1e9:.1f} GB/s read"
         if start["seconds"] is not None:
