@@ -1,21 +1,24 @@
-"""Times the fused attention on a GPU beside its peers and the machine's ceilings, in one run.
+"""Times the compiled kernels on a GPU beside their peers and the machine's ceilings, in one run.
 
     python scripts/benchmark_kernels.py [--json FILE] [--plot FILE]
 
 Ceilings come first: a copy, a sum that only reads, a large product. Then causal attention forward
 and backward and a decode step, ours beside every backend of PyTorch's SDPA that takes the shape and
-flash-attn where it is installed. Each shape is checked against float64 within the budget of the
-tests before it is timed. Contenders take turns, on random inputs whose buffers rotate past the L2
-cache; calls queue up behind a pause, so that the GPU never waits for Python. Figures are medians.
+flash-attn where it is installed; then the products of decoding, with weights in 16, 8 and 4 bits,
+ours beside those of PyTorch. Each shape is checked against float64 within the budget of the tests
+before it is timed. Contenders take turns, on random inputs whose buffers rotate past the L2 cache;
+calls queue up behind a pause, so that the GPU never waits for Python. Figures are medians.
 
 Prints Markdown, the goals among it. `--dry-run` runs everything small on the CPU, with figures that
 mean nothing.
 
-Dimension key: `B` batch, `T` queries, `S` keys, `H` heads, `D` head dim.
+Dimension key: `B` batch, `T` queries, `S` keys, `H` heads, `D` head dim; of products `M` rows,
+`N` outputs, `K` inputs.
 """
 
 import argparse
 import importlib.util
+import itertools
 import json
 import shlex
 import statistics
@@ -29,12 +32,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import linear, scaled_dot_product_attention
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the tests' error budget
 
 from kogpt.cli import FAILED, fail
-from kogpt.kernels import DecodeStep, decode_attention, extension_available
+from kogpt.kernels import DecodeStep, Weight, decode_attention, extension_available
+from kogpt.kernels.linear import pack_int4
 from kogpt.model.rotary import RotaryEmbedding, Rotation
 from tests.kernels import budget
 
@@ -63,6 +67,10 @@ class Sizes:
         prefills: (D, T) of those.
         goal_length: T for which there are goals.
         decodes: (B, S), for each of which there is a goal.
+        products: (N, K) of the two in each of the `blocks`, and of the head.
+        blocks: of the model whose tokens a second are a goal.
+        rows: M of the products; there are goals for the first and the last.
+        group: inputs that share a scale of 4 bits.
         ceiling: elements of the ceilings' vectors.
         product: side of the ceiling's matrices.
         rounds: times of which the median is taken.
@@ -77,12 +85,28 @@ class Sizes:
     )
     goal_length: int = 2048
     decodes: tuple[tuple[int, int], ...] = ((1, 2048), (8, 1024), (64, 1024))
+    products: tuple[tuple[int, int], ...] = ((28672, 4096), (4096, 20480), (64512, 4096))
+    blocks: int = 28
+    rows: tuple[int, ...] = (1, 2, 4, 8)
+    group: int = 128
     ceiling: int = 1 << 28
     product: int = 8192
     rounds: int = 31
 
 
-DRY = Sizes(2, 64, ((256, 16), (64, 32)), 16, ((1, 48), (2, 24), (3, 24)), 1 << 12, 32, 3)
+DRY = Sizes(
+    heads=2,
+    tokens=64,
+    prefills=((256, 16), (64, 32)),
+    goal_length=16,
+    decodes=((1, 48), (2, 24), (3, 24)),
+    products=((96, 128), (64, 256), (160, 128)),
+    blocks=2,
+    rows=(1, 8),
+    ceiling=1 << 12,
+    product=32,
+    rounds=3,
+)
 
 
 @dataclass
@@ -90,10 +114,10 @@ class Workload:
     """One shape and how long each contender takes for it.
 
     Attributes:
-        kind: "forward", "backward" or "decode".
+        kind: "forward", "backward", "decode" or "product".
         shape: in words.
-        D: head dim.
-        length: T of a forward or backward pass, S of a decode step.
+        D: head dim; of a product bits of a weight.
+        length: T of a forward or backward pass, S of a decode step, N of a product.
         batch: rows.
         flops: multiplications and additions that the result needs, masked ones not counted.
         traffic: bytes that have to be moved at least.
@@ -169,7 +193,7 @@ class Bench:
                     call()
                 self.seconds(calls)
             except RuntimeError as error:  # no such kernel, or no memory for it
-                workload.refused[name] = first_line(error)
+                workload.refused[name] = first_sentence(error)
             else:
                 ready[name] = calls
         assert OURS in ready, workload.refused[OURS]
@@ -183,8 +207,8 @@ class Bench:
         return statistics.median(self.seconds([call]) for _ in range(self.sizes.rounds))
 
 
-def first_line(error: RuntimeError) -> str:
-    return str(error).splitlines()[0]
+def first_sentence(error: RuntimeError) -> str:
+    return str(error).splitlines()[0].split(". ")[0]
 
 
 # --- ceilings ---
@@ -282,7 +306,7 @@ def measure_prefill(bench: Bench, D: int, T: int) -> Iterator[Workload]:
         try:
             calls[name] = [backward_call(functions[name], *x) for x in inputs]
         except RuntimeError as error:
-            backward.refused[name] = first_line(error)
+            backward.refused[name] = first_sentence(error)
     bench.compare(calls, backward)
     yield backward
 
@@ -358,6 +382,85 @@ def measure_decode(bench: Bench, B: int, S: int) -> Workload:
     return workload
 
 
+# --- products with weights ---
+
+
+class Product:
+    """Weights of one format, and their product with few rows by each contender."""
+
+    def __init__(self, bench: Bench, bits: int, N: int, K: int) -> None:
+        self.bits = bits
+        if bits == 16:
+            self.weight = Weight(bench.random(N, K))
+            return
+        end = 1 << (bits - 1)
+        self.q = torch.randint(-end, end, (N, K), generator=bench.generator, device=bench.device)
+        self.q = self.q.to(torch.int8)
+        groups = 1 if bits == 8 else K // bench.sizes.group
+        scale = bench.random(N, groups).abs() / 64
+        self.weight = Weight(pack_int4(self.q) if bits == 4 else self.q, scale)
+
+    @property
+    def traffic(self) -> int:
+        """Bytes of the weights."""
+        return sum(part.nbytes for part in self.weight if part is not None)
+
+    def ours(self, x: Tensor) -> Tensor:
+        return torch.ops.kogpt.linear(x, self.weight.values, self.weight.scale, None)
+
+    def peer(self) -> tuple[str, Callable[[Tensor], Tensor]]:
+        """What PyTorch has for this format, by name.
+
+        Raises:
+            RuntimeError: not on this device, or not in this release.
+        """
+        if self.bits == 16:
+            return "F.linear", lambda x: linear(x, self.weight.values)
+        name = f"_weight_int{self.bits}pack_mm"
+        if not hasattr(torch.ops.aten, name):
+            raise RuntimeError(f"this torch has no {name}")
+        function = getattr(torch.ops.aten, name)
+        values, scale = self.weight.values, self.weight.scale
+        assert scale is not None
+        if self.bits == 8:
+            return name, lambda x: function(x, values, scale[:, 0])
+        # Two numbers q + 8 to a byte, the first in its upper half; scale and zero together, (G, N).
+        unsigned = (self.q + 8).to(torch.uint8)
+        tiles = torch.ops.aten._convert_weight_to_int4pack(
+            unsigned[:, ::2] << 4 | unsigned[:, 1::2], 8
+        )
+        scales = torch.stack([scale, torch.zeros_like(scale)], dim=2).transpose(0, 1).contiguous()
+        group = self.q.size(1) // scale.size(1)
+        return name, lambda x: function(x, tiles, group, scales)
+
+
+def measure_products(bench: Bench, bits: int, N: int, K: int) -> Iterator[Workload]:
+    """One matrix in one format, with each number of rows."""
+    products = [Product(bench, bits, N, K)]
+    traffic = products[0].traffic
+    products += [Product(bench, bits, N, K) for _ in bench.sets(traffic)[1:]]
+    functions: dict[str, list[Callable[[Tensor], Tensor]]] = {OURS: [p.ours for p in products]}
+    refused = {}
+    try:
+        peers = [p.peer() for p in products]
+        functions[peers[0][0]] = [function for _, function in peers]
+    except RuntimeError as error:
+        refused[f"PyTorch's product in {bits} bits"] = first_sentence(error)
+    for M in bench.sizes.rows:
+        x = bench.random(M, K)
+        budget.check_linear(products[0].ours(x), x, products[0].weight)
+        moved = traffic + 2 * M * (N + K)
+        workload = Workload(
+            "product", f"{bits} bits, {N} x {K}, M = {M}", bits, N, M, 2.0 * M * N * K, moved
+        )
+        workload.refused |= refused
+        bench.compare(
+            {name: [lambda f=f, x=x: f(x) for f in some] for name, some in functions.items()},
+            workload,
+        )
+        yield workload
+
+
 # --- what is reported ---
 
 
@@ -379,7 +482,7 @@ class Goal:
 
 
 def goals(sizes: Sizes, ceilings: Ceilings, workloads: list[Workload]) -> list[Goal]:
-    """The goals, all of them at D = 256."""
+    """The goals, those of attention at D = 256."""
     shapes = {(w.kind, w.batch, w.length): w for w in workloads if w.D == 256}
     T = sizes.goal_length
     forward, backward = (shapes[kind, sizes.tokens // T, T] for kind in ("forward", "backward"))
@@ -402,7 +505,19 @@ def goals(sizes: Sizes, ceilings: Ceilings, workloads: list[Workload]) -> list[G
         Goal(f"decode, {single.shape}, us", 17, single.median(OURS) * 1e6, at_most=True),
         Goal(f"decode, {few.shape}, % of read ceiling", 83, of_read(few)),
         Goal(f"decode, {many.shape}, % of read ceiling", 95, of_read(many)),
+        *product_goals(sizes, workloads),
     ]
+
+
+def product_goals(sizes: Sizes, workloads: list[Workload]) -> Iterator[Goal]:
+    """Tokens a second that the products leave time for: no more can be had of the whole model."""
+    found = {(w.D, w.length, w.batch): w.median(OURS) for w in workloads if w.kind == "product"}
+    wide, narrow, head = (N for N, _ in sizes.products)
+    one, many = sizes.rows[0], sizes.rows[-1]
+    for bits, M, goal in ((16, one, 225), (8, one, 400), (4, one, 560), (16, many, 1650)):
+        block = found[bits, wide, M] + found[bits, narrow, M]
+        seconds = sizes.blocks * block + found[max(bits, 8), head, M]  # the head is never in 4 bits
+        yield Goal(f"products of a token, {bits} bits, M = {M}, tokens/s", goal, M / seconds)
 
 
 def machine() -> dict[str, str]:
@@ -433,12 +548,12 @@ def acceptance(bench: Bench) -> Iterator[str]:
 
 def rows(workload: Workload, ceilings: Ceilings) -> Iterator[str]:
     """Rows of the table, ours first."""
-    decode = workload.kind == "decode"
+    reads = workload.kind in ("decode", "product")
     for name in workload.seconds:
         seconds = workload.median(name)
-        rate = (workload.traffic if decode else workload.flops) / seconds
-        share = rate / (ceilings.read if decode else ceilings.product)
-        speed = f"{rate / 1e9:.0f} GB/s" if decode else f"{rate / 1e12:.1f} TFLOP/s"
+        rate = (workload.traffic if reads else workload.flops) / seconds
+        share = rate / (ceilings.read if reads else ceilings.product)
+        speed = f"{rate / 1e9:.0f} GB/s" if reads else f"{rate / 1e12:.1f} TFLOP/s"
         ratio = "" if name == OURS else f"{workload.speedup(name):.2f}"
         yield (
             f"| {workload.kind} | {workload.shape} | {name} | {seconds * 1e6:.1f} us"
@@ -481,7 +596,7 @@ def draw_roofline(path: Path, title: str, ceilings: Ceilings, workloads: list[Wo
     intensities = [10 ** (i / 20) for i in range(-10, 90)]
     roof = [min(ceilings.product, x * ceilings.read) / 1e12 for x in intensities]
     axes.loglog(intensities, roof, color="black", label="ceilings measured in this run")
-    colours = {"forward": "C0", "backward": "C1", "decode": "C2"}
+    colours = {"forward": "C0", "backward": "C1", "decode": "C2", "product": "C3"}
     for kind, colour in colours.items():
         chosen = [w for w in workloads if w.kind == kind]
         x = [w.flops / w.traffic for w in chosen]
@@ -512,6 +627,8 @@ def main() -> int:
     for D, T in bench.sizes.prefills:
         workloads += measure_prefill(bench, D, T)
     workloads += [measure_decode(bench, B, S) for B, S in bench.sizes.decodes]
+    for bits, (N, K) in itertools.product((16, 8, 4), bench.sizes.products):
+        workloads += measure_products(bench, bits, N, K)
     about = {"dry run": "figures mean nothing"} if args.dry_run else {}
     about |= machine()
     print("\n".join(report(about, bench, ceilings, workloads)))

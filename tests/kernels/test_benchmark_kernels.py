@@ -32,10 +32,11 @@ def dry_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict, bytes]
 def test_ours_and_a_named_backend_stand_side_by_side(dry_run):
     printed, found, _ = dry_run
     kinds = [workload["kind"] for workload in found["workloads"]]
-    assert kinds == ["forward", "backward"] * 2 + ["decode"] * 3
+    assert kinds == ["forward", "backward"] * 2 + ["decode"] * 3 + ["product"] * 18
     for workload in found["workloads"]:
         assert "**KoGPT**" in workload["seconds"]
-        assert any(name.startswith("SDPA math") for name in workload["seconds"])
+        if workload["kind"] != "product":
+            assert any(name.startswith("SDPA math") for name in workload["seconds"])
         rounds = {len(times) for times in workload["seconds"].values()}
         assert rounds == {3} and all(min(times) > 0 for times in workload["seconds"].values())
         for name in workload["seconds"]:
@@ -44,10 +45,19 @@ def test_ours_and_a_named_backend_stand_side_by_side(dry_run):
 
 def test_a_backend_that_refuses_is_named_with_its_reason(dry_run):
     printed, found, _ = dry_run
-    refused = [w["refused"] for w in found["workloads"] if w["kind"] != "backward"]
+    refused = [w["refused"] for w in found["workloads"] if w["kind"] in ("forward", "decode")]
     assert all(any(name.startswith("SDPA cuDNN") for name in names) for names in refused)
     for names in refused:
         assert all(f"{name} refused: {reason}" in printed for name, reason in names.items())
+
+
+def test_products_stand_beside_those_of_pytorch(dry_run):
+    printed, found, _ = dry_run
+    for workload in found["workloads"]:
+        if workload["kind"] == "product":
+            names = {16: "F.linear", 8: "_weight_int8pack_mm", 4: "PyTorch's product in 4 bits"}
+            name = names[workload["D"]]
+            assert name in workload["seconds"] or f"{name} refused: " in printed
 
 
 def test_ceilings_come_before_shapes_and_goals_after(dry_run):
@@ -55,7 +65,7 @@ def test_ceilings_come_before_shapes_and_goals_after(dry_run):
     order = [printed.index(word) for word in ("| device copy", "| forward |", "| goal, ")]
     assert order == sorted(order)
     goals = printed[order[2] :].splitlines()[2:]
-    assert len(goals) == len(found["goals"]) == 7
+    assert len(goals) == len(found["goals"]) == 11
     assert all(line.endswith(("| met |", "| missed |")) for line in goals)
 
 
