@@ -10,7 +10,10 @@ __version__ = "0.1.0"
 _HOMES = {
     "kogpt.checkpoint": ("ConversionOptions", "convert", "inspect", "load_model", "verify"),
     "kogpt.errors": ("InputRefusedError", "KoGPTError", "NotEnoughResourcesError"),
-    "kogpt.generation": ("Generation", "SamplingParams", "generate", "score", "stream"),
+    "kogpt.generation": (
+        *("DraftModel", "Generation", "PromptLookup", "SamplingParams"),
+        *("generate", "score", "stream"),
+    ),
     "kogpt.loading": ("load",),
     "kogpt.model": ("KVCache", "KoGPT", "KoGPTConfig"),
     "kogpt.tokenizer": ("Tokenizer", "load_tokenizer"),
