@@ -175,6 +175,9 @@ def test_scales_are_the_same_where_an_earlier_run_has_written_the_numbers(kind):
 def test_verify_notices_flipped_bits_of_integers(tmp_path, kind):
     folder = write_quantized(tmp_path, kind)
     assert verify(folder).tensors == len(tensors_of(folder))
+    manifest = json.loads((folder / "manifest.json").read_text())["tensors"]
+    for name, tensor in tensors_of(folder).items():
+        assert (manifest[name]["min"], manifest[name]["max"]) == (tensor.min(), tensor.max())
     path = next(folder.glob("model-*"))
     data = path.read_bytes()
     for at in range(0, len(data), len(data) // 60):
