@@ -3,6 +3,8 @@
 Decoding reads every weight once per token, so its speed is bytes over bandwidth. The kernels, on a
 CPU and on a GPU, read weights as they are stored and widen them in registers. They serve few rows;
 for many, arithmetic is the limit, and the weights are widened in memory for the library's product.
+Only a CPU's kernel takes many rows of integers as well: with x rounded to 8 bits, where the
+processor multiplies those fastest (VNNI), it is as fast as the library's product of bfloat16.
 
 Dimension key: `M` rows, `N` outputs, `K` inputs, `G` groups of inputs that share a scale.
 """
@@ -92,7 +94,9 @@ def linear(x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
         (..., N) in the dtype of `x`.
     """
     rows = x.flatten(0, -2)
-    if len(rows) <= MAX_ROWS and not obstacle(x, weight) and extension_available(x.device):
+    # A CPU's kernel multiplies integers of many rows too, without widening them in memory.
+    takes = len(rows) <= MAX_ROWS or (x.device.type == "cpu" and weight.scale is not None)
+    if takes and not obstacle(x, weight) and extension_available(x.device):
         y = torch.ops.kogpt.linear(rows, weight.values, weight.scale, bias)
         if weight.offset is not None:
             y -= group_sums(rows, weight.offset.size(1)) @ weight.offset.to(x.dtype).T

@@ -52,6 +52,19 @@ std::optional<Tensor> plain(const std::optional<Tensor>& x) {
   return x ? std::optional<Tensor>(torch::stable::contiguous(*x)) : std::nullopt;
 }
 
+// Refuses sizes that the kernels could not take.
+void check(const LinearParams& p, int64_t width, const std::optional<Tensor>& scale,
+           const std::optional<Tensor>& bias) {
+  const bool integers = p.weight.element == Element::kInt8 || p.weight.element == Element::kInt4;
+  const int64_t smallest = p.weight.element == Element::kInt4 ? kGroup : kBlock;
+  STD_TORCH_CHECK(p.K == width && p.K % kBlock == 0, "kogpt::linear: ", p.K, " inputs");
+  STD_TORCH_CHECK(integers == scale.has_value(), "kogpt::linear: scales go with integers");
+  STD_TORCH_CHECK(!scale || scale->size(0) == p.N, "kogpt::linear: scale of another size");
+  STD_TORCH_CHECK(!bias || bias->size(0) == p.N, "kogpt::linear: bias of another size");
+  STD_TORCH_CHECK(!scale || (p.K % p.G == 0 && p.K / p.G % smallest == 0), "kogpt::linear: ", p.G,
+                  " groups of ", p.K, " inputs");
+}
+
 Tensor linear(const Tensor& x_given, const Tensor& weight_given,
               const std::optional<Tensor>& scale_given, const std::optional<Tensor>& bias_given) {
   const Tensor x = plain(x_given), weight = plain(weight_given);
@@ -72,7 +85,7 @@ Tensor linear(const Tensor& x_given, const Tensor& weight_given,
   params.G = scale ? scale->size(1) : 1;
   const int64_t width =
       params.weight.element == Element::kInt4 ? 8 * weight.size(1) : weight.size(1);
-  STD_TORCH_CHECK(K == width && K % kBlock == 0, "kogpt::linear: ", K, " inputs");
+  check(params, width, scale, bias);
 
   const std::array<int64_t, 1> bytes = {static_cast<int64_t>(linear_scratch(params)) + kAlignment};
   const Tensor scratch =
@@ -81,7 +94,9 @@ Tensor linear(const Tensor& x_given, const Tensor& weight_given,
   params.scratch = reinterpret_cast<void*>((address + kAlignment - 1) / kAlignment * kAlignment);
 
   const Kernels& chosen = kernels(best_isa());
-  chosen.linear_prepare(params);
+  torch::stable::parallel_for(0, M, kGrain / K + 1, [&](int64_t first, int64_t last) {
+    chosen.linear_prepare(params, first, last);
+  });
   const int64_t grain = std::max<int64_t>(1, kGrain / std::max<int64_t>(1, M * K));
   torch::stable::parallel_for(
       0, N, grain, [&](int64_t first, int64_t last) { chosen.linear(params, first, last); });

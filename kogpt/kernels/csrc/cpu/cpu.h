@@ -12,8 +12,9 @@ namespace kogpt::cpu {
 enum class Isa : int32_t { kPlain, kAvx2, kAvx512, kVnni };
 
 struct Kernels {
-  // Brings x into the form that `linear` reads; before any call of it.
-  void (*linear_prepare)(const LinearParams& params);
+  // Brings the rows [first, last) of x into the form that `linear` reads; all before any call of
+  // it.
+  void (*linear_prepare)(const LinearParams& params, int64_t first, int64_t last);
   // Computes the outputs [first, last) of every row. Calls for different outputs may run at once.
   void (*linear)(const LinearParams& params, int64_t first, int64_t last);
   // Runs the heads [first, last) of all B H. Calls for different heads may run at once.

@@ -22,14 +22,18 @@ struct LinearParams {
   int64_t G;        // K / G is a multiple of kBlock, or of 32 for int4
 };
 
-// Inputs that share a unit once x is rounded to 16-bit integers.
+// Inputs that share a unit once x is rounded to integers.
 constexpr int64_t kBlock = 128;
 
-// Bytes of what a kernel makes of one row of x, a multiple of 64: K floats, K 16-bit integers, K /
-// 8 32-bit integers and K / kBlock floats.
-inline int64_t linear_row_bytes(int64_t K) {
-  return 6 * K + K / 2 + (4 * K / kBlock + 63) / 64 * 64;
-}
+// The smallest group of 4-bit weights.
+constexpr int64_t kGroup = 32;
+
+// Up to so many rows, memory is the limit, and x is rounded to 16 bits rather than 8.
+constexpr int64_t kFewRows = 8;  // MAX_ROWS of linear.py
+
+// Bytes of what a kernel makes of one row of x, a multiple of 64: K floats, K 16-bit integers, and
+// twice K / kGroup floats and a vector of them.
+inline int64_t linear_row_bytes(int64_t K) { return (6 * K + 8 * K / kGroup + 127) / 64 * 64; }
 
 inline int64_t linear_scratch(const LinearParams& params) {
   return params.M * linear_row_bytes(params.K);

@@ -2,7 +2,8 @@
 //
 // Integers: each row of x is rounded to 16-bit integers with one scale for every 128 inputs (finer
 // than bfloat16 everywhere), the products are exact in 32 bits over those 128, and floats from
-// there on. Floating-point weights are widened to float, exactly, and x to float.
+// there on. Floating-point weights are widened to float, exactly, and x to float. Of many rows,
+// where arithmetic is the limit, x is rounded to 8 bits if the processor multiplies those faster.
 //
 // A tile of a few outputs by up to kMostRows rows stays in registers; weights are read from memory
 // once and x from the nearest cache. With more rows, a panel of kPanel outputs stays in the cache
@@ -26,8 +27,9 @@ namespace {
 
 constexpr int64_t kMostRows = 4;
 constexpr int64_t kPanel = 32;
-constexpr int64_t kLine = 64;     // bytes that memory gives at once
-constexpr int64_t kNear = 16384;  // bytes of x in the nearest cache, beside what streams through
+constexpr int64_t kLine = 64;  // bytes that memory gives at once
+constexpr int64_t kNear =
+    32768;  // bytes of x that all outputs of a panel share before more is read
 
 template <class Simd>
 struct Linear {
@@ -41,11 +43,18 @@ struct Linear {
 
   // One row of x as the kernel reads it.
   struct Row {
-    float* wide;     // K floats
-    int16_t* q;      // integer weights: K, in the order of the weights' vectors
-    float* unit;     // integer weights: what q counts, for each block
-    int32_t* start;  // 4 bits: what the sums of each vector begin with, as weights are q + 8
+    float* wide;    // K floats
+    int16_t* q;     // integer weights: K, in the order of the weights' vectors
+    int8_t* bytes;  // the same in 8 bits, in place of q
+    float* unit;    // integer weights: what q counts, for each grain
+    float*
+        moved;  // integer weights: the sum of each grain of q, times what its weights are lowered
   };
+
+  // Whether x is rounded to 8 bits.
+  static bool is_coarse(const LinearParams& p) {
+    return Simd::kHasBytes && p.M > kFewRows && p.scale.data;
+  }
 
   static Row row(const LinearParams& params, int64_t m) {
     const int64_t K = params.K;
@@ -53,27 +62,59 @@ struct Linear {
     Row row = {};
     row.wide = reinterpret_cast<float*>(bytes);
     row.q = reinterpret_cast<int16_t*>(bytes + 4 * K);
-    row.start = reinterpret_cast<int32_t*>(bytes + 6 * K);  // K / 8 of them
-    row.unit = reinterpret_cast<float*>(bytes + 6 * K + K / 2);
+    row.bytes = reinterpret_cast<int8_t*>(bytes + 4 * K);
+    row.unit = reinterpret_cast<float*>(bytes + 6 * K);
+    row.moved = row.unit + K / kGroup;
     return row;
   }
 
-  static void prepare(const LinearParams& params) {
-    for (int64_t m = 0; m < params.M; ++m) {
-      const Row to = row(params, m);
-      Numbers::widen(params.x, m * params.K, params.K, to.wide);
-      for (int64_t k = 0; k < params.K; k += kBlock) {
-        if (params.weight.element == Element::kBFloat16) {
-          order_pairs(to.wide + k);
-        } else if (params.weight.element == Element::kInt8) {
-          to.unit[k / kBlock] = quantize(to.wide + k, to.q + k);
-        } else if (params.weight.element == Element::kInt4) {
-          int16_t q[kBlock];
-          to.unit[k / kBlock] = quantize(to.wide + k, q);
-          order_fours(q, to.q + k, to.start + k / 8);
-        }
+  static void prepare(const LinearParams& p, int64_t first, int64_t last) {
+    for (int64_t m = first; m < last; ++m) {
+      const Row to = row(p, m);
+      Numbers::widen(p.x, m * p.K, p.K, to.wide);
+      if (is_coarse(p)) {
+        round(p, to, to.bytes);
+      } else if (p.scale.data) {
+        round(p, to, to.q);
+      } else if (p.weight.element == Element::kBFloat16) {
+        for (int64_t k = 0; k < p.K; k += kBlock) order_pairs(to.wide + k);
       }
     }
+  }
+
+  // Inputs whose sum of products counts the same, as one unit of x and one scale make it.
+  static int64_t grain(const LinearParams& p) {
+    const int64_t group = p.K / p.G;
+    if (p.weight.element == Element::kInt4) {
+      int64_t inputs = kPacked;
+      while (group % inputs) inputs /= 2;
+      return inputs;
+    }
+    return is_coarse(p) && group % (2 * kBlock) == 0 ? 2 * kBlock : kBlock;
+  }
+
+  // What the kernel adds to weights to have them unsigned.
+  static int raise(const LinearParams& p) {
+    if (p.weight.element == Element::kInt4) return 8;  // as stored
+    return is_coarse(p) ? 128 : 0;
+  }
+
+  // Rounds a row to integers, in the order of the weights' vectors.
+  template <class Integer>
+  static void round(const LinearParams& p, const Row& to, Integer* q) {
+    const int64_t inputs = grain(p), block = std::max(inputs, kBlock);
+    for (int64_t first = 0; first < p.K; first += block) {
+      const float unit = quantize(to.wide + first, block, q + first);
+      for (int64_t k = first; k < first + block; k += inputs) {
+        int32_t sum = 0;
+        for (int64_t i = k; i < k + inputs; ++i) sum += q[i];
+        to.unit[k / inputs] = unit;
+        to.moved[k / inputs] = static_cast<float>(-raise(p) * sum);
+      }
+    }
+    std::fill_n(to.moved + p.K / inputs, kLanes, 0.0f);  // read by the vector
+    if (p.weight.element != Element::kInt4) return;
+    for (int64_t k = 0; k < p.K; k += kPacked) order_packed(q + k);
   }
 
   // A 32-bit word has two bfloat16: one vector gets the first of each, the next one the second.
@@ -86,45 +127,44 @@ struct Linear {
     std::memcpy(x, ordered, sizeof ordered);
   }
 
-  // A 16-bit word has four weights: vector n gets the n-th of each.
-  static void order_fours(const int16_t* from, int16_t* to, int32_t* start) {
-    for (int64_t first = 0; first < kBlock; first += kPacked) {
-      for (int64_t n = 0; n < 4; ++n) {
-        for (int64_t lane = 0; lane < 2 * kLanes; ++lane) {
-          to[first + n * 2 * kLanes + lane] = from[first + 4 * lane + n];
-        }
-      }
+  // A 16-bit word has four weights, a byte two: vector n gets the n-th of each.
+  template <class Integer>
+  static void order_packed(Integer* q) {
+    constexpr int64_t kVectors = 2 * sizeof(Integer), kEach = kPacked / kVectors;
+    Integer ordered[kPacked];
+    for (int64_t n = 0; n < kVectors; ++n) {
+      for (int64_t i = 0; i < kEach; ++i) ordered[n * kEach + i] = q[kVectors * i + n];
     }
-    for (int64_t i = 0; i < kBlock / 8; ++i) {
-      int32_t sum = 0;
-      for (int64_t n = 0; n < 8; ++n) sum += from[8 * i + n];
-      start[i] = -8 * sum;
-    }
+    std::memcpy(q, ordered, sizeof ordered);
   }
 
-  // Rounds a block to 16-bit integers; what they count comes back.
-  static float quantize(const float* x, int16_t* q) {
+  // Rounds some numbers to integers of 16 or 8 bits; what they count comes back.
+  template <class Integer>
+  static float quantize(const float* x, int64_t count, Integer* q) {
+    constexpr float kMost = std::numeric_limits<Integer>::max();
     uint32_t largest = 0;  // of the magnitudes: as bits they have the order of the numbers
-    for (int64_t i = 0; i < kBlock; ++i) {
+    for (int64_t i = 0; i < count; ++i) {
       largest = std::max(largest, Numbers::to_bits(x[i]) & 0x7fffffff);
     }
     const float size = Numbers::from_bits(largest);
     if (size < 1e-30f) {  // whose inverse would be infinite
-      std::memset(q, 0, kBlock * sizeof *q);
+      std::memset(q, 0, count * sizeof *q);
       return 0;
     }
-    const float inverse = 32767 / size;
-    for (int64_t i = 0; i < kBlock; ++i) {
+    const float inverse = kMost / size;
+    for (int64_t i = 0; i < count; ++i) {
       // Adding 3 * 2^22 leaves the nearest integer in the low bits of the sum.
-      q[i] = static_cast<int16_t>(Numbers::to_bits(x[i] * inverse + 12582912.0f));
+      q[i] = static_cast<Integer>(Numbers::to_bits(x[i] * inverse + 12582912.0f));
     }
-    return size <= std::numeric_limits<float>::max() ? size / 32767 : NAN;
+    return size <= std::numeric_limits<float>::max() ? size / kMost : NAN;
   }
 
   static void outputs(const LinearParams& params, int64_t first, int64_t last) {
     for (int64_t panel = first; panel < last; panel += kPanel) {
       const int64_t end = std::min(panel + kPanel, last);
-      for (int64_t m = 0; m < params.M; m += kMostRows) {
+      for (int64_t row = 0; row < params.M; row += kMostRows) {
+        // Of many rows, the last tile takes in some of the one before, so that all are full.
+        const int64_t m = params.M > kFewRows ? std::min(row, params.M - kMostRows) : row;
         switch (std::min(kMostRows, params.M - m)) {
           case 1:
             rows<1, 4>(params, m, panel, end);
@@ -155,14 +195,19 @@ struct Linear {
     for (int64_t i = 0; i < bytes; i += kLine) __builtin_prefetch(at + i, 0, 2);
   }
 
+  // Inputs of a tile's rows that fill kNear.
+  static constexpr int64_t most_inputs(int rows, bool integers) {
+    const int64_t bytes = integers ? sizeof(int16_t) : sizeof(float);
+    return kNear / bytes / rows / (2 * kBlock) * (2 * kBlock);
+  }
+
   // All that one panel of outputs needs of some rows, so many inputs at a time that the rows stay
   // in the nearest cache.
   template <int kRows, int kOutputs>
   static void rows(const LinearParams& p, int64_t m, int64_t first, int64_t last) {
     using Totals = Floats[kRows][kOutputs];
     Totals totals[kPanel / kOutputs] = {};
-    const int64_t bytes = p.scale.data ? sizeof(int16_t) : sizeof(float);
-    const int64_t step = kNear / bytes / kRows / kBlock * kBlock;
+    const int64_t step = most_inputs(kRows, p.scale.data);
     for (int64_t k = 0; k < p.K; k += step) {
       const int64_t end = std::min(k + step, p.K);
       for (int64_t n = first; n < last; n += kOutputs) {
@@ -196,7 +241,6 @@ struct Linear {
   template <int kRows, int kOutputs>
   static void multiply(const LinearParams& p, const Tile<kRows, kOutputs>& tile, int64_t first,
                        int64_t last, Floats (&totals)[kRows][kOutputs]) {
-    const int64_t group = p.K / p.G;
     switch (p.weight.element) {
       case Element::kFloat32:
         return floats<Element::kFloat32>(tile, first, last, totals);
@@ -205,15 +249,9 @@ struct Linear {
       case Element::kFloat16:
         return floats<Element::kFloat16>(tile, first, last, totals);
       case Element::kInt8:
-        return integers<Element::kInt8, 1>(p, tile, first, last, totals);
+        return int8(p, tile, first, last, totals);
       case Element::kInt4:
-        if (group % kPacked == 0) return integers<Element::kInt4, 1>(p, tile, first, last, totals);
-        if constexpr (kPacked >= 64) {
-          if (group % (kPacked / 2) == 0) {
-            return integers<Element::kInt4, 2>(p, tile, first, last, totals);
-          }
-        }
-        if constexpr (kPacked >= 128) integers<Element::kInt4, 4>(p, tile, first, last, totals);
+        return int4(p, tile, first, last, totals);
     }
   }
 
@@ -251,40 +289,88 @@ struct Linear {
     std::memcpy(totals, sums, sizeof sums);
   }
 
-  // With kSpread > 1, the weights of one vector belong to so many groups.
-  template <Element kWeight, int kSpread, int kRows, int kOutputs>
-  static void integers(const LinearParams& p, const Tile<kRows, kOutputs>& tile, int64_t first,
-                       int64_t last, Floats (&totals)[kRows][kOutputs]) {
-    constexpr bool kFour = kWeight == Element::kInt4;
-    constexpr int64_t kStep = kFour ? kPacked : kBlock;  // weights whose products are summed first
-    constexpr int64_t kFactors = kSpread * kBlock / kStep;  // of a block
-    float factors[kRows][kOutputs][kFactors * kNear / sizeof(int16_t) / kRows / kBlock];
-    fill<kFactors>(p, tile, first, last, factors);
+  template <int kRows, int kOutputs>
+  static void int8(const LinearParams& p, const Tile<kRows, kOutputs>& tile, int64_t first,
+                   int64_t last, Floats (&totals)[kRows][kOutputs]) {
+    if constexpr (Simd::kHasBytes && kRows == kMostRows) {
+      if (grain(p) > kBlock) {
+        return steps<Element::kInt8, true, 2 * kBlock, 1>(p, tile, first, last, totals);
+      }
+      if (is_coarse(p)) return steps<Element::kInt8, true, kBlock, 1>(p, tile, first, last, totals);
+    }
+    steps<Element::kInt8, false, kBlock, 1>(p, tile, first, last, totals);
+  }
+
+  template <int kRows, int kOutputs>
+  static void int4(const LinearParams& p, const Tile<kRows, kOutputs>& tile, int64_t first,
+                   int64_t last, Floats (&totals)[kRows][kOutputs]) {
+    const int64_t spread = kPacked / grain(p);
+    if (spread == 1) return int4_spread<1>(p, tile, first, last, totals);
+    if constexpr (kPacked > kGroup) {
+      if (spread == 2) return int4_spread<2>(p, tile, first, last, totals);
+    }
+    if constexpr (kPacked > 2 * kGroup) int4_spread<4>(p, tile, first, last, totals);
+  }
+
+  template <int kSpread, int kRows, int kOutputs>
+  static void int4_spread(const LinearParams& p, const Tile<kRows, kOutputs>& tile, int64_t first,
+                          int64_t last, Floats (&totals)[kRows][kOutputs]) {
+    if constexpr (Simd::kHasBytes && kRows == kMostRows) {
+      if (is_coarse(p)) {
+        return steps<Element::kInt4, true, kPacked, kSpread>(p, tile, first, last, totals);
+      }
+    }
+    steps<Element::kInt4, false, kPacked, kSpread>(p, tile, first, last, totals);
+  }
+
+  // The products of kStep inputs are summed as integers. With kSpread > 1, the weights of one
+  // vector belong to so many groups.
+  template <Element kWeight, bool kCoarse, int64_t kStep, int kSpread, int kRows, int kOutputs>
+  static void steps(const LinearParams& p, const Tile<kRows, kOutputs>& tile, int64_t first,
+                    int64_t last, Floats (&totals)[kRows][kOutputs]) {
+    constexpr int64_t kPerByte = kWeight == Element::kInt4 ? 2 : 1;
+    constexpr int64_t kVector = (kCoarse ? 4 : 2) * kLanes;  // inputs
+    constexpr int64_t kGrain = kStep / kSpread;
+    constexpr int64_t kFactors = most_inputs(kRows, true) / kGrain + kLanes;
+    float factors[kRows][kOutputs][kFactors];
+    fill<kGrain>(p, tile, first, last, factors);
     Floats sums[kRows][kOutputs];
     std::memcpy(sums, totals, sizeof sums);
-    for (int64_t k = first; k < last; k += kStep) {
-      Sums products[kRows][kOutputs];
-      for (int i = 0; i < kRows; ++i) {
-        for (int j = 0; j < kOutputs; ++j) {
-          products[i][j] = kFour ? Simd::load(tile.x[i].start + k / 8) : Sums{};
+    if (kWeight == Element::kInt4 || kCoarse) {
+      for (int64_t c = 0; c < (last - first) / kGrain; c += kLanes) {
+        for (int i = 0; i < kRows; ++i) {
+          const Floats moved = Simd::load(tile.x[i].moved + first / kGrain + c);
+          for (int j = 0; j < kOutputs; ++j) {
+            sums[i][j] = Simd::fma(Simd::load(factors[i][j] + c), moved, sums[i][j]);
+          }
         }
       }
+    }
+    for (int64_t k = first; k < last; k += kStep) {
+      Sums products[kRows][kOutputs] = {};
       for (int j = 0; j < kOutputs; ++j) {
-        ahead(tile.weight[j] + kOutputs * tile.stride + (kFour ? k / 2 : k),
-              kFour ? kStep / 2 : kStep);
+        ahead(tile.weight[j] + kOutputs * tile.stride + k / kPerByte, kStep / kPerByte);
       }
-      for (int v = 0; v < kStep / (2 * kLanes); ++v) {
+      for (int v = 0; v < kStep / kVector; ++v) {
         Words w[kOutputs];
         for (int j = 0; j < kOutputs; ++j) {
-          w[j] = kFour ? Simd::nibbles(tile.weight[j] + k / 2, v)
-                       : Simd::widen_int8(tile.weight[j] + k + v * 2 * kLanes);
+          w[j] = weights<kWeight, kCoarse>(tile.weight[j] + k / kPerByte, v);
         }
         for (int i = 0; i < kRows; ++i) {
-          const Words q = Simd::load(tile.x[i].q + k + v * 2 * kLanes);
-          for (int j = 0; j < kOutputs; ++j) products[i][j] = Simd::dot(products[i][j], w[j], q);
+          if constexpr (kCoarse) {
+            const Words q = Simd::load(tile.x[i].bytes + k + v * kVector);
+            for (int j = 0; j < kOutputs; ++j) {
+              products[i][j] = Simd::dot_bytes(products[i][j], w[j], q);
+            }
+          } else {
+            const Words q = Simd::load(tile.x[i].q + k + v * kVector);
+            for (int j = 0; j < kOutputs; ++j) {
+              products[i][j] = Simd::dot(products[i][j], w[j], q);
+            }
+          }
         }
       }
-      const int64_t at = (k - first) / kStep * kSpread;
+      const int64_t at = (k - first) / kGrain;
       for (int i = 0; i < kRows; ++i) {
         for (int j = 0; j < kOutputs; ++j) {
           const Floats factor = Simd::template spread<kSpread>(factors[i][j] + at);
@@ -295,25 +381,45 @@ struct Linear {
     std::memcpy(totals, sums, sizeof sums);
   }
 
-  // What the sums of products count, kFactors to a block: scale of the weights times unit of x.
-  template <int64_t kFactors, int kRows, int kOutputs, size_t kSize>
+  // The n-th vector of a step's weights, of 16 bits or of 8.
+  template <Element kWeight, bool kCoarse>
+  static Words weights(const char* at, int n) {
+    if constexpr (kCoarse) {
+      return kWeight == Element::kInt4 ? Simd::nibble_bytes(at, n)
+                                       : Simd::unsigned_bytes(at + n * 4 * kLanes);
+    } else {
+      return kWeight == Element::kInt4 ? Simd::nibbles(at, n)
+                                       : Simd::widen_int8(at + n * 2 * kLanes);
+    }
+  }
+
+  // What the sums of products of every kGrain inputs count: scale of the weights times unit of x.
+  // Zeros follow, up to a whole vector.
+  template <int64_t kGrain, int kRows, int kOutputs, size_t kSize>
   static void fill(const LinearParams& p, const Tile<kRows, kOutputs>& tile, int64_t first,
                    int64_t last, float (&factors)[kRows][kOutputs][kSize]) {
-    const int64_t group = p.K / p.G, grain = kBlock / kFactors;
-    const int64_t count = (last - first) / grain;
+    const int64_t count = (last - first) / kGrain;
     for (int j = 0; j < kOutputs; ++j) {
       float scales[kSize];
-      const int64_t at = tile.output[j] * p.G;
-      if (group == grain) {
-        Numbers::widen(p.scale, at + first / group, count, scales);
-      } else {
-        for (int64_t c = 0; c < count; ++c)
-          Numbers::widen(p.scale, at + (first + c * grain) / group, 1, scales + c);
-      }
+      widen_scales<kGrain>(p, tile.output[j], first, count, scales);
       for (int i = 0; i < kRows; ++i) {
-        const float* unit = tile.x[i].unit + first / kBlock;
-        for (int64_t c = 0; c < count; ++c) factors[i][j][c] = scales[c] * unit[c / kFactors];
+        const float* unit = tile.x[i].unit + first / kGrain;
+        for (int64_t c = 0; c < count; ++c) factors[i][j][c] = scales[c] * unit[c];
+        std::fill_n(factors[i][j] + count, kLanes, 0.0f);
       }
+    }
+  }
+
+  template <int64_t kGrain>
+  static void widen_scales(const LinearParams& p, int64_t output, int64_t first, int64_t count,
+                           float* to) {
+    const int64_t group = p.K / p.G, at = output * p.G;
+    if (group == kGrain) return Numbers::widen(p.scale, at + first / group, count, to);
+    for (int64_t c = 0, end; c < count; c = end) {
+      const int64_t k = first + c * kGrain;
+      end = std::min(count, c + (group - k % group) / kGrain);
+      Numbers::widen(p.scale, at + k / group, 1, to + c);
+      std::fill(to + c + 1, to + end, to[c]);
     }
   }
 };

@@ -15,6 +15,7 @@ struct Avx2 {
   using Sums = __m256i;
   using Floats = __m256;
   static constexpr int64_t kLanes = 8;
+  static constexpr bool kHasBytes = false;
 
   static float from_half(uint16_t bits) { return _cvtsh_ss(bits); }
   static uint16_t to_half(float value) { return _cvtss_sh(value, _MM_FROUND_TO_NEAREST_INT); }

@@ -13,6 +13,7 @@ namespace {
 
 struct Plain {
   static constexpr int64_t kLanes = 4;
+  static constexpr bool kHasBytes = false;
   struct Words {
     int16_t lanes[2 * kLanes];
   };
@@ -37,6 +38,7 @@ struct Plain {
   static uint16_t to_half(float value) {
     const uint16_t sign = std::signbit(value) ? 0x8000 : 0;
     const float size = std::fabs(value);
+    if (size == 0) return sign;
     if (std::isnan(value)) return sign | 0x7e00;
     if (size >= 65520) return sign | 0x7c00;
     int exponent;
@@ -101,17 +103,19 @@ struct Plain {
   }
   template <Element kWeight>
   static void widen(const void* at, Floats& first, Floats& second) {
-    for (int64_t i = 0; i < kLanes; ++i) {
-      if constexpr (kWeight == Element::kFloat32) {
-        first.lanes[i] = static_cast<const float*>(at)[i];
-        second.lanes[i] = static_cast<const float*>(at)[kLanes + i];
-      } else if constexpr (kWeight == Element::kBFloat16) {
-        const uint32_t pair = static_cast<const uint32_t*>(at)[i];
-        first.lanes[i] = from_bits(pair << 16);
-        second.lanes[i] = from_bits(pair & 0xffff0000);
-      } else {
-        first.lanes[i] = from_half(static_cast<const uint16_t*>(at)[i]);
-        second.lanes[i] = from_half(static_cast<const uint16_t*>(at)[kLanes + i]);
+    if constexpr (kWeight == Element::kFloat32) {
+      first = copy<Floats>(at);
+      second = copy<Floats>(static_cast<const char*>(at) + sizeof first);
+    } else {
+      const Words words = copy<Words>(at);
+      for (int64_t i = 0; i < kLanes; ++i) {
+        if constexpr (kWeight == Element::kBFloat16) {
+          first.lanes[i] = from_bits(static_cast<uint32_t>(words.lanes[2 * i]) << 16);
+          second.lanes[i] = from_bits(static_cast<uint32_t>(words.lanes[2 * i + 1]) << 16);
+        } else {
+          first.lanes[i] = from_half(words.lanes[i]);
+          second.lanes[i] = from_half(words.lanes[kLanes + i]);
+        }
       }
     }
   }
