@@ -159,7 +159,7 @@ void launch_decode(Element element, int D, int T) {
 }
 
 void launch_linear(Element element, Format format, int K, int group) {
-  if (!linear_decode) return;
+  if (!linear_decode || (format != Format::kBits4 && group < kLinearBlock)) return;
   LinearParams params = {};
   params.M = params.N = 1;
   params.K = K;

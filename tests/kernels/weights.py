@@ -13,7 +13,7 @@ from kogpt.kernels.linear import linear_reference, pack_int4
 from .budget import doubled
 
 RANGES = {16: (-8, 8), 8: (-128, 128), 4: (-8, 8)}  # of integers, by the bits that they are kept in
-FORMATS = [(16, 0), (8, 0), (4, 0), (8, 32), (4, 32), (4, 128)]  # bits, and inputs of a group
+FORMATS = [(16, 0), (8, 0), (4, 0), (8, 128), (4, 32), (4, 128)]  # bits, and inputs of a group
 
 on_both_dtypes = pytest.mark.parametrize(
     "dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"]

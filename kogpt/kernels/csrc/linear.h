@@ -25,7 +25,8 @@ struct LinearParams {
   Element element;
 };
 
-// Most rows that `linear_decode` takes, and what K and K / G must be multiples of.
+// Most rows that `linear_decode` takes; what K, and K / G at 8 bits, must be multiples of; and what
+// K / G must be at 4.
 constexpr int32_t kMaxLinearRows = 8;
 constexpr int32_t kLinearBlock = 128;
 constexpr int32_t kSmallestGroup = 32;

@@ -23,7 +23,7 @@
 //
 // Budget: 1 to 16 warps; 6 KB of shared memory each; on sm_90 64 registers at 16 and 8 bits and 89
 // at 4, with which an H100 holds all blocks of (28672, 4096) at 8 and 4 bits at once. More at
-// groups of fewer inputs than a stage has.
+// 4 bits in groups of fewer inputs than a stage has.
 // Source: Kim et al., "Who Says Elephants Can't Run" (arXiv 2211.10017), for widening.
 // History: not yet run on a GPU.
 
@@ -303,12 +303,11 @@ KOGPT_DEVICE void store_outputs(const LinearParams& p) {
 
 // Blocks of kMaxWarps that a multiprocessor must have registers for; 0 leaves it to the compiler,
 // where that many would make it spill.
-template <typename W, int kFold>
-constexpr int kMinBlocks = W::kPairs < 4 && kFold == Inputs<W>::kStage ? 2 : 0;
+template <typename W>
+constexpr int kMinBlocks = W::kPairs < 4 ? 2 : 0;
 
 template <typename E, typename W, int kFold>
-__global__ void __launch_bounds__(kMaxWarps* kWarp, kMinBlocks<W, kFold>)
-    linear_kernel(LinearParams p) {
+__global__ void __launch_bounds__(kMaxWarps* kWarp, kMinBlocks<W>) linear_kernel(LinearParams p) {
   const int end = stages<W>(p), step = warps<W>(p);
   const uint32_t ring = warp() * kWarpBytes;
   const Copier copier(p, W::kPairs);
@@ -343,30 +342,26 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp, kMinBlocks<W, kFold>)
   store_outputs<E, W>(p);
 }
 
-template <typename E, typename W, int kFold>
+template <typename E, typename W, int kFold = Inputs<W>::kStage>
 cudaError_t launch_linear(const LinearParams& p, cudaStream_t stream) {
   const int count = warps<W>(p);
   return launch(linear_kernel<E, W, kFold>, Grid{ceil_div(p.N, kRows), 1, 1}, count * kWarp,
                 count * kWarpBytes, stream, p);
 }
 
-// Scales once a stage where no group begins within one.
-template <typename E, typename W>
-cudaError_t launch_scaled(const LinearParams& p, cudaStream_t stream) {
-  constexpr int kStage = Inputs<W>::kStage;
-  return p.K / p.G % kStage == 0 ? launch_linear<E, W, kStage>(p, stream)
-                                 : launch_linear<E, W, kSmallestGroup>(p, stream);
-}
-
+// Scales once a stage, unless a group of 4 bits begins within one.
 template <typename E>
 cudaError_t linear(const LinearParams& p, cudaStream_t stream) {
-  if (p.format == Format::kBits8) return launch_scaled<E, Bits8>(p, stream);
-  if (p.format == Format::kBits4) return launch_scaled<E, Bits4>(p, stream);
-  return launch_linear<E, Bits16, Inputs<Bits16>::kStage>(p, stream);
+  if (p.format == Format::kBits16) return launch_linear<E, Bits16>(p, stream);
+  if (p.format == Format::kBits8) return launch_linear<E, Bits8>(p, stream);
+  return p.K / p.G % Inputs<Bits4>::kStage == 0
+             ? launch_linear<E, Bits4>(p, stream)
+             : launch_linear<E, Bits4, kSmallestGroup>(p, stream);
 }
 
 bool fits(const LinearParams& p) {
-  const bool grouped = p.G > 0 && p.K % p.G == 0 && p.K / p.G % kSmallestGroup == 0;
+  const int smallest = p.format == Format::kBits4 ? kSmallestGroup : kLinearBlock;
+  const bool grouped = p.G > 0 && p.K % p.G == 0 && p.K / p.G % smallest == 0;
   return 0 < p.M && p.M <= kMaxLinearRows && p.N > 0 && p.K > 0 && p.K % kLinearBlock == 0 &&
          (p.format == Format::kBits16 || grouped);
 }
