@@ -145,6 +145,7 @@ def add_generate(commands: Commands) -> None:
     add_sampling_arguments(parser)
     add_limit_arguments(parser)
     add_speculation_arguments(parser)
+    add_reference_argument(parser)
     parser.add_argument(
         "--echo",
         action=argparse.BooleanOptionalAction,
@@ -225,11 +226,20 @@ def add_speculation_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_reference_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--reference",
+        action="store_true",
+        help="run the readable network, not the one prepared for speed",
+    )
+
+
 def add_chat(commands: Commands) -> None:
     parser = add_command(commands, "chat", "ask for prompts and continue each")
     add_model_arguments(parser)
     add_text_arguments(parser)
     add_speculation_arguments(parser)
+    add_reference_argument(parser)
     parser.add_argument("--seed", type=int, metavar="N", help="seed of the first continuation")
 
 
@@ -267,19 +277,6 @@ def add_convert(commands: Commands) -> None:
         help="dtype to store (default: the one of the source)",
     )
     parser.add_argument(
-        "--quantize",
-        choices=("int8", "int4"),
-        help="store matrices as integers: int8 per row, or int4 in groups, the head int8",
-    )
-    parser.add_argument(
-        "--group-size", type=int, metavar="N", help="inputs that share a scale (int4; default: 128)"
-    )
-    parser.add_argument(
-        "--zero-points",
-        action="store_true",
-        help="let groups lie off zero (int4); the head stays float",
-    )
-    parser.add_argument(
         "--max-shard-size", default="5GB", metavar="SIZE", help="largest file, as 5GB (default)"
     )
     parser.add_argument(
@@ -305,6 +302,22 @@ def add_convert(commands: Commands) -> None:
     )
     parser.add_argument("--dry-run", action="store_true", help="only tell what would be done")
     add_json_argument(parser, "the report")
+    add_quantization_arguments(parser)
+
+
+def add_quantization_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("quantisation").add_argument
+    add(
+        "--quantize",
+        choices=("int8", "int4"),
+        help="store matrices as integers: int8 per row, or int4 in groups, the head int8",
+    )
+    add("--group-size", type=int, metavar="N", help="inputs of one scale (int4; default: 128)")
+    add(
+        "--zero-points",
+        action="store_true",
+        help="let groups lie off zero (int4); the head stays float",
+    )
 
 
 def add_verify(commands: Commands) -> None:
@@ -408,6 +421,6 @@ def add_benchmark(commands: Commands) -> None:
     add("--new-tokens", type=int, default=32, metavar="N", help="to write (default: 32)")
     add("--rounds", type=int, default=3, metavar="N", help="medians are taken of (default: 3)")
     add("--threads", type=int, metavar="N", help="of a CPU (default: torch's own choice)")
-    add("--reference", action="store_true", help="the readable network, nothing prepared")
+    add_reference_argument(parser)
     add_json_argument(parser, "the report")
     parser.add_argument("--plot", metavar="FILE", help="draw the figures: .png, .svg or .pdf")

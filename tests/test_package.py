@@ -16,9 +16,11 @@ MAY_IMPORT = {
     "kernels": set(),
     "tokenizer": set(),
     "model": {"kernels", "checkpoint"},  # checkpoint in `KoGPT.from_pretrained` alone
-    "checkpoint": {"model"},
+    "checkpoint": {"model", "kernels"},
+    "fast": {"model", "kernels", "checkpoint"},
     "generation": {"model", "tokenizer"},
     "training": {"model", "tokenizer", "checkpoint"},
+    "benchmarking": {"model", "fast"},
 }
 
 

@@ -24,7 +24,7 @@ TEMPERATURE, MAX_LENGTH = 0.8, 128
 def run(args: argparse.Namespace) -> None:
     prepare_input()
     speculate = speculation(args)
-    model, tokenizer = load(args)
+    model, tokenizer = load(args, fast=not args.reference)
     say("Ctrl-C stops a text, Ctrl-D leaves.")
     seed = args.seed
     while True:

@@ -57,7 +57,7 @@ def load_folder(
     return load(path, dtype=dtype, device=device, fast=fast)
 
 
-def speculation(args: argparse.Namespace, fast: bool = False) -> "Speculation | None":
+def speculation(args: argparse.Namespace) -> "Speculation | None":
     """What `--speculate`, `--draft-model` and `--draft-tokens` ask for."""
     from kogpt.generation import DraftModel, PromptLookup
 
@@ -68,7 +68,7 @@ def speculation(args: argparse.Namespace, fast: bool = False) -> "Speculation | 
         lookup = PromptLookup(**tokens)  # of either kind, so that a wrong number is told at once
     if args.draft_model is None:
         return lookup if args.speculate else None
-    return DraftModel(load_folder(args.draft_model, args, fast)[0], **tokens)
+    return DraftModel(load_folder(args.draft_model, args, fast=not args.reference)[0], **tokens)
 
 
 def config_of(name: str) -> KoGPTConfig:

@@ -24,7 +24,7 @@ def run(args: argparse.Namespace) -> None:
         raise UsageError("argument --beams: not allowed with --speculate or --draft-model")
     text = read_text(args.prompt)
     speculate = speculation(args)
-    model, tokenizer = load(args)
+    model, tokenizer = load(args, fast=not args.reference)
     prompt = tokenizer.encode(text, bos=tokenizer.add_bos, normalize=args.normalize)
     with memory_errors(), usage_errors():
         if args.json or args.samples > 1 or params.num_beams > 1:
