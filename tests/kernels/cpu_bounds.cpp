@@ -1,0 +1,145 @@
+// Runs every kernel of this processor on memory that ends where the numbers do, to be compiled with
+// the address and undefined-behaviour sanitizers. `cpu_bounds 1` puts every array one number behind
+// where its allocation begins, as views do.
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <random>
+#include <vector>
+
+#include "cpu.h"
+
+using namespace kogpt::cpu;
+
+namespace {
+
+int64_t g_offset = 0;
+std::mt19937 g_random;
+
+int64_t bits(Element element) {
+  switch (element) {
+    case Element::kFloat32:
+      return 32;
+    case Element::kInt8:
+      return 8;
+    case Element::kInt4:
+      return 4;
+    default:
+      return 16;
+  }
+}
+
+// Memory for so many numbers and not a byte more.
+class Block {
+ public:
+  Block(int64_t count, Element element) {
+    const int64_t unit = element == Element::kInt4 ? 4 : bits(element) / 8;
+    const int64_t size = count * bits(element) / 8;
+    all_.reset(static_cast<char*>(std::malloc(size + g_offset * unit)));
+    data = all_.get() + g_offset * unit;
+    // Small numbers in every format: 0.5 to 1 as floats, anything as integers.
+    char* bytes = static_cast<char*>(data);
+    for (int64_t i = 0; i < size; ++i) bytes[i] = static_cast<char>(g_random());
+    const int64_t high = bits(element) / 8;
+    if (element == Element::kFloat32 || element == Element::kBFloat16) {
+      for (int64_t i = 0; i < count; ++i) bytes[i * high + high - 1] = 0x3f;
+    } else if (element == Element::kFloat16) {
+      for (int64_t i = 0; i < count; ++i) bytes[i * high + high - 1] = 0x38;
+    }
+  }
+
+  void* data;
+
+ private:
+  struct Free {
+    void operator()(char* at) const { std::free(at); }
+  };
+  std::unique_ptr<char, Free> all_;
+};
+
+constexpr Element kFloats[] = {Element::kFloat32, Element::kBFloat16, Element::kFloat16};
+
+void linear(Isa isa, Element x_element, Element weight_element, int64_t M, int64_t N, int64_t K,
+            int64_t G) {
+  const Element scale_element = kFloats[(M + N) % 3], bias_element = kFloats[N % 3];
+  Block x(M * K, x_element), weight(N * K, weight_element), scale(N * G, scale_element);
+  Block bias(N, bias_element), y(M * N, x_element);
+  const bool integers = bits(weight_element) < 16;
+  LinearParams params = {};
+  params.x = {x.data, x_element};
+  params.weight = {weight.data, weight_element};
+  if (integers) params.scale = {scale.data, scale_element};
+  if (M % 2) params.bias = {bias.data, bias_element};
+  params.y = y.data;
+  params.M = M, params.N = N, params.K = K, params.G = G;
+  const std::unique_ptr<void, decltype(&std::free)> scratch(
+      std::aligned_alloc(64, linear_scratch(params)), &std::free);
+  params.scratch = scratch.get();
+  kernels(isa).linear_prepare(params, 0, M);
+  const int64_t half = N / 2;
+  kernels(isa).linear(params, 0, half);
+  kernels(isa).linear(params, half, N);
+}
+
+void decode(Isa isa, Element element, int64_t D, int64_t R, int64_t T, bool padded) {
+  const int64_t B = 2, H = 3, capacity = 11;
+  Block q(B * T * H * D, element), k(B * T * H * D, element), v(B * T * H * D, element);
+  Block keys(B * H * capacity * D, element), values(B * H * capacity * D, element);
+  Block out(B * T * H * D, element);
+  Block cos(capacity * R / 2, Element::kFloat32), sin(capacity * R / 2, Element::kFloat32);
+  const std::vector<int64_t> lengths = {0, capacity - T}, starts = {0, T};
+  DecodeParams params = {};
+  params.q = {q.data, T * H * D, H * D, D};
+  params.k = {k.data, T * H * D, H * D, D};
+  params.v = {v.data, T * H * D, H * D, D};
+  params.keys = {keys.data, H * capacity * D, D, capacity * D};
+  params.values = {values.data, H * capacity * D, D, capacity * D};
+  params.out = {out.data, T * H * D, H * D, D};
+  params.lengths = lengths.data();
+  params.starts = padded ? starts.data() : nullptr;
+  params.cos = static_cast<const float*>(cos.data);
+  params.sin = static_cast<const float*>(sin.data);
+  params.element = element;
+  params.B = B, params.T = T, params.H = H, params.D = D, params.R = R;
+  params.capacity = capacity;
+  params.scale = 1;
+  Block scratch(B * H * decode_scratch(params), Element::kFloat32);
+  params.scratch = static_cast<float*>(scratch.data);
+  kernels(isa).decode(params, 0, B * H);
+}
+
+void run(Isa isa) {
+  for (const Element x : kFloats) {
+    for (const int64_t M : {1, 2, 3, 5, 8, 9, 17}) {
+      const int64_t N = M % 2 ? 37 : 3;
+      for (const Element weight : kFloats) linear(isa, x, weight, M, N, 128, 1);
+      linear(isa, x, Element::kInt8, M, N, 128, 1);
+      linear(isa, x, Element::kInt8, M, N, 256, 2);
+      linear(isa, x, Element::kInt4, M, N, 128, 4);
+      for (const int64_t group : {32, 64, 96, 128, 384}) {
+        linear(isa, x, Element::kInt4, M, N, 384, 384 / group);
+      }
+    }
+    // So long that the rows take several steps: see kNear.
+    linear(isa, x, Element::kInt4, 4, 1, 2176, 17);
+    linear(isa, x, Element::kInt8, 9, 1, 2176, 1);
+    linear(isa, x, x, 4, 1, 2176, 1);
+    for (const int64_t D : {8, 24, 64, 256}) {
+      if (isa != Isa::kPlain && D % 32) continue;  // see bindings.cpp
+      for (const int64_t R : {static_cast<int64_t>(0), static_cast<int64_t>(8), D}) {
+        for (const int64_t T : {1, 8}) decode(isa, x, D, R, T, R > 0);
+      }
+    }
+  }
+}
+
+}  // namespace
+
+int main(int count, char** arguments) {
+  g_offset = count > 1 ? std::atoi(arguments[1]) : 0;
+  for (int32_t isa = 0; isa <= static_cast<int32_t>(best_isa()); ++isa) run(static_cast<Isa>(isa));
+  std::puts("every kernel ran");
+  return 0;
+}

@@ -1,0 +1,35 @@
+// The kernels for CPUs as plain C functions: any instruction set by its number, without torch.
+#include <algorithm>
+#include <cstdint>
+
+#include "cpu.h"
+
+using namespace kogpt::cpu;
+
+extern "C" {
+
+int32_t best() { return static_cast<int32_t>(best_isa()); }
+
+void struct_sizes(int64_t* sizes) {
+  sizes[0] = sizeof(LinearParams);
+  sizes[1] = sizeof(DecodeParams);
+}
+
+int64_t linear_scratch_bytes(const LinearParams* params) { return linear_scratch(*params); }
+
+int64_t decode_scratch_floats(const DecodeParams* params) { return decode_scratch(*params); }
+
+// Computes `share` outputs at a time, as one thread of several would.
+void run_linear(int32_t isa, const LinearParams* params, int64_t share) {
+  const Kernels& chosen = kernels(static_cast<Isa>(isa));
+  chosen.linear_prepare(*params, 0, params->M);
+  for (int64_t first = 0; first < params->N; first += share) {
+    chosen.linear(*params, first, std::min(first + share, params->N));
+  }
+}
+
+void run_decode(int32_t isa, const DecodeParams* params) {
+  kernels(static_cast<Isa>(isa)).decode(*params, 0, params->B * params->H);
+}
+
+}  // extern "C"

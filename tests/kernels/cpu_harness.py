@@ -1,0 +1,164 @@
+"""Runs the kernels for CPUs on torch tensors, one instruction set at a time.
+
+The kernels come from the library that KoGPT loads, so what is tested is what runs. Outputs and
+scratch are full of NaN before.
+"""
+
+import ctypes
+import math
+import shutil
+import subprocess
+from ctypes import Structure, byref, c_float, c_int32, c_int64, c_void_p
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from kogpt.kernels import Weight, building, extension
+from kogpt.kernels.building import CannotBuildError
+from kogpt.kernels.decode import DecodeStep
+from kogpt.kernels.targets import Cpu
+
+HERE = Path(__file__).resolve().parent
+SOURCES = building.SOURCES["cpu"]
+ISAS = ("plain", "avx2", "avx512", "vnni")  # enum Isa of cpu.h
+ELEMENTS = (torch.float32, torch.bfloat16, torch.float16, torch.int8, torch.int32)  # enum Element
+KERNELS = [SOURCES / f"{isa}.cpp" for isa in ISAS]
+
+# The plain kernels as for a processor that is none of ours. The headers of the system stay as they
+# are: they want to know where they are.
+FOREIGN = """\
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#undef __x86_64__
+#include "plain.cpp"
+"""
+
+
+def compiler() -> str:
+    """The C++ compiler; skips where there is none."""
+    try:
+        return building.find_compiler()
+    except CannotBuildError as reason:
+        pytest.skip(str(reason))
+
+
+def compile_to(target: Path, *arguments: str | Path) -> Path:
+    """Runs the compiler."""
+    command = [*compiler().split(), "-std=c++17", "-I", str(SOURCES), "-o", str(target)]
+    done = subprocess.run([*command, *map(str, arguments)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return target
+
+
+def build_real(folder: Path) -> ctypes.CDLL:
+    """The kernels of the real library; skips where there is none."""
+    if not extension.load(Cpu()):
+        pytest.skip("no kernels for this processor, see above")
+    library = extension.find(Cpu())
+    assert library is not None
+    source = HERE / "cpu_harness.cpp"
+    return ctypes.CDLL(
+        str(compile_to(folder / "real.so", "-shared", "-fPIC", source, library.path))
+    )
+
+
+def build_foreign(folder: Path) -> ctypes.CDLL:
+    """The kernels in plain C++, compiled as elsewhere."""
+    (folder / "foreign.cpp").write_text(FOREIGN)
+    sources = (folder / "foreign.cpp", HERE / "cpu_harness.cpp")
+    return ctypes.CDLL(str(compile_to(folder / "foreign.so", "-O1", "-shared", "-fPIC", *sources)))
+
+
+class Array(Structure):
+    _fields_ = [("data", c_void_p), ("element", c_int32)]
+
+
+class Rows(Structure):
+    _fields_ = [("data", c_void_p), *((f"{name}_stride", c_int64) for name in "bth")]
+
+
+class LinearParams(Structure):
+    _fields_ = [
+        *((name, Array) for name in ("x", "weight", "scale", "bias")),
+        *((name, c_void_p) for name in ("y", "scratch")),
+        *((name, c_int64) for name in "MNKG"),
+    ]
+
+
+class DecodeParams(Structure):
+    _fields_ = [
+        *((name, Rows) for name in ("q", "k", "v", "keys", "values", "out")),
+        *((name, c_void_p) for name in ("lengths", "starts", "cos", "sin", "scratch")),
+        ("element", c_int32),
+        *((name, c_int64) for name in ("B", "T", "H", "D", "R", "capacity")),
+        ("scale", c_float),
+    ]
+
+
+class Kernels:
+    """The kernels of one instruction set."""
+
+    def __init__(self, library: ctypes.CDLL, isa: str) -> None:
+        self.library, self.isa = library, ISAS.index(isa)
+        library.linear_scratch_bytes.restype = library.decode_scratch_floats.restype = c_int64
+        sizes = (c_int64 * 2)()
+        library.struct_sizes(sizes)
+        mirrors = [ctypes.sizeof(LinearParams), ctypes.sizeof(DecodeParams)]
+        assert list(sizes) == mirrors, "a struct has changed"
+        if self.isa > library.best():
+            pytest.skip(f"this processor has no {isa}, or the library has no kernels for it")
+
+    def linear(
+        self, x: Tensor, weight: Weight, bias: Tensor | None = None, *, share: int = 1 << 30
+    ) -> Tensor:
+        """The product of x (M, K), `share` outputs at a time."""
+        (M, K), N = x.shape, weight.shape[0]
+        y = torch.full((M, N), math.nan, dtype=x.dtype)
+        arrays = [array(part) for part in (x, weight.values, weight.scale, bias)]
+        params = LinearParams(*arrays, y.data_ptr(), None, M, N, K, K // weight.group_size)
+        size = self.library.linear_scratch_bytes(byref(params))
+        scratch = torch.full((size + 64,), 255, dtype=torch.uint8)  # NaN in every format
+        params.scratch = -(-scratch.data_ptr() // 64) * 64
+        self.library.run_linear(self.isa, byref(params), c_int64(share))
+        return y
+
+    def decode(self, step: DecodeStep) -> Tensor:
+        """`decode_attention`; the cache is appended to."""
+        q, (B, T, H, D) = step.q, step.q.shape
+        out = torch.full((B, T, H, D), math.nan, dtype=q.dtype)
+        tensors = (q, step.k, step.v, step.keys, step.values, out)
+        given = (step.lengths, step.starts, step.cos, step.sin)
+        addresses = (None if x is None else x.data_ptr() for x in given)
+        sizes = (B, T, H, D, 2 * step.cos.size(1), step.keys.size(1))
+        element = ELEMENTS.index(q.dtype)
+        params = DecodeParams(*map(rows, tensors), *addresses, None, element, *sizes, D**-0.5)
+        floats = B * H * self.library.decode_scratch_floats(byref(params))
+        scratch = torch.full((floats,), math.nan)
+        params.scratch = scratch.data_ptr()
+        self.library.run_decode(self.isa, byref(params))
+        return out
+
+
+def array(x: Tensor | None) -> Array:
+    if x is None:
+        return Array()
+    assert x.is_contiguous()
+    return Array(x.data_ptr(), ELEMENTS.index(x.dtype))
+
+
+def rows(x: Tensor) -> Rows:
+    assert x.stride(3) == 1
+    return Rows(x.data_ptr(), *x.stride()[:3])
+
+
+def tools() -> tuple[str, str]:
+    """Paths of nm and objdump; skips where they are missing."""
+    found = shutil.which("nm"), shutil.which("objdump")
+    if None in found:
+        pytest.skip("needs nm and objdump")
+    return found

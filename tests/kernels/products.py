@@ -1,0 +1,111 @@
+"""What a product with weights may err on a CPU, and the weights that its tests draw.
+
+The truth is arithmetic in float64 on the very numbers given. The yardstick is the same maths in
+PyTorch. A CPU's kernel multiplies integers by integers: it rounds each row of x, 128 inputs at a
+time, to 16 bits. Of many rows, where the processor is faster at it, to 8 bits, and for int8 weights
+256 inputs at a time if a scale serves so many. For float16 and bfloat16 those 16 bits are no loss
+that counts, and the plain reference is the yardstick; else it is the reference on inputs that are
+rounded so.
+
+Dimension key: `M` rows, `N` outputs, `K` inputs, `G` groups.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from kogpt.kernels import Weight
+from kogpt.kernels.linear import BLOCK, MAX_ROWS, group_sums, pack_int4
+
+from .budget import FLOAT32, FORWARD, check
+
+FLOATS = [torch.float32, torch.bfloat16, torch.float16]
+NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
+
+
+def random_weight(
+    format: torch.dtype | int,
+    N: int,
+    K: int,
+    group: int = 0,
+    *,
+    scales: torch.dtype = torch.float32,
+    offset: bool = False,
+) -> Weight:
+    """Random weights: a dtype, or integers of 8 or 4 bits; `group` 0 is all of K."""
+    generator = torch.Generator().manual_seed(N * K + group)
+    if isinstance(format, torch.dtype):
+        return Weight(torch.randn(N, K, generator=generator).to(format))
+    most = 1 << (format - 1)
+    q = torch.randint(-most, most, (N, K), generator=generator, dtype=torch.int8)
+    scale = (torch.rand(N, K // (group or K), generator=generator) + 0.1) / most
+    shift = torch.randint(-most, most, scale.shape, generator=generator) * scale
+    values = pack_int4(q) if format == 4 else q
+    return Weight(values, scale.to(scales), shift.to(scales) if offset else None)
+
+
+def random_rows(M: int, K: int, dtype: torch.dtype) -> Tensor:
+    """Rows whose blocks are of very different sizes, as those of a network are."""
+    generator = torch.Generator().manual_seed(M + K)
+    sizes = torch.logspace(-1, 1, K // BLOCK or 1).repeat_interleave(BLOCK)[:K]
+    return (torch.randn(M, K, generator=generator) * sizes).to(dtype)
+
+
+def exact(weight: Weight) -> Tensor:
+    """The weights in float64, by plain arithmetic on each."""
+    if weight.scale is None:
+        return weight.values.double()
+    q = weight.values.double()
+    if weight.values.dtype == torch.int32:
+        words = weight.values.long() & 0xFFFFFFFF
+        q = torch.stack([words // 16**i % 16 - 8.0 for i in range(8)], dim=-1).flatten(1).double()
+    size = q.size(1) // weight.scale.size(1)
+    scale = weight.scale.double().repeat_interleave(size, dim=1)
+    offset = 0 if weight.offset is None else weight.offset.double()
+    offset = offset if weight.offset is None else offset.repeat_interleave(size, dim=1)
+    return q * scale - offset
+
+
+def rounded(x: Tensor, weight: Weight) -> Tensor:
+    """x in float32, each block of it rounded to integers, as for a product with `weight`."""
+    coarse = len(x) > MAX_ROWS
+    bits, block = (8, 2 * BLOCK) if coarse else (16, BLOCK)
+    block = BLOCK if weight.bits == 4 or weight.group_size % block else block
+    blocks = x.double().unflatten(1, (-1, block))
+    unit = blocks.abs().amax(-1, keepdim=True) / (2 ** (bits - 1) - 1)
+    return ((blocks / unit).round() * unit).nan_to_num().flatten(1).float()
+
+
+def truth(x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
+    """The product in float64."""
+    return F.linear(x.double(), exact(weight), None if bias is None else bias.double())
+
+
+def check_product(
+    out: Tensor, x: Tensor, weight: Weight, bias: Tensor | None = None, *, rounds: bool = True
+) -> float:
+    """Asserts the budget of a product.
+
+    Args:
+        rounds: whether x may have been rounded to integers: not where PyTorch multiplies.
+
+    Returns:
+        The part of the budget that is used.
+    """
+    low_bias = None if bias is None else bias.to(x.dtype)
+    lows = [F.linear(x, weight.dequantize(x.dtype), low_bias)]
+    loses = x.dtype == torch.float32 or len(x) > MAX_ROWS
+    if rounds and weight.scale is not None and loses:
+        wide = None if bias is None else bias.float()
+        lows.append(
+            F.linear(rounded(x, weight), weight.dequantize(torch.float32), wide).to(x.dtype)
+        )
+    if weight.offset is not None:
+        # The same maths: what the offset takes away is another product, and both are rounded.
+        sums = group_sums(x, weight.offset.size(1)) @ weight.offset.to(x.dtype).T
+        symmetric = weight._replace(offset=None).dequantize(x.dtype)
+        lows.append(F.linear(x, symmetric, low_bias) - sums)
+    # Each of 4 lanes adds K / 4 products; where few outputs are compared, luck decides.
+    sums = x.double().abs() @ exact(weight).abs().T
+    least = x.size(1) / 4 * FLOAT32 * sums.max().item() if x.dtype == torch.float32 else 0.0
+    return check("product", out, truth(x, weight, bias), *lows, factor=FORWARD, least=least)
