@@ -76,7 +76,8 @@ def decode_obstacle(device: torch.device, dtype: torch.dtype, head_dim: int) -> 
     dtypes = DTYPES if device.type == "cuda" else (torch.float32, *DTYPES)
     if dtype not in dtypes:
         return str(dtype).removeprefix("torch.")
-    if device.type == "cuda" and head_dim not in HEAD_DIMS:
+    fits = head_dim in HEAD_DIMS if device.type == "cuda" else head_dim % 8 == 0
+    if not fits:
         return f"heads of {head_dim}"
     return None
 

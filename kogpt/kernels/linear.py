@@ -71,8 +71,8 @@ class Weight(NamedTuple):
 
 def unpack_int4(words: Tensor) -> Tensor:
     """The numbers -8 to 7, int8 (N, K), that are packed in int32 (N, K / 8)."""
-    shifts = torch.arange(0, 32, 4, device=words.device, dtype=torch.int32)
-    return (((words[..., None] >> shifts) & 15) - 8).to(torch.int8).flatten(-2)
+    pairs = words.contiguous().view(torch.uint8)  # the low end first, as on every machine torch has
+    return torch.stack((pairs & 15, pairs >> 4), -1).flatten(-2).to(torch.int8) - 8
 
 
 def pack_int4(q: Tensor) -> Tensor:
@@ -94,15 +94,21 @@ def linear(x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
         (..., N) in the dtype of `x`.
     """
     rows = x.flatten(0, -2)
-    # A CPU's kernel multiplies integers of many rows too, without widening them in memory.
-    takes = len(rows) <= MAX_ROWS or (x.device.type == "cpu" and weight.scale is not None)
-    if takes and not obstacle(x, weight) and extension_available(x.device):
+    if has_kernel(rows, weight) and extension_available(x.device):
         y = torch.ops.kogpt.linear(rows, weight.values, weight.scale, bias)
         if weight.offset is not None:
             y -= group_sums(rows, weight.offset.size(1)) @ weight.offset.to(x.dtype).T
     else:
         y = linear_by_blocks(rows, weight, bias)
     return y.unflatten(0, x.shape[:-1])
+
+
+def has_kernel(x: Tensor, weight: Weight) -> bool:
+    """Whether kernels take so many rows of `x` (M, K), and these weights."""
+    few = len(x) <= MAX_ROWS
+    # Offsets meet x as it is; where x is rounded coarsely, the errors would not cancel.
+    integers = weight.scale is not None and weight.offset is None
+    return (few or (x.device.type == "cpu" and integers)) and obstacle(x, weight) is None
 
 
 def obstacle(x: Tensor, weight: Weight) -> str | None:
