@@ -69,6 +69,8 @@ def exact(weight: Weight) -> Tensor:
 def rounded(x: Tensor, weight: Weight) -> Tensor:
     """x in float32, each block of it rounded to integers, as for a product with `weight`."""
     coarse = len(x) > MAX_ROWS
+    if coarse and weight.offset is not None:
+        return x.float()  # what an offset takes away is of x as it is
     bits, block = (8, 2 * BLOCK) if coarse else (16, BLOCK)
     block = BLOCK if weight.bits == 4 or weight.group_size % block else block
     blocks = x.double().unflatten(1, (-1, block))

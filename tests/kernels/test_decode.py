@@ -13,7 +13,7 @@ from kogpt.kernels.decode import MAX_TOKENS, DecodeStep
 from kogpt.model.cache import KVCache
 from kogpt.model.rotary import RotaryEmbedding
 
-from .budget import on_own_cache
+from .budget import check_decode, on_own_cache
 
 CAPACITY = 24
 NAN = float("nan")
@@ -104,6 +104,36 @@ def test_in_half_precision_nothing_beyond_a_row_comes_through(dtype):
         cache.nan_to_num_()
     out = decode_attention(planted)
     assert out.dtype == dtype and out.isfinite().all() and torch.equal(out, decode_attention(clean))
+
+
+LENGTHS = (0, 1, 2, 3, 5, 7, 8, 9, 11, 13, 15, 16)
+
+
+@pytest.mark.parametrize("starts", [None, (0, 1, 0, 2, 5, 6, 20, 8, 10, 1, 15, 3)])
+@pytest.mark.parametrize(("D", "R"), [(8, 8), (24, 16), (64, 0), (64, 32), (256, 64)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_every_dtype_and_head_is_within_the_error_budget(dtype, D, R, starts):
+    """On a CPU, compiled kernels take these; what nobody may look at is not looked at."""
+    for T in range(1, MAX_TOKENS + 1):
+        step = make_step(T, LENGTHS, starts, D=D, R=R, dtype=dtype)
+        before = on_own_cache(step)
+        check_decode(decode_attention(step), before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_heads_that_no_kernel_takes_are_attended_all_the_same(dtype):
+    step = make_step(3, (2, 11), D=12, R=8, dtype=dtype)
+    before = on_own_cache(step)
+    check_decode(decode_attention(step), before)
+
+
+def test_views_of_a_fused_product_are_read_in_place():
+    """q, k and v as a joint projection gives them, and a result as from tensors of their own."""
+    step = make_step(4, (3, 9), dtype=torch.float32)
+    joint = torch.stack((step.q, step.k, step.v), dim=2).unbind(dim=2)
+    views = on_own_cache(step)._replace(q=joint[0], k=joint[1], v=joint[2])
+    assert_equal(decode_attention(views), decode_attention(step))
+    assert_equal(views.keys, step.keys)
 
 
 def test_counters_are_made_where_none_are_given():
