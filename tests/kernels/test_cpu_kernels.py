@@ -139,6 +139,14 @@ def test_rows_of_any_length_are_within_the_budget(kernels, format, group, K):
         check_product(kernels.linear(x, weight), x, weight)
 
 
+@pytest.mark.parametrize(("bits", "group"), [(8, 768), (4, 96), (4, 768)])
+def test_groups_may_span_the_steps_that_long_rows_take(kernels, bits, group):
+    weight = random_weight(bits, 40, 9216, group, scales=torch.bfloat16)
+    for M in (1, 2, 3, 4, 9):
+        x = random_rows(M, 9216, torch.bfloat16)
+        check_product(kernels.linear(x, weight), x, weight)
+
+
 @pytest.mark.parametrize("bits", [8, 4])
 def test_products_of_integers_are_exact(kernels, bits):
     """Where the largest of a block is 32767, 16 bits hold the block as it is."""
