@@ -268,6 +268,14 @@ def test_a_decode_step_is_within_the_budget_and_appends(kernels, dtype):
             check_cache(step, before)
 
 
+@pytest.mark.parametrize("dtype", FLOATS[1:], ids=NAMES.get)
+def test_scores_beyond_what_exp_takes_are_within_the_budget(kernels, dtype):
+    step = random_step(4, 64, 32, dtype, lengths=(0, 1, 33, 15))
+    step.q.mul_(60)  # scores of some hundreds; float32's exp ends at 88
+    before = budget.on_own_cache(step)
+    check_step(kernels.decode(step), before, least=0.0)
+
+
 def check_step(out: Tensor, step: DecodeStep, least: float) -> None:
     clean = step._replace(keys=step.keys.nan_to_num(), values=step.values.nan_to_num())
     steps = DecodeStep(*budget.doubled(clean)), clean
