@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -9,27 +10,50 @@ from torch import Tensor
 from kogpt.kernels import Weight
 
 
-def fuse(weights: Sequence[Weight], dim: int, dtype: torch.dtype) -> Weight:
-    """One matrix of several: their outputs one after the other (`dim` 0), or their inputs (1).
+class Format(NamedTuple):
+    """What matrices have in common once they are one.
 
-    Where their formats differ, they are widened to `dtype`.
+    Attributes:
+        group_size: inputs that share a scale.
+        widened: the dtype they are widened to, where they are stored differently.
     """
-    if len(weights) == 1:
-        return weights[0]
-    if len({(weight.bits, weight.scale is None, weight.offset is None) for weight in weights}) > 1:
-        weights = [Weight(weight.dequantize(dtype)) for weight in weights]
-    values = torch.cat([weight.values for weight in weights], dim)
-    size = math.gcd(*(weight.group_size for weight in weights))
-    scale = _join([_regroup(weight.scale, weight.group_size // size) for weight in weights], dim)
-    offset = _join([_regroup(weight.offset, weight.group_size // size) for weight in weights], dim)
+
+    group_size: int
+    widened: torch.dtype | None
+
+
+def common_format(weights: Sequence[Weight], dtype: torch.dtype) -> Format:
+    """The format of matrices that become one; `dtype` is for those that are stored differently."""
+    kinds = {(weight.values.dtype, weight.offset is None) for weight in weights}
+    return Format(
+        group_size=math.gcd(*(weight.group_size for weight in weights)),
+        widened=dtype if len(kinds) > 1 else None,
+    )
+
+
+def side_by_side(weights: Sequence[Weight], format: Format) -> Weight:
+    """Matrices with the same outputs (N, K1), (N, K2), ... as one (N, K1 + K2 + ...)."""
+    if format.widened is not None:
+        return Weight(torch.cat([weight.dequantize(format.widened) for weight in weights], 1))
+    columns = zip(*(regrouped(weight, format.group_size) for weight in weights), strict=True)
+    values, scale, offset = (_join(parts) for parts in columns)
+    assert values is not None, "every matrix has values"
     return Weight(values, scale, offset)
 
 
-def _regroup(part: Tensor | None, times: int) -> Tensor | None:
-    """Scales or offsets for groups that are so many times smaller."""
-    return part if part is None or times == 1 else part.repeat_interleave(times, dim=1)
+def regrouped(weight: Weight, group_size: int) -> Weight:
+    """The same matrix with a scale for so many inputs, fewer than share one."""
+    times = weight.group_size // group_size
+    if weight.scale is None or times == 1:
+        return weight
+    scale, offset = (
+        part if part is None else part.repeat_interleave(times, dim=1) for part in weight[1:]
+    )
+    return Weight(weight.values, scale, offset)
 
 
-def _join(parts: Sequence[Tensor | None], dim: int) -> Tensor | None:
+def _join(parts: Sequence[Tensor | None]) -> Tensor | None:
     given = [part for part in parts if part is not None]
-    return torch.cat(given, dim) if given else None
+    if len(given) == 1:
+        return given[0]
+    return torch.cat(given, dim=1) if given else None

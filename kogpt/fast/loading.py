@@ -2,7 +2,8 @@
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor
@@ -12,10 +13,13 @@ from kogpt.checkpoint.dtypes import compute_dtype, parse_dtype
 from kogpt.checkpoint.loading import ROOM_TO_RUN
 from kogpt.checkpoint.reader import CheckpointReader, open_checkpoint
 from kogpt.checkpoint.resources import require_memory
-from kogpt.fast.fusing import fuse
+from kogpt.fast.fusing import common_format, side_by_side
 from kogpt.fast.model import FastBlock, FastKoGPT, FastTransformer, Linear, Norm
 from kogpt.kernels import Weight, extension_available
 from kogpt.model import KoGPTConfig
+
+READERS = 2  # one thread alone copies at half of the speed of memory
+PIECE = 16 << 20  # bytes read at once: small enough for memory to be used again and again
 
 
 def load_fast(
@@ -71,29 +75,27 @@ class _Loader:
         return math.prod(self.reader.shape(name)) * self.weight_dtype.itemsize
 
     def model(self) -> FastKoGPT:
-        blocks = [self.block(layer) for layer in range(self.config.n_layer)]
-        wte = self.matrix(["transformer.wte"]).values
+        with ThreadPoolExecutor(READERS) as pool:
+            blocks = list(pool.map(self.block, range(self.config.n_layer)))
+        wte = self.matrix([["transformer.wte"]]).values
         transformer = FastTransformer(self.config, wte, blocks, self.norm("transformer.ln_f"))
-        head = Linear(self.matrix(["lm_head"]), self.vector("lm_head.bias"))
+        head = Linear(self.matrix([["lm_head"]]), self.vector("lm_head.bias"))
         return FastKoGPT(self.config, transformer, head)
 
     def block(self, layer: int) -> FastBlock:
         C, F = self.config.n_embd, self.config.inner_dim
-        own = f"transformer.h.{layer}"
-        read = [f"{own}.attn.q_proj", f"{own}.attn.k_proj", f"{own}.attn.v_proj"]
-        bias = self.vector(f"{own}.mlp.fc_in.bias")
+        attn, mlp = f"transformer.h.{layer}.attn", f"transformer.h.{layer}.mlp"
+        readers = [[f"{attn}.q_proj"], [f"{attn}.k_proj"], [f"{attn}.v_proj"], [f"{mlp}.fc_in"]]
+        bias = self.vector(f"{mlp}.fc_in.bias")
         return FastBlock(
             layer=layer,
             head_dim=self.config.head_dim,
             widths=(C, C, C, F),
-            norm=self.norm(f"{own}.ln_1"),
-            enter=Linear(
-                self.matrix([*read, f"{own}.mlp.fc_in"]),
-                torch.cat((bias.new_zeros(3 * C), bias)),
-            ),
+            norm=self.norm(f"transformer.h.{layer}.ln_1"),
+            enter=Linear(self.matrix(readers), torch.cat((bias.new_zeros(3 * C), bias))),
             leave=Linear(
-                self.matrix([f"{own}.attn.out_proj", f"{own}.mlp.fc_out"], dim=1),
-                self.vector(f"{own}.mlp.fc_out.bias"),
+                self.matrix([[f"{attn}.out_proj", f"{mlp}.fc_out"]]),
+                self.vector(f"{mlp}.fc_out.bias"),
             ),
         )
 
@@ -101,12 +103,30 @@ class _Loader:
         weight, bias = self.vector(f"{name}.weight"), self.vector(f"{name}.bias")
         return Norm(weight, bias, self.config.layer_norm_epsilon)
 
-    def matrix(self, names: Sequence[str], dim: int = 0) -> Weight:
-        """Matrices of linear layers as one; see `fuse`."""
-        return fuse([self.weight(f"{name}.weight") for name in names], dim, self.weight_dtype)
+    def matrix(self, grid: Sequence[Sequence[str]]) -> Weight:
+        """Linear layers as one matrix: rows of the grid one under the other, each side by side."""
+        names = [name for row in grid for name in row]
+        format = common_format([self.weight(name, slice(0)) for name in names], self.weight_dtype)
+        heights = [self.reader.shape(f"{row[0]}.weight")[0] for row in grid]
+        whole, first = None, 0
+        for row, height in zip(grid, heights, strict=True):
+            for rows in self.pieces(row, height):
+                piece = side_by_side([self.weight(name, rows) for name in row], format)
+                if whole is None:
+                    whole = _empty_like(piece, sum(heights))
+                _copy(piece, whole.rows(slice(first, None)).rows(rows))
+            first += height
+        assert whole is not None, "no matrix is empty"
+        return whole
 
-    def weight(self, name: str) -> Weight:
-        stored = self.reader.read_weight(name)
+    def pieces(self, row: Sequence[str], height: int) -> Iterator[slice]:
+        """Rows to read at once of matrices that lie side by side."""
+        nbytes = sum(self.reader.stored_bytes(f"{name}.weight") for name in row)
+        step = max(1, PIECE * height // nbytes)
+        return (slice(start, min(start + step, height)) for start in range(0, height, step))
+
+    def weight(self, name: str, rows: slice) -> Weight:
+        stored = self.reader.read_weight(f"{name}.weight", rows)
         if stored.scale is None:
             return Weight(stored.values.to(self.device, self.weight_dtype))
         # A GPU's kernels want scales in the dtype of x; a CPU's take any.
@@ -117,3 +137,16 @@ class _Loader:
 
     def vector(self, name: str) -> Tensor:
         return self.reader.read(name).to(self.device, self.dtype)
+
+
+def _empty_like(weight: Weight, outputs: int) -> Weight:
+    scale, offset = (
+        part if part is None else part.new_empty(outputs, part.size(1)) for part in weight[1:]
+    )
+    return Weight(weight.values.new_empty(outputs, weight.values.size(1)), scale, offset)
+
+
+def _copy(source: Weight, destination: Weight) -> None:
+    for new, place in zip(source, destination, strict=True):
+        if new is not None and place is not None:
+            place.copy_(new)

@@ -47,11 +47,14 @@ def extension_available(device: torch.device | None = None) -> bool:
     return _available("cuda", None) if device is None else _available(device.type, device.index)
 
 
-@torch.compiler.assume_constant_result
 def _available(kind: str, index: int | None) -> bool:
     if kind == "cuda" and index is None and torch.cuda.is_available():
         index = torch.cuda.current_device()
     return serves_device(kind, index)
+
+
+# What `torch.compiler.assume_constant_result` does, but that imports the compiler, in 1.7 s.
+setattr(_available, "_dynamo_marked_constant", True)  # noqa: B010  mypy knows no such attribute
 
 
 @functools.cache

@@ -71,8 +71,9 @@ class Weight(NamedTuple):
 
 def unpack_int4(words: Tensor) -> Tensor:
     """The numbers -8 to 7, int8 (N, K), that are packed in int32 (N, K / 8)."""
-    pairs = words.contiguous().view(torch.uint8)  # the low end first, as on every machine torch has
-    return torch.stack((pairs & 15, pairs >> 4), -1).flatten(-2).to(torch.int8) - 8
+    pairs = words.flatten().view(torch.uint8)  # the low end first, as on every machine torch has
+    numbers = torch.stack((pairs & 15, pairs >> 4), -1).to(torch.int8) - 8
+    return numbers.view(*words.shape[:-1], 8 * words.size(-1))
 
 
 def pack_int4(q: Tensor) -> Tensor:

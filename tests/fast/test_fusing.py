@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from kogpt.fast.fusing import fuse
+from kogpt.fast.fusing import common_format, side_by_side
 from kogpt.kernels import Weight
 from tests.kernels.products import random_weight
 
@@ -19,29 +19,30 @@ PARTS = {
 }
 
 
-def weights(parts: list, dim: int, offset: bool) -> list[Weight]:
-    """One weight of each; along `dim` they differ in size."""
-    sizes = [(5 + i, 192) if dim == 0 else (5, 192 * (1 + i)) for i in range(len(parts))]
+def weights(parts: list, offset: bool) -> list[Weight]:
+    """One weight of each, with the same outputs and more and more inputs."""
     return [
-        random_weight(format, *size, group, offset=offset)
-        for (format, group), size in zip(parts, sizes, strict=True)
+        random_weight(format, 5, 192 * (1 + i), group, offset=offset)
+        for i, (format, group) in enumerate(parts)
     ]
 
 
+def fuse(parts: list[Weight], dtype: torch.dtype) -> Weight:
+    return side_by_side(parts, common_format(parts, dtype))
+
+
 @pytest.mark.parametrize("offset", [False, True], ids=["symmetric", "offset"])
-@pytest.mark.parametrize("dim", [0, 1], ids=["outputs", "inputs"])
 @pytest.mark.parametrize("name", PARTS)
-def test_the_matrix_is_the_parts_side_by_side(name, dim, offset):
-    parts = weights(PARTS[name], dim, offset)
-    fused = fuse(parts, dim, torch.float32)
-    expected = torch.cat([part.dequantize(torch.float32) for part in parts], dim)
+def test_the_matrix_is_the_parts_side_by_side(name, offset):
+    parts = weights(PARTS[name], offset)
+    fused = fuse(parts, torch.float32)
+    expected = torch.cat([part.dequantize(torch.float32) for part in parts], 1)
     assert fused.dequantize(torch.float32).equal(expected) and fused.shape == expected.shape
 
 
-@pytest.mark.parametrize("dim", [0, 1])
-def test_equal_formats_are_kept_and_others_widened(dim):
+def test_equal_formats_are_kept_and_others_widened():
     for name, parts in PARTS.items():
-        fused = fuse(weights(parts, dim, offset=False), dim, torch.bfloat16)
+        fused = fuse(weights(parts, offset=False), torch.bfloat16)
         kinds = {format for format, _ in parts}
         if kinds <= {8} or kinds <= {4}:
             assert fused.bits in kinds and fused.scale is not None, name
@@ -51,18 +52,27 @@ def test_equal_formats_are_kept_and_others_widened(dim):
 
 
 def test_groups_become_as_small_as_all_of_them_need():
-    fused = fuse(weights(PARTS["groups of several sizes"], 1, False), 1, torch.float32)
+    fused = fuse(weights(PARTS["groups of several sizes"], False), torch.float32)
     assert fused.group_size == 32
 
 
 def test_a_part_alone_is_left_as_it_is():
     alone = random_weight(4, 5, 256, 32, offset=True)
-    assert fuse([alone], 0, torch.bfloat16) is alone
+    assert fuse([alone], torch.bfloat16).values is alone.values
+
+
+def test_a_part_in_the_format_of_others_has_more_scales():
+    """So parts that come one under the other are one matrix too."""
+    parts = [random_weight(4, 5, 256, group) for group in (64, 128)]
+    format = common_format(parts, torch.float32)
+    for part in parts:
+        alone = side_by_side([part], format)
+        assert alone.group_size == 64
+        assert alone.dequantize(torch.float32).equal(part.dequantize(torch.float32))
 
 
 def test_an_offset_of_some_parts_is_not_lost():
     """With zero points and without are two formats."""
     parts = [random_weight(4, 5, 256, 32, offset=offset) for offset in (True, False)]
-    fused = fuse(parts, 0, torch.float32)
-    expected = torch.cat([part.dequantize(torch.float32) for part in parts])
-    assert fused.dequantize(torch.float32).equal(expected)
+    expected = torch.cat([part.dequantize(torch.float32) for part in parts], 1)
+    assert fuse(parts, torch.float32).dequantize(torch.float32).equal(expected)
