@@ -56,7 +56,8 @@ def playground(tmp_path_factory) -> Path:
     """A folder in which the commands of the page find what they name, all of it tiny."""
     folder = tmp_path_factory.mktemp("readme")
     release = folder / "kogpt-6b-release"
-    config = dataclasses.replace(tiny.CONFIG, vocab_size=512, n_positions=512)
+    sizes = {"vocab_size": 512, "n_positions": 512, "n_embd": 128, "n_inner": 256}
+    config = dataclasses.replace(tiny.CONFIG, **sizes)
     tiny.write_config(release, config)
     torch.save(tiny.released_state(config), release / "pytorch_model.bin")
     write_byte_level(release)

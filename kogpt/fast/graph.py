@@ -28,6 +28,9 @@ class StepInput(NamedTuple):
     starts: Tensor | None
 
 
+# How many new tokens, and whether without padding: what a graph cannot vary.
+Kind = tuple[int, bool]
+
 # Hidden states (B, T, C) of the new tokens, which it appends to the cache.
 Run = Callable[[StepInput, KVCache], Tensor]
 
@@ -49,24 +52,24 @@ class Recording(NamedTuple):
 
 
 class Graphs:
-    """The graphs of one model: for each cache in use, one for each number of new tokens."""
+    """The graphs of one model: for each cache in use, one for each kind of step."""
 
     def __init__(self, run: Run) -> None:
         self._run = run
-        self._recordings: WeakKeyDictionary[KVCache, dict[int, Recording | None]] = (
+        self._recordings: WeakKeyDictionary[KVCache, dict[Kind, Recording | None]] = (
             WeakKeyDictionary()
         )
 
     def __call__(self, step: StepInput, cache: KVCache) -> Tensor:
         """Runs a step; the first of its kind as it is, which makes buffers and loads kernels."""
         recordings = self._recordings.setdefault(cache, {})
-        T = step.input_ids.size(1)
-        if T not in recordings:
-            recordings[T] = None
+        kind = (step.input_ids.size(1), step.starts is None)
+        if kind not in recordings:
+            recordings[kind] = None
             return self._run(step, cache)
-        recording = recordings[T]
+        recording = recordings[kind]
         if recording is None:
-            recording = recordings[T] = self._record(step, cache)
+            recording = recordings[kind] = self._record(step, cache)
         return recording.replay(step)
 
     def _record(self, step: StepInput, cache: KVCache) -> Recording:

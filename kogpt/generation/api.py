@@ -29,7 +29,8 @@ def generate(
 ) -> list[Generation]:
     """Continues prompts.
 
-    The keyword arguments say how to compute, not what: results do not depend on them.
+    The keyword arguments say how to compute, not what: results depend on them as far as a model's
+    logits do, which is by rounding (more of it where 8 or 4 bit weights meet many rows on a CPU).
 
     Args:
         model: any model; dropout is off while this runs.

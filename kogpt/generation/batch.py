@@ -36,7 +36,7 @@ class Batch:
             prompts: at least one id each, none longer than the context.
             room: most columns that will be appended.
             prefill_chunk: most columns the model reads at once, which bounds the memory of long
-                prompts. Logits do not depend on it.
+                prompts. Logits depend on it by rounding alone.
             use_cache: keep keys and values; without, every step reads all columns again.
         """
         device = model.device

@@ -94,7 +94,7 @@ def linear(x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
     Returns:
         (..., N) in the dtype of `x`.
     """
-    rows = x.flatten(0, -2)
+    rows = x.reshape(-1, x.size(-1))
     if has_kernel(rows, weight) and extension_available(x.device):
         y = torch.ops.kogpt.linear(rows, weight.values, weight.scale, bias)
         if weight.offset is not None:
