@@ -1,6 +1,7 @@
 """What int8 and int4 cost a model: held-out perplexity, logits, and each layer's output.
 
-Everything is computed in float32, so what is measured is the rounding of the weights alone. The
+Everything is computed in float32, so what is measured is the rounding of the weights alone; the
+column `prepared` is the change with the network prepared for speed, which may round inputs too. The
 model is quantised as `kogpt convert` does it. Perplexity is per token over the held-out documents,
 each scored alone, as in evaluate_nano.py; layers and logits are compared on the first of their
 tokens, a linear layer given the float model's input, a block that of the blocks before it.
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 
 from kogpt.box import BOX
 from kogpt.checkpoint import ConversionOptions, convert, load_model, open_checkpoint
+from kogpt.fast import load_fast
 from kogpt.model import KoGPT
 from kogpt.model.transformer import Block
 from kogpt.tokenizer import load_tokenizer
@@ -46,12 +48,14 @@ class Cost:
     Attributes:
         nbytes: of the weights.
         perplexity: per token.
+        prepared: the same of the prepared network.
         largest_logit_change: in absolute terms.
         errors: module -> norm of the change of its output, over the norm of the output.
     """
 
     nbytes: int
     perplexity: float
+    prepared: float
     largest_logit_change: float
     errors: dict[str, float]
 
@@ -63,8 +67,8 @@ def main() -> None:
     held_out = encode_documents(documents, load_tokenizer(args.model))[1]
     print(f"{len(held_out):,} held-out documents, {len(held_out.ids):,} tokens")
     print(f"{platform.machine()}, Python {platform.python_version()}, torch {torch.__version__}\n")
-    print("| weights | bytes | perplexity | change | largest logit change |")
-    print("|---|---:|---:|---:|---:|")
+    print("| weights | bytes | perplexity | change | prepared | largest logit change |")
+    print("|---|---:|---:|---:|---:|---:|")
     costs = {"float": measure(args.model, args.model, held_out)}
     print_row("float", costs)
     for kind, options in KINDS.items():
@@ -103,10 +107,15 @@ def measure(folder: Path, exact: Path, documents: EncodedDocuments) -> Cost:
     with open_checkpoint(folder) as reader:
         return Cost(
             nbytes=reader.nbytes,
-            perplexity=math.exp(score_documents(model, documents).loss),
+            perplexity=perplexity(model, documents),
+            prepared=perplexity(load_fast(folder, "float32"), documents),
             largest_logit_change=(model(ids) - reference(ids)).abs().max().item(),
             errors=layer_errors(model, reference, ids),
         )
+
+
+def perplexity(model: KoGPT, documents: EncodedDocuments) -> float:
+    return math.exp(score_documents(model, documents).loss)
 
 
 def layer_errors(model: KoGPT, reference: KoGPT, ids: Tensor) -> dict[str, float]:
@@ -140,10 +149,11 @@ def layer_errors(model: KoGPT, reference: KoGPT, ids: Tensor) -> dict[str, float
 
 
 def print_row(kind: str, costs: dict[str, Cost]) -> None:
-    cost, change = costs[kind], costs[kind].perplexity / costs["float"].perplexity - 1
+    cost, exact = costs[kind], costs["float"].perplexity
+    changes = cost.perplexity / exact - 1, cost.prepared / exact - 1
     print(
-        f"| {kind} | {cost.nbytes:,} | {cost.perplexity:.3f} | {change:+.2%} |"
-        f" {cost.largest_logit_change:.3f} |",
+        f"| {kind} | {cost.nbytes:,} | {cost.perplexity:.3f} | {changes[0]:+.2%} |"
+        f" {changes[1]:+.2%} | {cost.largest_logit_change:.3f} |",
         flush=True,
     )
 

@@ -55,7 +55,7 @@ def score_documents(
     A document longer than the context is cut, and each cut costs context but no token: every
     token but the first is predicted exactly once.
     """
-    device = next(model.parameters()).device
+    device = model.device
     was_training, total, tokens = model.training, 0.0, 0
     model.eval()
     for inputs, targets in _batches(documents, model.config.n_positions):

@@ -29,6 +29,7 @@ def test_nano_keeps_its_perplexity(tmp_path):
     for kind, cost in costs.items():
         allowed, layers = (0.005, 0.01) if kind == "int8" else (0.03, 0.15)
         assert cost["perplexity"] < exact["perplexity"] * (1 + allowed), kind
+        assert cost["prepared"] < exact["perplexity"] * (1 + allowed), kind
         assert max(cost["errors"].values()) < layers, kind
         assert len(cost["errors"]) == 6 * 7 + 1 and cost["nbytes"] < exact["nbytes"]
         assert f"| {kind} | {cost['nbytes']:,} |" in done.stdout
