@@ -3,8 +3,8 @@
 // Linked with the kernel files' own objects in place of the CUDA runtime, whose part it plays: that
 // of a GPU which says that it has BYTES of shared memory, and on which any launch succeeds and is
 // written down. So the figures come from the code that launches, and stand nowhere twice. Both
-// element types, every head dim, every number of new tokens and every format of weights are
-// launched.
+// element types, every head dim, every number of new tokens, every format of weights and rows of
+// several widths are launched.
 //
 //     launches BYTES    prints for each launch: kernel, threads, bytes of dynamic shared memory
 //
@@ -17,12 +17,14 @@
 
 #include "attention.h"
 #include "linear.h"
+#include "norm.h"
 
 namespace kogpt {
 __attribute__((weak)) cudaError_t attention_forward(const AttentionParams&, cudaStream_t);
 __attribute__((weak)) cudaError_t attention_backward(const AttentionBackwardParams&, cudaStream_t);
 __attribute__((weak)) cudaError_t attention_decode(const DecodeParams&, cudaStream_t);
 __attribute__((weak)) cudaError_t linear_decode(const LinearParams&, cudaStream_t);
+__attribute__((weak)) cudaError_t norm(const NormParams&, cudaStream_t);
 }  // namespace kogpt
 
 namespace {
@@ -38,11 +40,6 @@ Kernel& kernel_of(const void* function) {
   static std::map<const void*, Kernel> kernels;  // filled before main
   return kernels[function];
 }
-
-struct Configuration {
-  dim3 grid, block;
-  size_t shared;
-} pending;
 
 cudaError_t record(const void* function, dim3 block, size_t shared) {
   const Kernel& kernel = kernel_of(function);
@@ -68,28 +65,15 @@ void __cudaRegisterFunction(void**, const char* function, char*, const char* nam
   kernel_of(function).name = name;
 }
 
-unsigned __cudaPushCallConfiguration(dim3 grid, dim3 block, size_t shared, CUstream_st*) {
-  pending = {grid, block, shared};
-  return 0;
-}
-cudaError_t __cudaPopCallConfiguration(dim3* grid, dim3* block, size_t* shared, void*) {
-  *grid = pending.grid;
-  *block = pending.block;
-  *shared = pending.shared;
-  return cudaSuccess;
+// Of <<<>>>, which the compiler prepares for every kernel and nobody uses.
+cudaError_t __cudaPopCallConfiguration(dim3*, dim3*, size_t*, void*) { std::abort(); }
+cudaError_t __cudaGetKernel(const void**, const void*) { std::abort(); }
+cudaError_t __cudaLaunchKernel(const void*, dim3, dim3, void**, size_t, cudaStream_t) {
+  std::abort();
 }
 
-cudaError_t __cudaGetKernel(const void** kernel, const void* function) {
-  *kernel = function;
-  return cudaSuccess;
-}
-cudaError_t __cudaLaunchKernel(const void* kernel, dim3, dim3 block, void**, size_t shared,
-                               cudaStream_t) {
-  return record(kernel, block, shared);
-}
-cudaError_t cudaLaunchKernel(const void* kernel, dim3, dim3 block, void**, size_t shared,
-                             cudaStream_t) {
-  return record(kernel, block, shared);
+cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* config, const void* kernel, void**) {
+  return record(kernel, config->blockDim, config->dynamicSmemBytes);
 }
 
 cudaError_t cudaFuncSetAttribute(const void* function, cudaFuncAttribute attribute, int value) {
@@ -158,6 +142,15 @@ void launch_decode(Element element, int D, int T) {
   check(attention_decode(params, nullptr), "attention_decode, appending,", sizes("D", D, "T", T));
 }
 
+void launch_norm(Element element, int C) {
+  if (!norm) return;
+  NormParams params = {};
+  params.M = 1;
+  params.C = C;
+  params.element = element;
+  check(norm(params, nullptr), "norm", sizes("M", 1, "C", C));
+}
+
 void launch_linear(Element element, Format format, int K, int group) {
   if (!linear_decode || (format != Format::kBits4 && group < kLinearBlock)) return;
   LinearParams params = {};
@@ -180,6 +173,7 @@ int main(int, char** arguments) {
       for (const int T : {1, 64, 2048}) kogpt::launch_prefill(element, D, T);
       for (int T = 1; T <= kogpt::kMaxDecodeTokens; ++T) kogpt::launch_decode(element, D, T);
     }
+    for (const int C : {256, 4096, 8192}) kogpt::launch_norm(element, C);
     for (const auto format : {Format::kBits16, Format::kBits8, Format::kBits4}) {
       for (const int group : {32, 128}) kogpt::launch_linear(element, format, 20480, group);
     }

@@ -18,7 +18,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kogpt.fast.graph import Graphs, StepInput
-from kogpt.kernels import Weight, attention, linear
+from kogpt.kernels import (
+    DecodeStep,
+    Weight,
+    attention,
+    linear,
+    step_attention,
+    step_linear,
+    step_norm,
+    step_obstacle,
+)
 from kogpt.kernels.decode import MAX_TOKENS, ROTARY_MULTIPLE, decode_obstacle
 from kogpt.kernels.extension import extension_available
 from kogpt.model import KoGPT, KoGPTConfig, KVCache
@@ -77,6 +86,21 @@ class FastBlock:
         hidden = F.gelu(hidden, approximate="tanh")  # (B, T, F)
         return x + self.leave(torch.cat((mixed, hidden), dim=-1))
 
+    def chained(self, x: Tensor, attend: "FewTokens") -> Tensor:
+        """The same of rows (B T, C), as a chain of four kernels; `has_chain` tells whether it can.
+
+        What attention gives takes the place of v, and so lies before the MLP's inner layer: the
+        input of `leave`, with nothing copied.
+        """
+        C = self.widths[0]
+        y = step_linear(step_norm(x, *self.norm), *self.enter, gelu_from=3 * C)  # (B T, 3C + F)
+        attend.in_place(self.layer, *y.split(self.widths, dim=-1)[:3])
+        return step_linear(y[:, 2 * C :], *self.leave, residual=x)
+
+    def has_chain(self, x: Tensor) -> bool:
+        """Whether there are kernels for a chain on rows (B T, C)."""
+        return step_obstacle(x, self.enter.weight, self.leave.weight) is None
+
 
 class Attend(Protocol):
     """Attention of q, k, v (B, T, H, D), and whatever surrounds it; gives (B, T, H, D)."""
@@ -107,13 +131,20 @@ class FewTokens(NamedTuple):
     counters: Tensor
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        keys, values = self.cache.buffers(layer, k, v)
-        cos, sin = self.angles
-        _, lengths, starts = self.step
         # The op itself, whose checks need not be repeated for each layer of each step.
-        return torch.ops.kogpt.decode_attention(
-            q, k, v, keys, values, lengths, cos, sin, starts, self.counters
-        )
+        return torch.ops.kogpt.decode_attention(*self.arguments(layer, q, k, v))
+
+    def in_place(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> None:
+        """Of q, k, v (B T, C); the result takes the place of v."""
+        B, head_dim = self.step.lengths.numel(), q.size(1) // self.counters.size(1)
+        heads = (x.view(B, -1, self.counters.size(1), head_dim) for x in (q, k, v))
+        step_attention(self.arguments(layer, *heads))
+
+    def arguments(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> DecodeStep:
+        """Those of the op for one layer."""
+        keys, values = self.cache.buffers(layer, k, v)
+        _, lengths, starts = self.step
+        return DecodeStep(q, k, v, keys, values, lengths, *self.angles, starts, self.counters)
 
 
 class FastTransformer(Transformer):
@@ -138,7 +169,7 @@ class FastTransformer(Transformer):
         positions = self.positions(input_ids, cache, starts)
         if cache is None or not self.takes(T, cache):
             attend = ManyTokens(self.rotary(positions), cache, starts)
-            hidden = self.read(input_ids, attend)
+            hidden = self.read(self.embed(input_ids), attend)
         else:
             lengths = torch.full((B,), cache.length, device=input_ids.device)
             hidden = self.run_few(StepInput(input_ids, lengths, starts), cache)
@@ -155,14 +186,24 @@ class FastTransformer(Transformer):
         """A step through the decode kernel."""
         B, device = step.input_ids.size(0), step.input_ids.device
         counters = torch.zeros(B, self.n_head, dtype=torch.int32, device=device)
-        return self.read(step.input_ids, FewTokens(step, cache, self.angles, counters))
+        attend = FewTokens(step, cache, self.angles, counters)
+        x = self.embed(step.input_ids)
+        rows = x.flatten(0, 1)  # (B T, C)
+        if not all(block.has_chain(rows) for block in self.blocks):
+            return self.read(x, attend)
+        for block in self.blocks:
+            rows = block.chained(rows, attend)
+        return step_norm(rows, *self.norm).view_as(x)
 
-    def read(self, input_ids: Tensor, attend: Attend) -> Tensor:
+    def read(self, x: Tensor, attend: Attend) -> Tensor:
         """All blocks, one after the other."""
-        x = F.embedding(input_ids, self.embedding).to(self.norm.weight.dtype)  # (B, T, C)
         for block in self.blocks:
             x = block(x, attend)
         return self.norm(x)
+
+    def embed(self, input_ids: Tensor) -> Tensor:
+        """The tokens' embeddings (B, T, C)."""
+        return F.embedding(input_ids, self.embedding).to(self.norm.weight.dtype)
 
 
 def has_decode_kernel(config: KoGPTConfig, device: torch.device, dtype: torch.dtype) -> bool:

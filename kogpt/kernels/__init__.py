@@ -4,6 +4,7 @@ from kogpt.kernels.attention import attention, attention_reference
 from kogpt.kernels.decode import DecodeStep, decode_attention
 from kogpt.kernels.extension import extension_available
 from kogpt.kernels.linear import Weight, linear
+from kogpt.kernels.step import step_attention, step_linear, step_norm, step_obstacle
 
 __all__ = [
     "DecodeStep",
@@ -13,4 +14,8 @@ __all__ = [
     "decode_attention",
     "extension_available",
     "linear",
+    "step_attention",
+    "step_linear",
+    "step_norm",
+    "step_obstacle",
 ]

@@ -56,7 +56,11 @@ struct AttentionBackwardParams {
 // Row b holds lengths[b] tokens before the T new ones. With `k_new`, the kernel also rotates q and
 // k_new in interleaved pairs over the first R dims (R = 0: not at all) and writes k_new and v_new
 // behind the row's tokens. Without (null), the cache already holds them and q is rotated. A
-// token's rotary position is its index in the row less the row's start, at least 0.
+// token's rotary position is its index in the row less the row's start, at least 0. `out` may be
+// v_new, which a head's output then replaces.
+//
+// `early` launches before the kernels ahead are done, where the device can: what the cache holds,
+// lengths, starts and angles are read at once, the new tokens in their time.
 struct DecodeParams {
   Rows q;                  // (B, T, H, D)
   Rows k_new, v_new;       // (B, T, H, D), or null data
@@ -70,6 +74,7 @@ struct DecodeParams {
   float* partials;         // scratch of decode_partials(...) floats
   uint32_t* counters;      // (B, H), zero before and after each launch
   int32_t B, T, H, D, R, capacity, length;
+  bool early;
   float scale;
   Element element;
 };

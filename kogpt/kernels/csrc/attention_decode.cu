@@ -190,9 +190,12 @@ KOGPT_DEVICE void take_new_rows(const DecodeParams& p, const Share& share, const
   const HeadRows new_values = share.head(p.v_new), values = share.head(p.values);
   for_new_chunks<D>(p.T, 2, [&](int t, int chunk) {
     const int position = sequence.length + t;
-    const Vector x = load_global<Vector>(new_values.at(t, chunk));
+    Vector x = {};  // of another split: there its place may already hold an output
+    if (share.fresh.has(position)) {
+      x = load_global<Vector>(new_values.at(t, chunk));
+      store_global(values.at(position, chunk), x);
+    }
     store_shared(rows.v.at(t, chunk), x);
-    if (share.fresh.has(position)) store_global(values.at(position, chunk), x);
   });
 }
 
@@ -517,6 +520,7 @@ KOGPT_DEVICE void finish(const DecodeParams& p, const Share& share) {
 template <typename E, int D>
 __global__ void __launch_bounds__(DecodeShape<D>::kThreads) decode_kernel(DecodeParams p) {
   using Shape = DecodeShape<D>;
+  release_next();
   const Share share(p);
   if (share.empty()) return;
 
@@ -528,6 +532,7 @@ __global__ void __launch_bounds__(DecodeShape<D>::kThreads) decode_kernel(Decode
   copy_keys(key_tile, keys, first, share.cached);
   copy_keys(value_tile, values, first, share.cached);
 
+  await_previous();
   const NewRows<D> rows(p.T);
   take_new_rows<E>(p, share, rows);
   sync_threads();
@@ -564,7 +569,7 @@ template <typename E, int D>
 cudaError_t launch_decode(const DecodeParams& p, cudaStream_t stream) {
   using Shape = DecodeShape<D>;
   return launch(decode_kernel<E, D>, Grid{max_splits(p), p.H, p.B}, Shape::kThreads,
-                Shape::shared_bytes(p.T), stream, p);
+                Shape::shared_bytes(p.T), stream, p, p.early);
 }
 
 template <typename E>

@@ -2,7 +2,7 @@
 //
 // The one file with torch headers, and only those of the stable ABI, so one library serves every
 // torch from TORCH_TARGET_VERSION up. Schemas, references, gradient formula and the checks of
-// arguments are in Python. Dimension keys as in attention.h and linear.h.
+// arguments are in Python. Dimension keys as in attention.h, linear.h and norm.h.
 
 #include <cuda_runtime_api.h>
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
@@ -16,9 +16,11 @@
 #include <cstdint>
 #include <optional>
 #include <tuple>
+#include <utility>
 
 #include "attention.h"
 #include "linear.h"
+#include "norm.h"
 
 namespace kogpt {
 namespace {
@@ -163,12 +165,11 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_given, const Tens
   return {grad_q, grad_k, grad_v};
 }
 
-Tensor decode(const Tensor& q_given, const Tensor& k_given, const Tensor& v_given,
-              const Tensor& keys, const Tensor& values, const Tensor& lengths, const Tensor& cos,
-              const Tensor& sin, const std::optional<Tensor>& starts, const Tensor& counters) {
-  const DeviceGuard guard(q_given.get_device_index());
-  const Tensor q = readable(q_given), k = readable(k_given), v = readable(v_given);
-  const Tensor out = empty_rows(q);
+// The params of a step with rotary and append.
+DecodeParams append_params(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& keys,
+                           const Tensor& values, const Tensor& lengths, const Tensor& cos,
+                           const Tensor& sin, const std::optional<Tensor>& starts,
+                           const Tensor& out) {
   DecodeParams params = decode_params(q, keys, values, out, starts);
   params.k_new = rows(k);
   params.v_new = rows(v);
@@ -176,8 +177,28 @@ Tensor decode(const Tensor& q_given, const Tensor& k_given, const Tensor& v_give
   params.cos = pointer<const float>(cos);
   params.sin = pointer<const float>(sin);
   params.R = 2 * cos.size(1);
-  launch_decode(params, q, counters);
+  return params;
+}
+
+Tensor decode(const Tensor& q_given, const Tensor& k_given, const Tensor& v_given,
+              const Tensor& keys, const Tensor& values, const Tensor& lengths, const Tensor& cos,
+              const Tensor& sin, const std::optional<Tensor>& starts, const Tensor& counters) {
+  const DeviceGuard guard(q_given.get_device_index());
+  const Tensor q = readable(q_given), k = readable(k_given), v = readable(v_given);
+  const Tensor out = empty_rows(q);
+  launch_decode(append_params(q, k, v, keys, values, lengths, cos, sin, starts, out), q, counters);
   return out;
+}
+
+// Reads q, k and v where they are: a copy would be a kernel between, and v is written as well.
+void step_attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& keys,
+                    const Tensor& values, const Tensor& lengths, const Tensor& cos,
+                    const Tensor& sin, const std::optional<Tensor>& starts,
+                    const Tensor& counters) {
+  const DeviceGuard guard(q.get_device_index());
+  DecodeParams params = append_params(q, k, v, keys, values, lengths, cos, sin, starts, v);
+  params.early = true;
+  launch_decode(params, q, counters);
 }
 
 // `x` itself, or a copy, contiguous and where a vector may begin.
@@ -213,29 +234,100 @@ std::optional<Tensor> packed(const std::optional<Tensor>& x) {
   return x ? std::optional<Tensor>(packed(*x)) : std::nullopt;
 }
 
-Tensor linear(const Tensor& x_given, const Tensor& weight_given,
-              const std::optional<Tensor>& scale_given, const std::optional<Tensor>& bias_given) {
-  const DeviceGuard guard(x_given.get_device_index());
-  const Tensor x = packed(x_given), weight = packed(weight_given);
-  const std::optional<Tensor> scale = packed(scale_given), bias = packed(bias_given);
-  const std::array<int64_t, 2> shape = {x.size(0), weight.size(0)};
-  const Tensor out = torch::stable::new_empty(x, {shape.data(), shape.size()});
+// The params of a product, but for what only a step has.
+LinearParams linear_params(const Tensor& x, const Tensor& weight,
+                           const std::optional<Tensor>& scale, const std::optional<Tensor>& bias,
+                           const Tensor& out) {
   LinearParams params = {};
   params.element = element(x);
   params.format = format(weight, x);
   params.x = x.data_ptr();
+  params.x_stride = x.stride(0);
   params.values = weight.data_ptr();
   params.scale = of_outputs(scale, x, weight.size(0), "scales");
   params.bias = of_outputs(bias, x, weight.size(0), "a bias");
   params.out = out.data_ptr();
   params.M = x.size(0);
-  params.N = weight.size(0);
+  params.N = params.gelu_from = weight.size(0);
   params.K = x.size(1);
   params.G = scale ? scale->size(1) : 0;
   const int64_t inputs = weight.size(1) * (params.format == Format::kBits4 ? 8 : 1);
   STD_TORCH_CHECK(inputs == params.K, "kogpt::linear: weights for ", inputs, " inputs, x with ",
                   params.K);
+  return params;
+}
+
+Tensor empty_outputs(const Tensor& x, const Tensor& weight) {
+  const std::array<int64_t, 2> shape = {x.size(0), weight.size(0)};
+  return torch::stable::new_empty(x, {shape.data(), shape.size()});
+}
+
+Tensor linear(const Tensor& x_given, const Tensor& weight_given,
+              const std::optional<Tensor>& scale_given, const std::optional<Tensor>& bias_given) {
+  const DeviceGuard guard(x_given.get_device_index());
+  const Tensor x = packed(x_given), weight = packed(weight_given);
+  const std::optional<Tensor> scale = packed(scale_given), bias = packed(bias_given);
+  const Tensor out = empty_outputs(x, weight);
+  const LinearParams params = linear_params(x, weight, scale, bias, out);
   if (out.numel() > 0) check(linear_decode(params, current_stream(x)), "kogpt::linear");
+  return out;
+}
+
+// What a kernel of a chain reads is where it is: a copy would be a kernel between.
+void check_packed(const Tensor& x, const char* name) {
+  const bool aligned = reinterpret_cast<uintptr_t>(x.data_ptr()) % kBytesOfVector == 0;
+  STD_TORCH_CHECK(aligned && x.is_contiguous(), name, " must be contiguous and begin on 16 bytes");
+}
+
+Tensor step_linear(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& scale,
+                   const std::optional<Tensor>& bias, int64_t gelu_from,
+                   const std::optional<Tensor>& residual) {
+  const DeviceGuard guard(x.get_device_index());
+  const Tensor out = empty_outputs(x, weight);
+  LinearParams params = linear_params(x, weight, scale, bias, out);
+  const int64_t row_bytes = x.stride(0) * static_cast<int64_t>(x.element_size());
+  const bool aligned = reinterpret_cast<uintptr_t>(x.data_ptr()) % kBytesOfVector == 0;
+  STD_TORCH_CHECK(
+      aligned && x.stride(1) == 1 && (x.size(0) == 1 || row_bytes % kBytesOfVector == 0),
+      "every row of x must be contiguous and begin on 16 bytes");
+  check_packed(weight, "weights");
+  if (scale) check_packed(*scale, "scales");
+  if (bias) check_packed(*bias, "a bias");
+  if (residual) {
+    check_element(*residual, x, "a residual");
+    check_packed(*residual, "a residual");
+    STD_TORCH_CHECK(residual->numel() == out.numel(),
+                    "a residual of another size than the outputs");
+    params.residual = residual->data_ptr();
+  }
+  params.gelu_from = gelu_from;
+  params.early = true;
+  check(linear_decode(params, current_stream(x)), "kogpt::step_linear");
+  return out;
+}
+
+Tensor step_norm(const Tensor& x, const Tensor& weight, const Tensor& bias, double eps) {
+  const DeviceGuard guard(x.get_device_index());
+  const std::array<int64_t, 2> shape = {x.size(0), x.size(1)};
+  const Tensor out = torch::stable::new_empty(x, {shape.data(), shape.size()});
+  const std::pair<const Tensor&, const char*> parts[] = {
+      {x, "x"}, {weight, "a weight"}, {bias, "a bias"}};
+  for (const auto& [part, name] : parts) {
+    check_packed(part, name);
+    STD_TORCH_CHECK(part.scalar_type() == x.scalar_type() && part.size(-1) == x.size(1), name,
+                    " that does not fit x");
+  }
+  NormParams params = {};
+  params.x = x.data_ptr();
+  params.weight = weight.data_ptr();
+  params.bias = bias.data_ptr();
+  params.out = out.data_ptr();
+  params.M = x.size(0);
+  params.C = x.size(1);
+  params.eps = static_cast<float>(eps);
+  params.early = true;
+  params.element = element(x);
+  check(norm(params, current_stream(x)), "kogpt::step_norm");
   return out;
 }
 
@@ -247,4 +339,7 @@ STABLE_TORCH_LIBRARY_IMPL(kogpt, CUDA, library) {
   library.impl("attention_backward", TORCH_BOX(&kogpt::backward));
   library.impl("decode_attention", TORCH_BOX(&kogpt::decode));
   library.impl("linear", TORCH_BOX(&kogpt::linear));
+  library.impl("step_attention", TORCH_BOX(&kogpt::step_attention));
+  library.impl("step_linear", TORCH_BOX(&kogpt::step_linear));
+  library.impl("step_norm", TORCH_BOX(&kogpt::step_norm));
 }

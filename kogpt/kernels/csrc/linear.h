@@ -9,18 +9,25 @@ namespace kogpt {
 
 enum class Format : int32_t { kBits16, kBits8, kBits4 };
 
-// out = x Wᵀ + bias, for a few rows of x. All tensors are contiguous; x and values begin on 16
-// bytes. What is 16-bit has one element type.
+// out = residual + activation(x Wᵀ + bias), for a few rows of x; the activation is the tanh
+// approximation of GELU for the outputs from `gelu_from` on, and none for those before. Rows of x
+// and of the values begin on 16 bytes; all but the rows of x is contiguous. What is 16-bit has one
+// element type.
 //
 // A weight is its value, or q * scale[n, k / (K / G)], q being -128..127 in 8 bits or -8..7 in 4.
+//
+// `early` launches before the kernels ahead are done, where the device can: weights, scales and
+// bias are read at once, x and the residual in their time.
 struct LinearParams {
-  const void* x;  // (M, K)
-  const void*
-      values;         // (N, K) 16-bit or int8; or (N, K / 8) words of eight q + 8, the first lowest
-  const void* scale;  // (N, G); null for 16-bit weights
-  const void* bias;   // (N,); null for none
-  void* out;          // (M, N), written
-  int32_t M, N, K, G;
+  const void* x;         // (M, K), rows `x_stride` elements apart
+  const void* values;    // (N, K) 16-bit or int8; or (N, K / 8) words of eight q + 8, first lowest
+  const void* scale;     // (N, G); null for 16-bit weights
+  const void* bias;      // (N,); null for none
+  const void* residual;  // (M, N); null for none
+  void* out;             // (M, N), written
+  int32_t M, N, K, G, x_stride;
+  int32_t gelu_from;  // N for no activation
+  bool early;
   Format format;
   Element element;
 };

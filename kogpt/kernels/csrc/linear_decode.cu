@@ -152,7 +152,8 @@ struct Columns {
   KOGPT_DEVICE Columns(const LinearParams& p, int stage) {
     const int row = min(lane() / 4, p.M - 1);
     const int input = stage * Inputs<W>::kStage + lane() % 4 * Inputs<W>::kWord;
-    const uint8_t* from = static_cast<const uint8_t*>(p.x) + 2 * (int64_t{row} * p.K + input);
+    const uint8_t* from =
+        static_cast<const uint8_t*>(p.x) + int64_t{2} * (row * p.x_stride + input);
 #pragma unroll
     for (int chunk = 0; chunk < kChunks; ++chunk) {
       x[chunk] = load_global<Words<W::kPairs>>(from + 2 * chunk * Inputs<W>::kChunk);
@@ -285,6 +286,13 @@ KOGPT_DEVICE void store_sums(const LinearParams& p, const Sums& sums) {
   }
 }
 
+// The tanh approximation of GELU (Hendrycks & Gimpel, arXiv 1606.08415): its tanh makes it
+// x sigmoid(2 u).
+KOGPT_DEVICE float gelu(float x) {
+  const float u = 0.7978845608028654f * (x + 0.044715f * x * x * x);
+  return x / (1.0f + exp2_approx(-2.0f * kLog2E * u));
+}
+
 // Adds up the warps' sums in their order, and writes the outputs.
 template <typename E, typename W>
 KOGPT_DEVICE void store_outputs(const LinearParams& p) {
@@ -296,8 +304,10 @@ KOGPT_DEVICE void store_outputs(const LinearParams& p) {
 #pragma unroll 4
     for (int w = 0; w < count; ++w) sum += load_shared<float>(sum_at(w, row, column));
     if (p.bias) sum += load_element<E>(p.bias, n);
-    uint16_t* to = static_cast<uint16_t*>(p.out) + int64_t{column} * p.N + n;
-    store_global(to, static_cast<uint16_t>(pack<E>(sum, 0.0f)));
+    if (n >= p.gelu_from) sum = gelu(sum);
+    const uint32_t index = column * p.N + n;
+    if (p.residual) sum += load_element<E>(p.residual, index);
+    store_global(static_cast<uint16_t*>(p.out) + index, static_cast<uint16_t>(pack<E>(sum, 0.0f)));
   }
 }
 
@@ -308,6 +318,7 @@ constexpr int kMinBlocks = W::kPairs < 4 ? 2 : 0;
 
 template <typename E, typename W, int kFold>
 __global__ void __launch_bounds__(kMaxWarps* kWarp, kMinBlocks<W>) linear_kernel(LinearParams p) {
+  release_next();
   const int end = stages<W>(p), step = warps<W>(p);
   const uint32_t ring = warp() * kWarpBytes;
   const Copier copier(p, W::kPairs);
@@ -318,8 +329,9 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp, kMinBlocks<W>) linear_kernel
     commit_copies();
   }
   prefetch_scales<W>(p);
-  Columns<W> x(p, warp());
   Scales<E, W, kFold> scales(p, warp());
+  await_previous();
+  Columns<W> x(p, warp());
   Sums sums;
   uint32_t slot = ring;
 #pragma unroll 1
@@ -346,7 +358,7 @@ template <typename E, typename W, int kFold = Inputs<W>::kStage>
 cudaError_t launch_linear(const LinearParams& p, cudaStream_t stream) {
   const int count = warps<W>(p);
   return launch(linear_kernel<E, W, kFold>, Grid{ceil_div(p.N, kRows), 1, 1}, count * kWarp,
-                count * kWarpBytes, stream, p);
+                count * kWarpBytes, stream, p, p.early);
 }
 
 // Scales once a stage, unless a group of 4 bits begins within one.

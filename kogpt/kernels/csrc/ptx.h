@@ -39,6 +39,21 @@ KOGPT_DEVICE void sync_threads() { __syncthreads(); }
 // Orders the accesses of a warp's lanes to shared memory before and after it.
 KOGPT_DEVICE void sync_warp() { __syncwarp(); }
 
+// Once every block has come here, the next kernel may begin if it was launched early.
+KOGPT_DEVICE void release_next() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+// Where a kernel was launched early: waits until those before it are done, and what they wrote can
+// be read. Before that it may read what they do not write, and must write nothing.
+KOGPT_DEVICE void await_previous() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
 // Value of `x` in the lane whose index differs by `mask`; every lane of the warp takes part.
 KOGPT_DEVICE float shuffle_xor(float x, int mask) { return __shfl_xor_sync(0xffffffffu, x, mask); }
 
@@ -242,14 +257,37 @@ inline cudaError_t shared_memory_limit(int* bytes) {
   return cudaDeviceGetAttribute(bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
 }
 
+// Whether kernels may be launched early on the current device: from sm_90 on.
+inline cudaError_t takes_early_launches(bool* takes) {
+  int device, major;
+  if (cudaError_t status = cudaGetDevice(&device)) return status;
+  cudaError_t status = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+  *takes = major >= 9;
+  return status;
+}
+
+// Starts a kernel; with `early`, as soon as every block of the one before has called
+// `release_next`, so that it finds its first operands in shared memory when its turn comes.
 template <typename Params>
 cudaError_t launch(void (*kernel)(Params), Grid grid, int threads, int shared_size,
-                   cudaStream_t stream, Params params) {
+                   cudaStream_t stream, Params params, bool early = false) {
   cudaError_t status =
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_size);
   if (status != cudaSuccess) return status;
-  kernel<<<dim3(grid.x, grid.y, grid.z), threads, shared_size, stream>>>(params);
-  return cudaGetLastError();
+  if (early) {
+    if ((status = takes_early_launches(&early)) != cudaSuccess) return status;
+  }
+  cudaLaunchAttribute attribute = {};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(grid.x, grid.y, grid.z);
+  config.blockDim = dim3(threads);
+  config.dynamicSmemBytes = shared_size;
+  config.stream = stream;
+  config.attrs = &attribute;
+  config.numAttrs = early;
+  return cudaLaunchKernelEx(&config, kernel, params);
 }
 
 }  // namespace kogpt

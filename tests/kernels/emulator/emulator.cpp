@@ -37,6 +37,7 @@ struct Fiber {
   void* stack = nullptr;
   bool started = false;
   bool ended = false;
+  bool awaited = false;  // `await_previous`, or nothing is to be awaited
   const char* waits_in = nullptr;
   std::deque<std::vector<uint32_t>> copies;  // offsets by group; the last group is still open
 };
@@ -67,6 +68,7 @@ struct GlobalElement {
 struct Tensor {
   char* data;
   int64_t sizes[3], strides[3], row;    // strides descend
+  bool late;                            // kernels before an early launch may be writing it
   std::vector<GlobalElement> elements;  // empty where not writable
 
   int64_t extent() const {
@@ -101,6 +103,7 @@ uint32_t threads;
 uint32_t shared_size;
 void (*call)(const void*);
 const void* argument;
+bool early;
 Epoch epoch;
 Epoch block_synced;           // began with the block's last `sync_threads`
 std::vector<bool> published;  // by block: `fence`, then `increment_wrapping`
@@ -219,6 +222,7 @@ void run_block() {
   for (uint32_t thread = 0; thread < threads; ++thread) {
     if (!fibers[thread].started) start(thread);
     fibers[thread].ended = false;
+    fibers[thread].awaited = !early;
     fibers[thread].copies.assign(1, {});
     ready.push_back(thread);
   }
@@ -461,6 +465,9 @@ Tensor* find_tensor(const char* what, const void* address, uint32_t size, bool w
   if (reinterpret_cast<uintptr_t>(address) % size) {
     trap("%s of %u bytes at %p: misaligned", what, size, address);
   }
+  if (writable && !fibers[current].awaited) {
+    trap("%s at %p: with no await_previous yet", what, address);
+  }
   Tensor* found = nullptr;
   for (Tensor& tensor : tensors) {
     if (!tensor.holds(address, size)) continue;
@@ -481,6 +488,9 @@ bool ordered(Epoch when, uint32_t thread) {
 
 void load(const char* what, void* value, const void* source, uint32_t size) {
   Tensor* tensor = find_tensor(what, source, size, false);
+  if (tensor->late && !fibers[current].awaited) {
+    trap("%s at %p: kernels before may be writing there, with no await_previous yet", what, source);
+  }
   for (uint32_t at = 0; at < size && !tensor->elements.empty(); at += kElement) {
     GlobalElement& element = *tensor->element(static_cast<const char*>(source) + at);
     if (!ordered(element.written, element.writer)) {
@@ -516,6 +526,8 @@ void sync_threads() {
 void sync_warp() {
   meet("sync_warp", nullptr, [](void* const*) { warps[current / kLanes].synced = ++epoch; });
 }
+
+void await_previous() { fibers[current].awaited = true; }
 
 float shuffle_xor(float x, int mask) {
   ShuffleLane lane = {x, mask, 0};
@@ -660,7 +672,7 @@ cudaError_t shared_memory_limit(int* bytes) {
 }
 
 cudaError_t run_blocks(Grid size, int block_threads, int block_shared, void (*kernel)(const void*),
-                       const void* params) {
+                       const void* params, bool is_early) {
   ++launches;
   if (block_shared < 0 || block_shared > shared_limit) {
     return refuse(cudaErrorInvalidValue,
@@ -675,7 +687,7 @@ cudaError_t run_blocks(Grid size, int block_threads, int block_shared, void (*ke
                                                      std::to_string(size.z) + " blocks");
   }
   grid = size, threads = block_threads, shared_size = block_shared;
-  call = kernel, argument = params;
+  call = kernel, argument = params, early = is_early;
   epoch = 0;
   std::vector<uint32_t> order(static_cast<size_t>(grid.x) * grid.y * grid.z);
   for (size_t i = 0; i < order.size(); ++i) order[i] = i;
@@ -701,8 +713,8 @@ void set_shared_memory_limit(int bytes) { shared_limit = bytes; }
 void set_block_order(uint64_t seed) { block_order = seed; }
 
 void register_tensor(void* data, const int64_t* sizes, const int64_t* strides, int64_t row,
-                     bool writable) {
-  Tensor tensor = {static_cast<char*>(data), {}, {}, row, {}};
+                     bool writable, bool late) {
+  Tensor tensor = {static_cast<char*>(data), {}, {}, row, late, {}};
   int order[3] = {0, 1, 2};
   std::sort(order, order + 3, [&](int i, int j) { return strides[i] > strides[j]; });
   for (int i = 0; i < 3; ++i) {

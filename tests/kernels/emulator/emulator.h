@@ -14,6 +14,8 @@
 //                   misaligned; stored to by two threads; shared between threads of a block with no
 //                   `sync_threads` between, or between blocks without `fence` and
 //                   `increment_wrapping`
+//   early launches  global memory written before `await_previous`, or read before it from a tensor
+//                   that the kernels before may be writing
 //   threads         a warp operation or barrier that not all threads reach; lanes of one warp in
 //                   different operations
 // What it cannot see: the time anything takes, registers, and the rounding inside a tensor core
@@ -63,6 +65,8 @@ int block_y();
 int block_z();
 void sync_threads();
 void sync_warp();
+inline void release_next() {}
+void await_previous();
 float shuffle_xor(float x, int mask);
 
 // --- arithmetic ---
@@ -142,11 +146,11 @@ cudaError_t shared_memory_limit(int* bytes);
 
 // Runs `call(argument)` once for each thread of each block.
 cudaError_t run_blocks(Grid grid, int threads, int shared_size, void (*call)(const void*),
-                       const void* argument);
+                       const void* argument, bool early);
 
 template <typename Params>
 cudaError_t launch(void (*kernel)(Params), Grid grid, int threads, int shared_size, cudaStream_t,
-                   Params params) {
+                   Params params, bool early = false) {
   struct Call {
     void (*kernel)(Params);
     Params params;
@@ -157,7 +161,7 @@ cudaError_t launch(void (*kernel)(Params), Grid grid, int threads, int shared_si
         const Call& call = *static_cast<const Call*>(argument);
         call.kernel(call.params);
       },
-      &call);
+      &call, early);
 }
 
 // --- for the harness ---
@@ -167,9 +171,10 @@ void set_shared_memory_limit(int bytes);
 // The order in which blocks run: 0 for their natural order, else shuffled by this seed.
 void set_block_order(uint64_t seed);
 
-// Lets kernels touch a tensor: rows of `row` bytes, counted by three sizes and byte strides.
+// Lets kernels touch a tensor: rows of `row` bytes, counted by three sizes and byte strides. Where
+// a launch is early, the kernels before may be writing a tensor that is `late`.
 void register_tensor(void* data, const int64_t* sizes, const int64_t* strides, int64_t row,
-                     bool writable);
+                     bool writable, bool late);
 
 // Forgets all tensors and the last error, and counts launches from 1 again.
 void reset_emulation();

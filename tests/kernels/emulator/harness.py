@@ -14,7 +14,7 @@ import math
 import os
 import shutil
 import subprocess
-from ctypes import Structure, byref, c_float, c_int32, c_int64, c_void_p
+from ctypes import Structure, byref, c_bool, c_float, c_int32, c_int64, c_void_p
 from pathlib import Path
 
 import pytest
@@ -41,7 +41,7 @@ class EmulatorError(RuntimeError):
     """A launch that failed, with what was trapped."""
 
 
-# --- the structs of csrc/attention.h and csrc/linear.h ---
+# --- the structs of csrc/attention.h, csrc/linear.h and csrc/norm.h ---
 
 
 class Rows(Structure):
@@ -77,6 +77,7 @@ class DecodeParams(Structure):
         *((name, c_void_p) for name in ("lse", "lengths", "starts", "cos", "sin")),
         *((name, c_void_p) for name in ("partials", "counters")),
         *((name, c_int32) for name in ("B", "T", "H", "D", "R", "capacity", "length")),
+        ("early", c_bool),
         ("scale", c_float),
         ("element", c_int32),
     ]
@@ -84,8 +85,20 @@ class DecodeParams(Structure):
 
 class LinearParams(Structure):
     _fields_ = [
-        *((name, c_void_p) for name in ("x", "values", "scale", "bias", "out")),
-        *((name, c_int32) for name in ("M", "N", "K", "G", "format", "element")),
+        *((name, c_void_p) for name in ("x", "values", "scale", "bias", "residual", "out")),
+        *((name, c_int32) for name in ("M", "N", "K", "G", "x_stride", "gelu_from")),
+        ("early", c_bool),
+        *((name, c_int32) for name in ("format", "element")),
+    ]
+
+
+class NormParams(Structure):
+    _fields_ = [
+        *((name, c_void_p) for name in ("x", "weight", "bias", "out")),
+        *((name, c_int32) for name in ("M", "C")),
+        ("eps", c_float),
+        ("early", c_bool),
+        ("element", c_int32),
     ]
 
 
@@ -141,7 +154,7 @@ def library(name: str) -> ctypes.CDLL:
     lib = ctypes.CDLL(str(target))
     lib.emulator_error.restype = ctypes.c_char_p
     lib.emulator_decode_partials.restype = c_int64
-    mirrors = (AttentionParams, AttentionBackwardParams, DecodeParams, LinearParams)
+    mirrors = (AttentionParams, AttentionBackwardParams, DecodeParams, LinearParams, NormParams)
     sizes = (c_int64 * len(mirrors))()
     lib.emulator_struct_sizes(sizes)
     assert list(sizes) == [ctypes.sizeof(mirror) for mirror in mirrors], "a struct has changed"
@@ -161,31 +174,36 @@ class Run:
         self.lib = library(name)
         self.lib.emulator_reset(c_int32(limit), ctypes.c_uint64(seed))
 
-    def rows(self, x: Tensor | None, *, writable: bool = False) -> Rows:
-        """Registers a (B, tokens, H, D) tensor with any strides whose rows are contiguous."""
+    def rows(self, x: Tensor | None, *, writable: bool = False, late: bool = False) -> Rows:
+        """Registers a (B, tokens, H, D) tensor with any strides whose rows are contiguous.
+
+        Args:
+            writable: by the kernel.
+            late: an early launch has to wait before it reads this.
+        """
         if x is None:
             return Rows()
         assert x.stride(-1) == 1 and x.data_ptr() % 16 == 0
         assert all(stride * x.element_size() % 16 == 0 for stride in x.stride()[:3])
-        self.register(x, writable)
+        self.register(x, writable, late)
         return Rows(x.data_ptr(), *x.stride()[:3])
 
-    def flat(self, x: Tensor | None, *, writable: bool = False) -> int | None:
+    def flat(self, x: Tensor | None, *, writable: bool = False, late: bool = False) -> int | None:
         """Registers a contiguous tensor of any rank, and gives its address."""
         if x is None:
             return None
         assert x.is_contiguous()
-        self.register(x.view(1, 1, 1, x.numel()), writable)
+        self.register(x.view(1, 1, 1, x.numel()), writable, late)
         return x.data_ptr()
 
-    def register(self, x: Tensor, writable: bool) -> None:
+    def register(self, x: Tensor, writable: bool, late: bool) -> None:
         if x.numel() == 0:
             return
         size = x.element_size()
         sizes = (c_int64 * 3)(*x.shape[:3])
         strides = (c_int64 * 3)(*(stride * size for stride in x.stride()[:3]))
         self.lib.emulator_register(
-            c_void_p(x.data_ptr()), sizes, strides, c_int64(x.size(3) * size), writable
+            c_void_p(x.data_ptr()), sizes, strides, c_int64(x.size(3) * size), writable, late
         )
 
     def call(self, function: str, *arguments: object) -> None:
@@ -278,12 +296,14 @@ def decode(
     *,
     starts: Tensor | None = None,
     counters: Tensor | None = None,
+    early: bool = False,
     **options: int,
 ) -> tuple[Tensor, Tensor]:
     """attention_decode.cu: q, k_new, v_new (B, T, H, D); keys, values (B, capacity, H, D).
 
     Appends to `keys` and `values` in place. Without `cos` and `sin` ((P, R/2), float32) nothing is
-    rotated. `counters` ((B, H), int32) are zeros, made when None.
+    rotated. `counters` ((B, H), int32) are zeros, made when None. An early launch writes the result
+    over `v_new`, as a step's does.
 
     Returns:
         out (B, T, H, D) and lse (B, H, T).
@@ -291,13 +311,16 @@ def decode(
     B, T, H, D = q.shape
     run = Run("attention_decode", **options)
     out, lse = unwritten_results(q)
+    if early:
+        assert v_new is not None
+        out = v_new
     counters = torch.zeros(B, H, dtype=torch.int32) if counters is None else counters
     append = k_new is not None
     same = isinstance(lengths, int)
     params = DecodeParams(
-        *(run.rows(x) for x in (q, k_new, v_new)),
+        *(run.rows(x, late=True) for x in (q, k_new, v_new)),
         *(run.rows(x, writable=append) for x in (keys, values)),
-        run.rows(out, writable=True),
+        run.rows(out, writable=True, late=True),
         run.flat(lse, writable=True),
         None if same else run.flat(lengths),
         *(run.flat(x) for x in (starts, cos, sin)),
@@ -305,6 +328,7 @@ def decode(
         run.flat(counters, writable=True),
         *(B, T, H, D, 0 if cos is None else 2 * cos.size(-1), keys.size(1)),
         lengths if same else 0,
+        early,
         1 / math.sqrt(D),
         ELEMENTS[q.dtype],
     )
@@ -321,23 +345,53 @@ def linear(
     values: Tensor,
     scale: Tensor | None = None,
     bias: Tensor | None = None,
+    gelu_from: int | None = None,
+    residual: Tensor | None = None,
+    early: bool = False,
     **options: int,
 ) -> Tensor:
     """linear_decode.cu: x (M, K); values and scale as in `kogpt.kernels.Weight`; bias (N,).
+
+    Rows of `x` may lie apart. `gelu_from` and `residual` as in `kogpt.kernels.step_linear`.
 
     Returns:
         (M, N).
     """
     run = Run("linear_decode", **options)
     out = unwritten(x.size(0), values.size(0), dtype=x.dtype)
+    rows = run.rows(x[:, None, None], late=True)
     params = LinearParams(
-        *(run.flat(part) for part in (x, values, scale, bias)),
-        run.flat(out, writable=True),
-        *(*out.shape, x.size(1), 0 if scale is None else scale.size(1)),
+        rows.data,
+        *(run.flat(part) for part in (values, scale, bias)),
+        run.flat(residual, late=True),
+        run.flat(out, writable=True, late=True),
+        *(*out.shape, x.size(1), 0 if scale is None else scale.size(1), rows.batch_stride),
+        out.size(1) if gelu_from is None else gelu_from,
+        early,
         FORMATS[values.dtype],
         ELEMENTS[x.dtype],
     )
     run.call("emulator_linear", byref(params))
+    return out
+
+
+def norm(
+    x: Tensor, weight: Tensor, bias: Tensor, eps: float, early: bool = False, **options: int
+) -> Tensor:
+    """norm.cu: x (M, C), weight and bias (C,).
+
+    Returns:
+        (M, C).
+    """
+    run = Run("norm", **options)
+    out = unwritten(*x.shape, dtype=x.dtype)
+    params = NormParams(
+        run.flat(x, late=True),
+        *(run.flat(part) for part in (weight, bias)),
+        run.flat(out, writable=True, late=True),
+        *(*x.shape, eps, early, ELEMENTS[x.dtype]),
+    )
+    run.call("emulator_norm", byref(params))
     return out
 
 

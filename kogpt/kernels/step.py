@@ -1,0 +1,138 @@
+"""The operators of a decode step on a GPU, a chain in which each begins before the last has ended.
+
+A step of few tokens is a hundred small kernels in a row, and between two of them the memory would
+lie idle: until the first is done, the second launched, and its first operands there. These ops
+launch early (programmatic dependent launch, from sm_90 on). A kernel fetches what its predecessors
+do not write (weights, the cache), and then waits for them to end. They also compute what else lies
+between two products: bias, GELU and residual in the product before, the new value's place in the
+attention's result.
+
+So nothing that is still under way when a chain begins may write weights, tables, lengths, starts or
+caches; an ordinary op between, such as the embedding, is enough. The references here are the
+definitions, and what runs where there is no kernel.
+
+Dimension key: `B` batch, `T` new tokens, `M` rows, all of their tokens; `N` outputs, `K` inputs;
+`C` elements of a row; `H` heads, `D` head dim.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from kogpt.kernels.decode import DecodeStep, decode_attention_reference
+from kogpt.kernels.extension import extension_available
+from kogpt.kernels.linear import MAX_ROWS, Weight, linear_reference, obstacle
+
+NORM_MULTIPLE = 8  # elements that a thread of the norm takes at once
+
+
+def step_obstacle(x: Tensor, *weights: Weight) -> str | None:
+    """What keeps rows `x` (M, C) from a chain with such weights on a GPU; None if nothing."""
+    if not x.is_cuda or not extension_available(x.device):
+        return "no kernels"
+    if len(x) > MAX_ROWS:
+        return f"{len(x)} rows"
+    if x.size(1) % NORM_MULTIPLE:
+        return f"{x.size(1)} elements, no multiple of {NORM_MULTIPLE}"
+    if any(weight.offset is not None for weight in weights):
+        return "zero points"
+    widths = (x.new_empty(0, weight.shape[1]) for weight in weights)
+    return next(filter(None, map(obstacle, widths, weights)), None)
+
+
+def step_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """LayerNorm of rows (M, C)."""
+    return torch.ops.kogpt.step_norm(x, weight, bias, eps)
+
+
+def step_linear(
+    x: Tensor,
+    weight: Weight,
+    bias: Tensor | None = None,
+    *,
+    gelu_from: int | None = None,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """residual + activation(x Wᵀ + bias).
+
+    Args:
+        x: (M, K), M <= 8; rows may lie apart.
+        weight: W, (N, K).
+        bias: (N,).
+        gelu_from: first output that goes through the tanh approximation of GELU; None for none.
+        residual: (M, N).
+
+    Returns:
+        (M, N), rounded once.
+    """
+    start = weight.shape[0] if gelu_from is None else gelu_from
+    return torch.ops.kogpt.step_linear(x, weight.values, weight.scale, bias, start, residual)
+
+
+def step_attention(step: DecodeStep) -> Tensor:
+    """`decode_attention` whose result takes the place of the new values.
+
+    Returns:
+        `step.v`, which holds the result (B, T, H, D).
+    """
+    torch.ops.kogpt.step_attention(*step)
+    return step.v
+
+
+def step_linear_reference(
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor | None,
+    bias: Tensor | None,
+    gelu_from: int,
+    residual: Tensor | None,
+) -> Tensor:
+    """The definition of `step_linear`, in plain operations."""
+    y = linear_reference(x, weight, scale, bias)
+    if gelu_from < y.size(1):
+        y = torch.cat((y[:, :gelu_from], F.gelu(y[:, gelu_from:], approximate="tanh")), dim=1)
+    return y if residual is None else residual + y
+
+
+torch.library.define(
+    "kogpt::step_norm", "(Tensor x, Tensor weight, Tensor bias, float eps) -> Tensor"
+)
+torch.library.define(
+    "kogpt::step_linear",
+    "(Tensor x, Tensor weight, Tensor? scale, Tensor? bias, int gelu_from, Tensor? residual)"
+    " -> Tensor",
+)
+torch.library.define(
+    "kogpt::step_attention",
+    "(Tensor q, Tensor k, Tensor(d!) v, Tensor(a!) keys, Tensor(b!) values, Tensor lengths,"
+    " Tensor cos, Tensor sin, Tensor? starts, Tensor(c!) counters) -> ()",
+)
+torch.library.impl("kogpt::step_linear", "default", step_linear_reference)
+
+
+@torch.library.impl("kogpt::step_norm", "default")
+def _run_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    return F.layer_norm(x, weight.shape, weight, bias, eps)
+
+
+@torch.library.impl("kogpt::step_attention", "default")
+def _run_attention(*arguments: Any) -> None:
+    step = DecodeStep(*arguments)
+    step.v.copy_(decode_attention_reference(step))
+
+
+@torch.library.register_fake("kogpt::step_norm")
+def _norm_shape(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+@torch.library.register_fake("kogpt::step_linear")
+def _product_shape(x: Tensor, weight: Tensor, *others: Any) -> Tensor:
+    return x.new_empty(x.size(0), weight.size(0))
+
+
+@torch.library.register_fake("kogpt::step_attention")
+def _no_result(*arguments: Any) -> None:
+    return None
