@@ -53,6 +53,10 @@ REQUIRED = {
     "attention_decode": {**PREFILL, "loads of 16 bytes": (r"LDG\.(\S+\.)?128\b", 1)},
     # A stage takes four of a lane's copies; three stages are filled before the loop, and one in it.
     "linear_decode": {**PREFILL, "cp.async of 16 bytes": (COPIES, 16)},
+    "widen": {
+        "loads of 16 bytes": (r"LDG\.(\S+\.)?128\b", 1),
+        "stores": (r"STG\.(\S+\.)?128\b", 2),
+    },
     "norm": {"cp.async of 16 bytes": (COPIES, 3)},
 }
 LOCAL_MEMORY = r"(LDL|STL)\b"

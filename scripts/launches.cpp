@@ -24,6 +24,7 @@ __attribute__((weak)) cudaError_t attention_forward(const AttentionParams&, cuda
 __attribute__((weak)) cudaError_t attention_backward(const AttentionBackwardParams&, cudaStream_t);
 __attribute__((weak)) cudaError_t attention_decode(const DecodeParams&, cudaStream_t);
 __attribute__((weak)) cudaError_t linear_decode(const LinearParams&, cudaStream_t);
+__attribute__((weak)) cudaError_t widen(const WidenParams&, cudaStream_t);
 __attribute__((weak)) cudaError_t norm(const NormParams&, cudaStream_t);
 }  // namespace kogpt
 
@@ -87,8 +88,13 @@ cudaError_t cudaGetDevice(int* device) {
   return cudaSuccess;
 }
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
-  if (attribute != cudaDevAttrMaxSharedMemoryPerBlockOptin) return cudaErrorInvalidValue;
-  *value = shared_memory;
+  if (attribute == cudaDevAttrMaxSharedMemoryPerBlockOptin) {
+    *value = shared_memory;
+  } else if (attribute == cudaDevAttrComputeCapabilityMajor) {
+    *value = 9;
+  } else {
+    return cudaErrorInvalidValue;
+  }
   return cudaSuccess;
 }
 cudaError_t cudaGetLastError() { return cudaSuccess; }
@@ -151,6 +157,16 @@ void launch_norm(Element element, int C) {
   check(norm(params, nullptr), "norm", sizes("M", 1, "C", C));
 }
 
+void launch_widen(Element element, Format format) {
+  if (!widen || format == Format::kBits16) return;
+  WidenParams params = {};
+  params.N = params.G = 1;
+  params.K = 4096;
+  params.format = format;
+  params.element = element;
+  check(widen(params, nullptr), "widen", sizes("N", 1, "K", params.K));
+}
+
 void launch_linear(Element element, Format format, int K, int group) {
   if (!linear_decode || (format != Format::kBits4 && group < kLinearBlock)) return;
   LinearParams params = {};
@@ -176,6 +192,7 @@ int main(int, char** arguments) {
     for (const int C : {256, 4096, 8192}) kogpt::launch_norm(element, C);
     for (const auto format : {Format::kBits16, Format::kBits8, Format::kBits4}) {
       for (const int group : {32, 128}) kogpt::launch_linear(element, format, 20480, group);
+      kogpt::launch_widen(element, format);
     }
   }
   return kogpt::failures != 0;

@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "fast": {"model", "kernels", "checkpoint"},
     "generation": {"model", "tokenizer"},
     "training": {"model", "tokenizer", "checkpoint"},
-    "benchmarking": {"model", "fast", "kernels"},
+    "benchmarking": {"model", "fast", "kernels", "generation"},
 }
 
 

@@ -4,7 +4,8 @@ Dimension key: `B` rows, `T` tokens of a prompt, `N` new tokens.
 """
 
 import time
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 
@@ -16,6 +17,7 @@ from kogpt.benchmarking.machine import peak_memory, reset_peak
 from kogpt.benchmarking.report import Figures
 from kogpt.benchmarking.traffic import step_bytes
 from kogpt.fast import FastKoGPT
+from kogpt.generation.transfer import reads_on, start_copy
 from kogpt.model import KoGPT, KVCache
 
 PREFILL_CHUNK = 512  # as generation reads prompts
@@ -108,12 +110,15 @@ def generate(
         process knew it.
     """
     columns, times = [], []
+    arriving: deque[Callable[[], Tensor]] = deque()  # as generation does, see `generation.transfer`
     unread = prompts
     start = time.perf_counter()
-    for _ in range(new_tokens):
+    for step in range(1, new_tokens + 1):
         for part in unread.split(PREFILL_CHUNK, dim=1):
             hidden = model.transformer(part, cache, None)
         unread = model.logits(hidden[:, -1]).argmax(-1, keepdim=True)  # (B, 1)
-        columns.append(unread.flatten().tolist())  # waits for the device, as streaming must
-        times.append(time.perf_counter() - start)
+        arriving.append(start_copy(unread.flatten()))
+        while len(arriving) > (reads_on(model.device) and step < new_tokens):
+            columns.append(arriving.popleft()().tolist())
+            times.append(time.perf_counter() - start)
     return torch.tensor(columns).T, times

@@ -94,8 +94,8 @@ class FastBlock:
         """
         C = self.widths[0]
         y = step_linear(step_norm(x, *self.norm), *self.enter, gelu_from=3 * C)  # (B T, 3C + F)
-        attend.in_place(self.layer, *y.split(self.widths, dim=-1)[:3])
-        return step_linear(y[:, 2 * C :], *self.leave, residual=x)
+        ready = attend.in_place(self.layer, *y.split(self.widths, dim=-1)[:3])
+        return step_linear(y[:, 2 * C :], *self.leave, residual=x, late=C, ready=ready)
 
     def has_chain(self, x: Tensor) -> bool:
         """Whether there are kernels for a chain on rows (B T, C)."""
@@ -128,17 +128,23 @@ class FewTokens(NamedTuple):
     step: StepInput
     cache: KVCache
     angles: Tensor  # (2, n_positions, R/2)
-    counters: Tensor
+    counters: Tensor  # (B, H), zeros
+    flags: Tensor  # (layers, 1), zeros
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         # The op itself, whose checks need not be repeated for each layer of each step.
         return torch.ops.kogpt.decode_attention(*self.arguments(layer, q, k, v))
 
-    def in_place(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> None:
-        """Of q, k, v (B T, C); the result takes the place of v."""
+    def in_place(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Of q, k, v (B T, C); the result takes the place of v.
+
+        Returns:
+            The flag that all else is there.
+        """
         B, head_dim = self.step.lengths.numel(), q.size(1) // self.counters.size(1)
         heads = (x.view(B, -1, self.counters.size(1), head_dim) for x in (q, k, v))
-        step_attention(self.arguments(layer, *heads))
+        step_attention(self.arguments(layer, *heads), self.flags[layer])
+        return self.flags[layer]
 
     def arguments(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> DecodeStep:
         """Those of the op for one layer."""
@@ -185,8 +191,9 @@ class FastTransformer(Transformer):
     def read_few(self, step: StepInput, cache: KVCache) -> Tensor:
         """A step through the decode kernel."""
         B, device = step.input_ids.size(0), step.input_ids.device
-        counters = torch.zeros(B, self.n_head, dtype=torch.int32, device=device)
-        attend = FewTokens(step, cache, self.angles, counters)
+        sizes = B * self.n_head, len(self.blocks)
+        counters, flags = torch.zeros(sum(sizes), dtype=torch.int32, device=device).split(sizes)
+        attend = FewTokens(step, cache, self.angles, counters.view(B, -1), flags[:, None])
         x = self.embed(step.input_ids)
         rows = x.flatten(0, 1)  # (B T, C)
         if not all(block.has_chain(rows) for block in self.blocks):

@@ -117,16 +117,20 @@ class Batch:
         """Makes `rows` of this batch the batch, in that order, repeats allowed."""
         if list(rows) == list(range(len(self.ids))):
             return
-        self._forget_expected()
+        if self._expected.size(1):
+            self._forget_expected()
         chosen = torch.tensor(rows, device=self.ids.device)
         self.ids = self.ids[chosen]
+        self._expected = self.ids[:, :0]
+        if self._ahead is not None:
+            self._ahead = self._ahead[chosen]
         if self._starts is not None:
             self._starts = self._starts[chosen]
         if self._cache is not None:
             self._cache = self._cache.select(chosen)
 
     def _forget_expected(self) -> None:
-        """Forgets what was read ahead: it is not what came, or the rows are others now."""
+        """Forgets what was read ahead: it is not what came, or other rows had other guesses."""
         self._expected, self._ahead = self.ids[:, :0], None
         if self._cache is not None and self._cache.length > self.ids.size(1):
             self._cache.truncate(self.ids.size(1))

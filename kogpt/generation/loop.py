@@ -11,6 +11,7 @@ from kogpt.generation.sample import NO_TOKEN, Request, Sample
 from kogpt.generation.sampling import Sampler
 from kogpt.generation.scoring import token_logprobs
 from kogpt.generation.speculative import Speculation, Speculator
+from kogpt.generation.transfer import reads_on, start_copy
 
 # Lays out the prompts of some requests, each once.
 MakeBatch = Callable[[Sequence[Request]], Batch]
@@ -37,7 +38,12 @@ def run(
     speculator = Speculator(speculate) if speculate else None
     while True:
         ids = choose(logits, batch.history)
-        record(live, logits, ids)
+        chosen = start_copy(ids)
+        read_on = reads_on(ids.device) and not speculator and may_go_on(live, batch)
+        if read_on:  # while the host learns what was chosen
+            batch.append(ids.clamp(min=0))
+            batch.logits()
+        record(live, logits, ids, chosen().tolist())
         yield
         unfinished = [row for row, sample in enumerate(live) if sample.finish_reason is None]
         if not unfinished:
@@ -47,10 +53,17 @@ def run(
             ids = ids[unfinished]
             live = [live[row] for row in unfinished]
             choose = Sampler(live, logits.device)
-        batch.append(ids.clamp(min=0))
+        if not read_on:
+            batch.append(ids.clamp(min=0))
         if speculator:
             speculator.guess(live[0], batch, choose)
         logits = batch.logits()
+
+
+def may_go_on(samples: Sequence[Sample], batch: Batch) -> bool:
+    """Whether a token after the next one is wanted, as far as can be told without the next."""
+    unfinished = (sample for sample in samples if sample.finish_reason is None)
+    return not batch.is_full and any(sample.remaining > 1 for sample in unfinished)
 
 
 def read_prompts(make_batch: MakeBatch, samples: Sequence[Sample]) -> tuple[Batch, Tensor]:
@@ -65,10 +78,13 @@ def read_prompts(make_batch: MakeBatch, samples: Sequence[Sample]) -> tuple[Batc
 
 
 @torch.inference_mode()
-def record(samples: Sequence[Sample], logits: Tensor, ids: Tensor) -> None:
-    """Hands each unfinished sample its row of `ids` (B,), chosen by `logits` (B, V)."""
+def record(samples: Sequence[Sample], logits: Tensor, ids: Tensor, chosen: Sequence[int]) -> None:
+    """Hands each unfinished sample its row of `ids` (B,), chosen by `logits` (B, V).
+
+    Args:
+        chosen: `ids` on the host.
+    """
     wanted = [s.request.params.logprobs for s in samples if s.request.params.logprobs is not None]
-    chosen = ids.tolist()
     if NO_TOKEN in chosen:
         refuse_unusable(logits)
     logprobs = token_logprobs(logits, ids.clamp(min=0), max(wanted)) if wanted else None

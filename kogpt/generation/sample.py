@@ -158,6 +158,11 @@ class Sample:
             self.pieces += prompt
         self._end_at_limit()
 
+    @property
+    def remaining(self) -> int:
+        """Tokens to its limit."""
+        return self.request.limit - len(self.token_ids)
+
     def push(self, id: int, logprob: TokenLogprob | None = None) -> None:
         """Takes the next id, or NO_TOKEN where none is allowed, and its log-probability."""
         assert self.finish_reason is None, "a finished sample takes no more"
@@ -213,7 +218,7 @@ class Sample:
         return sum(sum(takewhile(bool, agreement)) for agreement in agreements)
 
     def _end_at_limit(self) -> None:
-        if self.finish_reason is None and len(self.token_ids) == self.request.limit:
+        if self.finish_reason is None and self.remaining == 0:
             self._finish(self.request.limit_reason)
 
     def _show(self, text: str) -> None:

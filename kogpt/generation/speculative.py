@@ -184,7 +184,7 @@ class Speculator:
         if len(batch.ids) > 1 or batch.is_ahead:
             return
         # After the last token that may be generated none is needed.
-        useful = sample.request.limit - len(sample.token_ids) - 1
+        useful = sample.remaining - 1
         count = min(self._tokens, useful, batch.room)
         guesses = self._drafter.draft(batch.history, choose, count)
         batch.expect(guesses)

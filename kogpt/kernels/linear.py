@@ -138,8 +138,21 @@ def linear_by_blocks(x: Tensor, weight: Weight, bias: Tensor | None) -> Tensor:
     step = max(1, WIDENED // K)
     for first in range(0, N, step):
         some = slice(first, first + step)
-        y[:, some] = x @ weight.rows(some).dequantize(x.dtype).T
+        y[:, some] = x @ widened(x, weight.rows(some)).T
     return y if bias is None else y.add_(bias)
+
+
+def widened(x: Tensor, weight: Weight) -> Tensor:
+    """Weights (N, K) that are kept in another dtype, in that of `x` (M, K)."""
+    has_kernel = x.is_cuda and weight.scale is not None and weight.scale.dtype == x.dtype
+    if has_kernel and obstacle(x, weight) is None and extension_available(x.device):
+        return torch.ops.kogpt.widen(*weight)
+    return weight.dequantize(x.dtype)
+
+
+def widen_reference(weight: Tensor, scale: Tensor, offset: Tensor | None) -> Tensor:
+    """The definition: integers times their scale less the offset, rounded once to its dtype."""
+    return Weight(weight, scale, offset).dequantize(scale.dtype)
 
 
 def group_sums(x: Tensor, groups: int) -> Tensor:
@@ -157,9 +170,16 @@ def linear_reference(
 torch.library.define(
     "kogpt::linear", "(Tensor x, Tensor weight, Tensor? scale, Tensor? bias) -> Tensor"
 )
+torch.library.define("kogpt::widen", "(Tensor weight, Tensor scale, Tensor? offset) -> Tensor")
 torch.library.impl("kogpt::linear", "default", linear_reference)
+torch.library.impl("kogpt::widen", "default", widen_reference)
 
 
 @torch.library.register_fake("kogpt::linear")
 def _product_shape(x: Tensor, weight: Tensor, scale: Tensor | None, bias: Tensor | None) -> Tensor:
     return x.new_empty(x.size(0), weight.size(0))
+
+
+@torch.library.register_fake("kogpt::widen")
+def _weight_shape(weight: Tensor, scale: Tensor, offset: Tensor | None) -> Tensor:
+    return scale.new_empty(Weight(weight, scale).shape)

@@ -7,6 +7,10 @@ do not write (weights, the cache), and then waits for them to end. They also com
 between two products: bias, GELU and residual in the product before, the new value's place in the
 attention's result.
 
+In GPT-J's block the second product reads what attention gives beside what the MLP's inner layer
+holds, and of the latter attention knows nothing. So attention raises a flag when the kernels ahead
+of it are done, and the product begins with the inner layer, while attention runs.
+
 So nothing that is still under way when a chain begins may write weights, tables, lengths, starts or
 caches; an ordinary op between, such as the embedding, is enough. The references here are the
 definitions, and what runs where there is no kernel.
@@ -54,6 +58,8 @@ def step_linear(
     *,
     gelu_from: int | None = None,
     residual: Tensor | None = None,
+    late: int = 0,
+    ready: Tensor | None = None,
 ) -> Tensor:
     """residual + activation(x Wᵀ + bias).
 
@@ -63,21 +69,31 @@ def step_linear(
         bias: (N,).
         gelu_from: first output that goes through the tanh approximation of GELU; None for none.
         residual: (M, N).
+        late: how many of the first inputs are written by the kernel right ahead, a multiple of
+            `kogpt.kernels.linear.BLOCK`; the others and the residual are there once `ready` is
+            raised.
+        ready: the flag of `step_attention`; None with no late inputs.
 
     Returns:
         (M, N), rounded once.
     """
     start = weight.shape[0] if gelu_from is None else gelu_from
-    return torch.ops.kogpt.step_linear(x, weight.values, weight.scale, bias, start, residual)
+    return torch.ops.kogpt.step_linear(
+        x, weight.values, weight.scale, bias, start, residual, late, ready
+    )
 
 
-def step_attention(step: DecodeStep) -> Tensor:
+def step_attention(step: DecodeStep, ready: Tensor) -> Tensor:
     """`decode_attention` whose result takes the place of the new values.
+
+    Args:
+        step: as for `decode_attention`, with counters.
+        ready: (1,), int32, a flag that is 0 before, and 1 once the kernels ahead are done.
 
     Returns:
         `step.v`, which holds the result (B, T, H, D).
     """
-    torch.ops.kogpt.step_attention(*step)
+    torch.ops.kogpt.step_attention(*step, ready)
     return step.v
 
 
@@ -88,6 +104,8 @@ def step_linear_reference(
     bias: Tensor | None,
     gelu_from: int,
     residual: Tensor | None,
+    late: int = 0,
+    ready: Tensor | None = None,
 ) -> Tensor:
     """The definition of `step_linear`, in plain operations."""
     y = linear_reference(x, weight, scale, bias)
@@ -101,13 +119,13 @@ torch.library.define(
 )
 torch.library.define(
     "kogpt::step_linear",
-    "(Tensor x, Tensor weight, Tensor? scale, Tensor? bias, int gelu_from, Tensor? residual)"
-    " -> Tensor",
+    "(Tensor x, Tensor weight, Tensor? scale, Tensor? bias, int gelu_from, Tensor? residual,"
+    " int late, Tensor? ready) -> Tensor",
 )
 torch.library.define(
     "kogpt::step_attention",
     "(Tensor q, Tensor k, Tensor(d!) v, Tensor(a!) keys, Tensor(b!) values, Tensor lengths,"
-    " Tensor cos, Tensor sin, Tensor? starts, Tensor(c!) counters) -> ()",
+    " Tensor cos, Tensor sin, Tensor? starts, Tensor(c!) counters, Tensor(e!) ready) -> ()",
 )
 torch.library.impl("kogpt::step_linear", "default", step_linear_reference)
 
@@ -119,8 +137,9 @@ def _run_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
 
 @torch.library.impl("kogpt::step_attention", "default")
 def _run_attention(*arguments: Any) -> None:
-    step = DecodeStep(*arguments)
+    step, ready = DecodeStep(*arguments[:-1]), arguments[-1]
     step.v.copy_(decode_attention_reference(step))
+    ready.fill_(1)
 
 
 @torch.library.register_fake("kogpt::step_norm")

@@ -94,6 +94,22 @@ def test_logits_are_those_of_the_model_to_read(tiny, shape, way):
         assert_same(read(fast, ids, WAYS[way]), read(model, ids))
 
 
+@pytest.mark.parametrize("padded", [False, True], ids=["whole", "padded"])
+@on_every_shape
+def test_a_chain_of_kernels_has_the_same_logits(tiny, shape, padded, monkeypatch):
+    """What a GPU runs, by the definitions of its ops."""
+    model, fast = tiny(shape)
+    if not fast.transformer.has_kernel:
+        pytest.skip("such heads have no decode kernel")
+    monkeypatch.setattr("kogpt.fast.model.step_obstacle", lambda *arguments: None)
+    ids = random_ids(2, 40, model.config.vocab_size)
+    starts = torch.tensor([0, 11]) if padded else None
+    chained = read(fast, ids, [20, 8, 5, 2, *[1] * 5], starts)
+    plain = read(model, ids, starts=starts)
+    for row, start in enumerate([0, 11] if padded else [0, 0]):
+        assert_same(chained[row : row + 1, start:], plain[row : row + 1, start:])
+
+
 @pytest.mark.parametrize("way", WAYS)
 @on_every_shape
 def test_padded_rows_have_the_logits_that_they_have_alone(tiny, shape, way):

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from kogpt.generation import loop
 from kogpt.model import KoGPT, KoGPTConfig
 from kogpt.tokenizer import Tokenizer, load_tokenizer, train_sentencepiece
 
@@ -33,6 +34,12 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     folder = tmp_path_factory.mktemp("tokenizer")
     train_sentencepiece(SENTENCES * 5, folder, vocab_size=440, character_coverage=1.0)
     return load_tokenizer(folder)
+
+
+@pytest.fixture
+def read_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Queues each step before the last one's token is known, as on a GPU."""
+    monkeypatch.setattr(loop, "reads_on", lambda device: True)
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ last bits by which the logits of two ways of computing them differ.
 
 import copy
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -55,6 +56,20 @@ def test_a_request_gives_the_same_ids_however_it_is_run(
     together = generate(model, tokenizer, prompts, settings, batch_size=batch_size, **how)
     assert together[place].token_ids == alone.token_ids
     assert together[place].text == alone.text
+
+
+@pytest.mark.usefixtures("read_on")
+@pytest.mark.parametrize("way", range(scaled(40, 300)))
+def test_a_step_that_is_queued_early_gives_the_same_ids(model, tokenizer, way, monkeypatch):
+    """In batches whose rows end at different times, at the end of the context too."""
+    choose = random.Random(way)
+    batch = [request(choose.randrange(10_000)) for _ in range(choose.randint(1, 6))]
+    prompts, settings = zip(*batch, strict=True)
+    settings = [replace(s, max_new_tokens=choose.choice([1, 2, 9, 24, 999])) for s in settings]
+    how = {"use_cache": choose.random() < 0.7, "prefill_chunk": choose.choice([1, 5, 512])}
+    early = generate(model, tokenizer, prompts, settings, **how)
+    monkeypatch.undo()
+    assert early == generate(model, tokenizer, prompts, settings, **how)
 
 
 def test_one_of_several_samples_is_the_one_that_fewer_would_give(model, tokenizer):

@@ -9,7 +9,7 @@ from torch import Tensor
 from kogpt.kernels import Weight
 
 from .budget import check_linear
-from .emulator.harness import SHARED_LIMITS, EmulatorError, linear
+from .emulator.harness import SHARED_LIMITS, EmulatorError, linear, widen
 from .weights import bits_of, make_rows, make_weight, on_both_dtypes, on_every_format, stored, truth
 
 NAN = float("nan")
@@ -193,3 +193,22 @@ def test_shapes_that_it_does_not_take_are_refused(bits, M, K, group):
     weight = make_weight(bits, group, 32, K, torch.float16)
     with pytest.raises(EmulatorError, match="cudaError_t 1"):
         run(x, weight)
+
+
+# --- widening in memory ---
+
+
+@pytest.mark.parametrize("offset", [False, True], ids=["symmetric", "zero points"])
+@pytest.mark.parametrize(("bits", "group"), [(8, 0), (8, 128), (4, 0), (4, 32), (4, 96)])
+@on_both_dtypes
+def test_widened_weights_are_the_definition_to_the_bit(dtype, bits, group, offset):
+    weight = make_weight(bits, group, 37, 768, dtype)
+    if offset:
+        weight = weight._replace(offset=(weight.scale * 3.3).to(dtype))
+    assert widen(*weight).equal(weight.dequantize(dtype))
+
+
+@pytest.mark.parametrize(("bits", "group"), [(8, 64), (4, 16)])
+def test_groups_that_widening_does_not_take_are_refused(bits, group):
+    with pytest.raises(EmulatorError, match="cudaError_t 1"):
+        widen(*make_weight(bits, group, 4, 256, torch.float16))

@@ -124,6 +124,19 @@ def test_views_that_the_kernel_cannot_read_are_copied(dtype, bits, group):
         assert run(rows, same).equal(expected)
 
 
+@pytest.mark.parametrize("offset", [False, True], ids=["symmetric", "zero points"])
+@pytest.mark.parametrize(("bits", "group"), [(8, 0), (8, 128), (4, 0), (4, 32), (4, 96)])
+@pytest.mark.parametrize(("N", "K"), [(37, 768), (4096, 6144)])
+@on_both_dtypes
+def test_widened_weights_are_the_definition_to_the_bit(dtype, N, K, bits, group, offset):
+    weight = weight_on_gpu(bits, group, N, K, dtype=dtype)
+    if offset:
+        weight = weight._replace(offset=(weight.scale * 3.3).to(dtype))
+    with poisoned_memory():
+        assert torch.ops.kogpt.widen(*weight).equal(weight.dequantize(dtype))
+    torch.library.opcheck(torch.ops.kogpt.widen.default, tuple(weight))
+
+
 def test_what_does_not_fit_together_is_refused():
     weight = weight_on_gpu(8, 0, 64, 256, dtype=torch.bfloat16)
     x = rows_on_gpu(2, 256, dtype=torch.bfloat16)

@@ -13,7 +13,7 @@ from kogpt.kernels.step import step_linear_reference
 from . import budget, test_decode_emulated
 from .emulator.harness import EmulatorError, decode, linear, norm
 from .test_decode_emulated import SPLIT, make_step
-from .weights import bits_of, make_rows, make_weight, on_both_dtypes, on_every_format
+from .weights import bits_of, make_rows, make_weight, on_both_dtypes, on_every_format, truth
 
 # --- the norm ---
 
@@ -24,14 +24,14 @@ def norm_parameters(C: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     return weight, bias
 
 
-@pytest.mark.parametrize("early", [False, True], ids=["in its turn", "early"])
+@pytest.mark.parametrize("promised", [False, True], ids=["in its turn", "early"])
 @pytest.mark.parametrize(("M", "C"), [(1, 8), (1, 4096), (2, 1024), (3, 4104), (8, 520)])
 @on_both_dtypes
-def test_a_norm_is_within_the_error_budget(dtype, M, C, early):
+def test_a_norm_is_within_the_error_budget(dtype, M, C, promised):
     x, (weight, bias) = make_rows(M, C, dtype) * 3 + 1, norm_parameters(C, dtype)
     inputs = (x, [C], weight, bias, 1e-5)
     truth = F.layer_norm(x.double(), [C], weight.double(), bias.double(), 1e-5)
-    out = norm(x, weight, bias, 1e-5, early=early)
+    out = norm(x, weight, bias, 1e-5, promised=promised)
     budget.check("norm", out, truth, F.layer_norm(*inputs), factor=budget.FORWARD)
 
 
@@ -72,7 +72,7 @@ def test_what_a_step_adds_is_within_the_error_budget(dtype, bits, group, gelu_fr
     inputs = (x, weight.values, weight.scale, bias, start, added)
     wide = budget.doubled(inputs[:4])
     truth = step_linear_reference(*wide, start, None if added is None else added.double())
-    out = linear(*inputs[:4], gelu_from=gelu_from, residual=added, early=True)
+    out = linear(*inputs[:4], gelu_from=gelu_from, residual=added, promised=True)
     low = step_linear_reference(*inputs)
     budget.check("out", out, truth, low, factor=budget.FORWARD)
 
@@ -100,8 +100,33 @@ def test_rows_may_lie_apart(dtype, bits, group):
     weight = make_weight(bits, group, 45, 256, dtype)
     x = make_rows(5, 640, dtype)[:, 128 : 128 + 256]
     x_alone = x.contiguous()
-    apart = linear(x, weight.values, weight.scale, early=True)
+    apart = linear(x, weight.values, weight.scale, promised=True)
     assert bits_of(apart).equal(bits_of(linear(x_alone, weight.values, weight.scale)))
+
+
+@pytest.mark.parametrize(("late", "K"), [(128, 256), (128, 4096), (1024, 4096), (3968, 4096)])
+@on_every_format
+def test_inputs_that_come_late_are_read_late(bits, group, late, K):
+    """The emulator stops at whatever is read before the flag, or before the kernel ahead ends."""
+    dtype = torch.bfloat16
+    weight = make_weight(bits, group, 45, K, dtype, exact=True)
+    x, ready = make_rows(3, K, dtype, exact=True), torch.ones(1, dtype=torch.int32)
+    out = linear(x, weight.values, weight.scale, late=late, ready=ready, promised=True)
+    assert out.equal(truth(x, weight).to(dtype))
+
+
+def test_a_flag_that_nobody_raises_is_no_end_of_waiting():
+    weight, x = make_weight(8, 0, 45, 256, torch.bfloat16), make_rows(3, 256, torch.bfloat16)
+    ready = torch.zeros(1, dtype=torch.int32)
+    with pytest.raises(EmulatorError, match="await_flag at .*: nobody has raised it"):
+        linear(x, weight.values, weight.scale, late=128, ready=ready, promised=True)
+
+
+@pytest.mark.parametrize("late", [-128, 64, 256, 384])
+def test_late_inputs_that_it_does_not_take_are_refused(late):
+    weight, x = make_weight(8, 0, 45, 256, torch.bfloat16), make_rows(3, 256, torch.bfloat16)
+    with pytest.raises(EmulatorError, match="cudaError_t 1"):
+        linear(x, weight.values, weight.scale, late=late, ready=torch.ones(1, dtype=torch.int32))
 
 
 # --- attention ---
@@ -115,6 +140,7 @@ def test_the_result_in_place_of_the_values_has_the_same_bits(D, T):
     expected, lse = test_decode_emulated.run(budget.on_own_cache(step))
     for seed in (0, 1, 2):
         again = budget.on_own_cache(step)._replace(v=step.v.clone())
-        tensors = again[:8]
-        out, own_lse = decode(*tensors, starts=step.starts, early=True, seed=seed)
+        tensors, ready = again[:8], torch.zeros(1, dtype=torch.int32)
+        out, own_lse = decode(*tensors, starts=step.starts, promised=True, ready=ready, seed=seed)
         assert out is again.v and bits_of(out).equal(bits_of(expected)) and own_lse.equal(lse)
+        assert ready.item() == 1

@@ -80,8 +80,10 @@ def test_attention_in_place_has_the_bits_of_attention_apart(T):
     step = step._replace(counters=torch.zeros(5, 2, dtype=torch.int32, device=DEVICE))
     expected = decode_attention(budget.on_own_cache(step))
     torch.cuda.synchronize()
-    out = step_attention(step)
-    assert out is step.v and bits_of(out).equal(bits_of(expected))
+    ready = torch.zeros(1, dtype=torch.int32, device=DEVICE)
+    torch.cuda.synchronize()
+    out = step_attention(step, ready)
+    assert out is step.v and bits_of(out).equal(bits_of(expected)) and ready.item() == 1
 
 
 class Block:
@@ -103,11 +105,12 @@ class Block:
         q, k, v = (part.view(1, 1, -1, 256) for part in y[:, : 3 * self.C].split(self.C, dim=1))
         return self.step._replace(q=q, k=k, v=v)
 
-    def chained(self, x: Tensor) -> Tensor:
+    def chained(self, x: Tensor, ready: Tensor) -> Tensor:
         normed = step_norm(x, *self.norm, 1e-5)
         y = step_linear(normed, self.enter, self.biases[0], gelu_from=3 * self.C)
-        step_attention(self.heads(y))
-        return step_linear(y[:, 2 * self.C :], self.leave, self.biases[1], residual=x)
+        step_attention(self.heads(y), ready)
+        mixed = y[:, 2 * self.C :]
+        return step_linear(mixed, self.leave, self.biases[1], residual=x, late=self.C, ready=ready)
 
     def waiting(self, x: Tensor) -> Tensor:
         """The same kernels, each when the one before has ended."""
@@ -115,9 +118,12 @@ class Block:
         torch.cuda.synchronize()
         y = step_linear(normed, self.enter, self.biases[0], gelu_from=3 * self.C)
         torch.cuda.synchronize()
-        step_attention(self.heads(y))
+        step_attention(self.heads(y), torch.zeros(1, dtype=torch.int32, device=DEVICE))
         torch.cuda.synchronize()
-        out = step_linear(y[:, 2 * self.C :], self.leave, self.biases[1], residual=x)
+        ready = torch.ones(1, dtype=torch.int32, device=DEVICE)
+        torch.cuda.synchronize()
+        mixed = y[:, 2 * self.C :]
+        out = step_linear(mixed, self.leave, self.biases[1], residual=x, late=self.C, ready=ready)
         torch.cuda.synchronize()
         return out
 
@@ -133,8 +139,9 @@ def test_kernels_that_begin_early_give_the_bits_of_kernels_that_wait(C, bits, gr
 
     def run(x: Tensor) -> Tensor:
         x = x / x.float().square().mean().sqrt().to(x.dtype)  # ordinary ops, which are waited for
-        for block in blocks * 4:
-            x = block.chained(x)
+        flags = torch.zeros(4 * len(blocks), 1, dtype=torch.int32, device=DEVICE)
+        for block, ready in zip(blocks * 4, flags, strict=True):
+            x = block.chained(x, ready)
         return x
 
     def slowly(x: Tensor) -> Tensor:
@@ -165,7 +172,8 @@ def test_opcheck_finds_nothing_on_cuda(bits, group):
     dtype = torch.bfloat16
     weight, x = weight_on_gpu(bits, group, 64, 256, dtype=dtype), rows_on_gpu(3, 256, dtype=dtype)
     bias, residual = rows_on_gpu(1, 64, dtype=dtype)[0], rows_on_gpu(3, 64, dtype=dtype)
-    arguments = (x, weight.values, weight.scale, bias, 16, residual)
+    ready = torch.ones(1, dtype=torch.int32, device=DEVICE)
+    arguments = (x, weight.values, weight.scale, bias, 16, residual, 128, ready)
     torch.library.opcheck(torch.ops.kogpt.step_linear.default, arguments)
     torch.library.opcheck(
         torch.ops.kogpt.step_norm.default, (x, *norm_parameters(256, dtype), 1e-5)
@@ -177,7 +185,8 @@ def test_opcheck_finds_nothing_in_attention_on_cuda():
         Draw(torch.bfloat16), torch.tensor([3, 30], device=DEVICE), 2, 2, 64, capacity=48
     )
     step = step._replace(counters=torch.zeros(2, 2, dtype=torch.int32, device=DEVICE))
-    torch.library.opcheck(torch.ops.kogpt.step_attention.default, step)
+    ready = torch.zeros(1, dtype=torch.int32, device=DEVICE)
+    torch.library.opcheck(torch.ops.kogpt.step_attention.default, (*step, ready))
 
 
 def test_what_a_chain_cannot_take_is_told():

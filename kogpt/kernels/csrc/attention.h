@@ -59,8 +59,8 @@ struct AttentionBackwardParams {
 // token's rotary position is its index in the row less the row's start, at least 0. `out` may be
 // v_new, which a head's output then replaces.
 //
-// `early` launches before the kernels ahead are done, where the device can: what the cache holds,
-// lengths, starts and angles are read at once, the new tokens in their time.
+// `promised`: the kernels ahead write neither what the cache holds nor lengths, starts and angles,
+// which are then read before those have ended. `ready` is raised when they have.
 struct DecodeParams {
   Rows q;                  // (B, T, H, D)
   Rows k_new, v_new;       // (B, T, H, D), or null data
@@ -73,8 +73,9 @@ struct DecodeParams {
   const float* sin;        // (P, R/2)
   float* partials;         // scratch of decode_partials(...) floats
   uint32_t* counters;      // (B, H), zero before and after each launch
+  uint32_t* ready;         // a flag; null where nobody asks
   int32_t B, T, H, D, R, capacity, length;
-  bool early;
+  bool promised;
   float scale;
   Element element;
 };

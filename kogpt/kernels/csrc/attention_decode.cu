@@ -476,6 +476,11 @@ KOGPT_DEVICE void store_output(const DecodeParams& p, const Share& share, const 
 
 // --- the block ---
 
+// Of the whole grid.
+KOGPT_DEVICE bool is_first_thread() {
+  return block_x() == 0 && block_y() == 0 && block_z() == 0 && thread_index() == 0;
+}
+
 // Whether this block is the last of its row and head to come here, and may then read what the
 // others wrote. One thread fences for all: barriers pass on what it orders.
 KOGPT_DEVICE bool arrive_last(const DecodeParams& p, const Share& share, uint32_t scratch) {
@@ -521,9 +526,8 @@ template <typename E, int D>
 __global__ void __launch_bounds__(DecodeShape<D>::kThreads) decode_kernel(DecodeParams p) {
   using Shape = DecodeShape<D>;
   release_next();
+  if (!p.promised) await_previous();
   const Share share(p);
-  if (share.empty()) return;
-
   const HeadRows keys = share.head(p.keys), values = share.head(p.values);
   const Tile<D> key_tile{static_cast<uint32_t>(warp() * Shape::kWarpBytes)};
   const Tile<D> value_tile{key_tile.offset + Tile<D>::size(kKeys)};
@@ -533,6 +537,9 @@ __global__ void __launch_bounds__(DecodeShape<D>::kThreads) decode_kernel(Decode
   copy_keys(value_tile, values, first, share.cached);
 
   await_previous();
+  if (p.ready && is_first_thread()) raise_flag(p.ready);
+  if (share.empty()) return;
+
   const NewRows<D> rows(p.T);
   take_new_rows<E>(p, share, rows);
   sync_threads();
@@ -569,7 +576,7 @@ template <typename E, int D>
 cudaError_t launch_decode(const DecodeParams& p, cudaStream_t stream) {
   using Shape = DecodeShape<D>;
   return launch(decode_kernel<E, D>, Grid{max_splits(p), p.H, p.B}, Shape::kThreads,
-                Shape::shared_bytes(p.T), stream, p, p.early);
+                Shape::shared_bytes(p.T), stream, p, /*early=*/true);
 }
 
 template <typename E>

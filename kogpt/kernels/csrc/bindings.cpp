@@ -193,11 +193,12 @@ Tensor decode(const Tensor& q_given, const Tensor& k_given, const Tensor& v_give
 // Reads q, k and v where they are: a copy would be a kernel between, and v is written as well.
 void step_attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& keys,
                     const Tensor& values, const Tensor& lengths, const Tensor& cos,
-                    const Tensor& sin, const std::optional<Tensor>& starts,
-                    const Tensor& counters) {
+                    const Tensor& sin, const std::optional<Tensor>& starts, const Tensor& counters,
+                    const Tensor& ready) {
   const DeviceGuard guard(q.get_device_index());
   DecodeParams params = append_params(q, k, v, keys, values, lengths, cos, sin, starts, v);
-  params.early = true;
+  params.promised = true;
+  params.ready = pointer<uint32_t>(ready);
   launch_decode(params, q, counters);
 }
 
@@ -281,7 +282,8 @@ void check_packed(const Tensor& x, const char* name) {
 
 Tensor step_linear(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& scale,
                    const std::optional<Tensor>& bias, int64_t gelu_from,
-                   const std::optional<Tensor>& residual) {
+                   const std::optional<Tensor>& residual, int64_t late,
+                   const std::optional<Tensor>& ready) {
   const DeviceGuard guard(x.get_device_index());
   const Tensor out = empty_outputs(x, weight);
   LinearParams params = linear_params(x, weight, scale, bias, out);
@@ -300,9 +302,33 @@ Tensor step_linear(const Tensor& x, const Tensor& weight, const std::optional<Te
                     "a residual of another size than the outputs");
     params.residual = residual->data_ptr();
   }
+  STD_TORCH_CHECK(late == 0 || ready, "late inputs and no flag that tells of the others");
   params.gelu_from = gelu_from;
-  params.early = true;
+  params.late = late;
+  params.ready = ready ? pointer<uint32_t>(*ready) : nullptr;
+  params.promised = true;
   check(linear_decode(params, current_stream(x)), "kogpt::step_linear");
+  return out;
+}
+
+Tensor widen(const Tensor& weight_given, const Tensor& scale_given,
+             const std::optional<Tensor>& offset_given) {
+  const DeviceGuard guard(weight_given.get_device_index());
+  const Tensor weight = packed(weight_given), scale = packed(scale_given);
+  const std::optional<Tensor> offset = packed(offset_given);
+  WidenParams params = {};
+  params.format = format(weight, scale);
+  params.element = element(scale);
+  params.N = weight.size(0);
+  params.K = weight.size(1) * (params.format == Format::kBits4 ? 8 : 1);
+  params.G = scale.size(1);
+  const std::array<int64_t, 2> shape = {params.N, params.K};
+  const Tensor out = torch::stable::new_empty(scale, {shape.data(), shape.size()});
+  params.values = weight.data_ptr();
+  params.scale = of_outputs(scale, scale, params.N, "scales");
+  params.offset = of_outputs(offset, scale, params.N, "offsets");
+  params.out = out.data_ptr();
+  check(widen(params, current_stream(weight)), "kogpt::widen");
   return out;
 }
 
@@ -325,7 +351,7 @@ Tensor step_norm(const Tensor& x, const Tensor& weight, const Tensor& bias, doub
   params.M = x.size(0);
   params.C = x.size(1);
   params.eps = static_cast<float>(eps);
-  params.early = true;
+  params.promised = true;
   params.element = element(x);
   check(norm(params, current_stream(x)), "kogpt::step_norm");
   return out;
@@ -342,4 +368,5 @@ STABLE_TORCH_LIBRARY_IMPL(kogpt, CUDA, library) {
   library.impl("step_attention", TORCH_BOX(&kogpt::step_attention));
   library.impl("step_linear", TORCH_BOX(&kogpt::step_linear));
   library.impl("step_norm", TORCH_BOX(&kogpt::step_norm));
+  library.impl("widen", TORCH_BOX(&kogpt::widen));
 }

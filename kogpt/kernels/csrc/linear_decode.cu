@@ -27,6 +27,7 @@
 // Source: Kim et al., "Who Says Elephants Can't Run" (arXiv 2211.10017), for widening.
 // History: not yet run on a GPU.
 
+#include "formats.h"
 #include "linear.h"
 #include "ptx.h"
 #include "tile.h"
@@ -44,45 +45,7 @@ constexpr int kWarpBytes = kSlots * kSlotBytes;
 constexpr int kMaxWarps = 16;
 constexpr int kStagesOfWarp = 16;  // that are worth a warp of their own
 
-// --- the formats ---
-
-// Two elements 1024, or 128 in bfloat16: what is put into their lowest bits is added to them.
-template <typename E>
-constexpr uint32_t kBase = 0x64006400;
-template <>
-constexpr uint32_t kBase<BFloat16> = 0x43004300;
-
-// A word of weights is kPairs pairs of elements: pair i is of the weights i and i + kPairs, since
-// these need but masks and one shift. Widening is exact.
-struct Bits16 {
-  static constexpr int kPairs = 1;
-
-  template <typename E>
-  KOGPT_DEVICE static uint32_t pair(uint32_t word, int) {
-    return word;
-  }
-};
-
-struct Bits8 {
-  static constexpr int kPairs = 2;
-
-  // Of an integer in two's complement the highest bit counts -128.
-  template <typename E>
-  KOGPT_DEVICE static uint32_t pair(uint32_t word, int i) {
-    const uint32_t bytes = word >> 8 * i;
-    return subtract<E>(and_xor(bytes, 0x007f007f, kBase<E>), and_xor(bytes, 0x00800080, kBase<E>));
-  }
-};
-
-struct Bits4 {
-  static constexpr int kPairs = 4;
-
-  template <typename E>
-  KOGPT_DEVICE static uint32_t pair(uint32_t word, int i) {
-    const uint32_t nibbles = word >> 4 * i;
-    return subtract<E>(and_xor(nibbles, 0x000f000f, kBase<E>), 0x00080008 ^ kBase<E>);
-  }
-};
+// --- what a row holds ---
 
 // Inputs of a row that a word, a chunk of 16 bytes and a stage hold.
 template <typename W>
@@ -168,11 +131,6 @@ struct Columns {
     return i % 2 == 0 ? (first & 0xffff) | second << 16 : first >> 16 | (second & 0xffff0000);
   }
 };
-
-template <typename E>
-KOGPT_DEVICE float load_element(const void* data, uint32_t index) {
-  return unpack<E>(load_global<uint16_t>(static_cast<const uint16_t*>(data) + index)).x;
-}
 
 // The scales of a stage, those of every kFold inputs, for the rows of a lane's sums.
 template <typename E, typename W, int kFold>
@@ -316,39 +274,68 @@ KOGPT_DEVICE void store_outputs(const LinearParams& p) {
 template <typename W>
 constexpr int kMinBlocks = W::kPairs < 4 ? 2 : 0;
 
+// The order in which stages are multiplied: those whose inputs come last are last.
+template <typename W>
+struct Order {
+  int end, early;  // stages, and how many of them wait for the flag alone
+
+  KOGPT_DEVICE explicit Order(const LinearParams& p)
+      : end(stages<W>(p)), early(end - p.late / Inputs<W>::kStage) {}
+
+  KOGPT_DEVICE int stage(int turn) const {
+    return turn < early ? turn + end - early : turn - early;
+  }
+
+  // Waits for the inputs of a turn, when those of the first turn are there.
+  KOGPT_DEVICE void await(int turn) const {
+    if (turn >= early) await_previous();
+  }
+};
+
 template <typename E, typename W, int kFold>
 __global__ void __launch_bounds__(kMaxWarps* kWarp, kMinBlocks<W>) linear_kernel(LinearParams p) {
   release_next();
-  const int end = stages<W>(p), step = warps<W>(p);
+  if (!p.promised) await_previous();
+  const Order<W> order(p);
+  const int step = warps<W>(p);
   const uint32_t ring = warp() * kWarpBytes;
   const Copier copier(p, W::kPairs);
 #pragma unroll
   for (int i = 0; i < kSlots; ++i) {
-    const int stage = warp() + i * step;
-    if (stage < end) copier.copy(ring + i * kSlotBytes, stage);
+    const int turn = warp() + i * step;
+    if (turn < order.end) copier.copy(ring + i * kSlotBytes, order.stage(turn));
     commit_copies();
   }
   prefetch_scales<W>(p);
-  Scales<E, W, kFold> scales(p, warp());
-  await_previous();
-  Columns<W> x(p, warp());
+  Scales<E, W, kFold> scales(p, order.stage(warp()));
+  if (p.ready) {
+    await_flag(p.ready);
+    order.await(warp());
+  } else {
+    await_previous();
+  }
+  Columns<W> x(p, order.stage(warp()));
   Sums sums;
   uint32_t slot = ring;
 #pragma unroll 1
-  for (int stage = warp(); stage < end; stage += step) {
+  for (int turn = warp(); turn < order.end; turn += step) {
     wait_copies<kSlots - 1>();
     sync_warp();
-    const int next = min(stage + step, end - 1);
-    const Columns<W> next_x(p, next);
-    const Scales<E, W, kFold> next_scales(p, next);
+    const int next = min(turn + step, order.end - 1);
+    order.await(next);
+    const Columns<W> next_x(p, order.stage(next));
+    const Scales<E, W, kFold> next_scales(p, order.stage(next));
     sums.add<E>(slot, x, scales);
     sync_warp();
-    if (stage + kSlots * step < end) copier.copy(slot, stage + kSlots * step);
+    if (turn + kSlots * step < order.end) {
+      copier.copy(slot, order.stage(turn + kSlots * step));
+    }
     commit_copies();
     slot = slot == ring + (kSlots - 1) * kSlotBytes ? ring : slot + kSlotBytes;
     x = next_x;
     scales = next_scales;
   }
+  await_previous();  // whoever had no late inputs: the outputs may lie where others still read
   store_sums(p, sums);
   sync_threads();
   store_outputs<E, W>(p);
@@ -358,7 +345,7 @@ template <typename E, typename W, int kFold = Inputs<W>::kStage>
 cudaError_t launch_linear(const LinearParams& p, cudaStream_t stream) {
   const int count = warps<W>(p);
   return launch(linear_kernel<E, W, kFold>, Grid{ceil_div(p.N, kRows), 1, 1}, count * kWarp,
-                count * kWarpBytes, stream, p, p.early);
+                count * kWarpBytes, stream, p, /*early=*/true);
 }
 
 // Scales once a stage, unless a group of 4 bits begins within one.
@@ -374,7 +361,8 @@ cudaError_t linear(const LinearParams& p, cudaStream_t stream) {
 bool fits(const LinearParams& p) {
   const int smallest = p.format == Format::kBits4 ? kSmallestGroup : kLinearBlock;
   const bool grouped = p.G > 0 && p.K % p.G == 0 && p.K / p.G % smallest == 0;
-  return 0 < p.M && p.M <= kMaxLinearRows && p.N > 0 && p.K > 0 && p.K % kLinearBlock == 0 &&
+  return 0 <= p.late && p.late < p.K && p.late % kLinearBlock == 0 && 0 < p.M &&
+         p.M <= kMaxLinearRows && p.N > 0 && p.K > 0 && p.K % kLinearBlock == 0 &&
          (p.format == Format::kBits16 || grouped);
 }
 

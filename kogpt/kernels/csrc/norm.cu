@@ -64,6 +64,7 @@ KOGPT_DEVICE void copy_row(const NormParams& p, uint32_t offset, const void* sou
 template <typename E>
 __global__ void __launch_bounds__(kThreads) norm_kernel(NormParams p) {
   release_next();
+  if (!p.promised) await_previous();
   const uint32_t weight = 2 * p.C, bias = 4 * p.C, sums = sums_at(p);
   copy_row(p, weight, p.weight, 0);
   copy_row(p, bias, p.bias, 0);
@@ -94,7 +95,7 @@ __global__ void __launch_bounds__(kThreads) norm_kernel(NormParams p) {
 template <typename E>
 cudaError_t launch_norm(const NormParams& p, cudaStream_t stream) {
   return launch(norm_kernel<E>, Grid{p.M, 1, 1}, kThreads, sums_at(p) + 2 * kSumBytes, stream, p,
-                p.early);
+                /*early=*/true);
 }
 
 }  // namespace

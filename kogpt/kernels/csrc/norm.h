@@ -10,8 +10,8 @@ namespace kogpt {
 // out = (x - mean) / sqrt(variance + eps) * weight + bias, row by row. All is contiguous, begins on
 // 16 bytes and has one element type; C is a multiple of 8.
 //
-// `early` launches before the kernels ahead are done, where the device can: weight and bias are
-// read at once, x in its time.
+// `promised`: the kernels ahead write neither weight nor bias, which are then read before those
+// have ended.
 struct NormParams {
   const void* x;       // (M, C)
   const void* weight;  // (C,)
@@ -19,7 +19,7 @@ struct NormParams {
   void* out;           // (M, C), written
   int32_t M, C;
   float eps;
-  bool early;
+  bool promised;
   Element element;
 };
 

@@ -39,7 +39,7 @@ KOGPT_DEVICE void sync_threads() { __syncthreads(); }
 // Orders the accesses of a warp's lanes to shared memory before and after it.
 KOGPT_DEVICE void sync_warp() { __syncwarp(); }
 
-// Once every block has come here, the next kernel may begin if it was launched early.
+// Once every block has come here, the next kernel may begin, if it is launched early.
 KOGPT_DEVICE void release_next() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
@@ -244,6 +244,20 @@ KOGPT_DEVICE uint32_t increment_wrapping(uint32_t* counter, uint32_t last) {
   return atomicInc(counter, last);
 }
 
+// Tells all blocks, of other kernels too, that what this thread wrote or learned of can be read.
+KOGPT_DEVICE void raise_flag(uint32_t* flag) {
+  asm volatile("st.release.gpu.global.u32 [%0], 1;" : : "l"(flag) : "memory");
+}
+
+// Waits in every lane of a warp until a flag is raised.
+KOGPT_DEVICE void await_flag(const uint32_t* flag) {
+  uint32_t raised = threadIdx.x % warpSize != 0;
+  while (!raised) {
+    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(raised) : "l"(flag) : "memory");
+  }
+  __syncwarp();
+}
+
 // --- launching, on the host ---
 
 struct Grid {
@@ -266,8 +280,8 @@ inline cudaError_t takes_early_launches(bool* takes) {
   return status;
 }
 
-// Starts a kernel; with `early`, as soon as every block of the one before has called
-// `release_next`, so that it finds its first operands in shared memory when its turn comes.
+// Starts a kernel; with `early`, as soon as every block of the one before has ended or called
+// `release_next`. Its blocks are then in place when their turn comes, which they must await.
 template <typename Params>
 cudaError_t launch(void (*kernel)(Params), Grid grid, int threads, int shared_size,
                    cudaStream_t stream, Params params, bool early = false) {

@@ -37,7 +37,7 @@ struct Fiber {
   void* stack = nullptr;
   bool started = false;
   bool ended = false;
-  bool awaited = false;  // `await_previous`, or nothing is to be awaited
+  Late awaited = Late::kNobody;  // whose writes it has waited for
   const char* waits_in = nullptr;
   std::deque<std::vector<uint32_t>> copies;  // offsets by group; the last group is still open
 };
@@ -67,8 +67,8 @@ struct GlobalElement {
 
 struct Tensor {
   char* data;
-  int64_t sizes[3], strides[3], row;    // strides descend
-  bool late;                            // kernels before an early launch may be writing it
+  int64_t sizes[3], strides[3], row;  // strides descend
+  Late late;
   std::vector<GlobalElement> elements;  // empty where not writable
 
   int64_t extent() const {
@@ -222,7 +222,7 @@ void run_block() {
   for (uint32_t thread = 0; thread < threads; ++thread) {
     if (!fibers[thread].started) start(thread);
     fibers[thread].ended = false;
-    fibers[thread].awaited = !early;
+    fibers[thread].awaited = early ? Late::kNobody : Late::kKernelRightAhead;
     fibers[thread].copies.assign(1, {});
     ready.push_back(thread);
   }
@@ -465,7 +465,7 @@ Tensor* find_tensor(const char* what, const void* address, uint32_t size, bool w
   if (reinterpret_cast<uintptr_t>(address) % size) {
     trap("%s of %u bytes at %p: misaligned", what, size, address);
   }
-  if (writable && !fibers[current].awaited) {
+  if (writable && fibers[current].awaited < Late::kKernelRightAhead) {
     trap("%s at %p: with no await_previous yet", what, address);
   }
   Tensor* found = nullptr;
@@ -488,8 +488,8 @@ bool ordered(Epoch when, uint32_t thread) {
 
 void load(const char* what, void* value, const void* source, uint32_t size) {
   Tensor* tensor = find_tensor(what, source, size, false);
-  if (tensor->late && !fibers[current].awaited) {
-    trap("%s at %p: kernels before may be writing there, with no await_previous yet", what, source);
+  if (tensor->late > fibers[current].awaited) {
+    trap("%s at %p: kernels before may be writing there, and were not awaited", what, source);
   }
   for (uint32_t at = 0; at < size && !tensor->elements.empty(); at += kElement) {
     GlobalElement& element = *tensor->element(static_cast<const char*>(source) + at);
@@ -527,7 +527,7 @@ void sync_warp() {
   meet("sync_warp", nullptr, [](void* const*) { warps[current / kLanes].synced = ++epoch; });
 }
 
-void await_previous() { fibers[current].awaited = true; }
+void await_previous() { fibers[current].awaited = Late::kKernelRightAhead; }
 
 float shuffle_xor(float x, int mask) {
   ShuffleLane lane = {x, mask, 0};
@@ -664,6 +664,17 @@ uint32_t increment_wrapping(uint32_t* counter, uint32_t last) {
   return before;
 }
 
+void raise_flag(uint32_t* flag) {
+  find_tensor("raise_flag", flag, sizeof(*flag), true);
+  *flag = 1;
+}
+
+void await_flag(const uint32_t* flag) {
+  find_tensor("await_flag", flag, sizeof(*flag), false);
+  if (!*flag) trap("await_flag at %p: nobody has raised it", static_cast<const void*>(flag));
+  fibers[current].awaited = std::max(fibers[current].awaited, Late::kKernelsBefore);
+}
+
 // --- launching ---
 
 cudaError_t shared_memory_limit(int* bytes) {
@@ -713,7 +724,7 @@ void set_shared_memory_limit(int bytes) { shared_limit = bytes; }
 void set_block_order(uint64_t seed) { block_order = seed; }
 
 void register_tensor(void* data, const int64_t* sizes, const int64_t* strides, int64_t row,
-                     bool writable, bool late) {
+                     bool writable, Late late) {
   Tensor tensor = {static_cast<char*>(data), {}, {}, row, late, {}};
   int order[3] = {0, 1, 2};
   std::sort(order, order + 3, [&](int i, int j) { return strides[i] > strides[j]; });

@@ -14,8 +14,10 @@
 //                   misaligned; stored to by two threads; shared between threads of a block with no
 //                   `sync_threads` between, or between blocks without `fence` and
 //                   `increment_wrapping`
-//   early launches  global memory written before `await_previous`, or read before it from a tensor
-//                   that the kernels before may be writing
+//   early launches  global memory written before `await_previous`; read before it from a tensor
+//   that
+//                   the kernel right ahead may be writing, or before that and `await_flag` from one
+//                   that those before it may be; a flag awaited that nobody has raised
 //   threads         a warp operation or barrier that not all threads reach; lanes of one warp in
 //                   different operations
 // What it cannot see: the time anything takes, registers, and the rounding inside a tensor core
@@ -135,6 +137,8 @@ void store_global(void* target, T value) {
 void prefetch(const void* source);
 void fence();
 uint32_t increment_wrapping(uint32_t* counter, uint32_t last);
+void raise_flag(uint32_t* flag);
+void await_flag(const uint32_t* flag);
 
 // --- launching ---
 
@@ -171,10 +175,12 @@ void set_shared_memory_limit(int bytes);
 // The order in which blocks run: 0 for their natural order, else shuffled by this seed.
 void set_block_order(uint64_t seed);
 
-// Lets kernels touch a tensor: rows of `row` bytes, counted by three sizes and byte strides. Where
-// a launch is early, the kernels before may be writing a tensor that is `late`.
+// Who may be writing a tensor when a kernel is launched early.
+enum class Late : int32_t { kNobody, kKernelsBefore, kKernelRightAhead };
+
+// Lets kernels touch a tensor: rows of `row` bytes, counted by three sizes and byte strides.
 void register_tensor(void* data, const int64_t* sizes, const int64_t* strides, int64_t row,
-                     bool writable, bool late);
+                     bool writable, Late late);
 
 // Forgets all tensors and the last error, and counts launches from 1 again.
 void reset_emulation();

@@ -10,6 +10,7 @@ __attribute__((weak)) cudaError_t attention_backward(const AttentionBackwardPara
 __attribute__((weak)) cudaError_t attention_decode(const DecodeParams&, cudaStream_t);
 __attribute__((weak)) int64_t decode_partials(const DecodeParams&);
 __attribute__((weak)) cudaError_t linear_decode(const LinearParams&, cudaStream_t);
+__attribute__((weak)) cudaError_t widen(const WidenParams&, cudaStream_t);
 __attribute__((weak)) cudaError_t norm(const NormParams&, cudaStream_t);
 }  // namespace kogpt
 
@@ -22,8 +23,8 @@ void emulator_reset(int shared_limit, uint64_t block_order) {
 }
 
 void emulator_register(void* data, const int64_t* sizes, const int64_t* strides, int64_t row,
-                       bool writable, bool late) {
-  kogpt::register_tensor(data, sizes, strides, row, writable, late);
+                       bool writable, int late) {
+  kogpt::register_tensor(data, sizes, strides, row, writable, static_cast<kogpt::Late>(late));
 }
 
 const char* emulator_error() { return kogpt::emulation_error(); }
@@ -35,6 +36,7 @@ void emulator_struct_sizes(int64_t* sizes) {
   sizes[2] = sizeof(kogpt::DecodeParams);
   sizes[3] = sizeof(kogpt::LinearParams);
   sizes[4] = sizeof(kogpt::NormParams);
+  sizes[5] = sizeof(kogpt::WidenParams);
 }
 
 int emulator_forward(const kogpt::AttentionParams* params) {
@@ -56,6 +58,8 @@ int64_t emulator_decode_partials(const kogpt::DecodeParams* params) {
 int emulator_linear(const kogpt::LinearParams* params) {
   return kogpt::linear_decode(*params, nullptr);
 }
+
+int emulator_widen(const kogpt::WidenParams* params) { return kogpt::widen(*params, nullptr); }
 
 int emulator_norm(const kogpt::NormParams* params) { return kogpt::norm(*params, nullptr); }
 

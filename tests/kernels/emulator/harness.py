@@ -37,6 +37,11 @@ ELEMENTS = {torch.float16: 0, torch.bfloat16: 1}
 FORMATS = {torch.float16: 0, torch.bfloat16: 0, torch.int8: 1, torch.int32: 2}
 
 
+# Who may be writing a tensor when a kernel is launched early: nobody, the kernels before, of which
+# a flag tells, or the one right ahead.
+NOBODY, KERNELS_BEFORE, KERNEL_RIGHT_AHEAD = range(3)
+
+
 class EmulatorError(RuntimeError):
     """A launch that failed, with what was trapped."""
 
@@ -75,9 +80,9 @@ class DecodeParams(Structure):
     _fields_ = [
         *((name, Rows) for name in ("q", "k_new", "v_new", "keys", "values", "out")),
         *((name, c_void_p) for name in ("lse", "lengths", "starts", "cos", "sin")),
-        *((name, c_void_p) for name in ("partials", "counters")),
+        *((name, c_void_p) for name in ("partials", "counters", "ready")),
         *((name, c_int32) for name in ("B", "T", "H", "D", "R", "capacity", "length")),
-        ("early", c_bool),
+        ("promised", c_bool),
         ("scale", c_float),
         ("element", c_int32),
     ]
@@ -85,10 +90,20 @@ class DecodeParams(Structure):
 
 class LinearParams(Structure):
     _fields_ = [
-        *((name, c_void_p) for name in ("x", "values", "scale", "bias", "residual", "out")),
-        *((name, c_int32) for name in ("M", "N", "K", "G", "x_stride", "gelu_from")),
-        ("early", c_bool),
+        *(
+            (name, c_void_p)
+            for name in ("x", "values", "scale", "bias", "residual", "out", "ready")
+        ),
+        *((name, c_int32) for name in ("M", "N", "K", "G", "x_stride", "gelu_from", "late")),
+        ("promised", c_bool),
         *((name, c_int32) for name in ("format", "element")),
+    ]
+
+
+class WidenParams(Structure):
+    _fields_ = [
+        *((name, c_void_p) for name in ("values", "scale", "offset", "out")),
+        *((name, c_int32) for name in ("N", "K", "G", "format", "element")),
     ]
 
 
@@ -97,7 +112,7 @@ class NormParams(Structure):
         *((name, c_void_p) for name in ("x", "weight", "bias", "out")),
         *((name, c_int32) for name in ("M", "C")),
         ("eps", c_float),
-        ("early", c_bool),
+        ("promised", c_bool),
         ("element", c_int32),
     ]
 
@@ -154,7 +169,10 @@ def library(name: str) -> ctypes.CDLL:
     lib = ctypes.CDLL(str(target))
     lib.emulator_error.restype = ctypes.c_char_p
     lib.emulator_decode_partials.restype = c_int64
-    mirrors = (AttentionParams, AttentionBackwardParams, DecodeParams, LinearParams, NormParams)
+    mirrors = (
+        *(AttentionParams, AttentionBackwardParams, DecodeParams),
+        *(LinearParams, NormParams, WidenParams),
+    )
     sizes = (c_int64 * len(mirrors))()
     lib.emulator_struct_sizes(sizes)
     assert list(sizes) == [ctypes.sizeof(mirror) for mirror in mirrors], "a struct has changed"
@@ -168,18 +186,28 @@ class Run:
         name: of the kernel file.
         limit: bytes of shared memory that a block may have.
         seed: 0 runs blocks in the order of their index, another shuffles them.
+        promised: whether kernels ahead leave alone what is not `late`; else nothing may be read
+            before they are awaited.
     """
 
-    def __init__(self, name: str, *, limit: int = SHARED_LIMITS["sm_86"], seed: int = 0) -> None:
+    def __init__(
+        self,
+        name: str,
+        *,
+        limit: int = SHARED_LIMITS["sm_86"],
+        seed: int = 0,
+        promised: bool = False,
+    ) -> None:
         self.lib = library(name)
+        self.promised = promised
         self.lib.emulator_reset(c_int32(limit), ctypes.c_uint64(seed))
 
-    def rows(self, x: Tensor | None, *, writable: bool = False, late: bool = False) -> Rows:
+    def rows(self, x: Tensor | None, *, writable: bool = False, late: int = NOBODY) -> Rows:
         """Registers a (B, tokens, H, D) tensor with any strides whose rows are contiguous.
 
         Args:
             writable: by the kernel.
-            late: an early launch has to wait before it reads this.
+            late: whom an early launch has to wait for before it reads this.
         """
         if x is None:
             return Rows()
@@ -188,7 +216,7 @@ class Run:
         self.register(x, writable, late)
         return Rows(x.data_ptr(), *x.stride()[:3])
 
-    def flat(self, x: Tensor | None, *, writable: bool = False, late: bool = False) -> int | None:
+    def flat(self, x: Tensor | None, *, writable: bool = False, late: int = NOBODY) -> int | None:
         """Registers a contiguous tensor of any rank, and gives its address."""
         if x is None:
             return None
@@ -196,10 +224,10 @@ class Run:
         self.register(x.view(1, 1, 1, x.numel()), writable, late)
         return x.data_ptr()
 
-    def register(self, x: Tensor, writable: bool, late: bool) -> None:
+    def register(self, x: Tensor, writable: bool, late: int) -> None:
         if x.numel() == 0:
             return
-        size = x.element_size()
+        size, late = x.element_size(), late if self.promised else KERNEL_RIGHT_AHEAD
         sizes = (c_int64 * 3)(*x.shape[:3])
         strides = (c_int64 * 3)(*(stride * size for stride in x.stride()[:3]))
         self.lib.emulator_register(
@@ -296,39 +324,41 @@ def decode(
     *,
     starts: Tensor | None = None,
     counters: Tensor | None = None,
-    early: bool = False,
+    promised: bool = False,
+    ready: Tensor | None = None,
     **options: int,
 ) -> tuple[Tensor, Tensor]:
     """attention_decode.cu: q, k_new, v_new (B, T, H, D); keys, values (B, capacity, H, D).
 
     Appends to `keys` and `values` in place. Without `cos` and `sin` ((P, R/2), float32) nothing is
-    rotated. `counters` ((B, H), int32) are zeros, made when None. An early launch writes the result
-    over `v_new`, as a step's does.
+    rotated. `counters` ((B, H), int32) are zeros, made when None. With `promised` the result is
+    written over `v_new`, as a step's is, and the flag `ready` (int32) is raised.
 
     Returns:
         out (B, T, H, D) and lse (B, H, T).
     """
     B, T, H, D = q.shape
-    run = Run("attention_decode", **options)
+    run = Run("attention_decode", promised=promised, **options)
     out, lse = unwritten_results(q)
-    if early:
+    if promised:
         assert v_new is not None
         out = v_new
     counters = torch.zeros(B, H, dtype=torch.int32) if counters is None else counters
     append = k_new is not None
     same = isinstance(lengths, int)
     params = DecodeParams(
-        *(run.rows(x, late=True) for x in (q, k_new, v_new)),
+        *(run.rows(x, late=KERNEL_RIGHT_AHEAD) for x in (q, k_new, v_new)),
         *(run.rows(x, writable=append) for x in (keys, values)),
-        run.rows(out, writable=True, late=True),
+        run.rows(out, writable=True, late=KERNEL_RIGHT_AHEAD),
         run.flat(lse, writable=True),
         None if same else run.flat(lengths),
         *(run.flat(x) for x in (starts, cos, sin)),
         None,  # partials, below
         run.flat(counters, writable=True),
+        run.flat(ready, writable=True),
         *(B, T, H, D, 0 if cos is None else 2 * cos.size(-1), keys.size(1)),
         lengths if same else 0,
-        early,
+        promised,
         1 / math.sqrt(D),
         ELEMENTS[q.dtype],
     )
@@ -347,27 +377,33 @@ def linear(
     bias: Tensor | None = None,
     gelu_from: int | None = None,
     residual: Tensor | None = None,
-    early: bool = False,
+    late: int = 0,
+    ready: Tensor | None = None,
+    promised: bool = False,
     **options: int,
 ) -> Tensor:
     """linear_decode.cu: x (M, K); values and scale as in `kogpt.kernels.Weight`; bias (N,).
 
-    Rows of `x` may lie apart. `gelu_from` and `residual` as in `kogpt.kernels.step_linear`.
+    Rows of `x` may lie apart. The rest is as in `kogpt.kernels.step_linear`.
 
     Returns:
         (M, N).
     """
-    run = Run("linear_decode", **options)
+    run = Run("linear_decode", promised=promised, **options)
     out = unwritten(x.size(0), values.size(0), dtype=x.dtype)
-    rows = run.rows(x[:, None, None], late=True)
+    rows = run.rows(x[:, None, None, late:], late=KERNELS_BEFORE if late else KERNEL_RIGHT_AHEAD)
+    if late:
+        run.rows(x[:, None, None, :late], late=KERNEL_RIGHT_AHEAD)
     params = LinearParams(
-        rows.data,
+        x.data_ptr(),
         *(run.flat(part) for part in (values, scale, bias)),
-        run.flat(residual, late=True),
-        run.flat(out, writable=True, late=True),
+        run.flat(residual, late=KERNELS_BEFORE if late else KERNEL_RIGHT_AHEAD),
+        run.flat(out, writable=True, late=KERNEL_RIGHT_AHEAD),
+        run.flat(ready),
         *(*out.shape, x.size(1), 0 if scale is None else scale.size(1), rows.batch_stride),
         out.size(1) if gelu_from is None else gelu_from,
-        early,
+        late,
+        promised,
         FORMATS[values.dtype],
         ELEMENTS[x.dtype],
     )
@@ -375,21 +411,40 @@ def linear(
     return out
 
 
+def widen(values: Tensor, scale: Tensor, offset: Tensor | None = None, **options: int) -> Tensor:
+    """widen.cu: values, scale and offset as in `kogpt.kernels.Weight`.
+
+    Returns:
+        (N, K).
+    """
+    run = Run("widen", **options)
+    inputs = values.size(1) * (8 if values.dtype == torch.int32 else 1)
+    out = unwritten(values.size(0), inputs, dtype=scale.dtype)
+    params = WidenParams(
+        *(run.flat(part) for part in (values, scale, offset)),
+        run.flat(out, writable=True),
+        *(*out.shape, scale.size(1)),
+        *(FORMATS[values.dtype], ELEMENTS[scale.dtype]),
+    )
+    run.call("emulator_widen", byref(params))
+    return out
+
+
 def norm(
-    x: Tensor, weight: Tensor, bias: Tensor, eps: float, early: bool = False, **options: int
+    x: Tensor, weight: Tensor, bias: Tensor, eps: float, promised: bool = False, **options: int
 ) -> Tensor:
     """norm.cu: x (M, C), weight and bias (C,).
 
     Returns:
         (M, C).
     """
-    run = Run("norm", **options)
+    run = Run("norm", promised=promised, **options)
     out = unwritten(*x.shape, dtype=x.dtype)
     params = NormParams(
-        run.flat(x, late=True),
+        run.flat(x, late=KERNEL_RIGHT_AHEAD),
         *(run.flat(part) for part in (weight, bias)),
-        run.flat(out, writable=True, late=True),
-        *(*x.shape, eps, early, ELEMENTS[x.dtype]),
+        run.flat(out, writable=True, late=KERNEL_RIGHT_AHEAD),
+        *(*x.shape, eps, promised, ELEMENTS[x.dtype]),
     )
     run.call("emulator_norm", byref(params))
     return out
