@@ -311,8 +311,8 @@ Tensor step_linear(const Tensor& x, const Tensor& weight, const std::optional<Te
   return out;
 }
 
-Tensor widen(const Tensor& weight_given, const Tensor& scale_given,
-             const std::optional<Tensor>& offset_given) {
+Tensor widened(const Tensor& weight_given, const Tensor& scale_given,
+               const std::optional<Tensor>& offset_given) {
   const DeviceGuard guard(weight_given.get_device_index());
   const Tensor weight = packed(weight_given), scale = packed(scale_given);
   const std::optional<Tensor> offset = packed(offset_given);
@@ -368,5 +368,5 @@ STABLE_TORCH_LIBRARY_IMPL(kogpt, CUDA, library) {
   library.impl("step_attention", TORCH_BOX(&kogpt::step_attention));
   library.impl("step_linear", TORCH_BOX(&kogpt::step_linear));
   library.impl("step_norm", TORCH_BOX(&kogpt::step_norm));
-  library.impl("widen", TORCH_BOX(&kogpt::widen));
+  library.impl("widen", TORCH_BOX(&kogpt::widened));
 }
