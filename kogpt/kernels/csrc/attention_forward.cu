@@ -130,7 +130,7 @@ __global__ void __launch_bounds__(Shape::kThreads) forward_kernel(AttentionParam
   }
   // The output takes the place of the queries. Each warp writes the rows that it alone has read,
   // and a barrier lies between.
-  store_fragments<E, D>(query_tile, warp_row, out, factor);
+  store_fragments<E>(query_tile, warp_row, 0, out, factor);
   sync_threads();
   store_rows<kRows, kThreads>(work.head(p.out), query_tile, query, p.T);
 }

@@ -11,6 +11,8 @@ constexpr float kLog2E = 1.4426950408889634f;
 constexpr float kInfinity = __builtin_huge_valf();
 
 KOGPT_HOST_DEVICE constexpr int ceil_div(int x, int y) { return (x + y - 1) / y; }
+KOGPT_HOST_DEVICE constexpr int min_of(int x, int y) { return x < y ? x : y; }
+KOGPT_HOST_DEVICE constexpr int max_of(int x, int y) { return x < y ? y : x; }
 
 KOGPT_DEVICE int lane() { return thread_index() % kWarp; }
 KOGPT_DEVICE int warp() { return thread_index() / kWarp; }
@@ -49,10 +51,10 @@ struct Tile {
   }
 
   // Chunk 2 `step` + `half` of a row, half being 0 or 1. Where `step` is a constant, all steps of a
-  // row share four addresses, and what is above 128 bytes goes into the instruction.
+  // row share four addresses, and so do rows that lie a multiple of 8 apart: what is above 128
+  // bytes goes into the instruction.
   KOGPT_DEVICE uint32_t at(int row, int half, int step) const {
-    return (offset + row * kRowBytes + 16 * (half ^ (row % 8)) ^ 32 * (step % 4)) +
-           128 * (step / 4);
+    return offset + row * kRowBytes + 16 * (half ^ (row % 8) ^ 2 * (step % 4)) + 128 * (step / 4);
   }
 };
 
@@ -174,16 +176,23 @@ KOGPT_DEVICE void add_product(float (&sum)[D / 8][4], const Operand<E, kSteps>& 
   }
 }
 
-// Writes a warp's 16 rows, each times its factor, into rows `row`.. of a tile.
-template <typename E, int D>
-KOGPT_DEVICE void store_fragments(Tile<D> tile, int row, const float (&x)[D / 8][4],
+// Where in a tile a lane's pair of a block of 8 columns lies, in the upper or lower 8 of 16 rows.
+template <int D>
+KOGPT_DEVICE uint32_t fragment_address(Tile<D> tile, int row, int block, int half) {
+  return tile.at(row + fragment_row(2 * half), block) + lane() % 4 * 4;
+}
+
+// Writes a warp's 16 rows, each times its factor, into rows `row`.. of a tile, from the `first`-th
+// 8 columns on.
+template <typename E, int D, int kBlocks>
+KOGPT_DEVICE void store_fragments(Tile<D> tile, int row, int first, const float (&x)[kBlocks][4],
                                   const float (&factor)[2]) {
 #pragma unroll
-  for (int j = 0; j < D / 8; ++j) {
+  for (int j = 0; j < kBlocks; ++j) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const float f = factor[half];
-      store_shared(tile.at(row + fragment_row(2 * half), j) + lane() % 4 * 4,
+      store_shared(fragment_address(tile, row, first + j, half),
                    pack<E>(x[j][2 * half] * f, x[j][2 * half + 1] * f));
     }
   }
