@@ -67,21 +67,29 @@ struct Places {
   static constexpr int kBytes = kExchangeAt + Tile<2 * kPassing>::size(kRows);
 };
 
-// --- products of a block, and a warp's part in them ---
+// --- what the warps of a block share ---
 
-// The rows that stay, as left operands: 16 kHigh of a tile, read again in each product.
-template <int D, int kHigh>
-struct ReadRows {
-  Tile<D> tile;
-  int row;
+// One warp's piece of a sum of kSumRows x D that kWarps warps share: as high as 64 columns allow.
+template <int kSumRows, int D, int kWarps, int kColumns = min_of(64, kSumRows* D / kWarps / 16)>
+struct Share : Piece<kSumRows * D / kWarps / kColumns, kColumns> {
+  static constexpr int kHigh = kSumRows * D / kWarps / kColumns;
+  static constexpr int kPieces = kSumRows / kHigh;  // one below the other
 
-  KOGPT_DEVICE void operand(uint32_t (&a)[kHigh][4], int step) const {
+  KOGPT_DEVICE explicit Share(int index)
+      : Piece<kHigh, kColumns>(index % kPieces * kHigh, index / kPieces * kColumns) {}
+
+  // Writes the piece, times `factor`, into its place in a tile.
+  template <typename E>
+  KOGPT_DEVICE void store(Tile<D> tile, float factor) const {
 #pragma unroll
-    for (int m = 0; m < kHigh; ++m) load_a(a[m], tile, row + 16 * m, step);
+    for (int m = 0; m < kHigh / 16; ++m) {
+      store_fragments<E>(tile, this->row + 16 * m, this->column / 8, this->sum[m],
+                         {factor, factor});
+    }
   }
 };
 
-// The same, 16 of them, kept in registers.
+// A warp's 16 of the rows that stay, kept in registers, as left operands.
 template <int D>
 struct KeptRows {
   uint32_t kept[D / 16][4];
@@ -94,78 +102,6 @@ struct KeptRows {
   KOGPT_DEVICE void operand(uint32_t (&a)[1][4], int step) const {
 #pragma unroll
     for (int i = 0; i < 4; ++i) a[0][i] = kept[step][i];
-  }
-};
-
-// x = `left` times rows `row`..+8 kBlocks - 1 of `right`, transposed.
-template <typename E, typename Left, int D, int kHigh, int kBlocks>
-KOGPT_DEVICE void multiply_rows(float (&x)[kHigh][kBlocks][4], const Left& left, Tile<D> right,
-                                int row) {
-#pragma unroll
-  for (int m = 0; m < kHigh; ++m) clear(x[m]);
-#pragma unroll
-  for (int step = 0; step < D / 16; ++step) {
-    uint32_t a[kHigh][4];
-    left.operand(a, step);
-#pragma unroll
-    for (int j = 0; j < kBlocks; j += 2) {
-      uint32_t b[4];
-      load_b(b, right, row + 8 * j, step);
-#pragma unroll
-      for (int m = 0; m < kHigh; ++m) {
-        mma<E>(x[m][j], a[m], b[0], b[1]);
-        mma<E>(x[m][j + 1], a[m], b[2], b[3]);
-      }
-    }
-  }
-}
-
-// One warp's piece of a sum of kSumRows x D that kWarps warps share. It is as high as 64 columns
-// allow: an operand b that was read from shared memory serves all of its rows.
-template <int kSumRows, int D, int kWarps>
-struct Piece {
-  static constexpr int kElements = kSumRows * D / kWarps;
-  static constexpr int kColumns = min_of(64, kElements / 16);
-  static constexpr int kRows = kElements / kColumns;
-
-  int row, column;
-  float sum[kRows / 16][kColumns / 8][4];
-
-  KOGPT_DEVICE explicit Piece(int index)
-      : row(index % (kSumRows / kRows) * kRows), column(index / (kSumRows / kRows) * kColumns) {
-#pragma unroll
-    for (int m = 0; m < kRows / 16; ++m) clear(sum[m]);
-  }
-
-  // sum += columns 16 `first`.. of `left` times the first 16 kSteps rows of `right`.
-  template <typename E, int kSteps, int kWidth>
-  KOGPT_DEVICE void add_product(Tile<kWidth> left, int first, Tile<D> right) {
-    const Tile<D> part{right.offset + column / 64 * 128};  // 64 columns are what `at` permutes
-#pragma unroll
-    for (int step = 0; step < kSteps; ++step) {
-      uint32_t a[kRows / 16][4];
-#pragma unroll
-      for (int m = 0; m < kRows / 16; ++m) load_a(a[m], left, row + 16 * m, first + step);
-#pragma unroll
-      for (int j = 0; j < kColumns / 16; ++j) {
-        uint32_t b[4];
-        load_b_transposed(b, part, 16 * step, column % 64 / 16 + j);
-#pragma unroll
-        for (int m = 0; m < kRows / 16; ++m) {
-          mma<E>(sum[m][2 * j], a[m], b[0], b[1]);
-          mma<E>(sum[m][2 * j + 1], a[m], b[2], b[3]);
-        }
-      }
-    }
-  }
-
-  // Writes the piece, times `factor`, into its place in a tile.
-  template <typename E>
-  KOGPT_DEVICE void store(Tile<D> tile, float factor) const {
-#pragma unroll
-    for (int m = 0; m < kRows / 16; ++m) {
-      store_fragments<E>(tile, row + 16 * m, column / 8, sum[m], {factor, factor});
-    }
   }
 };
 
@@ -298,7 +234,7 @@ __global__ void __launch_bounds__(Shape::kThreads) query_kernel(AttentionBackwar
     row_statistics<E, D>(statistics[m], params, work, query + warp_row + 16 * m, grads);
   }
 
-  Piece<kRows, D, kThreads / kWarp> grad_q(warp());
+  Share<kRows, D, kThreads / kWarp> grad_q(warp());
   for (int turn = 0; key < end; key += kKeys, ++turn) {
     wait_copies<0>();
     sync_threads();
@@ -389,7 +325,7 @@ __global__ void __launch_bounds__(Shape::kThreads) key_kernel(AttentionBackwardP
   if constexpr (Shape::kKept) sync_threads();  // every warp has its rows
   copy_pair<kThreads>(passing, 0, queries, grads, query, p.T);
 
-  Piece<kKeys, D, Shape::kWarps> sum(index);
+  Share<kKeys, D, Shape::kWarps> sum(index);
   for (int turn = 0; query < end; query += kQueries, ++turn) {
     wait_copies<0>();
     sync_threads();
