@@ -186,6 +186,8 @@ FAULTS = {
     "write_after_read_of_another_warp": "thread 40: store_shared at offset 0: read by other",
     "read_after_write_of_another_group": "thread 63: load_shared at offset 0: written by thread 0",
     "end_before_group": "deadlock: thread 0 waits in sync_group; thread 32 has ended",
+    "two_groups_at_a_barrier": "sync_group of 32 threads at barrier 1, where thread 63 waits",
+    "no_such_barrier": "sync_group at barrier 16",
     "load_matrices_after_write": "load_matrices at offset 0: written by thread 0, with no sync",
     "write_after_load_matrices": "store_shared at offset 496: read by other threads",
     "read_before_wait": "load_shared at offset 0: a copy by thread 0 may still be under way",

@@ -69,14 +69,19 @@ struct Places {
 
 // --- what the warps of a block share ---
 
-// One warp's piece of a sum of kSumRows x D that kWarps warps share: as high as 64 columns allow.
-template <int kSumRows, int D, int kWarps, int kColumns = min_of(64, kSumRows* D / kWarps / 16)>
-struct Share : Piece<kSumRows * D / kWarps / kColumns, kColumns> {
-  static constexpr int kHigh = kSumRows * D / kWarps / kColumns;
-  static constexpr int kPieces = kSumRows / kHigh;  // one below the other
+// The rows of a piece of a sum of kSumRows x D that kWarps warps share: so many that it has 64
+// columns, where that goes.
+template <int kSumRows, int D, int kWarps>
+constexpr int kShareRows = min_of(kSumRows, max_of(16, kSumRows* D / kWarps / 64));
 
-  KOGPT_DEVICE explicit Share(int index)
-      : Piece<kHigh, kColumns>(index % kPieces * kHigh, index / kPieces * kColumns) {}
+// One warp's piece of such a sum, which begins with row `row` of the block.
+template <int kSumRows, int D, int kWarps, int kHigh = kShareRows<kSumRows, D, kWarps>>
+struct Share : Piece<kHigh, kSumRows * D / kWarps / kHigh> {
+  static constexpr int kPieces = kSumRows / kHigh;  // one below the other
+  static constexpr int kWide = kSumRows * D / kWarps / kHigh;
+
+  KOGPT_DEVICE Share(int row, int index)
+      : Piece<kHigh, kWide>(row + index % kPieces * kHigh, index / kPieces * kWide) {}
 
   // Writes the piece, times `factor`, into its place in a tile.
   template <typename E>
@@ -143,7 +148,7 @@ struct Exchange {
 
 // --- dQ ---
 
-template <typename E_, int D_, int kRows_, int kKeys_, bool kKept_>
+template <typename E_, int D_, int kRows_, int kKeys_, bool kKept_, int kGroupRows_ = kRows_>
 struct QueryShape {
   using E = E_;
   static constexpr int D = D_;
@@ -151,8 +156,11 @@ struct QueryShape {
   static constexpr int kKeys = kKeys_;
   static constexpr bool kKept = kKept_;  // in registers: the rows that stay
   static constexpr int kHigh = kKept ? 1 : 2;
-  static constexpr int kTwins = kRows / kHigh / 16 * kWarp;  // threads for P; as many for dP
-  static constexpr int kThreads = 2 * kTwins;
+  static constexpr int kGroupRows = kGroupRows_;
+  static constexpr int kTwins = kGroupRows / kHigh / 16;  // warps for P; as many for dP
+  static constexpr int kGroup = 2 * kTwins * kWarp;
+  static constexpr int kGroups = kRows / kGroupRows;
+  static constexpr int kThreads = kGroups * kGroup;
   using At = Places<D, kRows, kKeys, kKept>;
   using Left = std::conditional_t<kKept, KeptRows<D>, ReadRows<D, kHigh>>;
 };
@@ -211,8 +219,11 @@ __global__ void __launch_bounds__(Shape::kThreads) query_kernel(AttentionBackwar
   const HeadRows keys = work.head(p.k), values = work.head(p.v);
   const int query = work.tile * kRows;
   const int position = p.S - p.T + query;
-  const bool grads = thread_index() >= Shape::kTwins;  // computes dP, else P
-  const int warp_row = thread_index() % Shape::kTwins / kWarp * 16 * kHigh;
+  const int group = Shape::kGroups == 1 ? 0 : thread_index() / Shape::kGroup;
+  const int group_row = group * Shape::kGroupRows;
+  const int index = warp() % (2 * Shape::kTwins);
+  const bool grads = index >= Shape::kTwins;  // computes dP, else P
+  const int warp_row = group_row + index % Shape::kTwins * 16 * kHigh;
   const int end = min(position + kRows, p.S);
   int key = visible.first_key(position) / kKeys * kKeys;
 
@@ -234,7 +245,7 @@ __global__ void __launch_bounds__(Shape::kThreads) query_kernel(AttentionBackwar
     row_statistics<E, D>(statistics[m], params, work, query + warp_row + 16 * m, grads);
   }
 
-  Share<kRows, D, kThreads / kWarp> grad_q(warp());
+  Share<Shape::kGroupRows, D, 2 * Shape::kTwins> grad_q(group_row, index);
   for (int turn = 0; key < end; key += kKeys, ++turn) {
     wait_copies<0>();
     sync_threads();
@@ -260,9 +271,9 @@ __global__ void __launch_bounds__(Shape::kThreads) query_kernel(AttentionBackwar
       }
     }
     if (!grads) exchange.leave_weights(warp_row, 0, x);
-    sync_threads();
+    sync_group<Shape::kGroup>(1 + group);
     if (grads) exchange.leave_grads(warp_row, 0, x);
-    sync_threads();
+    sync_group<Shape::kGroup>(1 + group);
     grad_q.template add_product<E, kKeys / 16>(exchange.tile, exchange.kGradStep, key_tile);
   }
 
@@ -274,7 +285,7 @@ __global__ void __launch_bounds__(Shape::kThreads) query_kernel(AttentionBackwar
 
 // --- dK and dV ---
 
-template <typename E_, int D_, int kKeys_, int kQueries_, bool kKept_>
+template <typename E_, int D_, int kKeys_, int kQueries_, bool kKept_, int kGroupKeys_ = kKeys_>
 struct KeyShape {
   using E = E_;
   static constexpr int D = D_;
@@ -282,9 +293,11 @@ struct KeyShape {
   static constexpr int kQueries = kQueries_;
   static constexpr bool kKept = kKept_;
   static constexpr int kHigh = kKept ? 1 : 2;
-  static constexpr int kWarps = kKeys / 16;  // for P and dV; as many for dP and dK
-  static constexpr int kTwins = kWarps * kWarp;
-  static constexpr int kThreads = 2 * kTwins;
+  static constexpr int kGroupKeys = kGroupKeys_;
+  static constexpr int kTwins = kGroupKeys / 16;  // warps for P and dV; as many for dP and dK
+  static constexpr int kGroup = 2 * kTwins * kWarp;
+  static constexpr int kGroups = kKeys / kGroupKeys;
+  static constexpr int kThreads = kGroups * kGroup;
   static constexpr int kColumns = kQueries / kHigh;  // of a warp's piece of P or dP
   static_assert(kColumns == kWarp, "each lane reads one statistic");
   using At = Places<D, kKeys, kQueries, kKept>;
@@ -303,10 +316,12 @@ __global__ void __launch_bounds__(Shape::kThreads) key_kernel(AttentionBackwardP
   const Visible visible(p, work.b);
   const HeadRows queries = work.head(p.q), grads = work.head(params.grad_out);
   const int key = work.tile * kKeys;
-  const bool sums_keys = thread_index() >= Shape::kTwins;  // dK, else dV
-  const int index = warp() % Shape::kWarps;
-  const int warp_row = index % (Shape::kWarps / kHigh) * 16 * kHigh;
-  const int warp_column = index / (Shape::kWarps / kHigh) * Shape::kColumns;
+  const int group = Shape::kGroups == 1 ? 0 : thread_index() / Shape::kGroup;
+  const int group_row = group * Shape::kGroupKeys;
+  const bool sums_keys = warp() % (2 * Shape::kTwins) >= Shape::kTwins;  // dK, else dV
+  const int index = warp() % Shape::kTwins;
+  const int warp_row = group_row + index % (Shape::kTwins / kHigh) * 16 * kHigh;
+  const int warp_column = index / (Shape::kTwins / kHigh) * Shape::kColumns;
   const int past = p.S - p.T;  // position of query 0
   // Padding is seen by nobody but the query at its own position.
   const int end = key + kKeys <= visible.start ? min(key + kKeys - past, p.T) : p.T;
@@ -325,7 +340,7 @@ __global__ void __launch_bounds__(Shape::kThreads) key_kernel(AttentionBackwardP
   if constexpr (Shape::kKept) sync_threads();  // every warp has its rows
   copy_pair<kThreads>(passing, 0, queries, grads, query, p.T);
 
-  Share<kKeys, D, Shape::kWarps> sum(index);
+  Share<Shape::kGroupKeys, D, Shape::kTwins> sum(group_row, index);
   for (int turn = 0; query < end; query += kQueries, ++turn) {
     wait_copies<0>();
     sync_threads();
@@ -363,10 +378,10 @@ __global__ void __launch_bounds__(Shape::kThreads) key_kernel(AttentionBackwardP
       }
     }
     if (!sums_keys) exchange.leave_weights(warp_row, warp_column, x);
-    sync_threads();
+    sync_group<Shape::kGroup>(1 + group);
     if (sums_keys) {
       exchange.leave_grads(warp_row, warp_column, x);
-      sync_group<Shape::kTwins>();
+      sync_group<Shape::kGroup / 2>(1 + Shape::kGroups + group);
     }
     sum.template add_product<E, kQueries / 16>(exchange.tile, sums_keys ? exchange.kGradStep : 0,
                                                sums_keys ? query_tile : grad_tile);
@@ -403,8 +418,8 @@ template <typename E>
 cudaError_t backward(const AttentionBackwardParams& p, cudaStream_t stream) {
   if (p.forward.D == 64) return backward<E, 64>(p, stream);
   if (p.forward.D == 128) return backward<E, 128>(p, stream);
-  using Query = QueryShape<E, 256, 128, 32, false>;
-  using Key = KeyShape<E, 256, 64, 64, false>;
+  using Query = QueryShape<E, 256, 128, 32, false, 32>;
+  using Key = KeyShape<E, 256, 64, 64, false, 32>;
   int limit;
   if (cudaError_t status = shared_memory_limit(&limit)) return status;
   const bool fits = max_of(Query::At::kBytes, Key::At::kBytes) <= limit;

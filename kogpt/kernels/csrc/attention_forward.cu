@@ -93,7 +93,7 @@ struct Softmax {
         top[m][half] = x;
       }
     }
-    sync_group<2 * kWarp>();
+    sync_group<2 * kWarp>(1 + warp() / 2);
     bool raised = false;
 #pragma unroll
     for (int m = 0; m < 2; ++m) {
@@ -157,7 +157,7 @@ struct Softmax {
         twin.leave(row + 16 * m + fragment_row(2 * half), sum[m][half]);
       }
     }
-    sync_group<2 * kWarp>();
+    sync_group<2 * kWarp>(1 + warp() / 2);
 #pragma unroll
     for (int m = 0; m < 2; ++m) {
 #pragma unroll
@@ -177,11 +177,11 @@ __global__ void __launch_bounds__(Shape::kThreads) forward_kernel(AttentionParam
   const Work work(ceil_div(p.T, kRows), p, /*last_tile_first=*/true);
   const Visible visible(p, work.b);
   const HeadRows keys = work.head(p.k), values = work.head(p.v);
-  const int query = work.tile * kRows;         // first query of the block
-  const int position = p.S - p.T + query;      // its position
-  const int row = warp() / 2 * 32;             // the warp's first row in the tile
-  const int column = warp() % 2 * (kKeys / 2);   // the first of its keys
-  const int end = min(position + kRows, p.S);  // keys from here on are seen by nobody
+  const int query = work.tile * kRows;          // first query of the block
+  const int position = p.S - p.T + query;       // its position
+  const int row = warp() / 2 * 32;              // the warp's first row in the tile
+  const int column = warp() % 2 * (kKeys / 2);  // the first of its keys
+  const int end = min(position + kRows, p.S);   // keys from here on are seen by nobody
   const float scale = p.scale * kLog2E;
   int key = visible.first_key(position) / kKeys * kKeys;
 

@@ -42,10 +42,11 @@ KOGPT_DEVICE void sync_threads() { __syncthreads(); }
 // Orders the accesses of a warp's lanes to shared memory before and after it.
 KOGPT_DEVICE void sync_warp() { __syncwarp(); }
 
-// A barrier of kThreads threads, the caller and those whose index divided by kThreads is the same.
+// Barrier 1 to 15 of the block, passed by kThreads threads: those whose index divided by kThreads
+// is that of the caller.
 template <int kThreads>
-KOGPT_DEVICE void sync_group() {
-  asm volatile("bar.sync %0, %1;" : : "r"(1 + thread_index() / kThreads), "n"(kThreads) : "memory");
+KOGPT_DEVICE void sync_group(int barrier) {
+  asm volatile("bar.sync %0, %1;" : : "r"(barrier), "n"(kThreads) : "memory");
 }
 
 // Value of `x` in the lane whose index differs by `mask`; every lane of the warp takes part.

@@ -110,10 +110,10 @@ std::vector<bool> published;  // by block: `fence`, then `increment_wrapping`
 // The block.
 uint32_t block;  // counted over the grid
 Epoch block_began;
-bool fenced;    // since the block's last store to global memory
-bool acquired;  // `increment_wrapping` was called
-int waiting;    // in `sync_threads`
-std::vector<uint32_t> group_waiting[kMaxThreads / kLanes];  // in `sync_group`, by its first warp
+bool fenced;                              // since the block's last store to global memory
+bool acquired;                            // `increment_wrapping` was called
+int waiting;                              // in `sync_threads`
+std::vector<uint32_t> group_waiting[16];  // in `sync_group`, by barrier
 int ended;
 Warp warps[kMaxThreads / kLanes];
 std::vector<uint8_t> shared_memory;
@@ -222,7 +222,7 @@ void run_block() {
     warp.synced = warp.group_synced = epoch;
     warp.group_size = 0;
   }
-  for (auto& threads : group_waiting) threads.clear();
+  for (auto& arrived : group_waiting) arrived.clear();
   ready.clear();
   for (uint32_t thread = 0; thread < threads; ++thread) {
     if (!fibers[thread].started) start(thread);
@@ -543,9 +543,14 @@ void sync_warp() {
   meet("sync_warp", nullptr, [](void* const*) { warps[current / kLanes].synced = ++epoch; });
 }
 
-void sync_threads_of_group(uint32_t size) {
+void sync_group_of(uint32_t size, int barrier) {
+  if (barrier < 1 || barrier > 15) trap("sync_group at barrier %d", barrier);
+  std::vector<uint32_t>& arrived = group_waiting[barrier];
   uint32_t first = current - current % size;
-  std::vector<uint32_t>& arrived = group_waiting[first / kLanes];
+  if (!arrived.empty() && arrived.front() - first >= size) {
+    trap("sync_group of %u threads at barrier %d, where thread %u waits", size, barrier,
+         arrived.front());
+  }
   arrived.push_back(current);
   if (arrived.size() < size) return wait_in("sync_group");
   ++epoch;

@@ -66,11 +66,11 @@ void sync_warp();
 float shuffle_xor(float x, int mask);
 float shuffle_from(float x, int source);
 bool any(bool x);
-void sync_threads_of_group(uint32_t size);
+void sync_group_of(uint32_t size, int barrier);
 
 template <int kThreads>
-void sync_group() {
-  sync_threads_of_group(kThreads);
+void sync_group(int barrier) {
+  sync_group_of(kThreads, barrier);
 }
 
 // --- arithmetic ---

@@ -110,7 +110,7 @@ void shuffle(Probe probe) {
 // target: 128 words, which the threads of each group of 64 turn around by way of shared memory.
 void turn_around_groups(Probe probe) {
   store_shared(4 * thread_index(), static_cast<uint32_t>(thread_index()));
-  sync_group<64>();
+  sync_group<64>(1 + thread_index() / 64);
   store_global(probe.target + thread_index(), load_shared<uint32_t>(4 * (thread_index() ^ 63)));
 }
 
@@ -229,13 +229,20 @@ void write_after_read_of_another_warp(Probe) {
 
 void read_after_write_of_another_group(Probe) {
   if (thread_index() == 0) store_shared(0, 1.0f);
-  sync_group<32>();
+  sync_group<32>(1 + thread_index() / 32);
   if (thread_index() == 63) load_shared<float>(0);
 }
 
 void end_before_group(Probe) {
-  if (thread_index() < 32) sync_group<64>();
+  if (thread_index() < 32) sync_group<64>(1);
 }
+
+void two_groups_at_a_barrier(Probe) {
+  sync_group<64>(1);
+  sync_group<32>(1);
+}
+
+void no_such_barrier(Probe) { sync_group<64>(16); }
 
 void load_matrices_after_write(Probe) {  // by the same lanes: other lanes get the bytes
   uint32_t pairs[4];
@@ -406,6 +413,8 @@ const Entry kProbes[] = {
     FAULT(write_after_read_of_another_warp),
     FAULT(read_after_write_of_another_group),
     FAULT(end_before_group),
+    FAULT(two_groups_at_a_barrier),
+    FAULT(no_such_barrier),
     FAULT(load_matrices_after_write),
     FAULT(write_after_load_matrices),
     FAULT(read_before_wait),
