@@ -12,21 +12,23 @@
 // What limits both is how fast shared memory gives operands to the tensor cores, so each operand
 // that is read serves as many products as registers allow. For every passing tile, half of the
 // warps compute a piece of P each and their twins the same piece of dP: the same product of other
-// tiles. P and dS go to shared memory, rounded, and then all warps share the sums in pieces that
-// are as square as they come: those of dQ, or of dV (half of the warps) and dK (their twins).
+// tiles. P and dS go to shared memory, rounded, and then all share the sums in pieces that are as
+// square as they come: those of dQ, or of dV (half of the warps) and dK (their twins).
 //
-// The rows that stay are either kept in registers, 16 to a warp, or read again from shared memory,
-// 32 to a warp, where it has room for them. Tiles that pass by have two places: one is multiplied
+// Warps that need one another's P and dS are a group, which waits for itself alone: while one group
+// turns scores into weights, another multiplies.
+//
+// The rows that stay are either read again from shared memory, 32 to a warp, where it has room for
+// them, or kept in registers, 16 to a warp. Tiles that pass by have two places: one is multiplied
 // while the other arrives.
 //
 // Budget at D = 256, 8 warps to a block. sm_90: query_kernel 128 queries and 32 keys, key_kernel 64
-// keys and 64 queries, 208 KB each. Others, with rows kept in registers: 64 rows and passing tiles
-// of 32, 72 KB each. Registers: 128 for the sum, or 64 in a query_kernel of 64 queries; 64 for rows
-// that are kept; 32 for P or dP, or 16.
-// Reads of operands (ldmatrix) for one product: 0.375 in key_kernel, 0.42 (sm_90) or 0.46 in
-// query_kernel.
+// keys and 64 queries, 208 KB each, in groups of 32 rows. Others, with rows kept in registers: 64
+// rows and passing tiles of 32, 72 KB each, one group. Registers: 128 for the sum (64 in a
+// query_kernel of 64 queries), 64 for rows that are kept, 32 or 16 for P or dP. Reads of operands
+// (ldmatrix) for one product: 0.44 or 0.46 in query_kernel, 0.41 or 0.38 in key_kernel.
 // History, on an H100 at D = 256, 16 heads, 8 x 2048 tokens: 1.71 and 2.28 ms with one warp for 16
-// rows of P, dP and the sum (0.67 and 0.63 reads for one product; shared memory busy for 75%).
+// rows of P, dP and the sum (0.67 and 0.63 reads for one product, shared memory busy for 75%).
 
 #include <type_traits>
 

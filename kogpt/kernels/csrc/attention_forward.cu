@@ -14,10 +14,10 @@
 // and tells that everyone is done with the one whose place the next copy takes.
 //
 // Budget at D = 256: 64 queries, 64 keys, 4 warps, 105 KB (two blocks on an sm_90); 128 queries, 8
-// warps, 146 KB on sm_80; 32 keys, 73 KB, on sm_86 and sm_89. Registers: 128 for the output, 32 for
-// the scores. Reads of operands (ldmatrix) for one product: 0.41.
-// History, on an H100 at D = 256, 16 heads, 8 x 2048 tokens: 0.99 ms with one warp for 16 rows of
-// weights and output (0.56 reads for one product; shared memory busy for 74%).
+// warps, 145 KB on sm_80; 64 queries, 32 keys, 73 KB, on sm_86 and sm_89. Registers: 128 for the
+// output, 32 for the scores. Reads of operands (ldmatrix) for one product: 0.41. History, on an
+// H100 at D = 256, 16 heads, 8 x 2048 tokens: 0.99 ms with one warp for 16 rows of weights and
+// output (0.56 reads for one product; shared memory busy for 74%).
 
 #include "tile.h"
 
@@ -246,20 +246,25 @@ cudaError_t launch_forward(const AttentionParams& p, cudaStream_t stream) {
   return launch(forward_kernel<Shape>, grid, Shape::kThreads, Shape::kSharedBytes, stream, p);
 }
 
+// Two blocks on one multiprocessor hide each other's barriers; where only one fits, a larger one
+// reads K and V half as often.
+template <typename E, int D>
+cudaError_t forward(const AttentionParams& p, cudaStream_t stream, int limit) {
+  using Medium = ForwardShape<E, D, 64, 64>;
+  using Large = ForwardShape<E, D, 128, 64>;
+  const bool two = 2 * Medium::kSharedBytes <= limit;
+  return two ? launch_forward<Medium>(p, stream) : launch_forward<Large>(p, stream);
+}
+
 template <typename E>
 cudaError_t forward(const AttentionParams& p, cudaStream_t stream) {
   if (p.D == 64) return launch_forward<ForwardShape<E, 64, 64, 64>>(p, stream);
-  if (p.D == 128) return launch_forward<ForwardShape<E, 128, 64, 64>>(p, stream);
-  using Small = ForwardShape<E, 256, 64, 32>;
-  using Medium = ForwardShape<E, 256, 64, 64>;
-  using Large = ForwardShape<E, 256, 128, 64>;
   int limit;
   if (cudaError_t status = shared_memory_limit(&limit)) return status;
-  // Two medium blocks on one multiprocessor hide each other's barriers; where only one fits, the
-  // large one reads K and V half as often.
-  if (2 * Medium::kSharedBytes <= limit) return launch_forward<Medium>(p, stream);
-  if (Large::kSharedBytes <= limit) return launch_forward<Large>(p, stream);
-  return launch_forward<Small>(p, stream);
+  if (p.D == 128) return forward<E, 128>(p, stream, limit);
+  if (limit >= ForwardShape<E, 256, 128, 64>::kSharedBytes)
+    return forward<E, 256>(p, stream, limit);
+  return launch_forward<ForwardShape<E, 256, 64, 32>>(p, stream);
 }
 
 }  // namespace
