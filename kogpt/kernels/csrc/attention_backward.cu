@@ -148,6 +148,13 @@ struct Exchange {
   }
 };
 
+// Whether the halves of the caller's group have changed parts. Warps 0, 4.. share a scheduler and
+// its exponentials, and so do warps 1, 5..: half of them should compute P, and half dP.
+template <typename Shape>
+KOGPT_DEVICE bool turned() {
+  return Shape::kGroups > 1 && warp() / 4 % 2 == 1;
+}
+
 // --- dQ ---
 
 template <typename E_, int D_, int kRows_, int kKeys_, bool kKept_, int kGroupRows_ = kRows_>
@@ -224,7 +231,7 @@ __global__ void __launch_bounds__(Shape::kThreads) query_kernel(AttentionBackwar
   const int group = Shape::kGroups == 1 ? 0 : thread_index() / Shape::kGroup;
   const int group_row = group * Shape::kGroupRows;
   const int index = warp() % (2 * Shape::kTwins);
-  const bool grads = index >= Shape::kTwins;  // computes dP, else P
+  const bool grads = (index >= Shape::kTwins) != turned<Shape>();  // computes dP, else P
   const int warp_row = group_row + index % Shape::kTwins * 16 * kHigh;
   const int end = min(position + kRows, p.S);
   int key = visible.first_key(position) / kKeys * kKeys;
@@ -320,7 +327,8 @@ __global__ void __launch_bounds__(Shape::kThreads) key_kernel(AttentionBackwardP
   const int key = work.tile * kKeys;
   const int group = Shape::kGroups == 1 ? 0 : thread_index() / Shape::kGroup;
   const int group_row = group * Shape::kGroupKeys;
-  const bool sums_keys = warp() % (2 * Shape::kTwins) >= Shape::kTwins;  // dK, else dV
+  const bool sums_keys =
+      (warp() % (2 * Shape::kTwins) >= Shape::kTwins) != turned<Shape>();  // dK, else dV
   const int index = warp() % Shape::kTwins;
   const int warp_row = group_row + index % (Shape::kTwins / kHigh) * 16 * kHigh;
   const int warp_column = index / (Shape::kTwins / kHigh) * Shape::kColumns;
