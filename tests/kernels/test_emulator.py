@@ -124,6 +124,24 @@ def test_shuffles_exchange_lanes():
     assert target.equal((lanes ^ torch.tensor([1, 2, 4, 8, 16])).float())
 
 
+def test_threads_that_sync_their_group_may_exchange_words():
+    target = torch.empty(128, dtype=torch.int32)
+    probe("turn_around_groups", SOURCE, target)
+    assert target.equal(torch.arange(128, dtype=torch.int32) ^ 63)
+
+
+def test_shuffles_take_the_value_of_a_lane():
+    target = torch.empty(32)
+    probe("pick_lanes", SOURCE, target)
+    assert target.equal((3 * torch.arange(32) % 32).float())
+
+
+def test_a_vote_holds_for_every_lane_of_its_warp_alone():
+    target = torch.empty(64, dtype=torch.int32)
+    probe("vote", SOURCE, target)
+    assert target.tolist() == [0] * 32 + [1] * 32
+
+
 def test_copies_that_are_waited_for_arrive():
     target = torch.empty(96, dtype=torch.int32)
     probe("pipeline", SOURCE, target)
@@ -166,6 +184,10 @@ FAULTS = {
     "write_after_write": "thread 1: store_shared at offset 0: written by thread 0, with no sync",
     "read_after_write_of_another_warp": "thread 63: load_shared at offset 124: written by thread",
     "write_after_read_of_another_warp": "thread 40: store_shared at offset 0: read by other",
+    "read_after_write_of_another_group": "thread 63: load_shared at offset 0: written by thread 0",
+    "end_before_group": "deadlock: thread 0 waits in sync_group; thread 32 has ended",
+    "two_groups_at_a_barrier": "sync_group of 32 threads at barrier 1, where thread 63 waits",
+    "no_such_barrier": "sync_group at barrier 16",
     "load_matrices_after_write": "load_matrices at offset 0: written by thread 0, with no sync",
     "write_after_load_matrices": "store_shared at offset 496: read by other threads",
     "read_before_wait": "load_shared at offset 0: a copy by thread 0 may still be under way",

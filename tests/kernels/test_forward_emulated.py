@@ -74,6 +74,16 @@ def test_logits_beyond_the_range_of_float16_leave_the_softmax_intact(limit, D, d
     torch.testing.assert_close(lse - lse_of_zero, torch.full_like(lse, logit), rtol=1e-6, atol=0)
 
 
+@pytest.mark.parametrize("rise", [-6.0, 3.0, 5.5, 6.0, 50.0])
+@on_every_kernel
+def test_logits_that_rise_along_the_keys_are_within_the_error_budget(limit, D, dtype, rise):
+    """By less than what a maximum may be exceeded by, exp(5.55) = 2^8, or by more."""
+    q, k, v, _ = random_qkv(66, 193, D, dtype)
+    q[..., 0] = D**0.5
+    k[..., 0] = (rise * (torch.arange(193) // 32))[:, None]
+    check_forward(*forward(q, k, v, limit=limit), q, k, v)
+
+
 @on_every_kernel
 def test_values_near_the_largest_float16_do_not_overflow(limit, D, dtype):
     q, k, v, _ = random_qkv(65, 129, D, dtype)

@@ -5,20 +5,32 @@
 // dS = P (dP - delta), where delta is the dot product of a row's output and its gradient. Then
 // dQ = scale dS k (a sum over keys), dK = scale dSᵀ q and dV = Pᵀ dO (sums over queries).
 //
-// `query_kernel`: one block computes dQ of kRows queries of one head, each warp 16 of them, while
-// tiles of keys and values pass by. It also writes delta, which the second kernel reads.
+// `query_kernel`: one block computes dQ of kRows queries of one head while tiles of keys and values
+// pass by. It also writes delta, which the second kernel reads. `key_kernel`: one block computes dK
+// and dV of kKeys keys while tiles of queries and gradients pass by.
 //
-// `key_kernel`: one block computes dK and dV of kKeys keys while tiles of queries and gradients
-// pass by. Both sums would not fit the registers of one warp, so half of the warps compute P and
-// sum dV, and their twins compute dP and sum dK: the same two products on other tiles. P goes from
-// each thread to its twin through shared memory.
+// What limits both is how fast shared memory gives operands to the tensor cores, so each operand
+// that is read serves as many products as registers allow. For every passing tile, half of the
+// warps compute a piece of P each and their twins the same piece of dP: the same product of other
+// tiles. P and dS go to shared memory, rounded, and then all share the sums in pieces that are as
+// square as they come: those of dQ, or of dV (half of the warps) and dK (their twins).
 //
-// Tiles that pass by have two places: one is multiplied while the other arrives.
+// Warps that need one another's P and dS are a group, which waits for itself alone: while one group
+// turns scores into weights, another multiplies.
 //
-// Budget at D = 256, registers 128 for the sum in either kernel. query_kernel: 64 queries, 16 keys,
-// 4 warps, 96 KB on sm_86 and sm_89; 128 queries, 8 warps, and 16 keys, 160 KB, on sm_80 or 32
-// keys, 192 KB, on sm_90. key_kernel: 64 keys, 8 warps, and 16 queries, 98 KB, on sm_86 and sm_89
-// or 32 queries, 132 KB. History: not yet run on a GPU.
+// The rows that stay are either read again from shared memory, 32 to a warp, where it has room for
+// them, or kept in registers, 16 to a warp. Tiles that pass by have two places: one is multiplied
+// while the other arrives.
+//
+// Budget at D = 256, 8 warps to a block. sm_90: query_kernel 128 queries and 32 keys, key_kernel 64
+// keys and 64 queries, 208 KB each, in groups of 32 rows. Others, with rows kept in registers: 64
+// rows and passing tiles of 32, 72 KB each, one group. Registers: 128 for the sum (64 in a
+// query_kernel of 64 queries), 64 for rows that are kept, 32 or 16 for P or dP. Reads of operands
+// (ldmatrix) for one product: 0.44 or 0.46 in query_kernel, 0.41 or 0.38 in key_kernel.
+// History, on an H100 at D = 256, 16 heads, 8 x 2048 tokens: 1.71 and 2.28 ms with one warp for 16
+// rows of P, dP and the sum (0.67 and 0.63 reads for one product, shared memory busy for 75%).
+
+#include <type_traits>
 
 #include "tile.h"
 
@@ -45,67 +57,170 @@ KOGPT_DEVICE void copy_pair(const Passing<D, kRows>& passing, int turn, const He
   copy_rows<kRows, kThreads>(passing.second(turn), second, row, end);
 }
 
+// Where things lie in shared memory: two tiles of kRows rows that stay, from byte 0 on, whose place
+// the results take; the tiles that pass by, which take it as well where the rows are kept in
+// registers; and what the warps exchange.
+template <int D, int kRows, int kPassing, bool kKept>
+struct Places {
+  static constexpr int kStay = 2 * Tile<D>::size(kRows);
+  static constexpr int kPass = Passing<D, kPassing>::kBytes;
+  static constexpr int kPassAt = kKept ? 0 : kStay;
+  static constexpr int kExchangeAt = kKept ? max_of(kStay, kPass) : kStay + kPass;
+  static constexpr int kBytes = kExchangeAt + Tile<2 * kPassing>::size(kRows);
+};
+
+// --- what the warps of a block share ---
+
+// The rows of a piece of a sum of kSumRows x D that kWarps warps share: so many that it has 64
+// columns, where that goes.
+template <int kSumRows, int D, int kWarps>
+constexpr int kShareRows = min_of(kSumRows, max_of(16, kSumRows* D / kWarps / 64));
+
+// One warp's piece of such a sum, which begins with row `row` of the block.
+template <int kSumRows, int D, int kWarps, int kHigh = kShareRows<kSumRows, D, kWarps>>
+struct Share : Piece<kHigh, kSumRows * D / kWarps / kHigh> {
+  static constexpr int kPieces = kSumRows / kHigh;  // one below the other
+  static constexpr int kWide = kSumRows * D / kWarps / kHigh;
+
+  KOGPT_DEVICE Share(int row, int index)
+      : Piece<kHigh, kWide>(row + index % kPieces * kHigh, index / kPieces * kWide) {}
+
+  // Writes the piece, times `factor`, into its place in a tile.
+  template <typename E>
+  KOGPT_DEVICE void store(Tile<D> tile, float factor) const {
+#pragma unroll
+    for (int m = 0; m < kHigh / 16; ++m) {
+      store_fragments<E>(tile, this->row + 16 * m, this->column / 8, this->sum[m],
+                         {factor, factor});
+    }
+  }
+};
+
+// A warp's 16 of the rows that stay, kept in registers, as left operands.
+template <int D>
+struct KeptRows {
+  uint32_t kept[D / 16][4];
+
+  KOGPT_DEVICE KeptRows(Tile<D> tile, int row) {
+#pragma unroll
+    for (int step = 0; step < D / 16; ++step) load_a(kept[step], tile, row, step);
+  }
+
+  KOGPT_DEVICE void operand(uint32_t (&a)[1][4], int step) const {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) a[0][i] = kept[step][i];
+  }
+};
+
+// What the warps of a block exchange for one passing tile: weights P and gradients of scores dS,
+// side by side in the rows of one tile, kPassing columns each.
+template <typename E, int kPassing>
+struct Exchange {
+  Tile<2 * kPassing> tile;
+
+  static constexpr int kGradStep = kPassing / 16;  // of the operands a, the first of dS
+
+  template <int kHigh, int kBlocks>
+  KOGPT_DEVICE void leave_weights(int row, int column, const float (&x)[kHigh][kBlocks][4]) const {
+#pragma unroll
+    for (int m = 0; m < kHigh; ++m) {
+      store_fragments<E>(tile, row + 16 * m, column / 8, x[m], {1.0f, 1.0f});
+    }
+  }
+
+  // Multiplies dP - delta by the weights of the same elements, and leaves that.
+  template <int kHigh, int kBlocks>
+  KOGPT_DEVICE void leave_grads(int row, int column, float (&x)[kHigh][kBlocks][4]) const {
+#pragma unroll
+    for (int m = 0; m < kHigh; ++m) {
+#pragma unroll
+      for (int j = 0; j < kBlocks; ++j) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          const float2 weight = unpack<E>(
+              load_shared<uint32_t>(fragment_address(tile, row + 16 * m, column / 8 + j, half)));
+          x[m][j][2 * half] *= weight.x;
+          x[m][j][2 * half + 1] *= weight.y;
+        }
+      }
+    }
+    leave_weights(row, kPassing + column, x);
+  }
+};
+
+// Whether the halves of the caller's group have changed parts. Warps 0, 4.. share a scheduler and
+// its exponentials, and so do warps 1, 5..: half of them should compute P, and half dP.
+template <typename Shape>
+KOGPT_DEVICE bool turned() {
+  return Shape::kGroups > 1 && warp() / 4 % 2 == 1;
+}
+
 // --- dQ ---
 
-template <typename E_, int D_, int kRows_, int kKeys_>
+template <typename E_, int D_, int kRows_, int kKeys_, bool kKept_, int kGroupRows_ = kRows_>
 struct QueryShape {
   using E = E_;
   static constexpr int D = D_;
   static constexpr int kRows = kRows_;
   static constexpr int kKeys = kKeys_;
-  static constexpr int kThreads = kRows / 16 * kWarp;
-  static constexpr int kSharedBytes = 2 * D * 2 * kRows + Passing<D, kKeys>::kBytes;
+  static constexpr bool kKept = kKept_;  // in registers: the rows that stay
+  static constexpr int kHigh = kKept ? 1 : 2;
+  static constexpr int kGroupRows = kGroupRows_;
+  static constexpr int kTwins = kGroupRows / kHigh / 16;  // warps for P; as many for dP
+  static constexpr int kGroup = 2 * kTwins * kWarp;
+  static constexpr int kGroups = kRows / kGroupRows;
+  static constexpr int kThreads = kGroups * kGroup;
+  using At = Places<D, kRows, kKeys, kKept>;
+  using Left = std::conditional_t<kKept, KeptRows<D>, ReadRows<D, kHigh>>;
 };
 
-// Dot product of two rows, in every lane of the warp.
+// Dot product of two rows of which the four lanes of a row of fragments each take a part.
 template <typename E, int D>
-KOGPT_DEVICE float dot(const HeadRows& left, const HeadRows& right, int token) {
+KOGPT_DEVICE float dot(const HeadRows& left, const HeadRows& right, int token, int end) {
   float sum = 0.0f;
-  if (lane() < D / 8) {
-    const Vector x = load_global<Vector>(left.at(token, lane()));
-    const Vector y = load_global<Vector>(right.at(token, lane()));
+  if (token < end) {
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const float2 a = unpack<E>(x.pairs[i]), b = unpack<E>(y.pairs[i]);
-      sum += a.x * b.x + a.y * b.y;
-    }
-  }
+    for (int chunk = 0; chunk < D / 8; chunk += 4) {
+      const Vector x = load_global<Vector>(left.at(token, chunk + lane() % 4));
+      const Vector y = load_global<Vector>(right.at(token, chunk + lane() % 4));
 #pragma unroll
-  for (int mask = kWarp / 2; mask > 0; mask /= 2) sum += shuffle_xor(sum, mask);
-  return sum;
-}
-
-// What the softmax of a lane's two rows is rebuilt from.
-struct RowStatistics {
-  float lse[2];  // in base 2
-  float delta[2];
-
-  // Of 16 rows from query t on; writes their delta for `key_kernel`.
-  template <typename E, int D>
-  KOGPT_DEVICE static RowStatistics of(const AttentionBackwardParams& p, const Work& work, int t) {
-    const HeadRows out = work.head(p.forward.out), grad_out = work.head(p.grad_out);
-    RowStatistics rows = {};  // zeros for rows that are not there, whose sums nobody reads
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      for (int i = 0; i < 8 && t + 8 * half + i < p.forward.T; ++i) {
-        const int token = t + 8 * half + i;
-        const float delta = dot<E, D>(out, grad_out, token);
-        if (lane() == 0) store_global(row_statistic(p.delta, p.forward, work, token), delta);
-        if (lane() / 4 != i) continue;
-        rows.delta[half] = delta;
-        rows.lse[half] =
-            kLog2E * load_global<float>(row_statistic(p.forward.lse, p.forward, work, token));
+      for (int i = 0; i < 4; ++i) {
+        const float2 a = unpack<E>(x.pairs[i]), b = unpack<E>(y.pairs[i]);
+        sum += a.x * b.x + a.y * b.y;
       }
     }
-    return rows;
   }
-};
+  sum += shuffle_xor(sum, 1);
+  return sum + shuffle_xor(sum, 2);
+}
+
+// Of the two rows of a lane's fragments from query t on: lse in base 2, or delta, which it writes
+// for `key_kernel`. Zeros for rows that are not there, whose sums nobody reads.
+template <typename E, int D>
+KOGPT_DEVICE void row_statistics(float (&statistics)[2], const AttentionBackwardParams& p,
+                                 const Work& work, int t, bool deltas) {
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const int token = t + fragment_row(2 * half), end = p.forward.T;
+    statistics[half] = 0.0f;
+    if (deltas) {
+      statistics[half] = dot<E, D>(work.head(p.forward.out), work.head(p.grad_out), token, end);
+      if (lane() % 4 == 0 && token < end) {
+        store_global(row_statistic(p.delta, p.forward, work, token), statistics[half]);
+      }
+    } else if (token < end) {
+      statistics[half] =
+          kLog2E * load_global<float>(row_statistic(p.forward.lse, p.forward, work, token));
+    }
+  }
+}
 
 template <typename Shape>
 __global__ void __launch_bounds__(Shape::kThreads) query_kernel(AttentionBackwardParams params) {
   using E = typename Shape::E;
+  using At = typename Shape::At;
   constexpr int D = Shape::D, kRows = Shape::kRows, kKeys = Shape::kKeys;
-  constexpr int kThreads = Shape::kThreads;
+  constexpr int kThreads = Shape::kThreads, kHigh = Shape::kHigh;
   const AttentionParams& p = params.forward;
 
   const Work work(ceil_div(p.T, kRows), p, /*last_tile_first=*/true);
@@ -113,173 +228,178 @@ __global__ void __launch_bounds__(Shape::kThreads) query_kernel(AttentionBackwar
   const HeadRows keys = work.head(p.k), values = work.head(p.v);
   const int query = work.tile * kRows;
   const int position = p.S - p.T + query;
-  const int warp_row = warp() * 16;
+  const int group = Shape::kGroups == 1 ? 0 : thread_index() / Shape::kGroup;
+  const int group_row = group * Shape::kGroupRows;
+  const int index = warp() % (2 * Shape::kTwins);
+  const bool grads = (index >= Shape::kTwins) != turned<Shape>();  // computes dP, else P
+  const int warp_row = group_row + index % Shape::kTwins * 16 * kHigh;
   const int end = min(position + kRows, p.S);
   int key = visible.first_key(position) / kKeys * kKeys;
 
   const Tile<D> query_tile{0}, grad_tile{Tile<D>::size(kRows)};
-  const Passing<D, kKeys> passing{Tile<D>::size(2 * kRows)};
+  const Passing<D, kKeys> passing{At::kPassAt};
+  const Exchange<E, kKeys> exchange{{At::kExchangeAt}};
   copy_rows<kRows, kThreads>(query_tile, work.head(p.q), query, p.T);
   copy_rows<kRows, kThreads>(grad_tile, work.head(params.grad_out), query, p.T);
+  if constexpr (Shape::kKept) {
+    wait_copies<0>();
+    sync_threads();
+  }
+  const typename Shape::Left left{grads ? grad_tile : query_tile, warp_row};
+  if constexpr (Shape::kKept) sync_threads();  // every warp has its rows
   copy_pair<kThreads>(passing, 0, keys, values, key, p.S);
-  const RowStatistics rows = RowStatistics::of<E, D>(params, work, query + warp_row);
+  float statistics[kHigh][2];
+#pragma unroll
+  for (int m = 0; m < kHigh; ++m) {
+    row_statistics<E, D>(statistics[m], params, work, query + warp_row + 16 * m, grads);
+  }
 
-  Accumulator<D> grad_q;
-  clear(grad_q);
+  Share<Shape::kGroupRows, D, 2 * Shape::kTwins> grad_q(group_row, index);
   for (int turn = 0; key < end; key += kKeys, ++turn) {
     wait_copies<0>();
     sync_threads();
     if (key + kKeys < end) {
       copy_pair<kThreads>(passing, turn + 1, keys, values, key + kKeys, p.S);
     }
-    Accumulator<kKeys> scores, grad_weights;
-    multiply_rows<E>(scores, query_tile, warp_row, passing.first(turn));
-    multiply_rows<E>(grad_weights, grad_tile, warp_row, passing.second(turn));
-    if (!visible.all(key, key + kKeys - 1, position)) {
-      hide(scores, visible, key, position + warp_row);
-    }
+    const Tile<D> key_tile = passing.first(turn);
+    float x[kHigh][kKeys / 8][4];  // scores, then weights; or gradients of weights, then of scores
+    multiply_rows<E>(x, left, grads ? passing.second(turn) : key_tile, 0);
 #pragma unroll
-    for (int j = 0; j < kKeys / 8; ++j) {
+    for (int m = 0; m < kHigh; ++m) {
+      if (!grads && !visible.all(key, key + kKeys - 1, position)) {
+        hide(x[m], visible, key, position + warp_row + 16 * m);
+      }
 #pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        const float weight = exp2_approx(scores[j][e] * (p.scale * kLog2E) - rows.lse[e / 2]);
-        scores[j][e] = weight * (grad_weights[j][e] - rows.delta[e / 2]);
+      for (int j = 0; j < kKeys / 8; ++j) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          const float statistic = statistics[m][e / 2];
+          x[m][j][e] = grads ? x[m][j][e] - statistic
+                             : exp2_approx(x[m][j][e] * (p.scale * kLog2E) - statistic);
+        }
       }
     }
-    add_product(grad_q, Operand<E, kKeys / 16>(scores), passing.first(turn));
+    if (!grads) exchange.leave_weights(warp_row, 0, x);
+    sync_group<Shape::kGroup>(1 + group);
+    if (grads) exchange.leave_grads(warp_row, 0, x);
+    sync_group<Shape::kGroup>(1 + group);
+    grad_q.template add_product<E, kKeys / 16>(exchange.tile, exchange.kGradStep, key_tile);
   }
 
-  sync_threads();  // every warp is done with the queries, whose place the gradients take
-  const float factor[2] = {p.scale, p.scale};
-  store_fragments<E, D>(query_tile, warp_row, grad_q, factor);
+  sync_threads();  // every warp is done with the tiles, whose place the gradients take
+  grad_q.template store<E>(query_tile, p.scale);
   sync_threads();
   store_rows<kRows, kThreads>(work.head(params.grad_q), query_tile, query, p.T);
 }
 
 // --- dK and dV ---
 
-template <typename E_, int D_, int kKeys_, int kQueries_>
+template <typename E_, int D_, int kKeys_, int kQueries_, bool kKept_, int kGroupKeys_ = kKeys_>
 struct KeyShape {
   using E = E_;
   static constexpr int D = D_;
   static constexpr int kKeys = kKeys_;
   static constexpr int kQueries = kQueries_;
-  static constexpr int kTwins = kKeys / 16 * kWarp;  // threads that sum dV; as many sum dK
-  static constexpr int kThreads = 2 * kTwins;
-  static constexpr int kExchangeBytes = kKeys * kQueries * 2;
-  static constexpr int kSharedBytes =
-      2 * D * 2 * kKeys + Passing<D, kQueries>::kBytes + kExchangeBytes;
+  static constexpr bool kKept = kKept_;
+  static constexpr int kHigh = kKept ? 1 : 2;
+  static constexpr int kGroupKeys = kGroupKeys_;
+  static constexpr int kTwins = kGroupKeys / 16;  // warps for P and dV; as many for dP and dK
+  static constexpr int kGroup = 2 * kTwins * kWarp;
+  static constexpr int kGroups = kKeys / kGroupKeys;
+  static constexpr int kThreads = kGroups * kGroup;
+  static constexpr int kColumns = kQueries / kHigh;  // of a warp's piece of P or dP
+  static_assert(kColumns == kWarp, "each lane reads one statistic");
+  using At = Places<D, kKeys, kQueries, kKept>;
+  using Left = std::conditional_t<kKept, KeptRows<D>, ReadRows<D, kHigh>>;
 };
-
-// A statistic of the queries in a lane's columns, 0 from the `count`-th on: the gradients of
-// queries that are not there are zeros, and so is all that they add.
-template <int kBlocks>
-KOGPT_DEVICE void load_statistics(float (&statistics)[kBlocks][2], const float* data, int count) {
-#pragma unroll
-  for (int j = 0; j < kBlocks; ++j) {
-#pragma unroll
-    for (int e = 0; e < 2; ++e) {
-      const int column = fragment_column(j, e);
-      statistics[j][e] = column < count ? load_global<float>(data + column) : 0.0f;
-    }
-  }
-}
-
-// Where a thread leaves 16 columns of its weights for its twin.
-template <typename Shape>
-KOGPT_DEVICE uint32_t exchange(int step) {
-  constexpr int kOffset = Shape::kSharedBytes - Shape::kExchangeBytes;
-  return kOffset + 16 * (step * Shape::kTwins + thread_index() % Shape::kTwins);
-}
-
-template <typename Shape, int kBlocks>
-KOGPT_DEVICE void leave_weights(const float (&weights)[kBlocks][4]) {
-  const Operand<typename Shape::E, kBlocks / 2> rounded(weights);
-#pragma unroll
-  for (int step = 0; step < kBlocks / 2; ++step) {
-    const uint32_t (&a)[4] = rounded.a[step];
-    store_shared(exchange<Shape>(step), Vector{{a[0], a[1], a[2], a[3]}});
-  }
-}
-
-// Multiplies by what the twin left, in the order of `Operand`.
-template <typename Shape, int kBlocks>
-KOGPT_DEVICE void multiply_by_weights(float (&x)[kBlocks][4]) {
-#pragma unroll
-  for (int step = 0; step < kBlocks / 2; ++step) {
-    const Vector weights = load_shared<Vector>(exchange<Shape>(step));
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const float2 weight = unpack<typename Shape::E>(weights.pairs[i]);
-      float (&c)[4] = x[2 * step + i / 2];
-      c[i % 2 * 2] *= weight.x;
-      c[i % 2 * 2 + 1] *= weight.y;
-    }
-  }
-}
 
 template <typename Shape>
 __global__ void __launch_bounds__(Shape::kThreads) key_kernel(AttentionBackwardParams params) {
   using E = typename Shape::E;
+  using At = typename Shape::At;
   constexpr int D = Shape::D, kKeys = Shape::kKeys, kQueries = Shape::kQueries;
-  constexpr int kThreads = Shape::kThreads;
+  constexpr int kThreads = Shape::kThreads, kHigh = Shape::kHigh;
   const AttentionParams& p = params.forward;
 
   const Work work(ceil_div(p.S, kKeys), p, /*last_tile_first=*/false);
   const Visible visible(p, work.b);
   const HeadRows queries = work.head(p.q), grads = work.head(params.grad_out);
   const int key = work.tile * kKeys;
-  const bool sums_keys = thread_index() >= Shape::kTwins;  // dK, else dV
-  const int warp_row = warp() % (kKeys / 16) * 16;
+  const int group = Shape::kGroups == 1 ? 0 : thread_index() / Shape::kGroup;
+  const int group_row = group * Shape::kGroupKeys;
+  const bool sums_keys =
+      (warp() % (2 * Shape::kTwins) >= Shape::kTwins) != turned<Shape>();  // dK, else dV
+  const int index = warp() % Shape::kTwins;
+  const int warp_row = group_row + index % (Shape::kTwins / kHigh) * 16 * kHigh;
+  const int warp_column = index / (Shape::kTwins / kHigh) * Shape::kColumns;
   const int past = p.S - p.T;  // position of query 0
   // Padding is seen by nobody but the query at its own position.
   const int end = key + kKeys <= visible.start ? min(key + kKeys - past, p.T) : p.T;
   int query = max(key - past, 0) / kQueries * kQueries;
 
   const Tile<D> key_tile{0}, value_tile{Tile<D>::size(kKeys)};
-  const Passing<D, kQueries> passing{Tile<D>::size(2 * kKeys)};
+  const Passing<D, kQueries> passing{At::kPassAt};
+  const Exchange<E, kQueries> exchange{{At::kExchangeAt}};
   copy_rows<kKeys, kThreads>(key_tile, work.head(p.k), key, p.S);
   copy_rows<kKeys, kThreads>(value_tile, work.head(p.v), key, p.S);
+  if constexpr (Shape::kKept) {
+    wait_copies<0>();
+    sync_threads();
+  }
+  const typename Shape::Left left{sums_keys ? value_tile : key_tile, warp_row};
+  if constexpr (Shape::kKept) sync_threads();  // every warp has its rows
   copy_pair<kThreads>(passing, 0, queries, grads, query, p.T);
 
-  Accumulator<D> sum;
-  clear(sum);
+  Share<Shape::kGroupKeys, D, Shape::kTwins> sum(group_row, index);
   for (int turn = 0; query < end; query += kQueries, ++turn) {
     wait_copies<0>();
     sync_threads();
     if (query + kQueries < end) {
       copy_pair<kThreads>(passing, turn + 1, queries, grads, query + kQueries, p.T);
     }
-    float statistics[kQueries / 8][2];  // read early, they arrive during the product
-    load_statistics(statistics, row_statistic(sums_keys ? params.delta : p.lse, p, work, query),
-                    p.T - query);
-    const Tile<D> query_tile = passing.first(turn), grad_tile = passing.second(turn);
-    Accumulator<kQueries> x;  // scores, then weights; or gradients of weights, then of scores
-    multiply_rows<E>(x, sums_keys ? value_tile : key_tile, warp_row,
-                     sums_keys ? grad_tile : query_tile);
-    if (!sums_keys && !visible.all(key, key + kKeys - 1, past + query)) {
-      hide_transposed(x, visible, key + warp_row, past + query);
+    // Of the query in the warp's column that is the lane's; read early, it arrives during the
+    // product. The gradients of queries that are not there are zeros, and so is all that they add.
+    const int column = query + warp_column + lane();
+    float statistic = 0.0f;
+    if (column < p.T) {
+      statistic =
+          load_global<float>(row_statistic(sums_keys ? params.delta : p.lse, p, work, column));
     }
+    const Tile<D> query_tile = passing.first(turn), grad_tile = passing.second(turn);
+    float x[kHigh][kWarp / 8][4];  // scores, then weights; or gradients of weights, then of scores
+    multiply_rows<E>(x, left, sums_keys ? grad_tile : query_tile, warp_column);
+    if (!sums_keys && !visible.all(key, key + kKeys - 1, past + query)) {
 #pragma unroll
-    for (int j = 0; j < kQueries / 8; ++j) {
-#pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        const float statistic = statistics[j][e % 2];
-        x[j][e] =
-            sums_keys ? x[j][e] - statistic : exp2_approx((x[j][e] * p.scale - statistic) * kLog2E);
+      for (int m = 0; m < kHigh; ++m) {
+        hide_transposed(x[m], visible, key + warp_row + 16 * m, past + query + warp_column);
       }
     }
-    if (!sums_keys) leave_weights<Shape>(x);
-    sync_threads();
-    if (sums_keys) multiply_by_weights<Shape>(x);
-    add_product(sum, Operand<E, kQueries / 16>(x), sums_keys ? query_tile : grad_tile);
+    if (!sums_keys) statistic *= kLog2E;
+#pragma unroll
+    for (int j = 0; j < kWarp / 8; ++j) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        const float of_column = shuffle_from(statistic, fragment_column(j, e));
+#pragma unroll
+        for (int m = 0; m < kHigh; ++m) {
+          x[m][j][e] = sums_keys ? x[m][j][e] - of_column
+                                 : exp2_approx(x[m][j][e] * (p.scale * kLog2E) - of_column);
+        }
+      }
+    }
+    if (!sums_keys) exchange.leave_weights(warp_row, warp_column, x);
+    sync_group<Shape::kGroup>(1 + group);
+    if (sums_keys) {
+      exchange.leave_grads(warp_row, warp_column, x);
+      sync_group<Shape::kGroup / 2>(1 + Shape::kGroups + group);
+    }
+    sum.template add_product<E, kQueries / 16>(exchange.tile, sums_keys ? exchange.kGradStep : 0,
+                                               sums_keys ? query_tile : grad_tile);
   }
 
   wait_copies<0>();
-  sync_threads();  // every warp is done with the keys and values, whose place the gradients take
-  const float scale = sums_keys ? p.scale : 1.0f;
-  const float factor[2] = {scale, scale};
-  store_fragments<E, D>(sums_keys ? key_tile : value_tile, warp_row, sum, factor);
+  sync_threads();  // every warp is done with the tiles, whose place the gradients take
+  sum.template store<E>(sums_keys ? key_tile : value_tile, sums_keys ? p.scale : 1.0f);
   sync_threads();
   store_rows<kKeys, kThreads>(work.head(params.grad_k), key_tile, key, p.S);
   store_rows<kKeys, kThreads>(work.head(params.grad_v), value_tile, key, p.S);
@@ -293,27 +413,27 @@ cudaError_t launch_both(const AttentionBackwardParams& p, cudaStream_t stream) {
   const Grid queries{ceil_div(p.forward.T, Query::kRows) * heads, 1, 1};
   const Grid keys{ceil_div(p.forward.S, Key::kKeys) * heads, 1, 1};
   if (cudaError_t status =
-          launch(query_kernel<Query>, queries, Query::kThreads, Query::kSharedBytes, stream, p)) {
+          launch(query_kernel<Query>, queries, Query::kThreads, Query::At::kBytes, stream, p)) {
     return status;
   }
-  return launch(key_kernel<Key>, keys, Key::kThreads, Key::kSharedBytes, stream, p);
+  return launch(key_kernel<Key>, keys, Key::kThreads, Key::At::kBytes, stream, p);
+}
+
+template <typename E, int D>
+cudaError_t backward(const AttentionBackwardParams& p, cudaStream_t stream) {
+  return launch_both<QueryShape<E, D, 64, 32, true>, KeyShape<E, D, 64, 32, true>>(p, stream);
 }
 
 template <typename E>
 cudaError_t backward(const AttentionBackwardParams& p, cudaStream_t stream) {
-  const int D = p.forward.D;
-  if (D == 64) return launch_both<QueryShape<E, 64, 64, 32>, KeyShape<E, 64, 64, 32>>(p, stream);
-  if (D == 128) return launch_both<QueryShape<E, 128, 64, 32>, KeyShape<E, 128, 64, 32>>(p, stream);
+  if (p.forward.D == 64) return backward<E, 64>(p, stream);
+  if (p.forward.D == 128) return backward<E, 128>(p, stream);
+  using Query = QueryShape<E, 256, 128, 32, false, 32>;
+  using Key = KeyShape<E, 256, 64, 64, false, 32>;
   int limit;
   if (cudaError_t status = shared_memory_limit(&limit)) return status;
-  using Hopper = QueryShape<E, 256, 128, 32>;
-  using Ampere = QueryShape<E, 256, 128, 16>;
-  using Small = QueryShape<E, 256, 64, 16>;
-  using LargeKey = KeyShape<E, 256, 64, 32>;
-  using SmallKey = KeyShape<E, 256, 64, 16>;
-  if (Hopper::kSharedBytes <= limit) return launch_both<Hopper, LargeKey>(p, stream);
-  if (Ampere::kSharedBytes <= limit) return launch_both<Ampere, LargeKey>(p, stream);
-  return launch_both<Small, SmallKey>(p, stream);
+  const bool fits = max_of(Query::At::kBytes, Key::At::kBytes) <= limit;
+  return fits ? launch_both<Query, Key>(p, stream) : backward<E, 256>(p, stream);
 }
 
 }  // namespace

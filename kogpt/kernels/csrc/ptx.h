@@ -30,7 +30,10 @@ struct alignas(16) Vector {  // 8 elements, what one load or store of 16 bytes m
 
 // --- the block and its threads ---
 
-KOGPT_DEVICE int thread_index() { return threadIdx.x; }
+KOGPT_DEVICE int thread_index() {
+  __builtin_assume(threadIdx.x < 1024);  // not negative: what addresses are made of stays cheap
+  return threadIdx.x;
+}
 KOGPT_DEVICE int block_x() { return blockIdx.x; }
 KOGPT_DEVICE int block_y() { return blockIdx.y; }
 KOGPT_DEVICE int block_z() { return blockIdx.z; }
@@ -54,8 +57,21 @@ KOGPT_DEVICE void await_previous() {
 #endif
 }
 
+// Barrier 1 to 15 of the block, passed by kThreads threads: those whose index divided by kThreads
+// is that of the caller.
+template <int kThreads>
+KOGPT_DEVICE void sync_group(int barrier) {
+  asm volatile("bar.sync %0, %1;" : : "r"(barrier), "n"(kThreads) : "memory");
+}
+
 // Value of `x` in the lane whose index differs by `mask`; every lane of the warp takes part.
 KOGPT_DEVICE float shuffle_xor(float x, int mask) { return __shfl_xor_sync(0xffffffffu, x, mask); }
+
+// Value of `x` in lane `source`; every lane of the warp takes part.
+KOGPT_DEVICE float shuffle_from(float x, int source) { return __shfl_sync(0xffffffffu, x, source); }
+
+// Whether `x` holds in any lane; every lane of the warp takes part.
+KOGPT_DEVICE bool any(bool x) { return __any_sync(0xffffffffu, x); }
 
 // --- arithmetic ---
 

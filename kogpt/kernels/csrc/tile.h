@@ -11,6 +11,8 @@ constexpr float kLog2E = 1.4426950408889634f;
 constexpr float kInfinity = __builtin_huge_valf();
 
 KOGPT_HOST_DEVICE constexpr int ceil_div(int x, int y) { return (x + y - 1) / y; }
+KOGPT_HOST_DEVICE constexpr int min_of(int x, int y) { return x < y ? x : y; }
+KOGPT_HOST_DEVICE constexpr int max_of(int x, int y) { return x < y ? y : x; }
 
 KOGPT_DEVICE int lane() { return thread_index() % kWarp; }
 KOGPT_DEVICE int warp() { return thread_index() / kWarp; }
@@ -49,10 +51,10 @@ struct Tile {
   }
 
   // Chunk 2 `step` + `half` of a row, half being 0 or 1. Where `step` is a constant, all steps of a
-  // row share four addresses, and what is above 128 bytes goes into the instruction.
+  // row share four addresses, and so do rows that lie a multiple of 8 apart: what is above 128
+  // bytes goes into the instruction.
   KOGPT_DEVICE uint32_t at(int row, int half, int step) const {
-    return (offset + row * kRowBytes + 16 * (half ^ (row % 8)) ^ 32 * (step % 4)) +
-           128 * (step / 4);
+    return offset + row * kRowBytes + 16 * (half ^ (row % 8) ^ 2 * (step % 4)) + 128 * (step / 4);
   }
 };
 
@@ -126,68 +128,97 @@ KOGPT_DEVICE void clear(float (&x)[kBlocks][4]) {
   }
 }
 
-// x (16 x N) = rows `left_row`..+15 of `left` times the first N rows of `right`, transposed.
-template <typename E, int D, int kBlocks>
-KOGPT_DEVICE void multiply_rows(float (&x)[kBlocks][4], Tile<D> left, int left_row, Tile<D> right) {
-  clear(x);
-#pragma unroll
-  for (int step = 0; step < D / 16; ++step) {
-    uint32_t a[4], b[4];
-    load_a(a, left, left_row, step);
-#pragma unroll
-    for (int j = 0; j < kBlocks; j += 2) {
-      load_b(b, right, 8 * j, step);
-      mma<E>(x[j], a, b[0], b[1]);
-      mma<E>(x[j + 1], a, b[2], b[3]);
-    }
-  }
-}
+// A warp's 16 kHigh rows of a tile, as left operands.
+template <int D, int kHigh>
+struct ReadRows {
+  Tile<D> tile;
+  int row;
 
-// An operand a of 16 rows and 16 kSteps columns: 16 columns in each [step].
-template <typename E, int kSteps>
-struct Operand {
-  uint32_t a[kSteps][4];
-
-  // The fragments of a product's result are, rounded, those of an operand.
-  KOGPT_DEVICE explicit Operand(const float (&x)[2 * kSteps][4]) {
+  KOGPT_DEVICE void operand(uint32_t (&a)[kHigh][4], int step) const {
 #pragma unroll
-    for (int j = 0; j < 2 * kSteps; ++j) {
-      a[j / 2][j % 2 * 2] = pack<E>(x[j][0], x[j][1]);
-      a[j / 2][j % 2 * 2 + 1] = pack<E>(x[j][2], x[j][3]);
-    }
+    for (int m = 0; m < kHigh; ++m) load_a(a[m], tile, row + 16 * m, step);
   }
 };
 
-// sum (16 x D) += left (16 x 16 kSteps) times the first 16 kSteps rows of `right`.
-template <typename E, int kSteps, int D>
-KOGPT_DEVICE void add_product(float (&sum)[D / 8][4], const Operand<E, kSteps>& left,
-                              Tile<D> right) {
-#pragma unroll
-  for (int step = 0; step < kSteps; ++step) {
-#pragma unroll
-    for (int j = 0; j < D / 16; ++j) {
-      uint32_t b[4];
-      load_b_transposed(b, right, 16 * step, j);
-      mma<E>(sum[2 * j], left.a[step], b[0], b[1]);
-      mma<E>(sum[2 * j + 1], left.a[step], b[2], b[3]);
-    }
-  }
+// Where in a tile a lane's pair of a block of 8 columns lies, in the upper or lower 8 of 16 rows.
+template <int D>
+KOGPT_DEVICE uint32_t fragment_address(Tile<D> tile, int row, int block, int half) {
+  return tile.at(row + fragment_row(2 * half), block) + lane() % 4 * 4;
 }
 
-// Writes a warp's 16 rows, each times its factor, into rows `row`.. of a tile.
-template <typename E, int D>
-KOGPT_DEVICE void store_fragments(Tile<D> tile, int row, const float (&x)[D / 8][4],
+// Writes a warp's 16 rows, each times its factor, into rows `row`.. of a tile, from the `first`-th
+// 8 columns on.
+template <typename E, int D, int kBlocks>
+KOGPT_DEVICE void store_fragments(Tile<D> tile, int row, int first, const float (&x)[kBlocks][4],
                                   const float (&factor)[2]) {
 #pragma unroll
-  for (int j = 0; j < D / 8; ++j) {
+  for (int j = 0; j < kBlocks; ++j) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const float f = factor[half];
-      store_shared(tile.at(row + fragment_row(2 * half), j) + lane() % 4 * 4,
+      store_shared(fragment_address(tile, row, first + j, half),
                    pack<E>(x[j][2 * half] * f, x[j][2 * half + 1] * f));
     }
   }
 }
+
+// x = `left` times rows `row`..+8 kBlocks - 1 of `right`, transposed.
+template <typename E, typename Left, int D, int kHigh, int kBlocks>
+KOGPT_DEVICE void multiply_rows(float (&x)[kHigh][kBlocks][4], const Left& left, Tile<D> right,
+                                int row) {
+#pragma unroll
+  for (int m = 0; m < kHigh; ++m) clear(x[m]);
+#pragma unroll
+  for (int step = 0; step < D / 16; ++step) {
+    uint32_t a[kHigh][4];
+    left.operand(a, step);
+#pragma unroll
+    for (int j = 0; j < kBlocks; j += 2) {
+      uint32_t b[4];
+      load_b(b, right, row + 8 * j, step);
+#pragma unroll
+      for (int m = 0; m < kHigh; ++m) {
+        mma<E>(x[m][j], a[m], b[0], b[1]);
+        mma<E>(x[m][j + 1], a[m], b[2], b[3]);
+      }
+    }
+  }
+}
+
+// One warp's piece of a block's sum. An operand b that was read from shared memory serves all of
+// its rows, and an operand a all of its columns.
+template <int kRows, int kColumns>
+struct Piece {
+  int row, column;
+  float sum[kRows / 16][kColumns / 8][4];
+
+  KOGPT_DEVICE Piece(int row, int column) : row(row), column(column) {
+#pragma unroll
+    for (int m = 0; m < kRows / 16; ++m) clear(sum[m]);
+  }
+
+  // sum += columns 16 `first`.. of `left` times the first 16 kSteps rows of `right`.
+  template <typename E, int kSteps, int kWidth, int D>
+  KOGPT_DEVICE void add_product(Tile<kWidth> left, int first, Tile<D> right) {
+    const Tile<D> part{right.offset + column / 64 * 128};  // places change within 64 columns
+#pragma unroll
+    for (int step = 0; step < kSteps; ++step) {
+      uint32_t a[kRows / 16][4];
+#pragma unroll
+      for (int m = 0; m < kRows / 16; ++m) load_a(a[m], left, row + 16 * m, first + step);
+#pragma unroll
+      for (int j = 0; j < kColumns / 16; ++j) {
+        uint32_t b[4];
+        load_b_transposed(b, part, 16 * step, column % 64 / 16 + j);
+#pragma unroll
+        for (int m = 0; m < kRows / 16; ++m) {
+          mma<E>(sum[m][2 * j], a[m], b[0], b[1]);
+          mma<E>(sum[m][2 * j + 1], a[m], b[2], b[3]);
+        }
+      }
+    }
+  }
+};
 
 // What a block works on: one tile of one head of one batch row.
 //

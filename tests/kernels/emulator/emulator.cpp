@@ -26,7 +26,7 @@ constexpr uint32_t kNobody = ~0u;
 constexpr uint32_t kSeveral = ~1u;
 constexpr uint32_t kWholeWarp = 1u << 16;  // and any thread of the warp: several of its lanes
 
-// Barriers passed since the launch began, those of single warps included, from 1; an access in
+// Barriers passed since the launch began, those of parts of a block included, from 1; an access in
 // epoch 0 is one that never was.
 using Epoch = uint32_t;
 
@@ -44,7 +44,9 @@ struct Fiber {
 
 struct Warp {
   int arrived = 0;
-  Epoch synced = 0;  // began with the warp's last `sync_warp`
+  Epoch synced = 0;        // began with the warp's last `sync_warp`
+  Epoch group_synced = 0;  // began with its last `sync_group`, of the threads that follow
+  uint32_t group = 0, group_size = 0;
   const char* operation = nullptr;
   void* lanes[kLanes];  // what each lane brought
 };
@@ -111,9 +113,10 @@ std::vector<bool> published;  // by block: `fence`, then `increment_wrapping`
 // The block.
 uint32_t block;  // counted over the grid
 Epoch block_began;
-bool fenced;    // since the block's last store to global memory
-bool acquired;  // `increment_wrapping` was called
-int waiting;    // in `sync_threads`
+bool fenced;                              // since the block's last store to global memory
+bool acquired;                            // `increment_wrapping` was called
+int waiting;                              // in `sync_threads`
+std::vector<uint32_t> group_waiting[16];  // in `sync_group`, by barrier
 int ended;
 Warp warps[kMaxThreads / kLanes];
 std::vector<uint8_t> shared_memory;
@@ -217,7 +220,12 @@ void run_block() {
   fenced = acquired = false;
   waiting = ended = 0;
   shared_words.assign((shared_size + kWord - 1) / kWord, SharedWord());
-  for (Warp& warp : warps) warp.arrived = 0, warp.synced = epoch;
+  for (Warp& warp : warps) {
+    warp.arrived = 0;
+    warp.synced = warp.group_synced = epoch;
+    warp.group_size = 0;
+  }
+  for (auto& arrived : group_waiting) arrived.clear();
   ready.clear();
   for (uint32_t thread = 0; thread < threads; ++thread) {
     if (!fibers[thread].started) start(thread);
@@ -347,9 +355,25 @@ void transpose_pairs(void* const* lanes) {
 
 struct ShuffleLane {
   float x;
-  int mask;
+  int mask;  // or source
   float result;
 };
+
+void pick(void* const* lanes) {
+  auto lane = [&](int l) { return static_cast<ShuffleLane*>(lanes[l]); };
+  for (int l = 0; l < kLanes; ++l) {
+    int source = lane(l)->mask;
+    if (source < 0 || source >= kLanes) trap("shuffle_from lane %d", source);
+    lane(l)->result = lane(source)->x;
+  }
+}
+
+void vote(void* const* lanes) {
+  auto lane = [&](int l) { return static_cast<bool*>(lanes[l]); };
+  bool found = false;
+  for (int l = 0; l < kLanes; ++l) found |= *lane(l);
+  for (int l = 0; l < kLanes; ++l) *lane(l) = found;
+}
 
 void exchange(void* const* lanes) {
   auto lane = [&](int l) { return static_cast<ShuffleLane*>(lanes[l]); };
@@ -378,8 +402,10 @@ void check_copier(const char* what, uint32_t offset, const SharedWord& word) {
 // or kWholeWarp and it. So may be the other.
 bool settled(Epoch when, uint32_t thread, uint32_t self) {
   if (when < block_synced || thread == self) return true;
-  return (thread & ~kWholeWarp) / kLanes == current / kLanes &&
-         when < warps[current / kLanes].synced;
+  const Warp& warp = warps[current / kLanes];
+  const uint32_t other = thread & ~kWholeWarp;
+  if (other / kLanes == current / kLanes && when < warp.synced) return true;
+  return other - warp.group < warp.group_size && when < warp.group_synced;
 }
 
 // Whom to remember as reader of a word that `before` read as well since the last `sync_threads`.
@@ -528,6 +554,38 @@ void sync_warp() {
 }
 
 void await_previous() { fibers[current].awaited = Late::kKernelRightAhead; }
+
+void sync_group_of(uint32_t size, int barrier) {
+  if (barrier < 1 || barrier > 15) trap("sync_group at barrier %d", barrier);
+  std::vector<uint32_t>& arrived = group_waiting[barrier];
+  uint32_t first = current - current % size;
+  if (!arrived.empty() && arrived.front() - first >= size) {
+    trap("sync_group of %u threads at barrier %d, where thread %u waits", size, barrier,
+         arrived.front());
+  }
+  arrived.push_back(current);
+  if (arrived.size() < size) return wait_in("sync_group");
+  ++epoch;
+  for (uint32_t thread : arrived) {
+    Warp& warp = warps[thread / kLanes];
+    warp.group_synced = epoch;
+    warp.group = first;
+    warp.group_size = size;
+    if (thread != current) ready.push_back(thread);
+  }
+  arrived.clear();
+}
+
+float shuffle_from(float x, int source) {
+  ShuffleLane lane = {x, source, 0};
+  meet("shuffle_from", &lane, pick);
+  return lane.result;
+}
+
+bool any(bool x) {
+  meet("any", &x, vote);
+  return x;
+}
 
 float shuffle_xor(float x, int mask) {
   ShuffleLane lane = {x, mask, 0};

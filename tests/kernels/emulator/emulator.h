@@ -9,7 +9,7 @@
 //   shared memory   out of bounds; misaligned; read before it was written in this block; read or
 //                   overwritten while a `copy_async` to it may still be under way; written by one
 //                   thread and read or written by another, or read and then written, with no
-//                   `sync_threads` between (or, within a warp, `sync_warp`)
+//                   `sync_threads` between (or, within a warp, `sync_warp`, or `sync_group`)
 //   global memory   outside the tensors that the caller registered, or written where read-only;
 //                   misaligned; stored to by two threads; shared between threads of a block with no
 //                   `sync_threads` between, or between blocks without `fence` and
@@ -70,6 +70,14 @@ void sync_warp();
 inline void release_next() {}
 void await_previous();
 float shuffle_xor(float x, int mask);
+float shuffle_from(float x, int source);
+bool any(bool x);
+void sync_group_of(uint32_t size, int barrier);
+
+template <int kThreads>
+void sync_group(int barrier) {
+  sync_group_of(kThreads, barrier);
+}
 
 // --- arithmetic ---
 

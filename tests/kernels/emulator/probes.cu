@@ -107,6 +107,25 @@ void shuffle(Probe probe) {
   }
 }
 
+// target: 128 words, which the threads of each group of 64 turn around by way of shared memory.
+void turn_around_groups(Probe probe) {
+  store_shared(4 * thread_index(), static_cast<uint32_t>(thread_index()));
+  sync_group<64>(1 + thread_index() / 64);
+  store_global(probe.target + thread_index(), load_shared<uint32_t>(4 * (thread_index() ^ 63)));
+}
+
+// target: per lane, x of the lane three times as far.
+void pick_lanes(Probe probe) {
+  float x = shuffle_from(static_cast<float>(thread_index()), 3 * thread_index() % 32);
+  store_global(probe.target + thread_index(), x);
+}
+
+// target: of each warp, whether any lane is that of thread 40, and whether any is of none.
+void vote(Probe probe) {
+  bool found = any(thread_index() == 40), nothing = any(thread_index() < 0);
+  store_global(probe.target + thread_index(), static_cast<uint32_t>(found + 2 * nothing));
+}
+
 // source and target: 96 words, copied in three groups of which one is under way at a time.
 void pipeline(Probe probe) {
   if (thread_index() < 8) copy_async(16 * thread_index(), probe.source + 4 * thread_index(), true);
@@ -207,6 +226,23 @@ void write_after_read_of_another_warp(Probe) {
   sync_warp();
   if (thread_index() == 40) store_shared(0, 2.0f);
 }
+
+void read_after_write_of_another_group(Probe) {
+  if (thread_index() == 0) store_shared(0, 1.0f);
+  sync_group<32>(1 + thread_index() / 32);
+  if (thread_index() == 63) load_shared<float>(0);
+}
+
+void end_before_group(Probe) {
+  if (thread_index() < 32) sync_group<64>(1);
+}
+
+void two_groups_at_a_barrier(Probe) {
+  sync_group<64>(1);
+  sync_group<32>(1);
+}
+
+void no_such_barrier(Probe) { sync_group<64>(16); }
 
 void load_matrices_after_write(Probe) {  // by the same lanes: other lanes get the bytes
   uint32_t pairs[4];
@@ -351,6 +387,9 @@ const Entry kProbes[] = {
     {"transpose", transpose_matrix, 1, 32},
     {"turn_around", turn_around, 1, 64},
     {"shuffle", shuffle, 1, 32},
+    {"turn_around_groups", turn_around_groups, 1, 128},
+    {"pick_lanes", pick_lanes, 1, 32},
+    {"vote", vote, 1, 64},
     {"pipeline", pipeline, 1, 32},
     {"write_rows", write_rows, 2, 64},
     {"merge", merge<true>, 4, 64},
@@ -372,6 +411,10 @@ const Entry kProbes[] = {
     FAULT(write_after_write),
     FAULT(read_after_write_of_another_warp),
     FAULT(write_after_read_of_another_warp),
+    FAULT(read_after_write_of_another_group),
+    FAULT(end_before_group),
+    FAULT(two_groups_at_a_barrier),
+    FAULT(no_such_barrier),
     FAULT(load_matrices_after_write),
     FAULT(write_after_load_matrices),
     FAULT(read_before_wait),
