@@ -151,10 +151,16 @@ def test_copies_that_are_waited_for_arrive():
 # --- blocks ---
 
 
-def test_the_last_block_may_read_what_all_left_behind_a_fence():
+def test_the_last_block_may_read_what_all_left_before_they_counted():
     target = torch.zeros(1024, dtype=torch.int32)
     probe("merge", SOURCE, target)
     assert target[0] == 256 and target[1] == 0
+
+
+def test_an_early_kernel_may_go_on_when_it_has_waited():
+    target = torch.zeros(64, dtype=torch.int32)
+    probe("double_after_await", SOURCE, target)
+    assert target.equal(2 * SOURCE[:64])
 
 
 def test_blocks_run_in_a_shuffled_order_on_demand():
@@ -209,12 +215,17 @@ FAULTS = {
     "write_global_twice": r"block \(1, 0, 0\), thread 0: .*: stored to by thread 0 of block 0",
     "read_global_after_write": "thread 1: load_global .*: written by thread 0 of block 0 and not",
     "write_global_after_read": r"block \(1, 0, 0\), thread 0: store_global at 0x.*: read by other",
-    "merge_without_fence": r"block \(3, 0, 0\), thread 0: .*: written by thread 0 of block 0 and",
+    "merge_too_late": r"block \(3, 0, 0\), thread 0: .*: written by thread 0 of block 0 and",
     "end_before_barrier": "deadlock: thread 0 waits in sync_threads; thread 60 has ended",
     "end_before_mma": "thread 32 waits in mma<Float16>; thread 40 has ended; thread 41 waits in",
     "barrier_within_a_warp": "waits in shuffle_xor; thread 5 waits in sync_threads; thread 6 waits",
     "different_operations": "thread 33: mma<BFloat16>, while other lanes .* are in mma<Float16>",
     "different_masks": "shuffle_xor with mask",
+    "read_before_await": "load_global at 0x.*: kernels before may be writing there, and were not",
+    "copy_before_await": "copy_async at 0x.*: kernels before may be writing there, and were not",
+    "write_before_await": "store_global at 0x.*: with no await_previous yet",
+    "read_after_a_flag_alone": "load_global at 0x.*: kernels before may be writing there, and were",
+    "await_a_flag_in_vain": "await_flag at 0x.*: nobody has raised it",
     "too_many_threads": "1056 threads",
     "part_of_a_warp": "48 threads",
     "no_blocks": "grid of 0, 1, 1 blocks",

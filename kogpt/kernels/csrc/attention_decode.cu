@@ -482,16 +482,13 @@ KOGPT_DEVICE bool is_first_thread() {
 }
 
 // Whether this block is the last of its row and head to come here, and may then read what the
-// others wrote. One thread fences for all: barriers pass on what it orders.
+// others wrote. One thread orders for all: barriers pass it on.
 KOGPT_DEVICE bool arrive_last(const DecodeParams& p, const Share& share, uint32_t scratch) {
   const uint32_t last = share.splits - 1;
   sync_threads();
   if (thread_index() == 0) {
     uint32_t* counter = p.counters + int64_t{share.b} * p.H + share.h;
-    fence();
-    const uint32_t before = increment_wrapping(counter, last);
-    if (before == last) fence();
-    store_shared(scratch, before);
+    store_shared(scratch, increment_wrapping(counter, last));
   }
   sync_threads();
   return load_shared<uint32_t>(scratch) == last;

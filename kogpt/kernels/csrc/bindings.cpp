@@ -15,6 +15,8 @@
 #include <cmath>
 #include <cstdint>
 #include <optional>
+#include <stdexcept>
+#include <string>
 #include <tuple>
 #include <utility>
 
@@ -31,6 +33,16 @@ using torch::stable::accelerator::DeviceGuard;
 
 constexpr int64_t kBytesOfVector = 16;  // what one load of the kernels moves
 
+std::string text(const char* part) { return part; }
+std::string text(int64_t part) { return std::to_string(part); }
+
+// Refuses by a RuntimeError of Python's. Torch's own check formats with iostreams, which crash
+// where the compiler has put a C++ runtime of its own into the library.
+template <typename... Parts>
+void require(bool holds, const Parts&... parts) {
+  if (!holds) throw std::runtime_error((text(parts) + ...));
+}
+
 bool has_aligned_rows(const Tensor& x) {
   const int64_t elements = kBytesOfVector / static_cast<int64_t>(x.element_size());
   bool aligned = reinterpret_cast<uintptr_t>(x.data_ptr()) % kBytesOfVector == 0;
@@ -45,7 +57,7 @@ Tensor readable(const Tensor& x) {
 }
 
 Rows rows(const Tensor& x) {
-  STD_TORCH_CHECK(has_aligned_rows(x), "every row must be contiguous and begin on 16 bytes");
+  require(has_aligned_rows(x), "every row must be contiguous and begin on 16 bytes");
   return {x.data_ptr(), x.stride(0), x.stride(1), x.stride(2)};
 }
 
@@ -65,7 +77,7 @@ Tensor empty_rows(const Tensor& like) {
 
 Element element(const Tensor& x) {
   const bool half = x.scalar_type() == ScalarType::Half;
-  STD_TORCH_CHECK(half || x.scalar_type() == ScalarType::BFloat16, "needs float16 or bfloat16");
+  require(half || x.scalar_type() == ScalarType::BFloat16, "needs float16 or bfloat16");
   return half ? Element::kFloat16 : Element::kBFloat16;
 }
 
@@ -76,7 +88,7 @@ cudaStream_t current_stream(const Tensor& x) {
 }
 
 void check(cudaError_t status, const char* op) {
-  STD_TORCH_CHECK(status == cudaSuccess, op, ": ", cudaGetErrorString(status));
+  require(status == cudaSuccess, op, ": ", cudaGetErrorString(status));
 }
 
 // Params of either kind, filled with what both have.
@@ -211,8 +223,8 @@ Tensor packed(const Tensor& x) {
 
 // Weights in 16 bits, scales and biases are elements like those of x.
 void check_element(const Tensor& part, const Tensor& x, const char* name) {
-  STD_TORCH_CHECK(part.scalar_type() == x.scalar_type(), "kogpt::linear: ", name,
-                  " of another dtype than x");
+  require(part.scalar_type() == x.scalar_type(), "kogpt::linear: ", name,
+          " of another dtype than x");
 }
 
 Format format(const Tensor& weight, const Tensor& x) {
@@ -227,7 +239,7 @@ const void* of_outputs(const std::optional<Tensor>& part, const Tensor& x, int64
                        const char* name) {
   if (!part) return nullptr;
   check_element(*part, x, name);
-  STD_TORCH_CHECK(part->size(0) == N, "kogpt::linear: ", name, " of another size than the outputs");
+  require(part->size(0) == N, "kogpt::linear: ", name, " of another size than the outputs");
   return part->data_ptr();
 }
 
@@ -253,8 +265,7 @@ LinearParams linear_params(const Tensor& x, const Tensor& weight,
   params.K = x.size(1);
   params.G = scale ? scale->size(1) : 0;
   const int64_t inputs = weight.size(1) * (params.format == Format::kBits4 ? 8 : 1);
-  STD_TORCH_CHECK(inputs == params.K, "kogpt::linear: weights for ", inputs, " inputs, x with ",
-                  params.K);
+  require(inputs == params.K, "kogpt::linear: weights for ", inputs, " inputs, x with ", params.K);
   return params;
 }
 
@@ -277,7 +288,7 @@ Tensor linear(const Tensor& x_given, const Tensor& weight_given,
 // What a kernel of a chain reads is where it is: a copy would be a kernel between.
 void check_packed(const Tensor& x, const char* name) {
   const bool aligned = reinterpret_cast<uintptr_t>(x.data_ptr()) % kBytesOfVector == 0;
-  STD_TORCH_CHECK(aligned && x.is_contiguous(), name, " must be contiguous and begin on 16 bytes");
+  require(aligned && x.is_contiguous(), name, " must be contiguous and begin on 16 bytes");
 }
 
 Tensor step_linear(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& scale,
@@ -289,20 +300,18 @@ Tensor step_linear(const Tensor& x, const Tensor& weight, const std::optional<Te
   LinearParams params = linear_params(x, weight, scale, bias, out);
   const int64_t row_bytes = x.stride(0) * static_cast<int64_t>(x.element_size());
   const bool aligned = reinterpret_cast<uintptr_t>(x.data_ptr()) % kBytesOfVector == 0;
-  STD_TORCH_CHECK(
-      aligned && x.stride(1) == 1 && (x.size(0) == 1 || row_bytes % kBytesOfVector == 0),
-      "every row of x must be contiguous and begin on 16 bytes");
+  require(aligned && x.stride(1) == 1 && (x.size(0) == 1 || row_bytes % kBytesOfVector == 0),
+          "every row of x must be contiguous and begin on 16 bytes");
   check_packed(weight, "weights");
   if (scale) check_packed(*scale, "scales");
   if (bias) check_packed(*bias, "a bias");
   if (residual) {
     check_element(*residual, x, "a residual");
     check_packed(*residual, "a residual");
-    STD_TORCH_CHECK(residual->numel() == out.numel(),
-                    "a residual of another size than the outputs");
+    require(residual->numel() == out.numel(), "a residual of another size than the outputs");
     params.residual = residual->data_ptr();
   }
-  STD_TORCH_CHECK(late == 0 || ready, "late inputs and no flag that tells of the others");
+  require(late == 0 || ready, "late inputs and no flag that tells of the others");
   params.gelu_from = gelu_from;
   params.late = late;
   params.ready = ready ? pointer<uint32_t>(*ready) : nullptr;
@@ -340,8 +349,8 @@ Tensor step_norm(const Tensor& x, const Tensor& weight, const Tensor& bias, doub
       {x, "x"}, {weight, "a weight"}, {bias, "a bias"}};
   for (const auto& [part, name] : parts) {
     check_packed(part, name);
-    STD_TORCH_CHECK(part.scalar_type() == x.scalar_type() && part.size(-1) == x.size(1), name,
-                    " that does not fit x");
+    require(part.scalar_type() == x.scalar_type() && part.size(-1) == x.size(1), name,
+            " that does not fit x");
   }
   NormParams params = {};
   params.x = x.data_ptr();

@@ -251,13 +251,15 @@ KOGPT_DEVICE void prefetch(const void* source) {
   asm volatile("prefetch.global.L2 [%0];" : : "l"(source));
 }
 
-// Orders this thread's earlier accesses to global memory, and those it learned of by a barrier,
-// before its later ones, for all blocks.
-KOGPT_DEVICE void fence() { asm volatile("fence.acq_rel.gpu;" ::: "memory"); }
-
-// Adds 1, or returns to 0 from `last`; gives the value before.
+// Adds 1, or returns to 0 from `last`; gives the value before. What this thread wrote or learned of
+// by a barrier can then be read by whoever increments later, and tells others by a barrier.
 KOGPT_DEVICE uint32_t increment_wrapping(uint32_t* counter, uint32_t last) {
-  return atomicInc(counter, last);
+  uint32_t before;
+  asm volatile("atom.acq_rel.gpu.global.inc.u32 %0, [%1], %2;"
+               : "=r"(before)
+               : "l"(counter), "r"(last)
+               : "memory");
+  return before;
 }
 
 // Tells all blocks, of other kernels too, that what this thread wrote or learned of can be read.

@@ -108,12 +108,11 @@ const void* argument;
 bool early;
 Epoch epoch;
 Epoch block_synced;           // began with the block's last `sync_threads`
-std::vector<bool> published;  // by block: `fence`, then `increment_wrapping`
+std::vector<bool> published;  // by block: `increment_wrapping` since its last store
 
 // The block.
 uint32_t block;  // counted over the grid
 Epoch block_began;
-bool fenced;                              // since the block's last store to global memory
 bool acquired;                            // `increment_wrapping` was called
 int waiting;                              // in `sync_threads`
 std::vector<uint32_t> group_waiting[16];  // in `sync_group`, by barrier
@@ -217,7 +216,7 @@ void start(uint32_t thread) {
 // Runs one block to its end, a trap or a deadlock.
 void run_block() {
   block_began = block_synced = ++epoch;
-  fenced = acquired = false;
+  acquired = false;
   waiting = ended = 0;
   shared_words.assign((shared_size + kWord - 1) / kWord, SharedWord());
   for (Warp& warp : warps) {
@@ -706,16 +705,14 @@ void write_global(void* target, const void* value, uint32_t size) {
     element.writer = grid_thread();
   }
   memcpy(target, value, size);
-  fenced = false;
+  published[block] = false;
 }
 
 void prefetch(const void* source) { find_tensor("prefetch", source, kElement, false); }
 
-void fence() { fenced = true; }
-
 uint32_t increment_wrapping(uint32_t* counter, uint32_t last) {
   find_tensor("increment_wrapping", counter, sizeof(*counter), true);
-  published[block] = published[block] || fenced;
+  published[block] = true;
   acquired = true;
   uint32_t before = *counter;
   *counter = before >= last ? 0 : before + 1;

@@ -12,7 +12,7 @@
 //                   `sync_threads` between (or, within a warp, `sync_warp`, or `sync_group`)
 //   global memory   outside the tensors that the caller registered, or written where read-only;
 //                   misaligned; stored to by two threads; shared between threads of a block with no
-//                   `sync_threads` between, or between blocks without `fence` and
+//                   `sync_threads` between, or between blocks without
 //                   `increment_wrapping`
 //   early launches  global memory written before `await_previous`; read before it from a tensor
 //   that
@@ -143,7 +143,6 @@ void store_global(void* target, T value) {
 }
 
 void prefetch(const void* source);
-void fence();
 uint32_t increment_wrapping(uint32_t* counter, uint32_t last);
 void raise_flag(uint32_t* flag);
 void await_flag(const uint32_t* flag);

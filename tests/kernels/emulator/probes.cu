@@ -148,13 +148,13 @@ void write_rows(Probe probe) { store_global(probe.target + 128 * block_x() + thr
 // --- what blocks may share: 4 blocks of 64 threads ---
 
 // The last block adds up what each thread left: target[0], by way of target[1 + grid thread].
-template <bool kFence>
+template <bool kInTime>
 void merge(Probe probe) {
   uint32_t* partials = probe.target + 2;
-  store_global(partials + 64 * block_x() + thread_index(), 1u);
-  if (kFence) fence();
+  if (kInTime) store_global(partials + 64 * block_x() + thread_index(), 1u);
   sync_threads();
   if (thread_index() == 0) store_shared(0, increment_wrapping(probe.target + 1, 3));
+  if (!kInTime) store_global(partials + 64 * block_x() + thread_index(), 1u);
   sync_threads();
   if (load_shared<uint32_t>(0) != 3 || thread_index() != 0) return;
   uint32_t sum = 0;
@@ -361,15 +361,34 @@ void different_operations(Probe) {
   }
 }
 
+// Launched early: nothing of what the kernels before write may be read, nor anything written.
+void read_before_await(Probe probe) { load_global<uint32_t>(probe.source); }
+void copy_before_await(Probe probe) { copy_async(0, probe.source, true); }
+void write_before_await(Probe probe) { store_global(probe.target + thread_index(), 1u); }
+void read_after_a_flag_alone(Probe probe) {
+  await_flag(probe.source + 1);
+  load_global<uint32_t>(probe.source);
+}
+void await_a_flag_in_vain(Probe probe) { await_flag(probe.source); }
+
+// Of 1 block of 64 threads.
+void double_after_await(Probe probe) {
+  await_previous();
+  store_global(probe.target + thread_index(),
+               2 * load_global<uint32_t>(probe.source + thread_index()));
+}
+
 void different_masks(Probe) { shuffle_xor(1.0f, thread_index() < 50 ? 1 : 2); }
 
 struct Entry {
   const char* name;
   void (*kernel)(Probe);
   int blocks, threads;
+  bool early = false;
 };
 
 #define FAULT(name) {#name, name, 2, 64}
+#define EARLY_FAULT(name) {#name, name, 2, 64, true}
 
 const Entry kProbes[] = {
     {"multiply_float16", multiply<Float16>, 1, 32},
@@ -393,8 +412,9 @@ const Entry kProbes[] = {
     {"pipeline", pipeline, 1, 32},
     {"write_rows", write_rows, 2, 64},
     {"merge", merge<true>, 4, 64},
-    {"merge_without_fence", merge<false>, 4, 64},
+    {"merge_too_late", merge<false>, 4, 64},
     {"order", order, 16, 32},
+    {"double_after_await", double_after_await, 1, 64, true},
     {"too_many_threads", shuffle, 1, 1056},
     {"part_of_a_warp", shuffle, 1, 48},
     {"no_blocks", shuffle, 0, 32},
@@ -441,6 +461,11 @@ const Entry kProbes[] = {
     FAULT(barrier_within_a_warp),
     FAULT(different_operations),
     FAULT(different_masks),
+    EARLY_FAULT(read_before_await),
+    EARLY_FAULT(copy_before_await),
+    EARLY_FAULT(write_before_await),
+    EARLY_FAULT(read_after_a_flag_alone),
+    EARLY_FAULT(await_a_flag_in_vain),
 };
 
 }  // namespace
@@ -449,7 +474,7 @@ extern "C" int emulator_probe(const char* name, const uint32_t* source, uint32_t
   for (const Entry& entry : kProbes) {
     if (strcmp(entry.name, name)) continue;
     return launch(entry.kernel, {entry.blocks, 1, 1}, entry.threads, 1024, nullptr,
-                  Probe{source, target});
+                  Probe{source, target}, entry.early);
   }
   return cudaErrorInvalidValue;
 }

@@ -12,6 +12,8 @@
 #include <cmath>
 #include <cstdint>
 #include <optional>
+#include <stdexcept>
+#include <string>
 
 #include "cpu.h"
 
@@ -24,6 +26,16 @@ using torch::stable::Tensor;
 constexpr int64_t kAlignment = 64;   // bytes of the widest vector
 constexpr int64_t kWidest = 32;      // numbers that the widest kernel widens at once
 constexpr int64_t kGrain = 1 << 16;  // least weights that are worth a thread
+
+std::string text(const char* part) { return part; }
+std::string text(int64_t part) { return std::to_string(part); }
+
+// Refuses by a RuntimeError of Python's. Torch's own check formats with iostreams, which crash
+// where the compiler has put a C++ runtime of its own into the library.
+template <typename... Parts>
+void require(bool holds, const Parts&... parts) {
+  if (!holds) throw std::runtime_error((text(parts) + ...));
+}
 
 Element element(const Tensor& x) {
   switch (x.scalar_type()) {
@@ -38,7 +50,7 @@ Element element(const Tensor& x) {
     case ScalarType::Int:
       return Element::kInt4;
     default:
-      STD_TORCH_CHECK(false, "kogpt::linear: a dtype without a kernel");
+      throw std::runtime_error("kogpt::linear: a dtype without a kernel");
   }
 }
 
@@ -57,12 +69,12 @@ void check(const LinearParams& p, int64_t width, const std::optional<Tensor>& sc
            const std::optional<Tensor>& bias) {
   const bool integers = p.weight.element == Element::kInt8 || p.weight.element == Element::kInt4;
   const int64_t smallest = p.weight.element == Element::kInt4 ? kGroup : kBlock;
-  STD_TORCH_CHECK(p.K == width && p.K % kBlock == 0, "kogpt::linear: ", p.K, " inputs");
-  STD_TORCH_CHECK(integers == scale.has_value(), "kogpt::linear: scales go with integers");
-  STD_TORCH_CHECK(!scale || scale->size(0) == p.N, "kogpt::linear: scale of another size");
-  STD_TORCH_CHECK(!bias || bias->size(0) == p.N, "kogpt::linear: bias of another size");
-  STD_TORCH_CHECK(!scale || (p.K % p.G == 0 && p.K / p.G % smallest == 0), "kogpt::linear: ", p.G,
-                  " groups of ", p.K, " inputs");
+  require(p.K == width && p.K % kBlock == 0, "kogpt::linear: ", p.K, " inputs");
+  require(integers == scale.has_value(), "kogpt::linear: scales go with integers");
+  require(!scale || scale->size(0) == p.N, "kogpt::linear: scale of another size");
+  require(!bias || bias->size(0) == p.N, "kogpt::linear: bias of another size");
+  require(!scale || (p.K % p.G == 0 && p.K / p.G % smallest == 0), "kogpt::linear: ", p.G,
+          " groups of ", p.K, " inputs");
 }
 
 Tensor linear(const Tensor& x_given, const Tensor& weight_given,
@@ -104,7 +116,7 @@ Tensor linear(const Tensor& x_given, const Tensor& weight_given,
 }
 
 Rows rows(const Tensor& x) {
-  STD_TORCH_CHECK(x.stride(3) == 1, "kogpt::decode_attention: rows must be contiguous");
+  require(x.stride(3) == 1, "kogpt::decode_attention: rows must be contiguous");
   return {x.data_ptr(), x.stride(0), x.stride(1), x.stride(2)};
 }
 
