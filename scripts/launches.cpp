@@ -191,7 +191,7 @@ int main(int, char** arguments) {
     }
     for (const int C : {256, 4096, 8192}) kogpt::launch_norm(element, C);
     for (const auto format : {Format::kBits16, Format::kBits8, Format::kBits4}) {
-      for (const int group : {32, 128}) kogpt::launch_linear(element, format, 20480, group);
+      for (const int group : {32, 128, 20480}) kogpt::launch_linear(element, format, 20480, group);
       kogpt::launch_widen(element, format);
     }
   }

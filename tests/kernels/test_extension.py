@@ -22,6 +22,8 @@ from kogpt.kernels import building, extension, targets
 from kogpt.kernels.building import CannotBuildError, Record
 from kogpt.kernels.targets import Cpu, Gpu, Target
 
+from . import test_gpu
+
 ROOT = Path(building.__file__).resolve().parents[2]
 CUDA = torch.version.cuda or "13.0"
 HOPPER = Gpu((9, 0))
@@ -415,7 +417,7 @@ def compiled(request, tmp_path_factory) -> Path:
 
 
 OPS = {
-    "cuda": ("attention", "attention_backward", "decode_attention", "linear"),
+    "cuda": test_gpu.KERNELS,
     "cpu": ("linear",),
 }
 

@@ -37,6 +37,10 @@ LENGTHS = (1, 2, 63, 64, 65, 127, 128, 129, 511, 2047, 2048)
 PAIRS = [(T, S) for S in LENGTHS for T in LENGTHS if T <= S]
 BATCHES = (1, 2, 3, 7, 8, 31, 64, 65)
 POSITIONS = 2304
+KERNELS = (
+    *("attention", "attention_backward", "decode_attention", "linear", "widen"),
+    *("step_attention", "step_linear", "step_norm"),
+)
 
 
 def require_kernels() -> None:
@@ -51,7 +55,7 @@ def require_kernels() -> None:
         pytest.skip(f"no fused kernels here: {reason}")
     assert extension.extension_available(), "the fused kernels cannot be used, see above"
     # Or else the references run.
-    for op in ("attention", "attention_backward", "decode_attention", "linear"):
+    for op in KERNELS:
         assert torch._C._dispatch_has_kernel_for_dispatch_key(f"kogpt::{op}", "CUDA"), op
 
 
@@ -523,24 +527,32 @@ def test_training_runs_through_the_fused_backward(compiled, tmp_path):
 
 SANITIZED = """
 import torch
+from kogpt.kernels import step_attention, step_linear, step_norm
 from tests.kernels.test_gpu import Draw, backward, decode, draw_step, heads, require_kernels
 from tests.kernels.test_linear_gpu import rows_on_gpu, run, weight_on_gpu
 from tests.kernels.weights import FORMATS
 
 require_kernels()
-for dtype in (torch.float16, torch.bfloat16):
-    for D in (64, 128, 256):
-        draw = Draw(dtype)
-        for T, S in ((1, 70), (9, 9), (65, 65), (20, 130)):
-            q, k, v = draw.qkv(2, T, S, heads(T), D)
-            for starts in (None, torch.tensor([0, S // 2], device="cuda")):
-                backward(q, q, k, v, starts)
-        for T in (1, 8):
-            decode(draw_step(draw, torch.tensor([0, 260], device="cuda"), T, 2, D, capacity=300))
-    for bits, group in FORMATS:
-        weight = weight_on_gpu(bits, group, 45, 2048, dtype=dtype)
-        for M in (1, 8):
-            run(rows_on_gpu(M, 2048, dtype=dtype), weight)
+# A kernel of either dtype is the same source.
+for dtype, D in ((torch.float16, 64), (torch.bfloat16, 128), (torch.bfloat16, 256)):
+    draw = Draw(dtype)
+    for T, S in ((1, 70), (9, 9), (65, 65), (20, 130)):
+        q, k, v = draw.qkv(2, T, S, heads(T), D)
+        for starts in (None, torch.tensor([0, S // 2], device="cuda")):
+            backward(q, q, k, v, starts)
+    for T in (1, 8):
+        step = draw_step(draw, torch.tensor([0, 260], device="cuda"), T, 2, D, capacity=300)
+        decode(step)
+        counters = torch.zeros(2, 2, dtype=torch.int32, device="cuda")
+        step_attention(step._replace(counters=counters), counters.new_zeros(1))
+for bits, group in FORMATS:
+    weight = weight_on_gpu(bits, group, 45, 2048, dtype=torch.bfloat16)
+    for M in (1, 8):
+        x = rows_on_gpu(M, 2048, dtype=torch.bfloat16)
+        run(x, weight)
+        step_linear(step_norm(x, x[0], x[0], 1e-5), weight, gelu_from=9, residual=x[:, :45].clone())
+    if bits < 16:
+        torch.ops.kogpt.widen(*weight)
 torch.cuda.synchronize()
 print("every kernel ran")
 """

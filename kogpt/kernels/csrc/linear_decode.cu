@@ -43,7 +43,7 @@ constexpr int kSlots = 3;  // stages that a warp has room for
 constexpr int kSlotBytes = kRows * kStageRow;
 constexpr int kWarpBytes = kSlots * kSlotBytes;
 constexpr int kMaxWarps = 16;
-constexpr int kStagesOfWarp = 16;  // that are worth a warp of their own
+constexpr int kStagesOfWarp = 8;  // that are worth a warp of their own
 
 // --- what a row holds ---
 
@@ -132,7 +132,8 @@ struct Columns {
   }
 };
 
-// The scales of a stage, those of every kFold inputs, for the rows of a lane's sums.
+// The scales of a stage, those of every kFold inputs, for the rows of a lane's sums. None (kFold 0)
+// where a row has one scale, or none: its sum is scaled in the end.
 template <typename E, typename W, int kFold>
 struct Scales {
   float scale[Inputs<W>::kStage / kFold][kTiles][2];
@@ -155,24 +156,26 @@ struct Scales {
   }
 };
 
-template <typename E, int kFold>
-struct Scales<E, Bits16, kFold> {
+template <typename E, typename W>
+struct Scales<E, W, 0> {
   KOGPT_DEVICE Scales(const LinearParams&, int) {}
-
-  KOGPT_DEVICE float operator()(int, int, int) const { return 1.0f; }
 };
 
-// Has the scales of the block's rows brought to the L2 cache: few bytes, but each would else keep a
-// warp waiting as long as the weights do.
-template <typename W>
-KOGPT_DEVICE void prefetch_scales(const LinearParams& p) {
+// Has a row of bytes brought to the L2 cache.
+KOGPT_DEVICE void prefetch_bytes(const void* data, int64_t first, int count, int threads) {
   constexpr int kLine = 128;
-  if (W::kPairs == 1) return;
+  const uint8_t* from = static_cast<const uint8_t*>(data) + first;
+  for (int at = kLine * thread_index(); at < count; at += kLine * threads) prefetch(from + at);
+}
+
+// The same for scales and bias of the block's rows: few bytes, but each would else keep a warp
+// waiting as long as the weights do.
+template <typename W>
+KOGPT_DEVICE void prefetch_parameters(const LinearParams& p) {
   const int first = block_x() * kRows, rows = min(kRows, p.N - first);
-  const uint8_t* from = static_cast<const uint8_t*>(p.scale) + int64_t{2} * first * p.G;
-  for (int at = kLine * thread_index(); at < 2 * rows * p.G; at += kLine * kWarp * warps<W>(p)) {
-    prefetch(from + at);
-  }
+  const int threads = kWarp * warps<W>(p);
+  if (p.scale) prefetch_bytes(p.scale, int64_t{2} * first * p.G, 2 * rows * p.G, threads);
+  if (p.bias) prefetch_bytes(p.bias, int64_t{2} * first, 2 * rows, threads);
 }
 
 // --- what it computes ---
@@ -184,10 +187,10 @@ struct Sums {
   KOGPT_DEVICE Sums() { clear(of); }
 
   // Adds the products of one stage: those of kFold inputs are summed up by the tensor cores, then
-  // scaled, and added here in float32.
+  // scaled, and added here in float32; those without scales right here.
   template <typename E, typename W, int kFold>
   KOGPT_DEVICE void add(uint32_t slot, const Columns<W>& x, const Scales<E, W, kFold>& scales) {
-    constexpr int kPairs = W::kPairs, kProducts = kFold / 16;  // products between two scalings
+    constexpr int kPairs = W::kPairs;
     float products[kTiles][4];
     clear(products);
 #pragma unroll
@@ -206,9 +209,14 @@ struct Sums {
             a[2 * j + 1] = W::template pair<E>(words[2 * second + 1], pair);
             b[j] = x.pair(chunk + second, pair);
           }
-          mma<E>(products[tile], a, b[0], b[1]);
-          const int done = (chunk * kPairs + i) / 2 + 1;
-          if (done % kProducts == 0) fold(tile, products[tile], scales, done / kProducts - 1);
+          if constexpr (kFold == 0) {
+            mma<E>(of[tile], a, b[0], b[1]);
+          } else {
+            mma<E>(products[tile], a, b[0], b[1]);
+            constexpr int kProducts = kFold / 16;  // between two scalings
+            const int done = (chunk * kPairs + i) / 2 + 1;
+            if (done % kProducts == 0) fold(tile, products[tile], scales, done / kProducts - 1);
+          }
         }
       }
     }
@@ -252,7 +260,7 @@ KOGPT_DEVICE float gelu(float x) {
 }
 
 // Adds up the warps' sums in their order, and writes the outputs.
-template <typename E, typename W>
+template <typename E, typename W, int kFold>
 KOGPT_DEVICE void store_outputs(const LinearParams& p) {
   const int count = warps<W>(p);
   for (int i = thread_index(); i < kRows * p.M; i += count * kWarp) {
@@ -261,6 +269,7 @@ KOGPT_DEVICE void store_outputs(const LinearParams& p) {
     float sum = 0.0f;
 #pragma unroll 4
     for (int w = 0; w < count; ++w) sum += load_shared<float>(sum_at(w, row, column));
+    if (kFold == 0 && p.scale) sum *= load_element<E>(p.scale, n);
     if (p.bias) sum += load_element<E>(p.bias, n);
     if (n >= p.gelu_from) sum = gelu(sum);
     const uint32_t index = column * p.N + n;
@@ -271,8 +280,8 @@ KOGPT_DEVICE void store_outputs(const LinearParams& p) {
 
 // Blocks of kMaxWarps that a multiprocessor must have registers for; 0 leaves it to the compiler,
 // where that many would make it spill.
-template <typename W>
-constexpr int kMinBlocks = W::kPairs < 4 ? 2 : 0;
+template <int kFold>
+constexpr int kMinBlocks = kFold == 0 ? 2 : 0;
 
 // The order in which stages are multiplied: those whose inputs come last are last.
 template <typename W>
@@ -293,7 +302,8 @@ struct Order {
 };
 
 template <typename E, typename W, int kFold>
-__global__ void __launch_bounds__(kMaxWarps* kWarp, kMinBlocks<W>) linear_kernel(LinearParams p) {
+__global__ void __launch_bounds__(kMaxWarps* kWarp, kMinBlocks<kFold>)
+    linear_kernel(LinearParams p) {
   release_next();
   if (!p.promised) await_previous();
   const Order<W> order(p);
@@ -306,7 +316,7 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp, kMinBlocks<W>) linear_kernel
     if (turn < order.end) copier.copy(ring + i * kSlotBytes, order.stage(turn));
     commit_copies();
   }
-  prefetch_scales<W>(p);
+  prefetch_parameters<W>(p);
   Scales<E, W, kFold> scales(p, order.stage(warp()));
   if (p.ready) {
     await_flag(p.ready);
@@ -338,7 +348,7 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp, kMinBlocks<W>) linear_kernel
   await_previous();  // whoever had no late inputs: the outputs may lie where others still read
   store_sums(p, sums);
   sync_threads();
-  store_outputs<E, W>(p);
+  store_outputs<E, W, kFold>(p);
 }
 
 template <typename E, typename W, int kFold = Inputs<W>::kStage>
@@ -348,11 +358,14 @@ cudaError_t launch_linear(const LinearParams& p, cudaStream_t stream) {
                 count * kWarpBytes, stream, p, /*early=*/true);
 }
 
-// Scales once a stage, unless a group of 4 bits begins within one.
+// Scales sums in the end where a row has one scale or none, else once a stage, unless a group of 4
+// bits begins within one.
 template <typename E>
 cudaError_t linear(const LinearParams& p, cudaStream_t stream) {
-  if (p.format == Format::kBits16) return launch_linear<E, Bits16>(p, stream);
-  if (p.format == Format::kBits8) return launch_linear<E, Bits8>(p, stream);
+  if (p.format == Format::kBits16) return launch_linear<E, Bits16, 0>(p, stream);
+  if (p.format == Format::kBits8) {
+    return p.G == 1 ? launch_linear<E, Bits8, 0>(p, stream) : launch_linear<E, Bits8>(p, stream);
+  }
   return p.K / p.G % Inputs<Bits4>::kStage == 0
              ? launch_linear<E, Bits4>(p, stream)
              : launch_linear<E, Bits4, kSmallestGroup>(p, stream);

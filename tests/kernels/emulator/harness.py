@@ -224,7 +224,7 @@ class Run:
         self.register(x.view(1, 1, 1, x.numel()), writable, late)
         return x.data_ptr()
 
-    def register(self, x: Tensor, writable: bool, late: int) -> None:
+    def register(self, x: Tensor, writable: bool, late: int = NOBODY) -> None:
         if x.numel() == 0:
             return
         size, late = x.element_size(), late if self.promised else KERNEL_RIGHT_AHEAD
