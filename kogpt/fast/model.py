@@ -149,8 +149,9 @@ class FewTokens(NamedTuple):
     def arguments(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> DecodeStep:
         """Those of the op for one layer."""
         keys, values = self.cache.buffers(layer, k, v)
+        cos, sin = self.angles
         _, lengths, starts = self.step
-        return DecodeStep(q, k, v, keys, values, lengths, *self.angles, starts, self.counters)
+        return DecodeStep(q, k, v, keys, values, lengths, cos, sin, starts, self.counters)
 
 
 class FastTransformer(Transformer):

@@ -28,7 +28,9 @@
 // query_kernel of 64 queries), 64 for rows that are kept, 32 or 16 for P or dP. Reads of operands
 // (ldmatrix) for one product: 0.44 or 0.46 in query_kernel, 0.41 or 0.38 in key_kernel.
 // History, on an H100 at D = 256, 16 heads, 8 x 2048 tokens: 1.71 and 2.28 ms with one warp for 16
-// rows of P, dP and the sum (0.67 and 0.63 reads for one product, shared memory busy for 75%).
+// rows of P, dP and the sum (0.67 and 0.63 reads for one product, shared memory busy for 75%); 1.74
+// and 1.91 with rows kept in registers, 1.55 and 1.84 with one group, 1.54 and 1.71 as it is, but
+// for what rounding takes off P, which is exchanged since.
 
 #include <type_traits>
 
@@ -113,38 +115,51 @@ struct KeptRows {
 };
 
 // What the warps of a block exchange for one passing tile: weights P and gradients of scores dS,
-// side by side in the rows of one tile, kPassing columns each.
+// side by side in the rows of one tile, kPassing columns each. P is rounded, as an operand must be;
+// what that takes off lies where dS will, so that dS is rounded once and not twice.
 template <typename E, int kPassing>
 struct Exchange {
   Tile<2 * kPassing> tile;
 
   static constexpr int kGradStep = kPassing / 16;  // of the operands a, the first of dS
 
+  // Where a lane's pair of a piece lies in P.
+  KOGPT_DEVICE uint32_t weights_at(int row, int column, int half) const {
+    return fragment_address(tile, row, column / 8, half);
+  }
+
+  // The same place in dS, kPassing columns on: 64 bytes, which is half of what is swizzled, or 128.
+  KOGPT_DEVICE static uint32_t grads_at(uint32_t weights_at) {
+    static_assert(kPassing == 32 || kPassing == 64);
+    return kPassing == 32 ? weights_at ^ 64 : weights_at + 128;
+  }
+
   template <int kHigh, int kBlocks>
   KOGPT_DEVICE void leave_weights(int row, int column, const float (&x)[kHigh][kBlocks][4]) const {
 #pragma unroll
-    for (int m = 0; m < kHigh; ++m) {
-      store_fragments<E>(tile, row + 16 * m, column / 8, x[m], {1.0f, 1.0f});
+    for (int i = 0; i < kHigh * kBlocks * 2; ++i) {
+      const int m = i / (kBlocks * 2), j = i / 2 % kBlocks, half = i % 2;
+      const float* pair = &x[m][j][2 * half];
+      const uint32_t rounded = pack<E>(pair[0], pair[1]);
+      const float2 kept = unpack<E>(rounded);
+      const uint32_t at = weights_at(row + 16 * m, column + 8 * j, half);
+      store_shared(at, rounded);
+      store_shared(grads_at(at), pack<E>(pair[0] - kept.x, pair[1] - kept.y));
     }
   }
 
   // Multiplies dP - delta by the weights of the same elements, and leaves that.
   template <int kHigh, int kBlocks>
-  KOGPT_DEVICE void leave_grads(int row, int column, float (&x)[kHigh][kBlocks][4]) const {
+  KOGPT_DEVICE void leave_grads(int row, int column, const float (&x)[kHigh][kBlocks][4]) const {
 #pragma unroll
-    for (int m = 0; m < kHigh; ++m) {
-#pragma unroll
-      for (int j = 0; j < kBlocks; ++j) {
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          const float2 weight = unpack<E>(
-              load_shared<uint32_t>(fragment_address(tile, row + 16 * m, column / 8 + j, half)));
-          x[m][j][2 * half] *= weight.x;
-          x[m][j][2 * half + 1] *= weight.y;
-        }
-      }
+    for (int i = 0; i < kHigh * kBlocks * 2; ++i) {
+      const int m = i / (kBlocks * 2), j = i / 2 % kBlocks, half = i % 2;
+      const uint32_t at = weights_at(row + 16 * m, column + 8 * j, half);
+      const float2 rounded = unpack<E>(load_shared<uint32_t>(at));
+      const float2 rest = unpack<E>(load_shared<uint32_t>(grads_at(at)));
+      store_shared(grads_at(at), pack<E>(x[m][j][2 * half] * (rounded.x + rest.x),
+                                         x[m][j][2 * half + 1] * (rounded.y + rest.y)));
     }
-    leave_weights(row, kPassing + column, x);
   }
 };
 
@@ -389,10 +404,8 @@ __global__ void __launch_bounds__(Shape::kThreads) key_kernel(AttentionBackwardP
     }
     if (!sums_keys) exchange.leave_weights(warp_row, warp_column, x);
     sync_group<Shape::kGroup>(1 + group);
-    if (sums_keys) {
-      exchange.leave_grads(warp_row, warp_column, x);
-      sync_group<Shape::kGroup / 2>(1 + Shape::kGroups + group);
-    }
+    if (sums_keys) exchange.leave_grads(warp_row, warp_column, x);
+    sync_group<Shape::kGroup>(1 + group);
     sum.template add_product<E, kQueries / 16>(exchange.tile, sums_keys ? exchange.kGradStep : 0,
                                                sums_keys ? query_tile : grad_tile);
   }

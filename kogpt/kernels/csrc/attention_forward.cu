@@ -15,9 +15,11 @@
 //
 // Budget at D = 256: 64 queries, 64 keys, 4 warps, 105 KB (two blocks on an sm_90); 128 queries, 8
 // warps, 145 KB on sm_80; 64 queries, 32 keys, 73 KB, on sm_86 and sm_89. Registers: 128 for the
-// output, 32 for the scores. Reads of operands (ldmatrix) for one product: 0.41. History, on an
-// H100 at D = 256, 16 heads, 8 x 2048 tokens: 0.99 ms with one warp for 16 rows of weights and
-// output (0.56 reads for one product; shared memory busy for 74%).
+// output, 32 for the scores. Reads of operands (ldmatrix) for one product: 0.41.
+// History, on an H100 at D = 256, 16 heads, 8 x 2048 tokens: 994 us with one warp for 16 rows of
+// weights and output (0.56 reads for one product; shared memory busy for 74%), 934 with sums
+// rescaled lazily, 896 with twins (307 TFLOP/s); 962 with blocks of 128 queries, 947 with two
+// places for their keys and values.
 
 #include "tile.h"
 
