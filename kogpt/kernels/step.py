@@ -2,18 +2,17 @@
 
 A step of few tokens is a hundred small kernels in a row, and between two of them the memory would
 lie idle: until the first is done, the second launched, and its first operands there. These ops
-launch early (programmatic dependent launch, from sm_90 on). A kernel fetches what its predecessors
-do not write (weights, the cache), and then waits for them to end. They also compute what else lies
-between two products: bias, GELU and residual in the product before, the new value's place in the
-attention's result.
+launch early (programmatic dependent launch, from sm_90 on). A kernel fetches what those ahead do not
+write (weights, the cache), and then waits for them to end. What else lies between two products is in
+the product before: bias, GELU and residual.
 
 In GPT-J's block the second product reads what attention gives beside what the MLP's inner layer
 holds, and of the latter attention knows nothing. So attention raises a flag when the kernels ahead
 of it are done, and the product begins with the inner layer, while attention runs.
 
-So nothing that is still under way when a chain begins may write weights, tables, lengths, starts or
-caches; an ordinary op between, such as the embedding, is enough. The references here are the
-definitions, and what runs where there is no kernel.
+All of this holds as long as nothing that is still under way when a chain begins writes weights,
+tables, lengths, starts or caches; an ordinary op between, such as the embedding, sees to that. The
+references here are the definitions, and what runs where there is no kernel.
 
 Dimension key: `B` batch, `T` new tokens, `M` rows, all of their tokens; `N` outputs, `K` inputs;
 `C` elements of a row; `H` heads, `D` head dim.

@@ -43,9 +43,13 @@ void require(bool holds, const Parts&... parts) {
   if (!holds) throw std::runtime_error((text(parts) + ...));
 }
 
+bool begins_aligned(const Tensor& x) {
+  return reinterpret_cast<uintptr_t>(x.data_ptr()) % kBytesOfVector == 0;
+}
+
 bool has_aligned_rows(const Tensor& x) {
   const int64_t elements = kBytesOfVector / static_cast<int64_t>(x.element_size());
-  bool aligned = reinterpret_cast<uintptr_t>(x.data_ptr()) % kBytesOfVector == 0;
+  bool aligned = begins_aligned(x);
   for (int64_t i = 0; i < 3; ++i) aligned &= x.size(i) == 1 || x.stride(i) % elements == 0;
   return aligned && x.stride(3) == 1;
 }
@@ -217,8 +221,7 @@ void step_attention(const Tensor& q, const Tensor& k, const Tensor& v, const Ten
 // `x` itself, or a copy, contiguous and where a vector may begin.
 Tensor packed(const Tensor& x) {
   const Tensor rows = torch::stable::contiguous(x);
-  const bool aligned = reinterpret_cast<uintptr_t>(rows.data_ptr()) % kBytesOfVector == 0;
-  return aligned ? rows : torch::stable::clone(rows);
+  return begins_aligned(rows) ? rows : torch::stable::clone(rows);
 }
 
 // Weights in 16 bits, scales and biases are elements like those of x.
@@ -287,8 +290,8 @@ Tensor linear(const Tensor& x_given, const Tensor& weight_given,
 
 // What a kernel of a chain reads is where it is: a copy would be a kernel between.
 void check_packed(const Tensor& x, const char* name) {
-  const bool aligned = reinterpret_cast<uintptr_t>(x.data_ptr()) % kBytesOfVector == 0;
-  require(aligned && x.is_contiguous(), name, " must be contiguous and begin on 16 bytes");
+  require(begins_aligned(x) && x.is_contiguous(), name,
+          " must be contiguous and begin on 16 bytes");
 }
 
 Tensor step_linear(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& scale,
@@ -299,9 +302,8 @@ Tensor step_linear(const Tensor& x, const Tensor& weight, const std::optional<Te
   const Tensor out = empty_outputs(x, weight);
   LinearParams params = linear_params(x, weight, scale, bias, out);
   const int64_t row_bytes = x.stride(0) * static_cast<int64_t>(x.element_size());
-  const bool aligned = reinterpret_cast<uintptr_t>(x.data_ptr()) % kBytesOfVector == 0;
-  require(aligned && x.stride(1) == 1 && (x.size(0) == 1 || row_bytes % kBytesOfVector == 0),
-          "every row of x must be contiguous and begin on 16 bytes");
+  const bool aligned = begins_aligned(x) && (x.size(0) == 1 || row_bytes % kBytesOfVector == 0);
+  require(aligned && x.stride(1) == 1, "every row of x must be contiguous and begin on 16 bytes");
   check_packed(weight, "weights");
   if (scale) check_packed(*scale, "scales");
   if (bias) check_packed(*bias, "a bias");
