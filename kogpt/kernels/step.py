@@ -2,9 +2,9 @@
 
 A step of few tokens is a hundred small kernels in a row, and between two of them the memory would
 lie idle: until the first is done, the second launched, and its first operands there. These ops
-launch early (programmatic dependent launch, from sm_90 on). A kernel fetches what those ahead do not
-write (weights, the cache), and then waits for them to end. What else lies between two products is in
-the product before: bias, GELU and residual.
+launch early (programmatic dependent launch, from sm_90 on). A kernel fetches what those ahead do
+not write (weights, the cache), and then waits for them to end. What else lies between two products
+is in the product before: bias, GELU and residual.
 
 In GPT-J's block the second product reads what attention gives beside what the MLP's inner layer
 holds, and of the latter attention knows nothing. So attention raises a flag when the kernels ahead
