@@ -46,6 +46,12 @@ struct Bits4 {
   }
 };
 
+// Whether the kernels take K inputs of integers in G groups.
+inline bool groups_fit(Format format, int K, int G) {
+  const int smallest = format == Format::kBits4 ? kSmallestGroup : kLinearBlock;
+  return G > 0 && K % G == 0 && K / G % smallest == 0;
+}
+
 template <typename E>
 KOGPT_DEVICE float load_element(const void* data, uint32_t index) {
   return unpack<E>(load_global<uint16_t>(static_cast<const uint16_t*>(data) + index)).x;

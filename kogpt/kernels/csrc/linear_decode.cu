@@ -375,11 +375,10 @@ cudaError_t linear(const LinearParams& p, cudaStream_t stream) {
 }
 
 bool fits(const LinearParams& p) {
-  const int smallest = p.format == Format::kBits4 ? kSmallestGroup : kLinearBlock;
-  const bool grouped = p.G > 0 && p.K % p.G == 0 && p.K / p.G % smallest == 0;
-  return 0 <= p.late && p.late < p.K && p.late % kLinearBlock == 0 && 0 < p.M &&
-         p.M <= kMaxLinearRows && p.N > 0 && p.K > 0 && p.K % kLinearBlock == 0 &&
-         (p.format == Format::kBits16 || grouped);
+  const bool rows = 0 < p.M && p.M <= kMaxLinearRows && p.N > 0;
+  const bool inputs = p.K > 0 && p.K % kLinearBlock == 0;
+  const bool late = 0 <= p.late && p.late < p.K && p.late % kLinearBlock == 0;
+  return rows && inputs && late && (p.format == Format::kBits16 || groups_fit(p.format, p.K, p.G));
 }
 
 }  // namespace

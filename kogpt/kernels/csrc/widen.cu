@@ -66,9 +66,7 @@ cudaError_t widen_elements(const WidenParams& p, cudaStream_t stream) {
 }
 
 bool fits(const WidenParams& p) {
-  const int smallest = p.format == Format::kBits4 ? kSmallestGroup : kLinearBlock;
-  return p.N > 0 && p.G > 0 && p.K > 0 && p.K % p.G == 0 && p.K / p.G % smallest == 0 &&
-         p.format != Format::kBits16;
+  return p.N > 0 && p.K > 0 && p.format != Format::kBits16 && groups_fit(p.format, p.K, p.G);
 }
 
 }  // namespace
