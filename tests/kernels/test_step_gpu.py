@@ -95,7 +95,6 @@ class Block:
         self.leave = weight_on_gpu(bits, group, C, 5 * C, dtype=dtype)
         self.biases = draw(7 * C) / 8, draw(C) / 8
         self.norm = draw(C) / 8 + 1, draw(C) / 8
-        self.scale = 0.01  # keeps x from growing
         lengths = torch.tensor([capacity - 2], device=DEVICE)
         self.step = draw_step(draw, lengths, 1, C // 256, 256, capacity)
         counters = torch.zeros(1, C // 256, dtype=torch.int32, device=DEVICE)
@@ -138,8 +137,8 @@ def test_kernels_that_begin_early_give_the_bits_of_kernels_that_wait(C, bits, gr
     x = rows_on_gpu(1, C, dtype=dtype)
 
     def run(x: Tensor) -> Tensor:
-        x = x / x.float().square().mean().sqrt().to(x.dtype)  # ordinary ops, which are waited for
         flags = torch.zeros(4 * len(blocks), 1, dtype=torch.int32, device=DEVICE)
+        x = x / x.float().square().mean().sqrt().to(x.dtype)  # ordinary ops, between both
         for block, ready in zip(blocks * 4, flags, strict=True):
             x = block.chained(x, ready)
         return x
