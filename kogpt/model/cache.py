@@ -72,6 +72,16 @@ class KVCache:
         ]
         return chosen
 
+    def first(self, rows: int) -> "KVCache":
+        """A cache of the first `rows` of the batch, which shares the memory of what is held here.
+
+        Whatever it appends is in this cache's buffers too, behind what this one counts as held.
+        """
+        part = KVCache(self.capacity)
+        part.length = self.length
+        part._layers = [(k[:rows], v[:rows]) for k, v in self._layers]
+        return part
+
     def _buffer(self, like: Tensor) -> Tensor:
         B, _, H, D = like.shape
         return like.new_zeros(B, H, self.capacity, D)

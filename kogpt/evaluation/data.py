@@ -1,0 +1,168 @@
+"""Rows of a task's files."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kogpt.errors import InputRefusedError
+from kogpt.evaluation.task import DEGREE, LABEL, DataFile, Field
+from kogpt.textfiles import read_table
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row, as a prompt shows it.
+
+    Attributes:
+        index: in its file, from 0.
+        fields: texts by name.
+        content: names of those that are free text.
+        label: which answer is right.
+        degree: how right, where labels are cut out of a scale.
+    """
+
+    index: int
+    fields: Mapping[str, str]
+    content: frozenset[str]
+    label: int
+    degree: float | None = None
+
+    @property
+    def text(self) -> tuple[str, ...]:
+        """Its free texts: rows of equal texts are taken for the same."""
+        return tuple(text for name, text in self.fields.items() if name in self.content)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """All rows of a file.
+
+    Attributes:
+        path: of the file.
+        sha256: of its bytes.
+        rows: in order.
+        counts: rows of each label.
+        notes: what a reader of results should know.
+    """
+
+    path: Path
+    sha256: str
+    rows: list[Row]
+    counts: tuple[int, ...]
+    notes: tuple[str, ...]
+
+
+def read_rows(file: DataFile, folder: Path, num_labels: int) -> Rows:
+    """Reads a file of a task.
+
+    Args:
+        file: which, and how a row reads.
+        folder: of data: holds the file under its path, or under its name alone.
+        num_labels: labels of the task.
+
+    Raises:
+        InputRefusedError: the file is missing, no UTF-8 or damaged, or a cell holds what the task
+            does not know; names file, row, column and cell.
+    """
+    path = find(file, folder)
+    rows = list(_rows(file, path))
+    counts = tuple(sum(row.label == label for row in rows) for label in range(num_labels))
+    notes = [file.note] if file.note else []
+    if file.official and counts != file.official:
+        notes.append(
+            f"{path.name} is not the official file: it has {_list(counts)} rows of each label, "
+            f"that one {_list(file.official)}"
+        )
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    return Rows(path, sha256, rows, counts, tuple(notes))
+
+
+def find(file: DataFile, folder: Path) -> Path:
+    """Where the file lies.
+
+    Raises:
+        InputRefusedError: nowhere.
+    """
+    for path in (folder / file.file, folder / Path(file.file).name):
+        if path.is_file():
+            return path
+    raise InputRefusedError(f"{folder / file.file}: no such file")
+
+
+def find_first(files: tuple[DataFile, ...], folder: Path) -> DataFile:
+    """The first of the files that is there.
+
+    Raises:
+        InputRefusedError: none is; names the first.
+    """
+    for file in files:
+        try:
+            find(file, folder)
+            return file
+        except InputRefusedError:
+            continue
+    find(files[0], folder)
+    raise AssertionError("a file appeared")
+
+
+def _rows(file: DataFile, path: Path) -> Iterator[Row]:
+    content = frozenset(name for name, field in file.fields.items() if field.is_content)
+    read = _json_cells if path.suffix == ".json" else _table_cells
+    for index, cells in enumerate(read(file, path)):
+        try:
+            values = {name: _value(file.fields[name], cells[name]) for name in file.fields}
+            degree = float(values[DEGREE]) if DEGREE in values else None
+        except ValueError as error:
+            raise InputRefusedError(f"{path}: row {index}: {error}") from None
+        shown = {k: str(v) for k, v in values.items() if k not in (LABEL, DEGREE)}
+        yield Row(index, shown, content - {LABEL, DEGREE}, int(values[LABEL]), degree)
+
+
+def _table_cells(file: DataFile, path: Path) -> Iterator[dict[str, str]]:
+    columns = [field.column for field in file.fields.values()]
+    for cells in read_table(path, columns):
+        yield dict(zip(file.fields, cells, strict=True))
+
+
+def _json_cells(file: DataFile, path: Path) -> Iterator[dict[str, str]]:
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8-sig"))
+    except ValueError as error:
+        raise InputRefusedError(f"{path}: {error}") from None
+    if not isinstance(rows, list):
+        raise InputRefusedError(f"{path}: must be a list of objects")
+    for index, row in enumerate(rows):
+        try:
+            yield {name: str(_at(row, field.column)) for name, field in file.fields.items()}
+        except KeyError as error:
+            raise InputRefusedError(f"{path}: row {index}: no key {error}") from None
+
+
+def _at(row: Any, path: str) -> Any:
+    for key in path.split("."):
+        if not isinstance(row, dict) or key not in row:
+            raise KeyError(path)
+        row = row[key]
+    return row
+
+
+def _value(field: Field, cell: str) -> str | int:
+    """What a cell stands for; ValueError if nothing."""
+    if field.is_content:
+        return cell
+    if field.values is not None:
+        if cell.strip() not in field.values:
+            known = ", ".join(field.values)
+            raise ValueError(f"{field.column} is {cell!r}; known are {known}")
+        return field.values[cell.strip()]
+    try:
+        return int(float(cell) >= field.at_least)  # type: ignore[operator]
+    except ValueError:
+        raise ValueError(f"{field.column} is {cell!r}, no number") from None
+
+
+def _list(counts: tuple[int, ...]) -> str:
+    return "/".join(f"{count:,}" for count in counts)

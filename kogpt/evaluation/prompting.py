@@ -1,0 +1,132 @@
+"""From rows to what a model reads: texts first, then ids."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from kogpt.errors import InputRefusedError
+from kogpt.evaluation.data import Row
+from kogpt.evaluation.likelihood import Ids, Query, common_start
+from kogpt.evaluation.task import Prompt
+from kogpt.tokenizer import Tokenizer
+
+# What stands for "anything" where the bias of a prompt is measured: Zhao et al. 2021, Calibrate
+# Before Use, section 5.
+CONTENT_FREE = ("N/A", "", "[MASK]")
+
+# `general_detokenize` of the harness, in its order. It changes real reviews: it belongs to the
+# prompts whose published numbers were made with it.
+DETOKENIZE = (
+    (" n't", "n't"),
+    (" )", ")"),
+    ("( ", "("),
+    ('" ', '"'),
+    (' "', '"'),
+)
+SPACE_BEFORE = re.compile(r" (['.,])")
+
+
+class Question(NamedTuple):
+    """A row as text.
+
+    Attributes:
+        context: all before the answer.
+        answers: one for each label.
+    """
+
+    context: str
+    answers: tuple[str, ...]
+
+
+def ask(prompt: Prompt, row: Row) -> Question:
+    """The row, without its label."""
+    return _fill(prompt, row.fields)
+
+
+def ask_nothing(prompt: Prompt, row: Row) -> list[Question]:
+    """The row's answers behind texts that say nothing, by which the bias of a prompt is measured."""
+    answers = _fill(prompt, row.fields).answers
+    blanks = [{name: text for name in row.content} for text in CONTENT_FREE]
+    return [_fill(prompt, {**row.fields, **blank})._replace(answers=answers) for blank in blanks]
+
+
+def example(prompt: Prompt, row: Row) -> str:
+    """The row with its answer, as a shot."""
+    context, answers = _fill(replace(prompt, targets=prompt.shot_targets), row.fields)
+    return context + answers[row.label]
+
+
+def _fill(prompt: Prompt, fields: Mapping[str, str]) -> Question:
+    if prompt.detokenize:
+        fields = {name: detokenize(text) for name, text in fields.items()}
+    answers = tuple(target.format_map(fields) for target in prompt.targets)
+    return Question(prompt.context.format_map(fields), answers)
+
+
+def detokenize(text: str) -> str:
+    """Drops spaces around punctuation as the harness does."""
+    for old, new in DETOKENIZE:
+        text = text.replace(old, new)
+    return SPACE_BEFORE.sub(r"\1", text)
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """Questions to ids, with as many shots as fit.
+
+    Attributes:
+        tokenizer: of the model.
+        n_positions: the context of the model.
+        separator: between shots.
+    """
+
+    tokenizer: Tokenizer
+    n_positions: int
+    separator: str = "\n\n"
+
+    def encode(self, question: Question, shots: Sequence[str] = ()) -> Query:
+        """Ids of a question after shots.
+
+        Texts are encoded as wholes, since a token may lie across any border in them. An answer
+        begins where its ids part from those of the context alone, but with what spaces the context
+        ends in: the harness's rule, except that there a token that lies across the border is cut
+        off by count.
+        """
+        text = self.separator.join([*shots, question.context])
+        wholes = [self._ids(text + answer) for answer in question.answers]
+        context = common_start([self._ids(text.rstrip()), *wholes])
+        answers = tuple(whole[len(context) :] for whole in wholes)
+        return Query(context or (self._beginning(),), answers)
+
+    def fit(self, question: Question, shots: Sequence[str]) -> tuple[Query, int] | None:
+        """The question after as many of the shots as fit, the last ones, and how many these are.
+
+        Returns:
+            None if the question alone exceeds the context.
+        """
+        used = len(shots)
+        while used >= 0:
+            query = self.encode(question, shots[len(shots) - used :])
+            if query.num_read <= self.n_positions:
+                return query, used
+            used -= self._too_many(query, shots[len(shots) - used :])
+        return None
+
+    def _too_many(self, query: Query, shots: Sequence[str]) -> int:
+        """How many shots to leave out at once: one less than seems to be needed, or one."""
+        excess, count = query.num_read - self.n_positions, 0
+        while count < len(shots) and excess > 0:
+            excess -= len(self.tokenizer.encode(shots[count]))
+            count += 1
+        return max(1, count - 1)
+
+    def _ids(self, text: str) -> Ids:
+        return tuple(self.tokenizer.encode(text, bos=self.tokenizer.add_bos))
+
+    def _beginning(self) -> int:
+        """What stands before a text that has nothing before it."""
+        for id in (self.tokenizer.bos_id, self.tokenizer.eos_id):
+            if id is not None:
+                return id
+        raise InputRefusedError("a prompt is empty, and the tokenizer has no bos or eos to put in")

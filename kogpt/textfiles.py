@@ -1,0 +1,51 @@
+"""Text files and tables of real data: what is no UTF-8, or has a cell too many, is told by line."""
+
+import lzma
+from collections.abc import Iterator
+from pathlib import Path
+
+from kogpt.errors import InputRefusedError
+
+
+def read_lines(path: Path) -> Iterator[str]:
+    """Lines without their ends, of a file as it is or as `.xz`.
+
+    Raises:
+        InputRefusedError: the file is missing, damaged or not UTF-8; names file and line.
+    """
+    number = 0
+    try:
+        with lzma.open(path) if path.suffix == ".xz" else path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+                yield text.rstrip("\r\n")
+    except OSError as error:
+        raise InputRefusedError(f"{path}: {error.strerror or error}") from None
+    except UnicodeDecodeError as error:
+        raise InputRefusedError(f"{path}: line {number} is not UTF-8 ({error.reason})") from None
+    except (lzma.LZMAError, EOFError) as error:
+        raise InputRefusedError(f"{path}: damaged after line {number} ({error})") from None
+
+
+def read_table(path: Path, columns: list[str]) -> Iterator[list[str]]:
+    """Cells of some columns of a tab-separated file with a header, row by row.
+
+    Nothing is quoted: a quotation mark is a character like any other.
+
+    Raises:
+        InputRefusedError: as `read_lines`; or there is no such column, or a row has other columns
+            than the header.
+    """
+    lines = read_lines(path)
+    header = next(lines, "").split("\t")
+    for column in columns:
+        if column not in header:
+            raise InputRefusedError(f"{path}: no column {column!r}; there are {', '.join(header)}")
+    places = [header.index(column) for column in columns]
+    for number, line in enumerate(lines, start=2):
+        cells = line.split("\t")
+        if len(cells) != len(header):
+            raise InputRefusedError(
+                f"{path}: line {number} has {len(cells)} columns, the header {len(header)}"
+            )
+        yield [cells[place] for place in places]
