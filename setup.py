@@ -43,7 +43,10 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     packages=find_packages(include=["kogpt", "kogpt.*"]),
-    package_data={"kogpt": ["py.typed", "nano/*", "kernels/csrc/*", "kernels/csrc/cpu/*"]},
+    package_data={
+        "kogpt": ["py.typed", "nano/*", "kernels/csrc/*", "kernels/csrc/cpu/*"],
+        "kogpt.evaluation": ["tasks/*", "presets/*"],
+    },
     python_requires=">=3.11",
     install_requires=[
         "torch>=2.11",
@@ -55,6 +58,7 @@ setup(
     ],
     extras_require={
         "train": ["matplotlib>=3.8"],
+        "evaluate": ["scikit-learn>=1.5", "scipy>=1.11", "matplotlib>=3.8"],
         "test": [
             "pytest>=8",
             "pytest-timeout>=2.3",
@@ -63,6 +67,7 @@ setup(
             "compressed-tensors>=0.15",  # with which transformers reads quantised weights
             "protobuf>=4.25",  # with which transformers reads a sentencepiece model
             "matplotlib>=3.8",
+            "scikit-learn>=1.5",
         ],
         "lint": ["ruff>=0.17", "mypy>=2.0", "clang-format==23.*"],
     },
