@@ -43,7 +43,10 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     packages=find_packages(include=["kogpt", "kogpt.*"]),
-    package_data={"kogpt": ["py.typed", "nano/*", "kernels/csrc/*", "kernels/csrc/cpu/*"]},
+    package_data={
+        "kogpt": ["py.typed", "nano/*", "kernels/csrc/*", "kernels/csrc/cpu/*"],
+        "kogpt.evaluation.harness": ["*.yaml"],
+    },
     python_requires=">=3.11",
     install_requires=[
         "torch>=2.11",
@@ -55,6 +58,7 @@ setup(
     ],
     extras_require={
         "train": ["matplotlib>=3.8"],
+        "harness": ["lm-eval>=0.4.13"],
         "test": [
             "pytest>=8",
             "pytest-timeout>=2.3",

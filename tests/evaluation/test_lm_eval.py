@@ -1,0 +1,292 @@
+"""lm-evaluation-harness with our model and tasks, against its own model and our evaluation."""
+
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import kogpt
+from kogpt.errors import KoGPTError
+from kogpt.evaluation.data import Row, find_first, read_rows
+from kogpt.evaluation.harness import rows
+from kogpt.evaluation.prompting import ask, example
+from kogpt.evaluation.protocol import Protocol
+from kogpt.evaluation.running import Evaluator, Run, read_data
+from kogpt.evaluation.shots import draw_shots, sample_rows
+from kogpt.evaluation.task import Prompt, Task, load_task, task_names
+from tests.shared import shared
+
+lm_eval = pytest.importorskip("lm_eval", reason="needs lm-evaluation-harness: '.[harness]'")
+
+from lm_eval.api.instance import Instance  # noqa: E402
+from lm_eval.api.model import TemplateLM  # noqa: E402
+from lm_eval.api.registry import get_model  # noqa: E402
+from lm_eval.tasks import TaskManager  # noqa: E402
+
+from kogpt.evaluation.lm_eval import TASKS, KoGPTLM  # noqa: E402
+
+logging.getLogger("lm_eval").setLevel(logging.ERROR)
+
+ROOT = Path(kogpt.__file__).resolve().parents[1]
+NANO = ROOT / "kogpt" / "nano"
+PROMPTS = [(task, prompt) for task in task_names() for prompt in load_task(task).prompts]
+
+
+@pytest.fixture(scope="module")
+def ours() -> KoGPTLM:
+    return KoGPTLM(dtype="float32", device="cpu", batch_size=8)
+
+
+@pytest.fixture(scope="module")
+def theirs() -> Any:
+    """The harness's own way to run the same folder."""
+    pytest.importorskip("transformers")
+    make = get_model("hf")
+    return make(pretrained=str(NANO), dtype="float32", device="cpu", add_bos_token=True)
+
+
+def requests(kind: str, *arguments: tuple[object, ...]) -> list[Instance]:
+    return [Instance(kind, {}, given, 0) for given in arguments]
+
+
+def manager(**metadata: object) -> TaskManager:
+    """Our tasks alone: those of the harness take seconds to look through."""
+    metadata = {"data": str(shared("data")), **metadata}
+    return TaskManager(include_path=str(TASKS), include_defaults=False, metadata=metadata)
+
+
+def test_a_harness_that_asks_more_of_a_model_is_noticed():
+    assert TemplateLM.__abstractmethods__ == {
+        *("eot_token_id", "tok_encode", "_loglikelihood_tokens"),
+        *("loglikelihood_rolling", "generate_until"),
+    }
+    assert not KoGPTLM.__abstractmethods__
+
+
+def test_the_model_is_found_by_its_name_and_made_from_the_arguments_of_a_command():
+    asked = f"path={NANO},dtype=bfloat16,max_length=64,fast=False"
+    given = {"batch_size": "auto", "max_batch_size": None, "device": "cpu"}
+    model = get_model("kogpt").create_from_arg_string(asked, given)
+    assert isinstance(model, KoGPTLM) and type(model.model) is kogpt.KoGPT
+    assert (model.model.lm_head.weight.dtype, model.max_length) == (torch.bfloat16, 64)
+    for wrong in ("dtype=int8", "max_length=1", "max_length=1025"):
+        with pytest.raises(ValueError, match=wrong.split("=")[0]):
+            KoGPTLM.create_from_arg_string(wrong)
+
+
+def test_texts_begin_with_bos_as_the_prompts_of_the_model_do(ours):
+    tokenizer = ours.tokenizer
+    assert tokenizer.add_bos
+    assert ours.tok_encode("영화") == tokenizer.encode("영화", bos=True)
+    assert ours.tok_encode("영화", add_special_tokens=False) == tokenizer.encode("영화")
+    assert ours.prefix_token_id == tokenizer.bos_id and ours.eot_token_id == tokenizer.eos_id
+
+
+PAIRS = [  # the context's end is the tokenizer's affair as much as its words
+    ("이 영화는", " 재미있다"),
+    ("이 영화는", " 정말 지루하다"),
+    ("이 영화는 ", " 재미있다"),
+    ("이 영", "화는"),
+    ("", " 재미있다"),
+    ("이 영화는", " 재미있다"),
+    ("뷁 😤\n정답:", " 긍정"),
+]
+
+
+def test_likelihoods_are_those_of_the_harness_s_own_model(ours, theirs):
+    asked = requests("loglikelihood", *PAIRS)
+    found, expected = (model.loglikelihood(asked, disable_tqdm=True) for model in (ours, theirs))
+    for (value, greedy), (other, also_greedy) in zip(found, expected, strict=True):
+        assert value == pytest.approx(other, abs=1e-4)
+        assert greedy is bool(also_greedy)
+
+
+def test_a_context_that_is_too_long_loses_its_left_end_and_that_is_told_once(ours, theirs, capfd):
+    short = KoGPTLM(dtype="float32", device="cpu", max_length=12)
+    long = "배우들의 연기는 좋았는데 이야기가 너무 뻔해서 아쉽네요.. " * 3
+    asked = requests("loglikelihood", (long, " 추천"), (long, " 추천하지 않아요"), ("짧다", " 추천"))
+    capfd.readouterr()
+    found = short.loglikelihood(asked, disable_tqdm=True)
+    lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("kogpt: ")]
+    assert len(lines) == 1
+    assert "2 of 3 requests exceed the context and lost their left end" in lines[0]
+    theirs._max_length, whole = 12, theirs._max_length
+    expected = theirs.loglikelihood(asked, disable_tqdm=True)
+    theirs._max_length = whole
+    for (value, _), (other, _) in zip(found, expected, strict=True):
+        assert value == pytest.approx(other, abs=1e-4)
+    with pytest.raises(KoGPTError, match="tokens, the context holds 12"):
+        short.loglikelihood(requests("loglikelihood", ("가", long)), disable_tqdm=True)
+
+
+def test_a_text_that_fits_scores_as_kogpt_score_does_and_a_longer_one_in_windows(ours):
+    texts = ["정말 재미있는 영화", "뷁 😤"]
+    found = ours.loglikelihood_rolling(requests("rolling", *((text,) for text in texts)))
+    scores = kogpt.score(ours.model, ours.tokenizer, texts)
+    assert found == pytest.approx([score.log_likelihood for score in scores], abs=1e-4)
+
+    short = KoGPTLM(dtype="float32", device="cpu", max_length=8)
+    text = "배우들의 연기는 좋았는데 이야기가 너무 뻔해서 아쉽네요.. 추천하지 않아요"
+    ids = [ours.prefix_token_id, *ours.tokenizer.encode(text)]
+    assert len(ids) > 17
+    logprob = 0.0
+    for end in (9, 17, len(ids)):  # each id once, the last window filled up from the left
+        window = ids[end - 9 : end] if end < len(ids) else ids[-9:]
+        new = end - {9: 1, 17: 9, len(ids): 17}[end]
+        logits = short.model(torch.tensor([window[:-1]]))[0].log_softmax(-1)
+        logprob += logits[-new:].gather(1, torch.tensor(window[-new:])[:, None]).sum().item()
+    assert short.loglikelihood_rolling(requests("rolling", (text,))) == pytest.approx(
+        [logprob], abs=1e-4
+    )
+
+
+def test_texts_are_continued_as_the_harness_s_own_model_does_until_a_stop(ours, theirs):
+    how = {"until": ["\n\n"], "max_gen_toks": 24, "do_sample": False}
+    prompts = ["이 영화는", "배우들 연기가", "한국어"]
+    asked = requests("generate_until", *((prompt, dict(how)) for prompt in prompts))
+    found = ours.generate_until(asked)
+    expected = theirs.generate_until(asked, disable_tqdm=True)
+    assert [text.strip() for text in found] == [text.strip() for text in expected]
+    word = found[0].split()[1]
+    (cut,) = ours.generate_until(requests("", (prompts[0], {**how, "until": ["", word]})))
+    assert cut == found[0][: found[0].index(word)]
+
+
+def test_sampling_follows_the_harness_s_seed_and_unknown_wishes_are_refused(ours):
+    asked = requests("", ("이 영화는", {"temperature": 1.0, "max_gen_toks": 20, "top_p": 0.9}))
+
+    def sample(seed: int) -> list[str]:
+        torch.manual_seed(seed)
+        return ours.generate_until(asked * 2)
+
+    assert sample(1) == sample(1) != sample(2)
+    assert len(set(sample(1))) == 2
+    with pytest.raises(ValueError, match="no_such_thing"):
+        ours.generate_until(requests("", ("가", {"no_such_thing": 1})))
+    with pytest.raises(ValueError, match="2000 tokens are to be written, the context holds 1024"):
+        ours.generate_until(requests("", ("가", {"max_gen_toks": 2000})))
+
+
+def test_the_harness_s_tasks_are_the_prompts_of_ours():
+    found = {path.stem for path in TASKS.glob("[!_]*.yaml")}
+    assert found == {f"{task}_{prompt}" for task, prompt in PROMPTS}
+
+
+def drawn(task: Task, scored: list[Row], shots: int) -> list[Row]:
+    """Examples by the words of `shots.py`."""
+    texts = {row.text for row in scored}
+    pool = read_rows(find_first(task.shots, shared("data")), shared("data"), len(task.labels))
+    return draw_shots(pool.rows, shots, 0, 0, suits=lambda row: row.text not in texts)
+
+
+@pytest.mark.parametrize(("name", "prompt_name"), PROMPTS, ids=map("-".join, PROMPTS))
+def test_the_harness_renders_our_prompts(name, prompt_name):
+    full = f"kogpt_{name}_{prompt_name}"
+    theirs = manager(limit=12, shots=3).load([full])["tasks"][full]
+    task = load_task(name)
+    prompt = task.prompt(prompt_name)
+    scored = sample_rows(read_rows(task.scored, shared("data"), len(task.labels)).rows, 12)
+    shots = [example(prompt, row) for row in drawn(task, scored, 3)]
+    documents = theirs.eval_docs
+    assert len(documents) == len(scored)
+    for count in (0, 2):
+        for document, row in zip(documents, scored, strict=True):
+            context = theirs.fewshot_context(document, count)
+            asked = theirs.construct_requests(document, context)
+            question = ask(prompt, row)
+            text = "\n\n".join([*shots[:count], question.context])
+            assert [request.args for request in asked] == [(text, a) for a in question.answers]
+            assert theirs.doc_to_target(document) == row.label
+
+
+def test_a_document_of_digits_is_text(tmp_path):
+    (tmp_path / "ratings_test.txt").write_text("id\tdocument\tlabel\n1\t10\t1\n2\t\t0\n")
+    about = {"data": str(tmp_path), "shots": 0}
+    name = "kogpt_nsmc_harness-338"
+    task = manager(**about).load([name])["tasks"][name]
+    assert [task.fewshot_context(document, 0) for document in task.eval_docs] == ["10", ""]
+
+
+def test_rows_want_to_know_where_the_data_is():
+    with pytest.raises(KoGPTError, match='--metadata \'{"data": "FOLDER"}\''):
+        rows("nsmc")
+
+
+THREE_WAYS = {"nsmc": "harness-303", "klue_sts": "harness-536", "kobest_copa": "polyglot"}
+
+
+def by_harness(model: Any, full: str, shots: int, limit: int) -> tuple[list[list[float]], dict]:
+    """Log-likelihoods of each row's answers, and the metrics in percent."""
+    report = lm_eval.simple_evaluate(
+        model=model,
+        tasks=[full],
+        num_fewshot=shots,
+        task_manager=manager(limit=limit, shots=shots),
+        bootstrap_iters=0,
+    )
+    samples = sorted(report["samples"][full], key=lambda sample: sample["doc_id"])
+    values = [[value for value, _ in sample["filtered_resps"]] for sample in samples]
+    metrics = report["results"][full]
+    return values, {name: 100 * metrics[f"{name},none"] for name in ("acc", "f1")}
+
+
+def by_ours(ours: KoGPTLM, task: Task, prompt: Prompt, shots: int, limit: int) -> Run:
+    protocol = Protocol(shots=(shots,), sets=1, limit=limit, scoring=("sum",))
+    evaluator = Evaluator(ours.model, ours.tokenizer)
+    (run,) = evaluator.run(task, prompt, protocol, read_data(task, shared("data"), protocol))
+    return run
+
+
+@pytest.mark.parametrize("shots", [0, 4])
+@pytest.mark.parametrize("name", THREE_WAYS)
+def test_three_ways_give_the_same_numbers(ours, theirs, name, shots):
+    from kogpt.evaluation.metrics import measure
+
+    task = load_task(name)
+    prompt = task.prompt(THREE_WAYS[name])
+    run = by_ours(ours, task, prompt, shots, limit=24)
+    full = f"kogpt_{name}_{prompt.name}"
+    f1 = "f1" if "f1" in task.metrics else "macro_f1"
+    outcome = run.outcome("sum")
+    metrics = {
+        harness: measure(metric, outcome)[0] for harness, metric in (("acc", "accuracy"), ("f1", f1))
+    }
+    for model in (ours, theirs):
+        values, found = by_harness(model, full, shots, limit=24)
+        torch.testing.assert_close(values, run.sets[0].log_likelihoods, atol=1e-4, rtol=0)
+        assert found == pytest.approx(metrics)
+
+
+def command(*args: str, path: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": f"{path}:{ROOT}"}
+    return subprocess.run(
+        [sys.executable, "-m", "kogpt.evaluation.lm_eval", *args],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_the_command_line_is_the_harness_s_with_our_model_and_tasks():
+    asked = "--model kogpt --model_args max_length=256 --tasks kogpt_nsmc_kogpt --num_fewshot 2"
+    metadata = f'{{"data": "{shared("data")}", "limit": 5}}'
+    done = command(*asked.split(), "--batch_size", "8", "--metadata", metadata)
+    assert done.returncode == 0, done.stderr
+    assert "|kogpt_nsmc_kogpt|" in done.stdout
+    refused = command(*asked.split())
+    assert refused.returncode == 1
+    assert refused.stderr.splitlines()[-1].startswith("kogpt: where is the data?")
+
+
+def test_without_the_harness_one_line_says_what_to_install(tmp_path):
+    missing = "raise ModuleNotFoundError(\"No module named 'lm_eval'\", name='lm_eval')"
+    (tmp_path / "lm_eval.py").write_text(missing)
+    done = command("--help", path=tmp_path)
+    assert done.returncode == 1
+    line = "kogpt: lm-evaluation-harness is not installed: pip install 'kogpt[harness]'\n"
+    assert done.stderr == line
