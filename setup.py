@@ -45,6 +45,7 @@ setup(
     packages=find_packages(include=["kogpt", "kogpt.*"]),
     package_data={
         "kogpt": ["py.typed", "nano/*", "kernels/csrc/*", "kernels/csrc/cpu/*"],
+        "kogpt.evaluation": ["tasks/*", "presets/*"],
         "kogpt.evaluation.harness": ["*.yaml"],
     },
     python_requires=">=3.11",
@@ -58,6 +59,7 @@ setup(
     ],
     extras_require={
         "train": ["matplotlib>=3.8"],
+        "evaluate": ["scikit-learn>=1.5", "scipy>=1.11", "matplotlib>=3.8"],
         "harness": ["lm-eval>=0.4.13"],
         "test": [
             "pytest>=8",
@@ -67,6 +69,7 @@ setup(
             "compressed-tensors>=0.15",  # with which transformers reads quantised weights
             "protobuf>=4.25",  # with which transformers reads a sentencepiece model
             "matplotlib>=3.8",
+            "scikit-learn>=1.5",
         ],
         "lint": ["ruff>=0.17", "mypy>=2.0", "clang-format==23.*"],
     },

@@ -93,6 +93,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_inspect(commands)
     add_train(commands)
     add_benchmark(commands)
+    add_evaluate(commands)
     return parser
 
 
@@ -430,3 +431,45 @@ def add_benchmark(commands: Commands) -> None:
     add_reference_argument(parser)
     add_json_argument(parser, "the report")
     parser.add_argument("--plot", metavar="FILE", help="draw the figures: .png, .svg or .pdf")
+
+
+def add_evaluate(commands: Commands) -> None:
+    parser = add_command(commands, "evaluate", "measure a model on few-shot tasks")
+    parser.add_argument(
+        "tasks",
+        nargs="*",
+        metavar="TASK",
+        help="nsmc, ynat, klue_sts, kobest_boolq, ..., all, or a .toml file (--list tells all)",
+    )
+    add_model_arguments(parser)
+    add_reference_argument(parser)
+    add_protocol_arguments(parser)
+    add = parser.add_argument_group("what comes out").add_argument
+    add("--output", metavar="FILE", help="write the report, with every row's scores, as JSON")
+    add("--plot", metavar="DIR", help="draw confusion matrix and calibration of each run")
+    add_json_argument(parser, "the report")
+    add = parser.add_argument_group("instead of running").add_argument
+    add("--list", action="store_true", help="tell tasks, prompts and presets")
+    add("--show", type=int, metavar="N", help="print the first N prompts as the model reads them")
+    add("--compare", nargs=2, metavar="FILE", help="compare two reports, row by row")
+
+
+def add_protocol_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("how it is done").add_argument
+    add("--data", metavar="DIR", help="folder of the tasks' data")
+    add("--preset", metavar="NAME", help="a published protocol; other options change it")
+    add("--prompt", nargs="+", metavar="NAME", help="of the task, or all (default: its first)")
+    add("--shots", nargs="+", type=int, metavar="K", help="examples in the prompt (default: 0)")
+    add("--sets", type=int, metavar="N", help="draws of examples, each a score (default: 5)")
+    add("--seed", type=int, metavar="N", help="of the draws (default: 0)")
+    add("--balanced", action="store_true", default=None, help="as many examples of each label")
+    add("--max-shot-tokens", type=int, metavar="N", help="draw only examples as short as this")
+    add("--separator", metavar="TEXT", help=r"between examples (default: \n\n)")
+    add(
+        "--scoring",
+        nargs="+",
+        choices=("sum", "per-token", "per-character", "calibrated"),
+        help="of an answer's log-likelihood (default: sum, and calibrated or per-token)",
+    )
+    add("--limit", type=int, metavar="N", help="score a sample of N rows, always the same")
+    add("--batch-size", type=int, metavar="N", help="rows read at once (default: 32)")

@@ -94,7 +94,12 @@ def _measure_set(
 def interval(metric: str, outcome: Outcome, seed: int = 0) -> Interval:
     """A bootstrap interval of the mean over sets: other rows might have been scored."""
     values = resampled(metric, [outcome], np.random.default_rng(seed))[0]
-    return Interval(*np.quantile(values, (0.025, 0.975)))
+    return _middle(values)
+
+
+def _middle(values: np.ndarray) -> Interval:
+    low, high = np.quantile(values, (0.025, 0.975))
+    return Interval(float(low), float(high))
 
 
 def resampled(
@@ -131,12 +136,12 @@ class Kinds:
 
     def mean_of(self, metric: str, parts: Sequence[tuple[np.ndarray, int]]) -> np.ndarray:
         """The same, where parts of the rows come from different outcomes."""
-        sets = len(self._predicted[parts[0][1]])
-        matrices = (
-            sum(self._confusion(counts, self._predicted[which][at]) for counts, which in parts)
-            for at in range(sets)
-        )
-        return np.mean([of_confusion(metric, matrix) for matrix in matrices], axis=0)
+        sets = range(len(self._predicted[parts[0][1]]))
+        values = []
+        for at in sets:
+            matrices = [self._confusion(counts, self._predicted[i][at]) for counts, i in parts]
+            values.append(of_confusion(metric, np.sum(matrices, axis=0)))
+        return np.mean(values, axis=0)
 
     def _confusion(self, counts: np.ndarray, predicted: np.ndarray) -> np.ndarray:
         """Confusion matrices (R, L, L), rows the right labels."""
@@ -213,7 +218,7 @@ def compare(metric: str, first: Outcome, second: Outcome, seed: int = 0) -> Comp
         first=means[0],
         second=means[1],
         difference=difference,
-        interval=Interval(*np.quantile(drawn[1] - drawn[0], (0.025, 0.975))),
+        interval=_middle(drawn[1] - drawn[0]),
         p_value=(extreme + 1) / (len(swapped) + 1),
     )
 
@@ -232,9 +237,7 @@ def _swapped(
     )
 
 
-def _swapped_spearman(
-    first: Outcome, second: Outcome, random: np.random.Generator
-) -> np.ndarray:
+def _swapped_spearman(first: Outcome, second: Outcome, random: np.random.Generator) -> np.ndarray:
     if len(first.scores) != len(second.scores):
         raise ValueError("the two were not scored with equally many sets of shots")
     rows = np.arange(len(first.gold))[None]
@@ -251,5 +254,3 @@ def _swapped_spearman(
 def _mixed(stay: Outcome, move: Outcome, where: np.ndarray) -> Outcome:
     scores = np.where(where[:, None], move.scores, stay.scores)
     return Outcome(stay.num_labels, stay.gold, scores, stay.degrees)
-
-

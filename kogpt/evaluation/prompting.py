@@ -45,7 +45,7 @@ def ask(prompt: Prompt, row: Row) -> Question:
 
 
 def ask_nothing(prompt: Prompt, row: Row) -> list[Question]:
-    """The row's answers behind texts that say nothing, by which the bias of a prompt is measured."""
+    """The row's answers behind texts that say nothing: what they score is the prompt's bias."""
     answers = _fill(prompt, row.fields).answers
     blanks = [{name: text for name in row.content} for text in CONTENT_FREE]
     return [_fill(prompt, {**row.fields, **blank})._replace(answers=answers) for blank in blanks]
@@ -99,7 +99,7 @@ class Encoder:
         answers = tuple(whole[len(context) :] for whole in wholes)
         return Query(context or (self._beginning(),), answers)
 
-    def fit(self, question: Question, shots: Sequence[str]) -> tuple[Query, int] | None:
+    def fit(self, question: Question, shots: Sequence[str] = ()) -> tuple[Query, int] | None:
         """The question after as many of the shots as fit, the last ones, and how many these are.
 
         Returns:

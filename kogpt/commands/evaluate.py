@@ -1,0 +1,240 @@
+"""`kogpt evaluate`: few-shot tasks, each row by the likelihood of its answers."""
+
+import argparse
+import dataclasses
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from tqdm import tqdm
+
+import kogpt
+from kogpt.box import BOX
+from kogpt.checkpoint.staging import refuse_existing, to_json, write_atomically, writing
+from kogpt.cli import UsageError
+from kogpt.commands.common import load, memory_errors, print_json, say, usage_errors
+from kogpt.errors import InputRefusedError
+from kogpt.evaluation import (
+    Evaluator,
+    Journal,
+    Prompt,
+    Protocol,
+    Run,
+    Task,
+    TaskData,
+    Workers,
+    comparison_table,
+    load_preset,
+    load_task,
+    make_report,
+    preset_names,
+    read_data,
+    read_report,
+    tables,
+    task_names,
+)
+from kogpt.evaluation.metrics import require_sklearn
+from kogpt.evaluation.plot import draw, require_matplotlib
+from kogpt.evaluation.prompting import CONTENT_FREE, Encoder, ask, example
+from kogpt.evaluation.protocol import CALIBRATED
+from kogpt.evaluation.provenance import commit, fingerprint
+from kogpt.evaluation.running import draw_set, num_sets, rules_of
+from kogpt.model import KoGPT, KoGPTConfig
+from kogpt.tokenizer import Tokenizer, load_tokenizer
+
+
+class Work(NamedTuple):
+    """A task, put in one way."""
+
+    task: Task
+    prompt: Prompt
+    protocol: Protocol
+    data: TaskData
+
+    @property
+    def reads(self) -> int:
+        """Questions that will be put."""
+        runs = [dataclasses.replace(self.protocol, shots=(n,)) for n in self.protocol.shots]
+        own = CALIBRATED in rules_of(self.protocol, self.prompt) and not self.prompt.fixed
+        each = len(self.data.sample) * (1 + len(CONTENT_FREE) * own)
+        return each * sum(map(num_sets, runs))
+
+
+def run(args: argparse.Namespace) -> None:
+    if args.list:
+        print(listing())
+    elif args.compare:
+        require_sklearn()
+        print(comparison_table(*(read_report(Path(path)) for path in args.compare)))
+    elif args.show:
+        for work in plan(args):
+            print("\n\n".join(shown(work, args)))
+    else:
+        with Workers() as workers:
+            evaluate(plan(args), args, workers)
+
+
+def plan(args: argparse.Namespace) -> list[Work]:
+    """What is asked for; whatever can be seen to be wrong is refused here, before the model."""
+    if not args.tasks and not args.preset:
+        raise UsageError(f"which task? There are {', '.join(task_names())}, or a .toml file")
+    if args.data is None:
+        raise UsageError("argument --data: where the tasks' data lies is needed")
+    with usage_errors():
+        works = [work for name in named_tasks(args) for work in works_of(name, args)]
+    return works
+
+
+def named_tasks(args: argparse.Namespace) -> list[str]:
+    if args.preset and not args.tasks:
+        return list(load_preset(args.preset).tasks)
+    return task_names() if args.tasks == ["all"] else args.tasks
+
+
+def works_of(name: str, args: argparse.Namespace) -> Iterator[Work]:
+    task = load_task(name)
+    values = dict(preset_of(args, task))
+    prompt = values.pop("prompt", None)
+    protocol = Protocol(**{**values, **given(args)})
+    data = read_data(task, Path(args.data), protocol)
+    asked = args.prompt or [prompt]
+    for each in list(task.prompts) if asked == ["all"] else asked:
+        yield Work(task, task.prompt(each), protocol, data)
+
+
+def preset_of(args: argparse.Namespace, task: Task) -> dict[str, Any]:
+    """What the preset says of a task."""
+    if args.preset is None:
+        return {}
+    preset = load_preset(args.preset)
+    if task.name not in preset.tasks:
+        raise ValueError(f"preset {preset.name} has no {task.name}; has {', '.join(preset.tasks)}")
+    return dict(preset.tasks[task.name])
+
+
+def given(args: argparse.Namespace) -> dict[str, Any]:
+    """The values of a protocol that the command line names."""
+    names = {field.name for field in dataclasses.fields(Protocol)}
+    values = {k: v for k, v in vars(args).items() if k in names and v is not None}
+    if "separator" in values:  # as a shell can say it
+        values["separator"] = values["separator"].replace("\\n", "\n").replace("\\t", "\t")
+    return {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
+
+
+def evaluate(works: list[Work], args: argparse.Namespace, workers: Workers) -> None:
+    """Runs all, prints the tables and writes the report."""
+    check_outputs(args)
+    args.device = args.device or str(workers.device())
+    with memory_errors():
+        model, tokenizer = load(args, fast=not args.reference)
+        about = describe(model, args)
+        key = "\n".join(map(str, (about["model"], args.device, torch.__version__)))
+        output = args.output and Path(args.output)
+        journal = Journal(output, key, workers.rank)
+        workers.wait()  # nobody writes before all have read
+        if len(journal) and workers.first:
+            say(f"going on: {len(journal)} batches are done already")
+        runs = run_all(works, Evaluator(model, tokenizer, journal, workers), workers.first)
+    if not workers.first:
+        return
+    report = make_report(runs, about)
+    if output:
+        with writing(output):
+            write_atomically(output, to_json(report))
+        journal.remove()
+    pictures(report, args)
+    print_json(report) if args.json else print(tables(report))
+
+
+def run_all(works: list[Work], evaluator: Evaluator, speaks: bool) -> list[Run]:
+    total = sum(work.reads for work in works)
+    with tqdm(total=total, unit="row", disable=None if speaks else True) as bar:
+        evaluator.watch = bar
+        return [run for work in works for run in evaluator.run(*work)]
+
+
+def check_outputs(args: argparse.Namespace) -> None:
+    """Refuses what could not be written once everything is computed."""
+    require_sklearn()
+    if args.output:
+        refuse_existing(Path(args.output))
+        if not Path(args.output).absolute().parent.is_dir():
+            raise UsageError(f"argument --output: no such folder: {Path(args.output).parent}")
+    if args.plot:
+        require_matplotlib()
+        if Path(args.plot).exists() and not Path(args.plot).is_dir():
+            raise UsageError(f"argument --plot: no folder: {args.plot}")
+
+
+def pictures(report: dict[str, Any], args: argparse.Namespace) -> None:
+    if args.plot:
+        folder = Path(args.plot)
+        folder.mkdir(parents=True, exist_ok=True)
+        for one in report["runs"]:
+            draw(one, report["model"]["name"], folder)
+
+
+def describe(model: KoGPT, args: argparse.Namespace) -> dict[str, Any]:
+    """What figures depend on besides tasks and protocols."""
+    from kogpt.benchmarking import describe_machine
+
+    folder = Path(args.model or BOX)
+    dtype = getattr(model, "dtype", None) or model.lm_head.weight.dtype
+    about = {
+        "name": folder.resolve().name,
+        "fingerprint": fingerprint(folder),
+        "parameters": model.config.num_parameters,
+        "dtype": str(dtype).removeprefix("torch."),
+        "network": "reference" if args.reference else "fast",
+    }
+    machine = describe_machine(model.device)
+    return {"kogpt": kogpt.__version__, "commit": commit(), "model": about, "machine": machine}
+
+
+def listing() -> str:
+    """All tasks with their prompts, and all presets with what is known of them."""
+    lines = ["tasks and prompts (the first is the default):"]
+    for name in task_names():
+        task = load_task(name)
+        lines.append(f"  {name}: {task.about}")
+        lines += [f"    {prompt.name}: {prompt.source}" for prompt in task.prompts.values()]
+    lines += ["", "presets:"]
+    for name in preset_names():
+        preset = load_preset(name)
+        lines.append(f"  {name}: {preset.title} ({', '.join(preset.tasks)})")
+        lines += [f"    known: {fact}" for fact in preset.known]
+        lines += [f"    assumed: {fact}" for fact in preset.assumed]
+    return "\n".join(lines)
+
+
+def shown(work: Work, args: argparse.Namespace) -> Iterator[str]:
+    """The first questions as the model would read them."""
+    tokenizer, n_positions = reader(args)
+    encoder = Encoder(tokenizer, n_positions, work.protocol.separator)
+    task, prompt = work.task, work.prompt
+    for count in work.protocol.shots:
+        protocol = dataclasses.replace(work.protocol, shots=(count,))
+        drawn = draw_set(task, protocol, work.data, 0, tokenizer)
+        shots = [example(prompt, row) for row in drawn]
+        for row in islice(work.data.sample, args.show):
+            question = ask(prompt, row)
+            fit = encoder.fit(question, shots)
+            if fit is None:
+                raise InputRefusedError(f"{task.name}: row {row.index} exceeds the context")
+            query, fitted = fit
+            text = encoder.separator.join([*shots[count - fitted :], question.context])
+            answers = " | ".join(question.answers)
+            yield (
+                f"=== {task.name}, prompt {prompt.name}, {fitted} of {count} shots, row {row.index}"
+                f", {query.num_read} tokens, right: {task.labels[row.label]} ===\n"
+                f"{text}⟨{answers}⟩"
+            )
+
+
+def reader(args: argparse.Namespace) -> tuple[Tokenizer, int]:
+    """What a prompt depends on of a model."""
+    folder = Path(args.model or BOX)
+    config = KoGPTConfig.from_file(folder / "config.json")
+    return load_tokenizer(args.model), config.n_positions

@@ -1,0 +1,69 @@
+"""Two reports side by side: is one model better on the same rows?"""
+
+from collections.abc import Iterator
+
+from kogpt.errors import InputRefusedError
+from kogpt.evaluation.metrics import METRICS, Comparison, compare
+from kogpt.evaluation.report import Json, outcome_of
+
+HEADINGS = ("task", "prompt", "shots", "scored by", "metric", "{}", "{}", "difference", "95 %", "p")
+
+
+def compare_reports(first: Json, second: Json) -> list[tuple[Json, str, Comparison]]:
+    """Compares all runs that both reports hold.
+
+    Returns:
+        The run of the first report, the rule of scoring, and what came of it.
+
+    Raises:
+        InputRefusedError: the reports have no run in common, or runs of one name are of other rows.
+    """
+    others = {_key(run): run for run in second["runs"]}
+    pairs = [(run, others[_key(run)]) for run in first["runs"] if _key(run) in others]
+    if not pairs:
+        raise InputRefusedError("the reports have no task, prompt and number of shots in common")
+    return [(run, rule, result) for run, other in pairs for rule, result in _compare(run, other)]
+
+
+def _compare(run: Json, other: Json) -> Iterator[tuple[str, Comparison]]:
+    for key in ("rows", "gold"):
+        if run[key] != other[key]:
+            raise InputRefusedError(
+                f"{run['task']}: the reports were not scored on the same rows: {len(run['rows'])}"
+                f" and {len(other['rows'])}"
+            )
+    for rule in run["protocol"]["scoring"]:
+        if rule in other["protocol"]["scoring"]:
+            outcomes = outcome_of(run, rule), outcome_of(other, rule)
+            yield from ((rule, compare(metric, *outcomes)) for metric in run["metrics"])
+
+
+def comparison_table(first: Json, second: Json) -> str:
+    """Markdown of `compare_reports`."""
+    names = (first["model"]["name"], second["model"]["name"])
+    if names[0] == names[1]:
+        names = (f"{names[0]} (A)", f"{names[1]} (B)")
+    headings = [*HEADINGS[:5], *names, *HEADINGS[7:]]
+    lines = [headings, ["---"] * 5 + ["---:"] * 5]
+    for run, rule, result in compare_reports(first, second):
+        lines.append([*_name(run, rule, result), *_figures(result)])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _name(run: Json, rule: str, result: Comparison) -> list[str]:
+    shots = str(run["protocol"]["shots"])
+    return [run["title"], run["prompt"]["name"], shots, rule, METRICS[result.metric]]
+
+
+def _figures(result: Comparison) -> list[str]:
+    low, high = result.interval
+    means = f"{result.first:.1f}", f"{result.second:.1f}"
+    return [*means, f"{result.difference:+.1f}", f"{low:+.1f} to {high:+.1f}", _p(result.p_value)]
+
+
+def _p(value: float) -> str:
+    return f"{value:.3f}" if value >= 0.001 else f"{value:.0e}"
+
+
+def _key(run: Json) -> tuple[str, str, int]:
+    return run["task"], run["prompt"]["sha256"], run["protocol"]["shots"]

@@ -1,0 +1,89 @@
+"""What has been computed, so that an interrupted evaluation goes on where it was.
+
+A batch is named by the hash of the model and of all ids in it, so whatever else changes between two
+runs of a command, what they share is computed once, and nothing else is ever taken for it.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from kogpt.checkpoint.staging import writing
+from kogpt.evaluation.likelihood import Query
+
+Values = list[list[float]]  # of each query, a log-likelihood of each continuation
+
+
+class Journal:
+    """Finished batches, one JSON object a line; of every process a file of its own.
+
+    The files lie beside the report: `.NAME.journal-0` and so on.
+    """
+
+    def __init__(self, report: Path | None, model: str, rank: int = 0) -> None:
+        """Reads what is there of any process.
+
+        Args:
+            report: the file that is to be written in the end; None keeps nothing.
+            model: all that a number depends on but the ids.
+            rank: of this process.
+        """
+        self._model = model
+        self._found: dict[str, Values] = {}
+        self._report = report
+        self._path = report and report.with_name(f".{report.name}.journal-{rank}")
+        for path in self._files():
+            self._found.update(_read(path))
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+    def name(self, queries: Sequence[Query]) -> str:
+        """The name of a batch."""
+        digest = hashlib.sha256(self._model.encode())
+        for query in queries:
+            digest.update(repr((query.context, query.continuations)).encode())
+        return digest.hexdigest()
+
+    def get(self, name: str) -> Values | None:
+        """What is known of a batch."""
+        return self._found.get(name)
+
+    def put(self, name: str, values: Values) -> None:
+        """Keeps a batch, on the disk as well."""
+        self._found[name] = values
+        if self._path is None:
+            return
+        # In a new line always: a crash may have cut the last one short.
+        line = "\n" + json.dumps({"batch": name, "values": values})
+        with writing(self._path), self._path.open("a", encoding="utf-8") as file:
+            file.write(line)
+
+    def remove(self) -> None:
+        """Forgets all, once the report holds it."""
+        for path in self._files():
+            path.unlink()
+
+    def _files(self) -> list[Path]:
+        if self._report is None:
+            return []
+        return sorted(self._report.parent.glob(f".{self._report.name}.journal-*"))
+
+
+def _read(path: Path) -> dict[str, Values]:
+    """All whole lines; one that a crash cut short is left out, whatever follows it."""
+    found: dict[str, Values] = {}
+    for line in path.read_text(encoding="utf-8").split("\n"):
+        entry = _parse(line)
+        if isinstance(entry, dict):
+            found[entry["batch"]] = entry["values"]
+    return found
+
+
+def _parse(line: str) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None

@@ -1,0 +1,102 @@
+"""How an evaluation is done: everything that moves a score besides the model and the prompt."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from kogpt.errors import InputRefusedError
+from kogpt.evaluation.task import read_toml
+
+PRESETS = Path(__file__).with_name("presets")
+
+SUM, PER_TOKEN, PER_CHARACTER, CALIBRATED = "sum", "per-token", "per-character", "calibrated"
+RULES = (SUM, PER_TOKEN, PER_CHARACTER, CALIBRATED)
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How rows are put to a model and its answers judged.
+
+    Attributes:
+        shots: examples before a row; several numbers are several runs.
+        sets: draws of examples; without examples there is one.
+        seed: of the draws.
+        balanced: draw equally many examples of each label.
+        max_shot_tokens: draw only examples whose texts have at most so many tokens.
+        separator: between examples.
+        scoring: how an answer's log-likelihood becomes its score, the main way first: `sum` of its
+            tokens; `per-token` and `per-character`, that sum divided; `calibrated`, that sum less
+            the log-probability among the answers when nothing is asked (Zhao et al. 2021). None is
+            `sum` and `calibrated`; only `sum` where every row has answers of its own, for which
+            calibration asks three questions more a row.
+        limit: score a sample of so many rows; None for all.
+        batch_size: rows read at once.
+    """
+
+    shots: tuple[int, ...] = (0,)
+    sets: int = 5
+    seed: int = 0
+    balanced: bool = False
+    max_shot_tokens: int | None = None
+    separator: str = "\n\n"
+    scoring: tuple[str, ...] | None = None
+    limit: int | None = None
+    batch_size: int = 32
+
+    def __post_init__(self) -> None:
+        for name in ("sets", "batch_size", "limit", "max_shot_tokens"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, is {value}")
+        if not self.shots or min(self.shots) < 0:
+            raise ValueError(f"shots must be 0 or more, are {list(self.shots)}")
+        unknown = [rule for rule in self.scoring or () if rule not in RULES]
+        if unknown:
+            raise ValueError(f"no scoring {unknown[0]!r}; there are {', '.join(RULES)}")
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A published protocol, as far as it is known.
+
+    Attributes:
+        name: what the command line calls it.
+        title: what it is.
+        known: what was published.
+        assumed: what was not, and is filled in here.
+        tasks: for each task, the prompt's name under `prompt`, and values of a `Protocol`.
+    """
+
+    name: str
+    title: str
+    known: tuple[str, ...]
+    assumed: tuple[str, ...]
+    tasks: Mapping[str, Mapping[str, Any]]
+
+
+def preset_names() -> list[str]:
+    """The presets that come along."""
+    return sorted(path.stem for path in PRESETS.glob("*.toml"))
+
+
+def load_preset(name: str) -> Preset:
+    """Reads a preset.
+
+    Raises:
+        ValueError: there is none of that name.
+        InputRefusedError: its file names what no protocol has.
+    """
+    path = PRESETS / f"{name}.toml"
+    if not path.exists():
+        raise ValueError(f"no preset {name!r}; there are {', '.join(preset_names())}")
+    table, _ = read_toml(path)
+    allowed = {"prompt", *(field.name for field in fields(Protocol))}
+    for task, values in table["tasks"].items():
+        for key in values.keys() - allowed:
+            raise InputRefusedError(f"{path}: tasks.{task}.{key}: no such key")
+    tasks = {
+        task: {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
+        for task, values in table["tasks"].items()
+    }
+    return Preset(name, table["title"], tuple(table["known"]), tuple(table["assumed"]), tasks)

@@ -1,0 +1,189 @@
+"""What an evaluation found: one object with everything, and tables for people.
+
+The object is what the JSON file holds, every row's log-likelihoods included, so tables, pictures
+and comparisons are made of it whether it was just computed or read again.
+"""
+
+import json
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kogpt.errors import InputRefusedError
+from kogpt.evaluation.data import Rows
+from kogpt.evaluation.metrics import METRICS, Outcome, interval, measure
+from kogpt.evaluation.running import Answers, Run
+
+FORMAT = "kogpt-evaluation-1"
+UNTOLD = "untold"
+
+Json = dict[str, Any]
+
+
+def make_report(runs: Sequence[Run], about: Json) -> Json:
+    """The object of some runs.
+
+    Args:
+        runs: of one model.
+        about: what else decides a number: `model`, `machine` and whatever is worth telling.
+    """
+    return {"format": FORMAT, **about, "runs": list(map(_run, runs))}
+
+
+def read_report(path: Path) -> Json:
+    """The object that was written to a file.
+
+    Raises:
+        InputRefusedError: the file is none of these.
+    """
+    try:
+        report = json.loads(path.read_bytes())
+    except OSError as error:
+        raise InputRefusedError(f"{path}: {error.strerror}") from None
+    except ValueError as error:
+        raise InputRefusedError(f"{path}: {error}") from None
+    if not isinstance(report, dict) or report.get("format") != FORMAT:
+        raise InputRefusedError(f"{path}: no report of kogpt evaluate ({FORMAT})")
+    return report
+
+
+def outcome_of(run: Json, rule: str) -> Outcome:
+    """What a run's rows were taken for by a rule of scoring."""
+    degrees = run["degrees"]
+    return Outcome(
+        num_labels=len(run["labels"]),
+        gold=np.array(run["gold"]),
+        scores=np.stack([Answers(**answers).scores(rule) for answers in run["sets"]]),
+        degrees=np.array(degrees) if degrees else None,
+    )
+
+
+def _run(run: Run) -> Json:
+    task, data = run.task, run.data
+    scored = {"task": task.name, "title": task.title, "labels": task.labels}
+    result: Json = {
+        **scored,
+        "metrics": task.metrics,
+        "task_sha256": task.sha256,
+        "prompt": {**asdict(run.prompt), "sha256": run.prompt.sha256},
+        "protocol": {**asdict(run.protocol), "shots": run.shots, "scoring": run.rules},
+        "scored": _file(data.scored),
+        "examples": _file(data.shots) if data.shots and run.shots else None,
+        "published": [asdict(published) for published in task.published],
+        "too_long": run.too_long,
+        "rows": [row.index for row in run.rows],
+        "gold": [row.label for row in run.rows],
+        "degrees": [row.degree for row in run.rows if row.degree is not None],
+        "sets": [asdict(answers) for answers in run.sets],
+    }
+    result = json.loads(json.dumps(result))  # as it will be read again
+    result["results"] = [_result(result, rule, name) for rule in run.rules for name in task.metrics]
+    return result
+
+
+def _file(rows: Rows) -> Json:
+    about = {"file": rows.path.name, "sha256": rows.sha256, "rows": len(rows.rows)}
+    return {**about, "counts": rows.counts, "notes": rows.notes}
+
+
+def _result(run: Json, rule: str, metric: str) -> Json:
+    outcome = outcome_of(run, rule)
+    sets = measure(metric, outcome)
+    return {
+        "scoring": rule,
+        "metric": metric,
+        "mean": statistics.fmean(sets),
+        "deviation": statistics.stdev(sets) if len(sets) > 1 else None,
+        "interval": interval(metric, outcome),
+        "sets": sets,
+    }
+
+
+def tables(report: Json) -> str:
+    """Markdown: a table for each task, measured rows first, then those that were published."""
+    return "\n\n".join("\n".join(_task(list(runs), report)) for runs in _by_task(report))
+
+
+def _by_task(report: Json) -> Iterator[list[Json]]:
+    for _, runs in groupby(report["runs"], key=lambda run: run["task"]):
+        yield list(runs)
+
+
+def _task(runs: list[Json], report: Json) -> Iterator[str]:
+    first = runs[0]
+    metrics = first["metrics"]
+    sources: list[str] = []
+    yield f"### {first['title']}"
+    yield ""
+    yield from _notes(runs)
+    yield ""
+    headings = ("model", "prompt", "shots", "scored by", *(METRICS[name] for name in metrics))
+    yield _line((*headings, f"{METRICS[metrics[0]]}, 95 %", "every set", "origin"))
+    yield _line((*["---"] * 4, *["---:"] * (len(metrics) + 1), "---", "---"))
+    for run in runs:
+        for rule in run["protocol"]["scoring"]:
+            yield _line(_measured(run, rule, report["model"]["name"]))
+    for published in first["published"]:
+        if published["source"] not in sources:
+            sources.append(published["source"])
+        mark = sources.index(published["source"]) + 1
+        yield from map(_line, _published(published, metrics, mark))
+    yield ""
+    yield from (f"[{mark}] {source}." for mark, source in enumerate(sources, start=1))
+
+
+def _notes(runs: list[Json]) -> Iterator[str]:
+    """What a reader must know before the figures."""
+    first = runs[0]
+    scored, rows = first["scored"], len(first["rows"])
+    yield f"- {rows:,} of {scored['rows']:,} rows of {scored['file']}"
+    if first["too_long"]:
+        yield f"- {len(first['too_long'])} rows exceed the context by themselves: left out"
+    yield from dict.fromkeys(f"- {note}" for run in runs for note in _notes_of(run))
+
+
+def _notes_of(run: Json) -> Iterator[str]:
+    yield from run["scored"]["notes"]
+    yield from (run["examples"] or {}).get("notes", ())
+    prompt, shots = run["prompt"], run["protocol"]["shots"]
+    if prompt["note"]:
+        yield f"prompt {prompt['name']}: {prompt['note']}"
+    fitted = [count for answers in run["sets"] for count in answers["fitted"]]
+    fewer = sum(count < shots for count in fitted)
+    if fewer:
+        yield (
+            f"of {shots} shots with prompt {prompt['name']}, {min(fitted)} to {max(fitted)} fit"
+            f" the context, {statistics.fmean(fitted):.1f} in the mean; fewer than asked before"
+            f" {fewer / len(fitted):.0%} of the rows"
+        )
+
+
+def _measured(run: Json, rule: str, model: str) -> list[str]:
+    results = [result for result in run["results"] if result["scoring"] == rule]
+    low, high = results[0]["interval"]
+    cells = [f"**{model}**", run["prompt"]["name"], str(run["protocol"]["shots"]), rule]
+    cells += map(_value, results)
+    sets = results[0]["sets"]
+    every = " ".join(f"{value:.1f}" for value in sets) if len(sets) > 1 else ""
+    return [*cells, f"{low:.1f}-{high:.1f}", every, "measured"]
+
+
+def _value(result: Json) -> str:
+    deviation = result["deviation"]
+    return f"{result['mean']:.1f}" + ("" if deviation is None else f" ± {deviation:.1f}")
+
+
+def _published(published: Json, metrics: Sequence[str], mark: int) -> Iterator[list[str]]:
+    shots = UNTOLD if published["shots"] is None else str(published["shots"])
+    for model, value in published["values"].items():
+        cells = [f"{value:.1f}" if name == published["metric"] else "" for name in metrics]
+        yield [model, "", shots, "", *cells, "", "", f"published [{mark}]"]
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"

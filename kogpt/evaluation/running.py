@@ -1,0 +1,300 @@
+"""Runs a task: draws shots, puts every row to the model, keeps what came back."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import NamedTuple
+from typing import Protocol as Interface
+
+import numpy as np
+
+from kogpt.errors import InputRefusedError
+from kogpt.evaluation.data import Row, Rows, find_first, read_rows
+from kogpt.evaluation.journal import Journal, Values
+from kogpt.evaluation.likelihood import Query, SharedReader, plan_batches
+from kogpt.evaluation.metrics import Outcome
+from kogpt.evaluation.prompting import Encoder, Question, ask, ask_nothing, example
+from kogpt.evaluation.protocol import CALIBRATED, PER_CHARACTER, PER_TOKEN, SUM, Protocol
+from kogpt.evaluation.shots import draw_shots, sample_rows
+from kogpt.evaluation.task import Prompt, Task
+from kogpt.evaluation.workers import Workers
+from kogpt.model import KoGPT
+from kogpt.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """The rows of a task.
+
+    Attributes:
+        scored: the file that is scored.
+        sample: those of its rows that are.
+        shots: the file of examples; None where none are needed.
+    """
+
+    scored: Rows
+    sample: list[Row]
+    shots: Rows | None
+
+
+def read_data(task: Task, folder: Path, protocol: Protocol) -> TaskData:
+    """Reads the files of a task; raises InputRefusedError as `read_rows` does."""
+    labels = len(task.labels)
+    scored = read_rows(task.scored, folder, labels)
+    shots = None
+    if max(protocol.shots) > 0:
+        shots = read_rows(find_first(task.shots, folder), folder, labels)
+    return TaskData(scored, sample_rows(scored.rows, protocol.limit), shots)
+
+
+@dataclass
+class Answers:
+    """What the model made of the rows after one set of shots; one entry for each row.
+
+    Attributes:
+        shots: indices of the examples in their file.
+        fitted: examples that fit before the row.
+        log_likelihoods: of each answer.
+        tokens: of each answer.
+        characters: of each answer, but for spaces around it.
+        priors: log-probability of each answer among them when nothing is asked; empty where that
+            was not computed.
+    """
+
+    shots: list[int]
+    fitted: list[int] = field(default_factory=list)
+    log_likelihoods: list[list[float]] = field(default_factory=list)
+    tokens: list[list[int]] = field(default_factory=list)
+    characters: list[list[int]] = field(default_factory=list)
+    priors: list[list[float]] = field(default_factory=list)
+
+    def scores(self, rule: str) -> np.ndarray:
+        """The score of each answer (n, L) by one of the rules of `Protocol.scoring`."""
+        values = np.array(self.log_likelihoods)
+        if rule == SUM:
+            return values
+        if rule == CALIBRATED:
+            return values - np.array(self.priors)
+        return values / np.array({PER_TOKEN: self.tokens, PER_CHARACTER: self.characters}[rule])
+
+
+@dataclass
+class Run:
+    """A task, put in one way to one model.
+
+    Attributes:
+        task: of which.
+        prompt: how a row was put.
+        protocol: how all else was done; `shots` is one number here.
+        data: the rows.
+        rows: those that were scored.
+        too_long: indices of rows that exceed the context by themselves, and were not.
+        sets: what came back, for each set of shots.
+    """
+
+    task: Task
+    prompt: Prompt
+    protocol: Protocol
+    data: TaskData
+    rows: list[Row]
+    too_long: list[int]
+    sets: list[Answers] = field(default_factory=list)
+
+    @property
+    def shots(self) -> int:
+        """Examples that were asked for."""
+        return self.protocol.shots[0]
+
+    @property
+    def rules(self) -> tuple[str, ...]:
+        """How answers are scored."""
+        return rules_of(self.protocol, self.prompt)
+
+    def outcome(self, rule: str) -> Outcome:
+        """What the rows were taken for by a rule of scoring."""
+        degrees = [row.degree for row in self.rows if row.degree is not None]
+        return Outcome(
+            num_labels=len(self.task.labels),
+            gold=np.array([row.label for row in self.rows]),
+            scores=np.stack([answers.scores(rule) for answers in self.sets]),
+            degrees=np.array(degrees) if degrees else None,
+        )
+
+
+def rules_of(protocol: Protocol, prompt: Prompt) -> tuple[str, ...]:
+    """The rules that a protocol names, or those that come for nothing."""
+    if protocol.scoring is not None:
+        return protocol.scoring
+    return (SUM, CALIBRATED) if prompt.fixed else (SUM, PER_TOKEN)
+
+
+def num_sets(protocol: Protocol) -> int:
+    """Draws of examples; none has nothing to draw."""
+    return protocol.sets if max(protocol.shots) > 0 else 1
+
+
+def draw_set(
+    task: Task, protocol: Protocol, data: TaskData, number: int, tokenizer: Tokenizer
+) -> list[Row]:
+    """The examples of one set, of a protocol of one number of shots; never a text that is scored.
+
+    Raises:
+        InputRefusedError: too few rows suit.
+    """
+    (count,) = protocol.shots
+    if count == 0:
+        return []
+    assert data.shots is not None, "examples were read"
+    scored, limit = {row.text for row in data.sample}, protocol.max_shot_tokens
+
+    def suits(row: Row) -> bool:
+        if row.text in scored:
+            return False
+        return limit is None or sum(len(tokenizer.encode(part)) for part in row.text) <= limit
+
+    labels = len(task.labels) if protocol.balanced else None
+    return draw_shots(data.shots.rows, count, protocol.seed, number, labels, suits)
+
+
+class Watch(Interface):
+    """Is told how many rows more have been read."""
+
+    def update(self, n: int) -> object: ...
+
+
+class Evaluator:
+    """A model, and what helps it through an evaluation."""
+
+    def __init__(
+        self,
+        model: KoGPT,
+        tokenizer: Tokenizer,
+        journal: Journal | None = None,
+        workers: Workers | None = None,
+        watch: Watch | None = None,
+    ) -> None:
+        """Takes a model.
+
+        Args:
+            model: any, in evaluation mode.
+            tokenizer: its tokenizer.
+            journal: where finished batches are kept; None keeps none.
+            workers: the processes that share the work; None is this one alone.
+            watch: is told of progress.
+        """
+        self.model, self.tokenizer = model, tokenizer
+        self.journal = journal or Journal(None, "")
+        self.workers = workers or Workers()
+        self.watch = watch
+
+    def run(self, task: Task, prompt: Prompt, protocol: Protocol, data: TaskData) -> Iterator[Run]:
+        """Runs a task once for each number of shots.
+
+        Raises:
+            InputRefusedError: there are too few rows to draw shots from, or no row fits the
+                context.
+        """
+        for shots in protocol.shots:
+            yield self._run(task, prompt, replace(protocol, shots=(shots,)), data)
+
+    def _run(self, task: Task, prompt: Prompt, protocol: Protocol, data: TaskData) -> Run:
+        encoder = Encoder(self.tokenizer, self.model.config.n_positions, protocol.separator)
+        rows = [row for row in data.sample if encoder.fit(ask(prompt, row)) is not None]
+        too_long = sorted({row.index for row in data.sample} - {row.index for row in rows})
+        if not rows:
+            raise InputRefusedError(f"{data.scored.path}: no row fits the context of the model")
+        run = Run(task, prompt, protocol, data, rows, too_long)
+        for number in range(num_sets(protocol)):
+            shots = draw_set(task, protocol, data, number, self.tokenizer)
+            run.sets.append(self._answers(run, encoder, shots))
+        return run
+
+    def _answers(self, run: Run, encoder: Encoder, shots: Sequence[Row]) -> Answers:
+        board = Board(encoder, [example(run.prompt, row) for row in shots])
+        answers = Answers([row.index for row in shots])
+        places, blanks = [], []
+        for row in run.rows:
+            question = ask(run.prompt, row)
+            place = board.place(question)
+            places.append(place)
+            answers.fitted.append(place.fitted)
+            answers.tokens.append(list(map(len, board.query(place).continuations)))
+            answers.characters.append([len(answer.strip()) for answer in question.answers])
+            if CALIBRATED in run.rules:
+                blanks.append([board.place(blank) for blank in ask_nothing(run.prompt, row)])
+        size = run.protocol.batch_size
+        found = {fitted: self._score(group, size) for fitted, group in board.groups.items()}
+        answers.log_likelihoods = [found[fitted][at] for fitted, at in places]
+        answers.priors = [prior([found[fitted][at] for fitted, at in row]) for row in blanks]
+        return answers
+
+    def _score(self, queries: Sequence[Query], batch_size: int) -> Values:
+        """Log-likelihoods of queries that begin alike; what the journal knows is not read again."""
+        batches = plan_batches(queries, batch_size)
+        parts = [[queries[i] for i in batch] for batch in batches]
+        names = list(map(self.journal.name, parts))
+        known = {at: self.journal.get(name) for at, name in enumerate(names)}
+        found = {at: answers for at, answers in known.items() if answers is not None}
+        self._tell(sum(len(parts[at]) for at in found))
+        reader = SharedReader(self.model, queries, max(map(len, batches)))
+        for at in self.workers.share([at for at in range(len(parts)) if at not in found]):
+            found[at] = [[answer.value for answer in row] for row in reader.read(parts[at])]
+            self.journal.put(names[at], found[at])
+            self._tell(len(parts[at]) * self.workers.size)
+        found = self.workers.gather(found)
+        values: Values = [[] for _ in queries]
+        for at, batch in enumerate(batches):
+            for query, answers in zip(batch, found[at], strict=True):
+                values[query] = answers
+        return values
+
+    def _tell(self, rows: int) -> None:
+        if self.watch is not None:
+            self.watch.update(rows)
+
+
+class Place(NamedTuple):
+    """Where a question's answers will be found.
+
+    Attributes:
+        fitted: examples that fit before it.
+        at: its place among those with as many.
+    """
+
+    fitted: int
+    at: int
+
+
+class Board:
+    """Questions behind the same examples, in groups that begin alike; equal ones are one.
+
+    Attributes:
+        groups: by how many examples fit.
+    """
+
+    def __init__(self, encoder: Encoder, shots: Sequence[str]) -> None:
+        self.groups: dict[int, list[Query]] = {}
+        self._encoder, self._shots = encoder, shots
+        self._places: dict[Question, Place] = {}
+
+    def place(self, question: Question) -> Place:
+        """Takes in a question that fits the context by itself."""
+        if question not in self._places:
+            fit = self._encoder.fit(question, self._shots)
+            assert fit is not None, "rows that exceed the context are left out"
+            query, fitted = fit
+            group = self.groups.setdefault(fitted, [])
+            group.append(query)
+            self._places[question] = Place(fitted, len(group) - 1)
+        return self._places[question]
+
+    def query(self, place: Place) -> Query:
+        """The question in ids."""
+        return self.groups[place.fitted][place.at]
+
+
+def prior(blanks: Sequence[Sequence[float]]) -> list[float]:
+    """Log-probability of each answer among all, the mean of probabilities over some questions."""
+    values = np.array(blanks)
+    odds = np.exp(values - values.max(-1, keepdims=True))
+    return np.log((odds / odds.sum(-1, keepdims=True)).mean(0)).tolist()
