@@ -135,6 +135,9 @@ class KoGPTLM(TemplateLM):
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple[Any, Sequence[int], Sequence[int]]], **unused: Any
     ) -> list[tuple[float, bool]]:
+        for texts, _, continuation in requests:
+            if not continuation:  # the tokens of the whole text are cut by the context's number
+                raise KoGPTError("answer {1!r} has no token of its own after {0!r}".format(*texts))
         pairs = [self._cut(context, continuation) for _, context, continuation in requests]
         lost = [
             len(context) - len(left)
@@ -214,18 +217,11 @@ def sampling_params(asked: Mapping[str, Any]) -> SamplingParams:
         ValueError: something is asked for that is not known here, or out of range.
     """
     given = dict(normalize_gen_kwargs(dict(asked), NEW_TOKENS))
-    sampled = given.pop("do_sample")
+    del given["do_sample"]  # the temperature, which is 0 without, says as much
     until = given.pop("until", None) or ()
-    return _params(
-        max_new_tokens=given.pop("max_gen_toks"),
-        stop=tuple(filter(None, [until] if isinstance(until, str) else until)),
-        temperature=given.pop("temperature") if sampled else 0.0,
-        seed=int(torch.randint(2**62, ())),  # follows the harness's own seed
-        **given,
-    )
-
-
-def _params(**given: Any) -> SamplingParams:
+    given["stop"] = tuple(filter(None, [until] if isinstance(until, str) else until))
+    given["max_new_tokens"] = given.pop("max_gen_toks")
+    given["seed"] = int(torch.randint(2**62, ()))  # follows the harness's own seed
     try:
         return SamplingParams(**given)
     except TypeError as error:

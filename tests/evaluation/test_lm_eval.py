@@ -1,9 +1,11 @@
 """lm-evaluation-harness with our model and tasks, against its own model and our evaluation."""
 
+import json
 import logging
 import os
 import subprocess
 import sys
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +14,14 @@ import torch
 
 import kogpt
 from kogpt.errors import KoGPTError
-from kogpt.evaluation.data import Row, find_first, read_rows
+from kogpt.evaluation.data import find_first
 from kogpt.evaluation.harness import rows
+from kogpt.evaluation.metrics import measure
 from kogpt.evaluation.prompting import ask, example
 from kogpt.evaluation.protocol import Protocol
-from kogpt.evaluation.running import Evaluator, Run, read_data
-from kogpt.evaluation.shots import draw_shots, sample_rows
+from kogpt.evaluation.running import Evaluator, Run, draw_set, read_data
 from kogpt.evaluation.task import Prompt, Task, load_task, task_names
+from kogpt.tokenizer import load_tokenizer
 from tests.shared import shared
 
 lm_eval = pytest.importorskip("lm_eval", reason="needs lm-evaluation-harness: '.[harness]'")
@@ -28,7 +31,7 @@ from lm_eval.api.model import TemplateLM  # noqa: E402
 from lm_eval.api.registry import get_model  # noqa: E402
 from lm_eval.tasks import TaskManager  # noqa: E402
 
-from kogpt.evaluation.lm_eval import TASKS, KoGPTLM  # noqa: E402
+from kogpt.evaluation.lm_eval import TASKS, KoGPTLM, main  # noqa: E402
 
 logging.getLogger("lm_eval").setLevel(logging.ERROR)
 
@@ -47,16 +50,33 @@ def theirs() -> Any:
     """The harness's own way to run the same folder."""
     pytest.importorskip("transformers")
     make = get_model("hf")
-    return make(pretrained=str(NANO), dtype="float32", device="cpu", add_bos_token=True)
+    asked = {"dtype": "float32", "device": "cpu", "batch_size": 8}
+    return make(pretrained=str(NANO), add_bos_token=True, **asked)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """The first rows of all real files, which as wholes take seconds to read."""
+    folder = tmp_path_factory.mktemp("data")
+    for task in map(load_task, task_names()):
+        for file in (task.scored, find_first(task.shots, shared("data"))):
+            source, target = shared("data", file.file), folder / file.file
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if source.suffix == ".json":
+                target.write_text(json.dumps(json.loads(source.read_text())[:200]))
+            else:
+                with source.open("rb") as lines:
+                    target.write_bytes(b"".join(islice(lines, 200)))
+    return folder
 
 
 def requests(kind: str, *arguments: tuple[object, ...]) -> list[Instance]:
     return [Instance(kind, {}, given, 0) for given in arguments]
 
 
-def manager(**metadata: object) -> TaskManager:
+def manager(data: Path, **metadata: object) -> TaskManager:
     """Our tasks alone: those of the harness take seconds to look through."""
-    metadata = {"data": str(shared("data")), **metadata}
+    metadata["data"] = str(data)
     return TaskManager(include_path=str(TASKS), include_defaults=False, metadata=metadata)
 
 
@@ -91,7 +111,7 @@ PAIRS = [  # the context's end is the tokenizer's affair as much as its words
     ("이 영화는", " 재미있다"),
     ("이 영화는", " 정말 지루하다"),
     ("이 영화는 ", " 재미있다"),
-    ("이 영", "화는"),
+    ("배우들의 연기는 좋", "았는데 정말"),
     ("", " 재미있다"),
     ("이 영화는", " 재미있다"),
     ("뷁 😤\n정답:", " 긍정"),
@@ -109,7 +129,8 @@ def test_likelihoods_are_those_of_the_harness_s_own_model(ours, theirs):
 def test_a_context_that_is_too_long_loses_its_left_end_and_that_is_told_once(ours, theirs, capfd):
     short = KoGPTLM(dtype="float32", device="cpu", max_length=12)
     long = "배우들의 연기는 좋았는데 이야기가 너무 뻔해서 아쉽네요.. " * 3
-    asked = requests("loglikelihood", (long, " 추천"), (long, " 추천하지 않아요"), ("짧다", " 추천"))
+    answers = (long, " 추천"), (long, " 추천하지 않아요"), ("짧다", " 추천")
+    asked = requests("loglikelihood", *answers)
     capfd.readouterr()
     found = short.loglikelihood(asked, disable_tqdm=True)
     lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("kogpt: ")]
@@ -124,25 +145,28 @@ def test_a_context_that_is_too_long_loses_its_left_end_and_that_is_told_once(our
         short.loglikelihood(requests("loglikelihood", ("가", long)), disable_tqdm=True)
 
 
+def test_an_answer_that_the_context_s_last_token_swallows_has_no_likelihood(ours):
+    with pytest.raises(KoGPTError, match="answer '가' has no token of its own after '영화'$"):
+        ours.loglikelihood(requests("loglikelihood", ("영화", "가")), disable_tqdm=True)
+
+
 def test_a_text_that_fits_scores_as_kogpt_score_does_and_a_longer_one_in_windows(ours):
     texts = ["정말 재미있는 영화", "뷁 😤"]
     found = ours.loglikelihood_rolling(requests("rolling", *((text,) for text in texts)))
     scores = kogpt.score(ours.model, ours.tokenizer, texts)
     assert found == pytest.approx([score.log_likelihood for score in scores], abs=1e-4)
 
-    short = KoGPTLM(dtype="float32", device="cpu", max_length=8)
     text = "배우들의 연기는 좋았는데 이야기가 너무 뻔해서 아쉽네요.. 추천하지 않아요"
-    ids = [ours.prefix_token_id, *ours.tokenizer.encode(text)]
-    assert len(ids) > 17
-    logprob = 0.0
-    for end in (9, 17, len(ids)):  # each id once, the last window filled up from the left
-        window = ids[end - 9 : end] if end < len(ids) else ids[-9:]
-        new = end - {9: 1, 17: 9, len(ids): 17}[end]
-        logits = short.model(torch.tensor([window[:-1]]))[0].log_softmax(-1)
-        logprob += logits[-new:].gather(1, torch.tensor(window[-new:])[:, None]).sum().item()
-    assert short.loglikelihood_rolling(requests("rolling", (text,))) == pytest.approx(
-        [logprob], abs=1e-4
-    )
+    ids = torch.tensor([ours.prefix_token_id, *ours.tokenizer.encode(text)])
+    logprob, step = 0.0, 8
+    for start in range(1, len(ids), step):  # each id once, with the step's worth of ids before it
+        window = ids[: start + step][-step - 1 :]
+        logprobs = ours.model(window[None, :-1])[0].log_softmax(-1)
+        chosen = logprobs.gather(1, window[1:, None])
+        logprob += chosen[-len(ids[start : start + step]) :].sum().item()
+    short = KoGPTLM(dtype="float32", device="cpu", max_length=step)
+    (found,) = short.loglikelihood_rolling(requests("rolling", (text,)))
+    assert len(ids) == 13 and found == pytest.approx(logprob, abs=1e-4)
 
 
 def test_texts_are_continued_as_the_harness_s_own_model_does_until_a_stop(ours, theirs):
@@ -177,25 +201,18 @@ def test_the_harness_s_tasks_are_the_prompts_of_ours():
     assert found == {f"{task}_{prompt}" for task, prompt in PROMPTS}
 
 
-def drawn(task: Task, scored: list[Row], shots: int) -> list[Row]:
-    """Examples by the words of `shots.py`."""
-    texts = {row.text for row in scored}
-    pool = read_rows(find_first(task.shots, shared("data")), shared("data"), len(task.labels))
-    return draw_shots(pool.rows, shots, 0, 0, suits=lambda row: row.text not in texts)
-
-
 @pytest.mark.parametrize(("name", "prompt_name"), PROMPTS, ids=map("-".join, PROMPTS))
-def test_the_harness_renders_our_prompts(name, prompt_name):
+def test_the_harness_renders_our_prompts(data, name, prompt_name):
     full = f"kogpt_{name}_{prompt_name}"
-    theirs = manager(limit=12, shots=3).load([full])["tasks"][full]
+    theirs = manager(data, limit=12).load([full])["tasks"][full]
     task = load_task(name)
     prompt = task.prompt(prompt_name)
-    scored = sample_rows(read_rows(task.scored, shared("data"), len(task.labels)).rows, 12)
-    shots = [example(prompt, row) for row in drawn(task, scored, 3)]
-    documents = theirs.eval_docs
-    assert len(documents) == len(scored)
+    protocol = Protocol(shots=(2,), limit=12)
+    read = read_data(task, data, protocol)
+    drawn = (task, protocol, read, 0, load_tokenizer())
+    shots = [example(prompt, row) for row in draw_set(*drawn)]
     for count in (0, 2):
-        for document, row in zip(documents, scored, strict=True):
+        for document, row in zip(theirs.eval_docs, read.sample, strict=True):
             context = theirs.fewshot_context(document, count)
             asked = theirs.construct_requests(document, context)
             question = ask(prompt, row)
@@ -206,9 +223,8 @@ def test_the_harness_renders_our_prompts(name, prompt_name):
 
 def test_a_document_of_digits_is_text(tmp_path):
     (tmp_path / "ratings_test.txt").write_text("id\tdocument\tlabel\n1\t10\t1\n2\t\t0\n")
-    about = {"data": str(tmp_path), "shots": 0}
     name = "kogpt_nsmc_harness-338"
-    task = manager(**about).load([name])["tasks"][name]
+    task = manager(tmp_path, shots=0).load([name])["tasks"][name]
     assert [task.fewshot_context(document, 0) for document in task.eval_docs] == ["10", ""]
 
 
@@ -220,13 +236,15 @@ def test_rows_want_to_know_where_the_data_is():
 THREE_WAYS = {"nsmc": "harness-303", "klue_sts": "harness-536", "kobest_copa": "polyglot"}
 
 
-def by_harness(model: Any, full: str, shots: int, limit: int) -> tuple[list[list[float]], dict]:
+def by_harness(
+    model: Any, full: str, data: Path, shots: int, limit: int
+) -> tuple[list[list[float]], dict[str, float]]:
     """Log-likelihoods of each row's answers, and the metrics in percent."""
     report = lm_eval.simple_evaluate(
         model=model,
         tasks=[full],
         num_fewshot=shots,
-        task_manager=manager(limit=limit, shots=shots),
+        task_manager=manager(data, limit=limit),
         bootstrap_iters=0,
     )
     samples = sorted(report["samples"][full], key=lambda sample: sample["doc_id"])
@@ -235,58 +253,57 @@ def by_harness(model: Any, full: str, shots: int, limit: int) -> tuple[list[list
     return values, {name: 100 * metrics[f"{name},none"] for name in ("acc", "f1")}
 
 
-def by_ours(ours: KoGPTLM, task: Task, prompt: Prompt, shots: int, limit: int) -> Run:
+def by_ours(ours: KoGPTLM, task: Task, prompt: Prompt, data: Path, shots: int, limit: int) -> Run:
     protocol = Protocol(shots=(shots,), sets=1, limit=limit, scoring=("sum",))
     evaluator = Evaluator(ours.model, ours.tokenizer)
-    (run,) = evaluator.run(task, prompt, protocol, read_data(task, shared("data"), protocol))
+    (run,) = evaluator.run(task, prompt, protocol, read_data(task, data, protocol))
     return run
 
 
 @pytest.mark.parametrize("shots", [0, 4])
 @pytest.mark.parametrize("name", THREE_WAYS)
-def test_three_ways_give_the_same_numbers(ours, theirs, name, shots):
-    from kogpt.evaluation.metrics import measure
-
+def test_three_ways_give_the_same_numbers(ours, theirs, data, name, shots):
     task = load_task(name)
     prompt = task.prompt(THREE_WAYS[name])
-    run = by_ours(ours, task, prompt, shots, limit=24)
+    run = by_ours(ours, task, prompt, data, shots, limit=24)
     full = f"kogpt_{name}_{prompt.name}"
     f1 = "f1" if "f1" in task.metrics else "macro_f1"
-    outcome = run.outcome("sum")
     metrics = {
-        harness: measure(metric, outcome)[0] for harness, metric in (("acc", "accuracy"), ("f1", f1))
+        named: measure(metric, run.outcome("sum"))[0]
+        for named, metric in (("acc", "accuracy"), ("f1", f1))
     }
     for model in (ours, theirs):
-        values, found = by_harness(model, full, shots, limit=24)
+        values, found = by_harness(model, full, data, shots, limit=24)
         torch.testing.assert_close(values, run.sets[0].log_likelihoods, atol=1e-4, rtol=0)
         assert found == pytest.approx(metrics)
 
 
-def command(*args: str, path: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": f"{path}:{ROOT}"}
-    return subprocess.run(
-        [sys.executable, "-m", "kogpt.evaluation.lm_eval", *args],
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
+def run_main(monkeypatch: pytest.MonkeyPatch, *args: str) -> None:
+    """The command, in this process to spare its start."""
+    monkeypatch.setattr(sys, "argv", ["lm_eval", *args])
+    main()
 
 
-def test_the_command_line_is_the_harness_s_with_our_model_and_tasks():
-    asked = "--model kogpt --model_args max_length=256 --tasks kogpt_nsmc_kogpt --num_fewshot 2"
-    metadata = f'{{"data": "{shared("data")}", "limit": 5}}'
-    done = command(*asked.split(), "--batch_size", "8", "--metadata", metadata)
-    assert done.returncode == 0, done.stderr
-    assert "|kogpt_nsmc_kogpt|" in done.stdout
-    refused = command(*asked.split())
-    assert refused.returncode == 1
-    assert refused.stderr.splitlines()[-1].startswith("kogpt: where is the data?")
+def test_the_command_line_is_the_harness_s_with_our_model_and_tasks(data, monkeypatch, capsys):
+    asked = "--model kogpt --model_args max_length=256 --batch_size 8 --tasks kogpt_nsmc_kogpt"
+    metadata = f'{{"data": "{data}", "limit": 5}}'
+    run_main(monkeypatch, *asked.split(), "--num_fewshot", "2", "--metadata", metadata)
+    assert "|kogpt_nsmc_kogpt|" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as refusal:
+        run_main(monkeypatch, *asked.split())
+    assert refusal.value.code == 1
+    assert capsys.readouterr().err.splitlines()[-1].startswith("kogpt: where is the data?")
 
 
 def test_without_the_harness_one_line_says_what_to_install(tmp_path):
     missing = "raise ModuleNotFoundError(\"No module named 'lm_eval'\", name='lm_eval')"
     (tmp_path / "lm_eval.py").write_text(missing)
-    done = command("--help", path=tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-m", "kogpt.evaluation.lm_eval", "--help"],
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"},
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 1
     line = "kogpt: lm-evaluation-harness is not installed: pip install 'kogpt[harness]'\n"
     assert done.stderr == line
