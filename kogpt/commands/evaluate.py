@@ -134,8 +134,8 @@ def evaluate(works: list[Work], args: argparse.Namespace, workers: Workers) -> N
         output = args.output and Path(args.output)
         journal = Journal(output, key, workers.rank)
         workers.wait()  # nobody writes before all have read
-        if len(journal) and workers.first:
-            say(f"going on: {len(journal)} batches are done already")
+        if journal.done and workers.first:
+            say(f"going on: {journal.done} batches are done already")
         runs = run_all(works, Evaluator(model, tokenizer, journal, workers), workers.first)
     if not workers.first:
         return
