@@ -139,11 +139,9 @@ class KoGPTLM(TemplateLM):
             if not continuation:  # the tokens of the whole text are cut by the context's number
                 raise KoGPTError("answer {1!r} has no token of its own after {0!r}".format(*texts))
         pairs = [self._cut(context, continuation) for _, context, continuation in requests]
-        lost = [
-            len(context) - len(left)
-            for (_, context, _), (left, _) in zip(requests, pairs, strict=True)
-        ]
-        tell_cut(lost)
+        wholes = (context for _, context, _ in requests)
+        lost = [len(whole) - len(left) for whole, (left, _) in zip(wholes, pairs, strict=True)]
+        tell_cut([max(0, count) for count in lost])  # an empty context gains an id
         found = score_pairs(self.model, pairs, self.batch_size)
         return [(answer.value, answer.greedy) for answer in found]
 
@@ -243,7 +241,7 @@ def main() -> None:
     """The harness's command line; it finds our tasks unless told where to look."""
     from lm_eval.__main__ import cli_evaluate
 
-    if "--include_path" not in sys.argv:
+    if not any(argument.startswith("--include_path") for argument in sys.argv):
         sys.argv += ["--include_path", str(TASKS)]
     try:
         cli_evaluate()
