@@ -5,6 +5,7 @@ import logging
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,9 @@ from kogpt.evaluation.protocol import Protocol
 from kogpt.evaluation.running import Evaluator, Run, draw_set, read_data
 from kogpt.evaluation.task import Prompt, Task, load_task, task_names
 from kogpt.tokenizer import load_tokenizer
+from tests.checkpoint import tiny
 from tests.shared import shared
+from tests.tokenizer.conftest import write_byte_level
 
 lm_eval = pytest.importorskip("lm_eval", reason="needs lm-evaluation-harness: '.[harness]'")
 
@@ -45,13 +48,29 @@ def ours() -> KoGPTLM:
     return KoGPTLM(dtype="float32", device="cpu", batch_size=8)
 
 
+def harness_model(folder: Path, bos: bool) -> Any:
+    """The harness's own way to run a folder."""
+    pytest.importorskip("transformers")
+    asked = {"dtype": "float32", "device": "cpu", "batch_size": 8}
+    return get_model("hf")(pretrained=str(folder), add_bos_token=bos, **asked)
+
+
 @pytest.fixture(scope="module")
 def theirs() -> Any:
-    """The harness's own way to run the same folder."""
-    pytest.importorskip("transformers")
-    make = get_model("hf")
-    asked = {"dtype": "float32", "device": "cpu", "batch_size": 8}
-    return make(pretrained=str(NANO), add_bos_token=True, **asked)
+    return harness_model(NANO, bos=True)
+
+
+@pytest.fixture(scope="module")
+def released(tmp_path_factory) -> Path:
+    """A tiny model with a tokenizer like the released one: byte-level, and texts without bos."""
+    folder = tmp_path_factory.mktemp("released")
+    sizes = {"vocab_size": 448, "n_positions": 64, "n_embd": 32, "n_inner": 64}
+    config = replace(tiny.CONFIG, **sizes)
+    write_byte_level(folder)
+    tiny.write_config(folder, config)
+    torch.save(tiny.released_state(config), folder / "pytorch_model.bin")
+    kogpt.convert(folder, folder / "converted")
+    return folder / "converted"
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +143,17 @@ def test_likelihoods_are_those_of_the_harness_s_own_model(ours, theirs):
     for (value, greedy), (other, also_greedy) in zip(found, expected, strict=True):
         assert value == pytest.approx(other, abs=1e-4)
         assert greedy is bool(also_greedy)
+
+
+def test_a_model_whose_texts_do_not_begin_with_bos_is_read_as_the_harness_reads_it(released):
+    ours, theirs = KoGPTLM(str(released), "float32", "cpu"), harness_model(released, bos=False)
+    assert not ours.tokenizer.add_bos and ours.tok_encode("영") == ours.tokenizer.encode("영")
+    asked = requests("loglikelihood", *PAIRS)
+    found, expected = (model.loglikelihood(asked, disable_tqdm=True) for model in (ours, theirs))
+    assert [value for value, _ in found] == pytest.approx([v for v, _ in expected], abs=1e-4)
+    (blank,) = ours.loglikelihood(requests("loglikelihood", (" ", "영")), disable_tqdm=True)
+    (empty,) = ours.loglikelihood(requests("loglikelihood", ("", " 영")), disable_tqdm=True)
+    assert blank == empty  # behind bos, since something must be there
 
 
 def test_a_context_that_is_too_long_loses_its_left_end_and_that_is_told_once(ours, theirs, capfd):
