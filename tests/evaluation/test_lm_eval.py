@@ -16,7 +16,7 @@ import torch
 import kogpt
 from kogpt.errors import KoGPTError
 from kogpt.evaluation.data import find_first
-from kogpt.evaluation.harness import rows
+from kogpt.evaluation.harness import macro_f1, rows
 from kogpt.evaluation.metrics import measure
 from kogpt.evaluation.prompting import ask, example
 from kogpt.evaluation.protocol import Protocol
@@ -232,7 +232,7 @@ def test_the_harness_s_tasks_are_the_prompts_of_ours():
 
 
 @pytest.mark.parametrize(("name", "prompt_name"), PROMPTS, ids=map("-".join, PROMPTS))
-def test_the_harness_renders_our_prompts(data, name, prompt_name):
+def test_the_harness_renders_our_prompts_and_measures_what_we_do(data, name, prompt_name):
     full = f"kogpt_{name}_{prompt_name}"
     theirs = manager(data, limit=12).load([full])["tasks"][full]
     task = load_task(name)
@@ -241,6 +241,8 @@ def test_the_harness_renders_our_prompts(data, name, prompt_name):
     read = read_data(task, data, protocol)
     drawn = (task, protocol, read, 0, load_tokenizer())
     shots = [example(prompt, row) for row in draw_set(*drawn)]
+    assert "acc" in theirs.aggregation() and "accuracy" in task.metrics
+    assert (theirs.aggregation()["f1"] is macro_f1) is ("macro_f1" in task.metrics)
     for count in (0, 2):
         for document, row in zip(theirs.eval_docs, read.sample, strict=True):
             context = theirs.fewshot_context(document, count)
