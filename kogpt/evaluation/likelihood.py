@@ -23,6 +23,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from kogpt.checkpoint.resources import require_memory
 from kogpt.model import KoGPT, KVCache
 
 Ids = tuple[int, ...]
@@ -197,6 +198,8 @@ class SharedReader:
         cache = KVCache(self._capacity)
         for ids in torch.tensor([self.prefix], device=self.model.device).split(PREFILL, dim=1):
             self.model.transformer(ids, cache)
+        needed = self._rows * cache.nbytes
+        require_memory(self.model.device, needed, f"the cache of a batch of {self._rows} rows")
         return cache.select(torch.zeros(self._rows, dtype=torch.long, device=self.model.device))
 
 
