@@ -16,7 +16,6 @@ from kogpt.benchmarking.bandwidth import read_bandwidth
 from kogpt.benchmarking.machine import peak_memory, reset_peak
 from kogpt.benchmarking.report import Figures
 from kogpt.benchmarking.traffic import step_bytes
-from kogpt.fast import FastKoGPT
 from kogpt.generation.transfer import reads_on, start_copy
 from kogpt.model import KoGPT, KVCache
 
@@ -62,8 +61,7 @@ class Bench:
     @property
     def dtype(self) -> torch.dtype:
         """Of the activations, and so of the cache."""
-        model = self.model
-        return model.dtype if isinstance(model, FastKoGPT) else model.lm_head.weight.dtype
+        return self.model.dtype
 
     def measure(self, plan: Plan) -> list[Figures]:
         """Runs the plan, one shape after the other."""

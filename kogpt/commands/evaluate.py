@@ -2,6 +2,8 @@
 
 import argparse
 import dataclasses
+import shlex
+import sys
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -134,8 +136,8 @@ def evaluate(works: list[Work], args: argparse.Namespace, workers: Workers) -> N
         output = args.output and Path(args.output)
         journal = Journal(output, key, workers.rank)
         workers.wait()  # nobody writes before all have read
-        if len(journal) and workers.first:
-            say(f"going on: {len(journal)} batches are done already")
+        if journal.done and workers.first:
+            say(f"going on: {journal.done} batches are done already")
         runs = run_all(works, Evaluator(model, tokenizer, journal, workers), workers.first)
     if not workers.first:
         return
@@ -181,16 +183,22 @@ def describe(model: KoGPT, args: argparse.Namespace) -> dict[str, Any]:
     from kogpt.benchmarking import describe_machine
 
     folder = Path(args.model or BOX)
-    dtype = getattr(model, "dtype", None) or model.lm_head.weight.dtype
     about = {
         "name": folder.resolve().name,
         "fingerprint": fingerprint(folder),
         "parameters": model.config.num_parameters,
-        "dtype": str(dtype).removeprefix("torch."),
+        "dtype": str(model.dtype).removeprefix("torch."),
         "network": "reference" if args.reference else "fast",
     }
     machine = describe_machine(model.device)
-    return {"kogpt": kogpt.__version__, "commit": commit(), "model": about, "machine": machine}
+    return {
+        "command": shlex.join(("kogpt", *sys.argv[1:])),
+        "kogpt": kogpt.__version__,
+        "commit": commit(),
+        "preset": args.preset and dataclasses.asdict(load_preset(args.preset)),
+        "model": about,
+        "machine": machine,
+    }
 
 
 def listing() -> str:

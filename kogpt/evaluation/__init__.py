@@ -6,7 +6,7 @@ from kogpt.evaluation.likelihood import Likelihood, Query, log_likelihoods
 from kogpt.evaluation.metrics import METRICS, Outcome, compare, interval, measure
 from kogpt.evaluation.protocol import RULES, Preset, Protocol, load_preset, preset_names
 from kogpt.evaluation.report import make_report, outcome_of, read_report, tables
-from kogpt.evaluation.running import Evaluator, Run, TaskData, read_data
+from kogpt.evaluation.running import Evaluator, Run, TaskData, evaluate, read_data
 from kogpt.evaluation.task import Prompt, Task, load_task, task_names
 from kogpt.evaluation.workers import Workers
 
@@ -28,6 +28,7 @@ __all__ = [
     "compare",
     "compare_reports",
     "comparison_table",
+    "evaluate",
     "interval",
     "load_preset",
     "load_task",

@@ -37,7 +37,9 @@ class Journal:
         for path in self._files():
             self._found.update(_read(path))
 
-    def __len__(self) -> int:
+    @property
+    def done(self) -> int:
+        """Batches that are known."""
         return len(self._found)
 
     def name(self, queries: Sequence[Query]) -> str:

@@ -23,12 +23,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from kogpt.checkpoint.resources import require_memory
 from kogpt.model import KoGPT, KVCache
 
 Ids = tuple[int, ...]
 
 PREFILL = 512  # tokens of a prefix read at once
-LOGITS = 512  # positions whose logits are held at once, each V floats
+LOGITS = 256  # positions whose logits are held at once, each V doubles
 
 
 @dataclass(frozen=True)
@@ -172,7 +173,7 @@ class SharedReader:
             places = predicting[first : first + LOGITS]
             b, t = torch.tensor(places, device=hidden.device).unbind(1)
             ids = torch.tensor([rows[b][t] for b, t in places], device=hidden.device)
-            logits = self.model.logits(hidden[b, t])  # (places, V)
+            logits = self.model.logits(hidden[b, t]).double()  # (places, V)
             chosen = logits.gather(1, ids[:, None]).squeeze(1)
             values = (chosen - logits.logsumexp(1)).tolist()
             judged += map(Likelihood, values, (chosen == logits.amax(1)).tolist())
@@ -197,6 +198,8 @@ class SharedReader:
         cache = KVCache(self._capacity)
         for ids in torch.tensor([self.prefix], device=self.model.device).split(PREFILL, dim=1):
             self.model.transformer(ids, cache)
+        needed = self._rows * cache.nbytes
+        require_memory(self.model.device, needed, f"the cache of a batch of {self._rows} rows")
         return cache.select(torch.zeros(self._rows, dtype=torch.long, device=self.model.device))
 
 

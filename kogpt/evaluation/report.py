@@ -30,7 +30,8 @@ def make_report(runs: Sequence[Run], about: Json) -> Json:
 
     Args:
         runs: of one model.
-        about: what else decides a number: `model`, `machine` and whatever is worth telling.
+        about: what else decides a number: `model`, of which tables need `name`, `preset` or None,
+            and whatever is worth telling.
     """
     return {"format": FORMAT, **about, "runs": list(map(_run, runs))}
 
@@ -106,7 +107,15 @@ def _result(run: Json, rule: str, metric: str) -> Json:
 
 def tables(report: Json) -> str:
     """Markdown: a table for each task, measured rows first, then those that were published."""
-    return "\n\n".join("\n".join(_task(list(runs), report)) for runs in _by_task(report))
+    preset = ["\n".join(_preset(report["preset"]))] if report["preset"] else []
+    return "\n\n".join([*preset, *("\n".join(_task(runs, report)) for runs in _by_task(report))])
+
+
+def _preset(preset: Json) -> Iterator[str]:
+    yield f"{preset['title']} (preset {preset['name']})."
+    yield ""
+    yield from (f"- known: {fact}" for fact in preset["known"])
+    yield from (f"- assumed: {fact}" for fact in preset["assumed"])
 
 
 def _by_task(report: Json) -> Iterator[list[Json]]:

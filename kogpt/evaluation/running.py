@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from os import PathLike
 from pathlib import Path
 from typing import NamedTuple
 from typing import Protocol as Interface
@@ -16,8 +17,9 @@ from kogpt.evaluation.metrics import Outcome
 from kogpt.evaluation.prompting import Encoder, Question, ask, ask_nothing, example
 from kogpt.evaluation.protocol import CALIBRATED, PER_CHARACTER, PER_TOKEN, SUM, Protocol
 from kogpt.evaluation.shots import draw_shots, sample_rows
-from kogpt.evaluation.task import Prompt, Task
+from kogpt.evaluation.task import Prompt, Task, load_task
 from kogpt.evaluation.workers import Workers
+from kogpt.generation.requests import evaluation_mode
 from kogpt.model import KoGPT
 from kogpt.tokenizer import Tokenizer
 
@@ -251,6 +253,38 @@ class Evaluator:
     def _tell(self, rows: int) -> None:
         if self.watch is not None:
             self.watch.update(rows)
+
+
+def evaluate(
+    model: KoGPT,
+    tokenizer: Tokenizer,
+    task: str | Task,
+    data: str | PathLike[str],
+    protocol: Protocol | None = None,
+    prompt: str | None = None,
+) -> list[Run]:
+    """Puts a task to a model.
+
+    Args:
+        model: any, in evaluation mode.
+        tokenizer: its tokenizer.
+        task: its name, the path of its `.toml` file, or itself.
+        data: folder of the tasks' data.
+        protocol: how it is done; None is zero-shot, all rows.
+        prompt: name of one of the task's; None is its first.
+
+    Returns:
+        A run for each number of shots; `measure(metric, run.outcome(rule))` gives its scores.
+
+    Raises:
+        ValueError: there is no such task or prompt.
+        InputRefusedError: the data or the task's file cannot be used.
+    """
+    task = load_task(task) if isinstance(task, str) else task
+    protocol = protocol or Protocol()
+    rows = read_data(task, Path(data), protocol)
+    with evaluation_mode(model):
+        return list(Evaluator(model, tokenizer).run(task, task.prompt(prompt), protocol, rows))
 
 
 class Place(NamedTuple):

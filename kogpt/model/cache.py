@@ -21,6 +21,11 @@ class KVCache:
         self.length = 0
         self._layers: list[tuple[Tensor, Tensor]] = []
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all buffers that were made."""
+        return sum(part.nbytes for layer in self._layers for part in layer)
+
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Writes the new keys and values of one layer behind those held.
 

@@ -180,6 +180,11 @@ class KoGPT(nn.Module):
         """Where the weights are, and where ids must be."""
         return self.lm_head.weight.device
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """What is computed in, and kept in the cache."""
+        return self.lm_head.weight.dtype
+
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None = None) -> None:
         """Draws new weights: normal(0, initializer_range), biases 0, norms the identity."""

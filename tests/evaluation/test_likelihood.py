@@ -1,0 +1,113 @@
+"""Likelihoods of continuations: equal to reading each text alone, with what is shared read once."""
+
+import random
+
+import pytest
+import torch
+
+import kogpt
+from kogpt.evaluation.likelihood import Query, SharedReader, common_start, log_likelihoods
+from kogpt.model import KoGPT
+from tests.scale import scaled
+
+LETTERS = range(10, 200)
+
+
+@pytest.fixture(scope="module")
+def model() -> KoGPT:
+    return kogpt.load_model()
+
+
+def one_by_one(model: KoGPT, query: Query) -> list[tuple[float, bool]]:
+    """The definition: each text read whole, its log-probabilities added up in float64."""
+    results = []
+    for continuation in query.continuations:
+        ids = torch.tensor([query.context + continuation])
+        with torch.inference_mode():
+            logits = model(ids)[0, len(query.context) - 1 : -1].double()
+        targets = ids[0, len(query.context) :]
+        values = logits.log_softmax(-1).gather(1, targets[:, None]).squeeze(1)
+        results.append((values.sum().item(), torch.equal(logits.argmax(-1), targets)))
+    return results
+
+
+def random_queries(seed: int, count: int) -> list[Query]:
+    """Contexts that share a beginning, continuations that may share one; branches may be empty."""
+    draw = random.Random(seed)
+
+    def ids(low: int, high: int) -> tuple[int, ...]:
+        return tuple(draw.choices(LETTERS, k=draw.randint(low, high)))
+
+    shared = ids(0, 30)
+    queries = []
+    for _ in range(count):
+        stem = ids(0, 3)
+        branches = [ids(0 if stem else 1, 4) for _ in range(draw.randint(1, 4))]
+        queries.append(Query(shared + ids(1, 4), tuple(stem + branch for branch in branches)))
+    return queries
+
+
+@pytest.mark.parametrize("seed", range(scaled(4, 100)))
+@pytest.mark.parametrize("batch_size", [1, 3, 32])
+def test_likelihoods_are_those_of_each_text_alone(model, seed, batch_size):
+    queries = random_queries(seed, 12)
+    for query, found in zip(queries, log_likelihoods(model, queries, batch_size), strict=True):
+        expected = one_by_one(model, query)
+        assert [value for value, _ in found] == pytest.approx(
+            [v for v, _ in expected], rel=1e-6, abs=1e-5
+        )
+        assert [greedy for _, greedy in found] == [greedy for _, greedy in expected]
+
+
+def test_the_models_own_continuation_is_greedy(model):
+    context = (0, 20, 30)
+    ids = list(context)
+    for _ in range(3):
+        with torch.inference_mode():
+            ids.append(int(model(torch.tensor([ids]))[0, -1].argmax()))
+    (found,) = log_likelihoods(model, [Query(context, (tuple(ids[3:]), (11, 12)))])
+    assert [likelihood.greedy for likelihood in found] == [True, False]
+
+
+def test_the_prepared_network_gives_the_same(model):
+    fast, _ = kogpt.load(fast=True)
+    queries = random_queries(7, 20)
+    for found, expected in zip(
+        log_likelihoods(fast, queries, 4), log_likelihoods(model, queries, 4), strict=True
+    ):
+        assert [x.value for x in found] == pytest.approx([x.value for x in expected], abs=1e-4)
+
+
+def test_what_is_shared_is_read_once(model):
+    read: list[int] = []
+    hook = model.transformer.register_forward_hook(
+        lambda module, inputs, output: read.append(inputs[0].numel())
+    )
+    shots, label = tuple(range(100, 600)), (7, 8)
+    queries = [Query((*shots, 20 + i, 30), ((*label, 40), (*label, 50))) for i in range(8)]
+    try:
+        log_likelihoods(model, queries, batch_size=8)
+    finally:
+        hook.remove()
+    # The shots once, then of each row its two ids and the label's two; the last ids are not read.
+    assert sum(read) == len(shots) + 8 * 4
+
+
+def test_a_prefix_is_cut_before_what_must_be_read_again(model):
+    queries = [Query((1, 2, 3), ((4,),)), Query((1, 2, 3, 5), ((4,),))]
+    assert SharedReader(model, queries, 2).prefix == (1, 2)
+
+
+def test_common_start():
+    assert common_start([(1, 2, 3), (1, 2), (1, 2, 4)]) == (1, 2)
+    assert common_start([(1,), (2,)]) == ()
+    assert common_start([(5, 6)]) == (5, 6)
+
+
+def test_padding_of_a_branch_leaves_no_trace(model):
+    """Branches of unequal lengths in one batch, in either order."""
+    long, short = (20, 21, 22, 23), (24,)
+    queries = [Query((1, 2, i), (long, short) if i % 2 else (short, long)) for i in range(10, 16)]
+    for query, found in zip(queries, log_likelihoods(model, queries), strict=True):
+        expected = [value for value, _ in one_by_one(model, query)]
+        assert [x.value for x in found] == pytest.approx(expected, rel=1e-6, abs=1e-5)

@@ -1,0 +1,280 @@
+"""Whole runs of a small task: what is reported, resumed, shared among processes, compared."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import kogpt
+from kogpt.cli import main
+from kogpt.evaluation import (
+    Evaluator,
+    Protocol,
+    Run,
+    load_task,
+    outcome_of,
+    read_data,
+    read_report,
+)
+from kogpt.evaluation.prompting import ask, ask_nothing, example
+from kogpt.generation import score
+from tests.evaluation.toy import write_task
+from tests.scale import scaled
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("toy")
+    write_task(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def evaluator() -> Evaluator:
+    return Evaluator(*kogpt.load())
+
+
+def arguments(toy: Path, *more: str) -> list[str]:
+    task = str(toy / "toy.toml")
+    return ["evaluate", task, "--data", str(toy), "--reference", "--device", "cpu", *more]
+
+
+def run(toy: Path, *more: str) -> dict[str, Any]:
+    """Runs the command in this process and reads its report."""
+    output = toy / "report.json"
+    output.unlink(missing_ok=True)
+    assert main(arguments(toy, "--output", str(output), *more)) == 0
+    return read_report(output)
+
+
+def texts_of(run: Run, row, rows) -> tuple[str, list[str]]:
+    """The prompt of a row after the shots of the first set, and its answers."""
+    shots = [example(run.prompt, rows[index]) for index in run.sets[0].shots]
+    question = ask(run.prompt, row)
+    return "\n\n".join([*shots, question.context]), list(question.answers)
+
+
+@pytest.mark.parametrize("prompt", ["words", "sentences"])
+@pytest.mark.parametrize("shots", [0, 3])
+def test_log_likelihoods_are_those_of_kogpt_score(toy, evaluator, prompt, shots):
+    """The same texts scored whole by the other command: context and answer, less the context."""
+    task, protocol = load_task(str(toy / "toy.toml")), Protocol((shots,), sets=1, limit=8)
+    data = read_data(task, toy, protocol)
+    (run,) = evaluator.run(task, task.prompt(prompt), protocol, data)
+    for row, values in zip(run.rows, run.sets[0].log_likelihoods, strict=True):
+        context, answers = texts_of(run, row, data.shots.rows if data.shots else [])
+        wholes = score(evaluator.model, evaluator.tokenizer, [context + a for a in answers])
+        (alone,) = score(evaluator.model, evaluator.tokenizer, [context])
+        known = len(alone.token_ids)
+        assert all(whole.token_ids[:known] == alone.token_ids for whole in wholes)
+        expected = [sum(whole.logprobs[known:]) for whole in wholes]
+        assert values == pytest.approx(expected, rel=1e-6, abs=1e-5)
+
+
+def test_calibration_takes_off_what_answers_score_when_nothing_is_asked(toy, evaluator):
+    task, protocol = load_task(str(toy / "toy.toml")), Protocol((2,), sets=1, limit=4)
+    data = read_data(task, toy, protocol)
+    (run,) = evaluator.run(task, task.prompt("words"), protocol, data)
+    (answers,) = run.sets
+    shots = [example(run.prompt, data.shots.rows[index]) for index in answers.shots]
+    odds = []
+    for blank in ask_nothing(run.prompt, run.rows[0]):
+        context = "\n\n".join([*shots, blank.context])
+        wholes = score(evaluator.model, evaluator.tokenizer, [context + a for a in blank.answers])
+        odds.append(np.exp([whole.log_likelihood for whole in wholes]))
+    expected = np.log(np.mean([pair / pair.sum() for pair in odds], axis=0))
+    assert answers.priors[0] == pytest.approx(expected, abs=1e-4)
+    assert answers.scores("calibrated")[0] == pytest.approx(
+        np.array(answers.log_likelihoods[0]) - answers.priors[0]
+    )
+
+
+def test_sums_are_divided_by_tokens_and_characters(toy, evaluator):
+    task, protocol = load_task(str(toy / "toy.toml")), Protocol(limit=5)
+    data = read_data(task, toy, protocol)
+    (run,) = evaluator.run(task, task.prompt("sentences"), protocol, data)
+    (answers,) = run.sets
+    row, text = run.rows[0], run.rows[0].fields["text"]
+    assert row.index == run.rows[0].index
+    assert answers.characters[0] == [len(f"그래서 {text} 별로였다."), len("그래서 좋았다.")]
+    values = np.array(answers.log_likelihoods)
+    assert (answers.scores("per-token") == values / np.array(answers.tokens)).all()
+    assert (answers.scores("per-character") == values / np.array(answers.characters)).all()
+
+
+def test_batches_do_not_change_a_score(toy, evaluator):
+    task = load_task(str(toy / "toy.toml"))
+    values = []
+    for size in (1, 5, 32):
+        protocol = Protocol((3,), sets=1, batch_size=size)
+        data = read_data(task, toy, protocol)
+        (run,) = evaluator.run(task, task.prompt(None), protocol, data)
+        values.append(run.sets[0].log_likelihoods)
+    assert np.ptp(np.array(values), axis=0).max() < 1e-5
+
+
+def test_a_report_holds_all_that_made_its_numbers(toy):
+    report = run(toy, "--shots", "0", "2", "--sets", "3", "--seed", "4")
+    assert report["model"]["name"] == "nano" and len(report["model"]["fingerprint"]) == 64
+    assert report["model"]["dtype"] == "float32"
+    assert report["kogpt"] == kogpt.__version__ and report["machine"]["torch"]
+    zero, few = report["runs"]
+    assert (len(zero["sets"]), len(few["sets"])) == (1, 3)
+    assert few["protocol"]["seed"] == 4 and few["protocol"]["shots"] == 2
+    assert len(few["prompt"]["sha256"]) == len(few["task_sha256"]) == 64
+    assert few["scored"]["rows"] == len(few["rows"]) == len(few["gold"]) == 40
+    for answers in few["sets"]:
+        assert len(answers["shots"]) == 2 and len(answers["log_likelihoods"]) == 40
+    # Every figure follows from the rows' scores.
+    for result in few["results"]:
+        predicted = outcome_of(few, result["scoring"]).predicted
+        if result["metric"] == "accuracy":
+            assert result["sets"] == [100 * np.mean(p == np.array(few["gold"])) for p in predicted]
+        assert result["mean"] == pytest.approx(np.mean(result["sets"]))
+        assert result["deviation"] == pytest.approx(np.std(result["sets"], ddof=1))
+        assert result["interval"][0] <= result["mean"] <= result["interval"][1]
+
+
+def test_the_table_marks_what_was_measured_and_what_published(toy, capsys):
+    run(toy, "--shots", "0", "3", "--sets", "2", "--scoring", "sum")
+    lines = capsys.readouterr().out.splitlines()
+    rows = [line for line in lines if line.startswith("| ")][2:]
+    assert [row.split(" | ")[0] for row in rows] == ["| **nano**", "| **nano**", "| Somebody 1B"]
+    assert [row.split(" | ")[2] for row in rows] == ["0", "3", "3"]
+    assert rows[0].endswith("| measured |") and rows[2].endswith(
+        "| 77.7 |  |  |  | published [1] |"
+    )
+    assert " ± " in rows[1] and " ± " not in rows[0]
+    assert lines[-1] == "[1] nobody."
+
+
+def test_shots_that_do_not_fit_are_told(tmp_path, capsys):
+    write_task(tmp_path, rows=6)
+    lines = (tmp_path / "toy_train.tsv").read_text(encoding="utf-8").splitlines()
+    long = [line.replace("\t", "\t" + "길고 긴 이야기 " * 60, 1) for line in lines[1:]]
+    (tmp_path / "toy_train.tsv").write_text("\n".join([lines[0], *long]), encoding="utf-8")
+    report = run(tmp_path, "--shots", "9", "--sets", "1")
+    fitted = report["runs"][0]["sets"][0]["fitted"]
+    assert 0 < max(fitted) < 9
+    told = next(line for line in capsys.readouterr().out.splitlines() if "9 shots" in line)
+    assert f"{min(fitted)} to {max(fitted)} fit the context" in told and "100% of the rows" in told
+
+
+def test_rows_that_exceed_the_context_are_left_out_and_told(tmp_path, capsys):
+    write_task(tmp_path, rows=6)
+    with (tmp_path / "toy_test.tsv").open("a", encoding="utf-8") as file:
+        file.write(f"6\t{'아주 긴 글 ' * 600}\t1\n")
+    report = run(tmp_path)
+    assert report["runs"][0]["too_long"] == [6] and 6 not in report["runs"][0]["rows"]
+    assert "- 1 rows exceed the context by themselves: left out" in capsys.readouterr().out
+
+
+def test_pictures_are_drawn(toy, tmp_path):
+    run(toy, "--plot", str(tmp_path / "pictures"), "--shots", "0", "1")
+    names = sorted(path.name for path in (tmp_path / "pictures").iterdir())
+    assert names == ["toy-words-0.png", "toy-words-1.png"]
+    for name in names:
+        assert (tmp_path / "pictures" / name).read_bytes().startswith(b"\x89PNG")
+
+
+def without_circumstances(report: dict[str, Any]) -> str:
+    """What must not depend on how the work was done."""
+    return json.dumps(report["runs"], sort_keys=True)
+
+
+# Runs the command line, and dies without a word right after so many batches.
+DYING = """
+import os, signal, sys
+from kogpt.cli import main
+from kogpt.evaluation.journal import Journal
+
+left, put = int(sys.argv.pop(1)), Journal.put
+
+def put_and_die(*arguments):
+    global left
+    put(*arguments)
+    left -= 1
+    if left == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+Journal.put = put_and_die
+sys.exit(main())
+"""
+
+KOGPT = ("-m", "kogpt")
+
+
+def finish(toy: Path, output: Path, *program: str) -> subprocess.CompletedProcess[str]:
+    """A run in a process of its own, or in several."""
+    options = ("--shots", "4", "--sets", "2", "--batch-size", "2", "--output", str(output))
+    return subprocess.run(
+        [sys.executable, *program, *arguments(toy, *options)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        cwd=Path(__file__).resolve().parents[2],
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+
+
+@pytest.fixture(scope="module")
+def whole(toy) -> dict[str, Any]:
+    """The report of a run that nothing disturbs."""
+    output = toy / "whole.json"
+    process = finish(toy, output, *KOGPT)
+    assert process.returncode == 0, process.stderr
+    return read_report(output)
+
+
+@pytest.mark.parametrize("batches", [7, *(range(1, scaled(1, 12)))])
+def test_a_killed_run_goes_on_where_it_was(toy, whole, tmp_path, batches):
+    output, journal = tmp_path / "report.json", tmp_path / ".report.json.journal-0"
+    killed = finish(toy, output, "-c", DYING, str(batches))
+    assert killed.returncode == -signal.SIGKILL
+    assert not output.exists()
+    with journal.open("a", encoding="utf-8") as file:
+        file.write('\n{"batch": "cut sho')  # as a crash in the middle of a write leaves it
+    again = finish(toy, output, *KOGPT)
+    assert again.returncode == 0, again.stderr
+    assert f"going on: {batches} batches are done already" in again.stderr
+    assert without_circumstances(read_report(output)) == without_circumstances(whole)
+    assert not list(tmp_path.glob(".report.json.journal-*"))
+
+
+def test_processes_under_torchrun_share_the_rows_and_give_the_same_numbers(toy, whole, tmp_path):
+    output = tmp_path / "report.json"
+    launcher = ("-m", "torch.distributed.run", "--nproc-per-node", "2")
+    process = finish(toy, output, *launcher, *KOGPT)
+    assert process.returncode == 0, process.stderr
+    assert without_circumstances(read_report(output)) == without_circumstances(whole)
+    assert process.stdout.count("### Toy") == 1  # one of them speaks
+
+
+def test_another_model_takes_nothing_from_a_journal(toy, tmp_path):
+    """A batch is named by what was read and by the model that read it."""
+    from kogpt.evaluation import Journal, Query
+
+    report, batch = tmp_path / "report.json", [Query((1, 2), ((3,),))]
+    first = Journal(report, "one model")
+    first.put(first.name(batch), [[-1.0]])
+    assert Journal(report, "one model").get(first.name(batch)) == [[-1.0]]
+    other = Journal(report, "another")
+    assert other.get(other.name(batch)) is None
+
+
+def test_reports_are_compared_row_by_row(toy, tmp_path, capsys):
+    for name, prompt in (("a", "words"), ("b", "words")):
+        report = run(toy, "--shots", "0", "--prompt", prompt)
+        (tmp_path / f"{name}.json").write_text(json.dumps(report), encoding="utf-8")
+    capsys.readouterr()
+    assert main(["evaluate", "--compare", str(tmp_path / "a.json"), str(tmp_path / "b.json")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "nano (A) | nano (B)" in lines[0]
+    for line in lines[2:]:
+        assert line.endswith("| +0.0 | +0.0 to +0.0 | 1.000 |")
