@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "generation": {"model", "tokenizer"},
     "training": {"model", "tokenizer", "checkpoint"},
     "benchmarking": {"model", "fast", "kernels", "generation"},
-    "evaluation": {"model", "tokenizer", "checkpoint"},
+    "evaluation": {"model", "tokenizer", "checkpoint", "generation"},
 }
 
 
