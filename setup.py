@@ -46,6 +46,7 @@ setup(
     package_data={
         "kogpt": ["py.typed", "nano/*", "kernels/csrc/*", "kernels/csrc/cpu/*"],
         "kogpt.evaluation": ["tasks/*", "presets/*"],
+        "kogpt.evaluation.harness": ["*.yaml"],
     },
     python_requires=">=3.11",
     install_requires=[
@@ -59,9 +60,11 @@ setup(
     extras_require={
         "train": ["matplotlib>=3.8"],
         "evaluate": ["scikit-learn>=1.5", "scipy>=1.11", "matplotlib>=3.8"],
+        "harness": ["lm-eval>=0.4.13"],
         "test": [
             "pytest>=8",
             "pytest-timeout>=2.3",
+            "pytest-xdist>=3.6",
             "hypothesis>=6.100",
             "transformers>=5.0",
             "compressed-tensors>=0.15",  # with which transformers reads quantised weights

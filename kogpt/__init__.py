@@ -12,7 +12,7 @@ _HOMES = {
     "kogpt.errors": ("InputRefusedError", "KoGPTError", "NotEnoughResourcesError"),
     "kogpt.generation": (
         *("DraftModel", "Generation", "PromptLookup", "SamplingParams"),
-        *("generate", "score", "stream"),
+        *("generate", "score", "stream", "total"),
     ),
     "kogpt.loading": ("load",),
     "kogpt.model": ("KVCache", "KoGPT", "KoGPTConfig"),

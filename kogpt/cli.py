@@ -246,10 +246,16 @@ def add_chat(commands: Commands) -> None:
 
 def add_score(commands: Commands) -> None:
     parser = add_command(commands, "score", "tell how likely the model finds a text")
-    parser.add_argument("text", metavar="TEXT", help="the text; - reads one text a line from stdin")
+    parser.add_argument(
+        "text", nargs="?", metavar="TEXT", help="the text; - reads one text a line from stdin"
+    )
+    add = parser.add_argument_group("texts out of files, instead of TEXT").add_argument
+    add("--data", nargs="+", metavar="FILE", help=".txt or .tsv files, as they are or as .xz")
+    add("--column", metavar="NAME", help="column of the text in .tsv (default: document)")
+    add("--limit", type=int, metavar="N", help="score the first N texts")
     add_model_arguments(parser)
     add_text_arguments(parser)
-    add_json_argument(parser, "one object per text")
+    add_json_argument(parser, "one object per text, and one for all texts of stdin or files,")
 
 
 def add_tokenize(commands: Commands) -> None:

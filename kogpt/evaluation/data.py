@@ -73,14 +73,23 @@ def read_rows(file: DataFile, folder: Path, num_labels: int) -> Rows:
     if not rows:
         raise InputRefusedError(f"{path}: there are no rows")
     counts = tuple(sum(row.label == label for row in rows) for label in range(num_labels))
-    notes = [file.note] if file.note else []
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    return Rows(path, sha256, rows, counts, tuple(_notes(file, path, counts)))
+
+
+def _notes(file: DataFile, path: Path, counts: tuple[int, ...]) -> Iterator[str]:
+    if file.note:
+        yield file.note
     if file.official and counts != file.official:
-        notes.append(
+        yield (
             f"{path.name} is not the official file: it has {_list(counts)} rows of each label, "
             f"that one {_list(file.official)}"
         )
-    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-    return Rows(path, sha256, rows, counts, tuple(notes))
+    elif file.mark and not all(file.mark in row for row in _json(path)):
+        yield (
+            f"{path.name} is not the official file: its rows have no {file.mark!r}, and their "
+            "labels may be others"
+        )
 
 
 def find(file: DataFile, folder: Path) -> Path:
@@ -131,6 +140,14 @@ def _table_cells(file: DataFile, path: Path) -> Iterator[dict[str, str]]:
 
 
 def _json_cells(file: DataFile, path: Path) -> Iterator[dict[str, str]]:
+    for index, row in enumerate(_json(path)):
+        try:
+            yield {name: _at(row, field.column) for name, field in file.fields.items()}
+        except LookupError as error:
+            raise InputRefusedError(f"{path}: row {index}: {error.args[0]}") from None
+
+
+def _json(path: Path) -> list[Any]:
     try:
         rows = json.loads(path.read_text(encoding="utf-8-sig"))
     except ValueError as error:
@@ -139,11 +156,7 @@ def _json_cells(file: DataFile, path: Path) -> Iterator[dict[str, str]]:
         raise InputRefusedError(f"{path}: nested too deeply") from None
     if not isinstance(rows, list):
         raise InputRefusedError(f"{path}: must be a list of objects")
-    for index, row in enumerate(rows):
-        try:
-            yield {name: _at(row, field.column) for name, field in file.fields.items()}
-        except LookupError as error:
-            raise InputRefusedError(f"{path}: row {index}: {error.args[0]}") from None
+    return rows
 
 
 def _at(row: Any, path: str) -> str:

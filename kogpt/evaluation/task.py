@@ -72,12 +72,14 @@ class DataFile:
         file: its path in the folder of data.
         fields: how a row reads.
         official: rows of each label in the publisher's file; None where that is unknown.
+        mark: a key of every row of the publisher's JSON, by which substitutes are told; or None.
         note: what a reader of results should know of it.
     """
 
     file: str
     fields: Mapping[str, Field]
     official: tuple[int, ...] | None = None
+    mark: str | None = None
     note: str | None = None
 
 

@@ -9,10 +9,11 @@ refused, `loop` the sampling loop, which has `batch` read, `sampling` and `proce
 from kogpt.generation.api import generate, stream
 from kogpt.generation.params import SamplingParams
 from kogpt.generation.sample import Generation
-from kogpt.generation.scoring import Score, score
+from kogpt.generation.scoring import Corpus, Score, score, total
 from kogpt.generation.speculative import DraftModel, PromptLookup
 
 __all__ = [
+    "Corpus",
     "DraftModel",
     "Generation",
     "PromptLookup",
@@ -21,4 +22,5 @@ __all__ = [
     "generate",
     "score",
     "stream",
+    "total",
 ]

@@ -4,8 +4,10 @@ Dimension key: `B` rows, `T` columns of a chunk, `V` vocabulary.
 """
 
 import math
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,30 +18,114 @@ from kogpt.generation.sample import TokenLogprob
 from kogpt.model import KoGPT, KVCache
 from kogpt.tokenizer import Tokenizer
 
+SYLLABLE = re.compile("[\uac00-\ud7a3]")
 
-@dataclass(frozen=True)
-class Score:
-    """How probable a text is.
 
-    Over a corpus, add up `log_likelihood`, `num_tokens` and `num_bytes` and divide as here.
+@dataclass(frozen=True, kw_only=True)
+class Measures:
+    """How probable text is, how much of it there is, and the one over the other.
+
+    The bits are those of all the text, whatever they are divided by: a letter, a digit or a space
+    has bits, and counts as a byte or as part of a word, but never as a syllable. So models with
+    different vocabularies compare on the same text. None stands where there is nothing to divide
+    by.
+
+    Attributes:
+        log_likelihood: the sum of the tokens' natural log-probabilities.
+        num_tokens: how many tokens that sum is over.
+        num_bytes: how many UTF-8 bytes of the text those tokens stand for.
+        num_syllables: how many whole syllables of Hangul, U+AC00 to U+D7A3; letters alone, such
+            as "ㅋ", are none.
+        num_eojeols: how many words, by the white space between them.
+        num_broken: how many of the tokens hold part of a character: pieces such as "<0xEA>" of
+            sentencepiece, and those of byte-level BPE that end or begin within a character. (A
+            byte that is a whole character, such as that of a line break, is not broken.)
+    """
+
+    log_likelihood: float
+    num_tokens: int
+    num_bytes: int
+    num_syllables: int
+    num_eojeols: int
+    num_broken: int
+
+    @property
+    def perplexity(self) -> float:
+        """exp(-log_likelihood / num_tokens): comparable under one tokenizer only."""
+        return math.exp(-self.log_likelihood / self.num_tokens)
+
+    @property
+    def bits(self) -> float:
+        """-log2 of the likelihood."""
+        return -self.log_likelihood / math.log(2)
+
+    @property
+    def bits_per_byte(self) -> float | None:
+        return _ratio(self.bits, self.num_bytes)
+
+    @property
+    def bits_per_syllable(self) -> float | None:
+        return _ratio(self.bits, self.num_syllables)
+
+    @property
+    def bits_per_eojeol(self) -> float | None:
+        return _ratio(self.bits, self.num_eojeols)
+
+    @property
+    def tokens_per_syllable(self) -> float | None:
+        return _ratio(self.num_tokens, self.num_syllables)
+
+    @property
+    def tokens_per_eojeol(self) -> float | None:
+        return _ratio(self.num_tokens, self.num_eojeols)
+
+    @property
+    def byte_fallback_share(self) -> float | None:
+        """The share of tokens that hold part of a character."""
+        return _ratio(self.num_broken, self.num_tokens)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All counts and ratios by name."""
+        return asdict(self) | {name: getattr(self, name) for name in RATIOS}
+
+
+RATIOS = (
+    *("perplexity", "bits_per_byte", "bits_per_syllable", "bits_per_eojeol"),
+    *("tokens_per_syllable", "tokens_per_eojeol", "byte_fallback_share"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score(Measures):
+    """How probable one text is.
 
     Attributes:
         token_ids: what the model read, with the bos in front if it was asked for.
         logprobs: natural log-probability of each id, None for the first, before which nothing is.
-        log_likelihood: the sum of these.
-        num_tokens: how many ids that sum is over.
-        num_bytes: how many UTF-8 bytes of the text those ids stand for.
-        perplexity: exp(-log_likelihood / num_tokens).
-        bits_per_byte: -log2 of the likelihood, per byte: comparable across tokenizers.
     """
 
     token_ids: list[int]
     logprobs: list[float | None]
-    log_likelihood: float
-    num_tokens: int
-    num_bytes: int
-    perplexity: float
-    bits_per_byte: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Corpus(Measures):
+    """How probable several texts are together.
+
+    Attributes:
+        num_texts: how many there are.
+    """
+
+    num_texts: int
+
+
+def total(scores: Sequence[Measures]) -> Corpus:
+    """Likelihoods and counts of at least one text, added up: every ratio is divided once."""
+    sums = {
+        field.name: sum(getattr(score, field.name) for score in scores)
+        for field in fields(Measures)
+    }
+    return Corpus(**sums, num_texts=len(scores))
 
 
 def score(
@@ -87,20 +173,35 @@ def score(
 
 
 def _score(row: list[int], logprobs: list[float], tokenizer: Tokenizer) -> Score:
-    log_likelihood = math.fsum(logprobs)
+    scored = [tokenizer.token_bytes(id) for id in row[1:]]
     if row[0] == tokenizer.bos_id:
-        num_bytes = len(tokenizer.decode(row).encode())
+        text = tokenizer.decode(row)
+        num_bytes = len(text.encode())
     else:  # what the first token stands for is not scored
-        num_bytes = sum(len(tokenizer.token_bytes(id)) for id in row[1:])
+        text = b"".join(scored).decode(errors="replace")
+        num_bytes = sum(map(len, scored))
     return Score(
         token_ids=row,
         logprobs=[None, *logprobs],
-        log_likelihood=log_likelihood,
+        log_likelihood=math.fsum(logprobs),
         num_tokens=len(logprobs),
         num_bytes=num_bytes,
-        perplexity=math.exp(-log_likelihood / len(logprobs)),
-        bits_per_byte=-log_likelihood / math.log(2) / num_bytes,
+        num_syllables=len(SYLLABLE.findall(text)),
+        num_eojeols=len(text.split()),
+        num_broken=sum(map(_is_broken, scored)),
     )
+
+
+def _is_broken(piece: bytes) -> bool:
+    try:
+        piece.decode()
+    except UnicodeDecodeError:
+        return True
+    return False
+
+
+def _ratio(amount: float, count: int) -> float | None:
+    return amount / count if count else None
 
 
 @torch.inference_mode()

@@ -162,8 +162,23 @@ def test_a_typed_special_token_is_text_unless_asked_for():
 
 def test_scores_come_one_per_line_and_prefer_korean_to_noise():
     done = kogpt("score", "-", "--json", input="정말 재미있는 영화\n뷁뤫 쉙 뚫떪 궳\n")
-    likely, unlikely = (json.loads(line)["bits_per_byte"] for line in done.stdout.splitlines())
-    assert likely < unlikely
+    likely, unlikely, both = map(json.loads, done.stdout.splitlines())
+    assert likely["bits_per_byte"] < both["bits_per_byte"] < unlikely["bits_per_byte"]
+    assert both["num_texts"] == 2 and both["num_syllables"] == 8 + 6
+    assert both["log_likelihood"] == likely["log_likelihood"] + unlikely["log_likelihood"]
+
+
+def test_scores_of_rows_of_a_file_are_added_up_on_a_last_line(tmp_path):
+    data = tmp_path / "reviews.tsv"
+    data.write_text("id\ttext\n1\t정말 재미있는 영화\n2\t\n3\tgood\n4\t별로\n")
+    asked = ("score", "--data", str(data), "--column", "text")
+    *rows, corpus = kogpt(*asked, "--limit", "2").stdout.splitlines()
+    assert [row.split("\t")[-1] for row in rows] == ["정말 재미있는 영화", "good"]
+    assert "/syllable" in rows[0] and "-/syllable" in rows[1]
+    assert corpus.endswith("[all 2 texts]")
+    found = [json.loads(line) for line in kogpt(*asked, "--json").stdout.splitlines()]
+    assert [one.get("num_texts") for one in found] == [None, None, None, 3]
+    assert len(kogpt("score", "별로").stdout.splitlines()) == 1  # one text is its own total
 
 
 @pytest.mark.parametrize(
@@ -174,6 +189,10 @@ def test_scores_come_one_per_line_and_prefer_korean_to_noise():
         (("generate", "가", "--seed", str(2**64)), "seed is"),
         (("generate", "가", "--logit-bias", "7"), "not of the form ID=X"),
         (("generate", "가", "--device", "gpu9"), "no such device"),
+        (("score",), "either TEXT or --data"),
+        (("score", "가", "--data", "x.tsv"), "either TEXT or --data"),
+        (("score", "가", "--limit", "1"), "only with --data"),
+        (("score", "--data", "x.tsv", "--limit", "0"), "at least 1"),
         (("tokenize", "--decode", "1 x"), "'x' is not a token id"),
         (("tokenize", "--decode", "99999999"), "99999999"),
     ],
@@ -291,6 +310,7 @@ def test_wrong_usage_is_exit_code_2(args):
         (("convert", "/nonexistent", "x"), b"", "/nonexistent"),
         (("generate", "가나다라마 " * 1024), b"", "1024"),
         (("score", "-"), b"", "no text"),
+        (("score", "--data", "/nonexistent.tsv"), b"", "/nonexistent.tsv"),
     ],
 )
 def test_an_input_that_cannot_be_used_is_one_line_and_exit_code_3(args, input, words):

@@ -1,12 +1,15 @@
 """Scores against the full forward."""
 
+import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
 
+import kogpt
 from kogpt.errors import InputRefusedError
-from kogpt.generation import score
+from kogpt.generation import score, total
 from kogpt.generation.scoring import sequence_logprobs
 
 TEXTS = ["한국어 영화 최고 😤", "한", "배우들의 연기는 좋았는데 뷁", "10점"]
@@ -34,6 +37,63 @@ def test_without_bos_the_first_token_is_read_but_not_scored(model, tokenizer):
         first = tokenizer.token_bytes(result.token_ids[0])
         assert result.token_ids == tokenizer.encode(text)
         assert result.num_bytes == len(text.encode()) - len(first)
+
+
+COUNTED = {  # text: syllables of Hangul, words; counted by hand
+    "한국어 영화 최고 😤": (7, 4),
+    " 10점  만점에\t2점도\n아깝다 ㅋㅋㅋ ": (9, 5),
+    "뷁, B급!": (2, 2),
+    "Ending credits 2": (0, 3),
+}
+
+
+def test_syllables_and_words_are_those_counted_by_hand(model, tokenizer):
+    for (syllables, words), result in zip(
+        COUNTED.values(), score(model, tokenizer, list(COUNTED)), strict=True
+    ):
+        bits = -result.log_likelihood / math.log(2)
+        assert (result.num_syllables, result.num_eojeols) == (syllables, words)
+        assert result.bits_per_eojeol == pytest.approx(bits / words)
+        assert result.tokens_per_eojeol == result.num_tokens / words
+        if syllables:
+            assert result.bits_per_syllable == pytest.approx(bits / syllables)
+            assert result.tokens_per_syllable == result.num_tokens / syllables
+        else:
+            assert result.bits_per_syllable is result.tokens_per_syllable is None
+
+
+def test_broken_tokens_are_the_pieces_of_single_bytes(model, tokenizer):
+    (result,) = score(model, tokenizer, ["뷁 영화 😤뷁"])
+    pieces = [tokenizer.id_to_piece(id) for id in result.token_ids]
+    broken = [piece for piece in pieces if piece.startswith("<0x")]
+    assert len(broken) == 6 == result.num_broken  # the emoji has a piece of its own
+    assert result.byte_fallback_share == 6 / result.num_tokens
+
+
+def test_a_total_is_divided_once_and_is_the_score_of_all_the_text(model, tokenizer):
+    scores = score(model, tokenizer, list(COUNTED))
+    corpus = total(scores)
+    bits = math.fsum(-result.log_likelihood for result in scores) / math.log(2)
+    assert corpus.num_texts == 4
+    assert (corpus.num_syllables, corpus.num_eojeols) == (18, 14)
+    assert corpus.bits_per_syllable == pytest.approx(bits / 18)
+    assert corpus.bits_per_byte == pytest.approx(bits / len("".join(COUNTED).encode()))
+    assert corpus.perplexity == pytest.approx(2 ** (bits / sum(s.num_tokens for s in scores)))
+    means = [result.bits_per_eojeol for result in scores]
+    assert corpus.bits_per_eojeol != pytest.approx(sum(means) / 4)
+    assert json.loads(json.dumps(corpus.to_dict()))["bits_per_eojeol"] == corpus.bits_per_eojeol
+
+
+def test_the_model_in_the_box_finds_texts_as_likely_as_transformers_does():
+    transformers = pytest.importorskip("transformers")
+    folder = Path(kogpt.__file__).parent / "nano"
+    theirs = transformers.GPTJForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    model, tokenizer = kogpt.load(dtype=torch.float32)
+    for text, result in zip(COUNTED, score(model, tokenizer, list(COUNTED)), strict=True):
+        ids = torch.tensor([tokenizer.encode(text, bos=True)])
+        with torch.no_grad():
+            loss = theirs(ids, labels=ids).loss.double().item()
+        assert result.log_likelihood == pytest.approx(-loss * (ids.size(1) - 1), rel=1e-5)
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 100])

@@ -49,3 +49,10 @@ def test_bytes_are_those_of_the_text(model, any_tokenizer):
     (result,) = score(model, any_tokenizer, [text])
     if any_tokenizer.bos_id is not None and any_tokenizer.decode(result.token_ids) == text:
         assert result.num_bytes == len(text.encode())
+        assert (result.num_syllables, result.num_eojeols) == (7, 3)
+
+
+def test_broken_tokens_are_those_that_are_no_text_alone(model, any_tokenizer):
+    (result,) = score(model, any_tokenizer, ["뷁쉛쮊 영화😤\n"])
+    shown = [any_tokenizer.token_bytes(id).decode(errors="replace") for id in result.token_ids[1:]]
+    assert result.num_broken == sum("\ufffd" in text for text in shown)

@@ -1,0 +1,84 @@
+"""Our tasks for lm-evaluation-harness: one YAML file for each prompt of each task.
+
+The prompts are spelled out there in the harness's own terms; rows, and the examples among them, are
+those of our evaluation. Where the data lies and which rows are wanted goes through `--metadata`:
+
+    --metadata '{"data": "../shared/data", "seed": 1}'
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kogpt.errors import KoGPTError
+from kogpt.evaluation.data import Row, find_first, read_rows
+from kogpt.evaluation.prompting import detokenize as without_spaces
+from kogpt.evaluation.shots import draw_shots, sample_rows
+from kogpt.evaluation.task import load_task
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+MOST_SHOTS = 100
+
+
+def rows(
+    task: str,
+    data: str | None = None,
+    detokenize: bool = False,
+    limit: int | None = None,
+    shots: int = MOST_SHOTS,
+    balanced: bool = False,
+    seed: int = 0,
+    set: int = 0,
+    **unused: Any,  # the harness adds the arguments of the model, and more
+) -> "dict[str, Dataset]":
+    """The rows of a task, with its fields and `label` as columns.
+
+    Args:
+        task: its name.
+        data: the folder of data.
+        detokenize: drop spaces around punctuation, as some published prompts do.
+        limit: score a sample of so many rows, the one of `kogpt evaluate --limit`.
+        shots: examples to draw, of which `--num_fewshot` takes the first; the draw is that of
+            `kogpt evaluate`.
+        balanced: draw equally many examples of each label; then `shots` must be `--num_fewshot`.
+        seed: of the draw.
+        set: which of its draws.
+
+    Returns:
+        The splits "scored" and "shots".
+
+    Raises:
+        KoGPTError: `data` is not given.
+        InputRefusedError: a file cannot be used, or holds too few rows to draw from.
+    """
+    if data is None:
+        raise KoGPTError("""where is the data? --metadata '{"data": "FOLDER"}'""")
+    spec, folder = load_task(task), Path(data)
+    labels = len(spec.labels)
+    scored = sample_rows(read_rows(spec.scored, folder, labels).rows, limit)
+    texts = {row.text for row in scored}
+    pool = read_rows(find_first(spec.shots, folder), folder, labels).rows if shots else []
+    each = labels if balanced else None
+    examples = draw_shots(pool, shots, seed, set, each, lambda row: row.text not in texts)
+    clean = without_spaces if detokenize else str
+    return {"scored": _dataset(scored, clean), "shots": _dataset(examples, clean)}
+
+
+def macro_f1(items: Sequence[tuple[int, int]]) -> float:
+    """The mean of all labels' F1, of right labels and predicted ones."""
+    from sklearn.metrics import f1_score  # comes with the harness
+
+    return f1_score(*zip(*items, strict=True), average="macro", zero_division=0)
+
+
+def _dataset(rows: Sequence[Row], clean: Callable[[str], str]) -> "Dataset":
+    from datasets import Dataset  # comes with the harness
+
+    return Dataset.from_list(
+        [
+            {**{name: clean(text) for name, text in row.fields.items()}, "label": row.label}
+            for row in rows
+        ]
+    )
