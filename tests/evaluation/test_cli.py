@@ -116,6 +116,17 @@ def test_a_prompt_longer_than_the_context_is_refused(reviews, tmp_path):
     assert "row 0 exceeds the context" in refusal(*reviews, "--show", "1", code=3)
 
 
+def test_a_calibration_longer_than_the_context_is_refused(tmp_path):
+    """An empty review fits the context; "N/A" in its place does not."""
+    tokenizer = load_tokenizer()
+    repeats = 1024 - len(tokenizer.encode("영화 한마디로 최고", bos=True)) + 1
+    filled = TASK.replace("{document} 한", "{document}" + "영화" + " 영화" * repeats + " 한")
+    arguments = ("evaluate", str(write_task(tmp_path, filled)), "--data", str(tmp_path))
+    write_table(tmp_path / "reviews" / "scored.tsv", [("document", "label"), ("", 1)])
+    assert "1 of 1 rows" in kogpt(*arguments, "--scoring", "sum").stdout
+    assert "calibration asks what exceeds the context" in refusal(*arguments, code=3)
+
+
 def test_the_list_names_every_task_prompt_and_preset():
     done = kogpt("evaluate", "--list")
     for name in task_names():

@@ -97,7 +97,7 @@ def check(tokenizer, question):
 
 
 def test_ids_are_the_harnesss_wherever_no_token_lies_across_the_border(tokenizer):
-    count = scaled(750, 100_000)
+    count = scaled(750, 20_000)
     clean = [check(tokenizer, question) for question in questions(count, seed=0)]
     # Both cases are met, and the first is the rule.
     assert len(clean) == 2 * count and len(clean) / 2 < sum(clean) < len(clean)
@@ -105,7 +105,7 @@ def test_ids_are_the_harnesss_wherever_no_token_lies_across_the_border(tokenizer
 
 def test_ids_of_real_reviews_are_the_harnesss(tokenizer):
     prompts = load_task("nsmc").prompts.values()
-    for index, text in enumerate(reviews(scaled(400, 50_000))):
+    for index, text in enumerate(reviews(scaled(400, 10_000))):
         row = Row(index, {"document": text}, frozenset({"document"}), 0)
         for prompt in prompts:
             assert check(tokenizer, ask(prompt, row))
