@@ -21,7 +21,6 @@ MAY_IMPORT = {
     "generation": {"model", "tokenizer"},
     "training": {"model", "tokenizer", "checkpoint"},
     "benchmarking": {"model", "fast", "kernels", "generation"},
-    # loading: in the adapter to lm-evaluation-harness alone, which is handed a folder
     "evaluation": {"model", "tokenizer", "checkpoint", "generation", "loading"},
 }
 

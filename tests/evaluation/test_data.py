@@ -50,6 +50,10 @@ ODD = "{} is not the official file: it has {} rows of each label, that one {}"
 YNAT = "7,852/6,028/2,061/6,022/8,034/7,688/7,993", "5,235/6,118/5,133/5,751/8,320/7,742/7,379"
 NOTES = {
     ("nsmc", "shots"): (ODD.format("ratings_train.txt", "75,000/75,000", "75,173/74,827"),),
+    ("ynat", "scored"): (
+        "ynat-v1.1_dev.json is not the official file: its rows have no 'url', and their labels may"
+        " be others",
+    ),
     ("ynat", "shots"): (ODD.format("ynat-v1.1_train.json", *YNAT),),
     ("ynat", "scored"): (
         "ynat-v1.1_dev.json is not the official file: its rows have no 'url', and their labels may"
