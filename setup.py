@@ -64,6 +64,7 @@ setup(
         "test": [
             "pytest>=8",
             "pytest-timeout>=2.3",
+            "pytest-xdist>=3.6",
             "hypothesis>=6.100",
             "transformers>=5.0",
             "compressed-tensors>=0.15",  # with which transformers reads quantised weights

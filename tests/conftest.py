@@ -1,5 +1,12 @@
 """What all tests share: the kernels for the CPU, compiled before any test reads standard error."""
 
+import os
+
+# Of several processes (pytest -n) each computes with one thread, and so do those that it starts:
+# threads of more than there are cores wait for each other. Before torch counts them.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"
+
 import pytest
 import torch
 

@@ -62,6 +62,11 @@ def playground(tmp_path_factory) -> Path:
     torch.save(tiny.released_state(config), release / "pytorch_model.bin")
     write_byte_level(release)
     (folder / "kogpt").symlink_to(ROOT / "kogpt")  # the page is read in a checkout
+    (folder / "data").mkdir()
+    for name in ("test", "train"):
+        lines = [f"{i}\t영화가 {i}번 {('별로', '좋았')[i % 2]}다\t{i % 2}" for i in range(60)]
+        table = "\n".join(["id\tdocument\tlabel", *lines])
+        (folder / "data" / f"ratings_{name}.txt").write_text(table, encoding="utf-8")
     rows = "".join(f"{i}\t5\t이 영화는 정말 재미있다 {i}\n" for i in range(400))
     with lzma.open(folder / "reviews.tsv.xz", "wt", encoding="utf-8") as file:
         file.write("id\trating\tdocument\n" + rows)

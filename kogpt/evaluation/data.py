@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,15 +70,26 @@ def read_rows(file: DataFile, folder: Path, num_labels: int) -> Rows:
     """
     path = find(file, folder)
     rows = list(_rows(file, path))
+    if not rows:
+        raise InputRefusedError(f"{path}: there are no rows")
     counts = tuple(sum(row.label == label for row in rows) for label in range(num_labels))
-    notes = [file.note] if file.note else []
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    return Rows(path, sha256, rows, counts, tuple(_notes(file, path, counts)))
+
+
+def _notes(file: DataFile, path: Path, counts: tuple[int, ...]) -> Iterator[str]:
+    if file.note:
+        yield file.note
     if file.official and counts != file.official:
-        notes.append(
+        yield (
             f"{path.name} is not the official file: it has {_list(counts)} rows of each label, "
             f"that one {_list(file.official)}"
         )
-    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-    return Rows(path, sha256, rows, counts, tuple(notes))
+    elif file.mark and not all(file.mark in row for row in _json(path)):
+        yield (
+            f"{path.name} is not the official file: its rows have no {file.mark!r}, and their "
+            "labels may be others"
+        )
 
 
 def find(file: DataFile, folder: Path) -> Path:
@@ -114,7 +126,7 @@ def _rows(file: DataFile, path: Path) -> Iterator[Row]:
     for index, cells in enumerate(read(file, path)):
         try:
             values = {name: _value(file.fields[name], cells[name]) for name in file.fields}
-            degree = float(values[DEGREE]) if DEGREE in values else None
+            degree = _number(file.fields[DEGREE], cells[DEGREE]) if DEGREE in values else None
         except ValueError as error:
             raise InputRefusedError(f"{path}: row {index}: {error}") from None
         shown = {k: str(v) for k, v in values.items() if k not in (LABEL, DEGREE)}
@@ -128,25 +140,34 @@ def _table_cells(file: DataFile, path: Path) -> Iterator[dict[str, str]]:
 
 
 def _json_cells(file: DataFile, path: Path) -> Iterator[dict[str, str]]:
+    for index, row in enumerate(_json(path)):
+        try:
+            yield {name: _at(row, field.column) for name, field in file.fields.items()}
+        except LookupError as error:
+            raise InputRefusedError(f"{path}: row {index}: {error.args[0]}") from None
+
+
+def _json(path: Path) -> list[Any]:
     try:
         rows = json.loads(path.read_text(encoding="utf-8-sig"))
     except ValueError as error:
         raise InputRefusedError(f"{path}: {error}") from None
+    except RecursionError:
+        raise InputRefusedError(f"{path}: nested too deeply") from None
     if not isinstance(rows, list):
         raise InputRefusedError(f"{path}: must be a list of objects")
-    for index, row in enumerate(rows):
-        try:
-            yield {name: str(_at(row, field.column)) for name, field in file.fields.items()}
-        except KeyError as error:
-            raise InputRefusedError(f"{path}: row {index}: no key {error}") from None
+    return rows
 
 
-def _at(row: Any, path: str) -> Any:
+def _at(row: Any, path: str) -> str:
+    """The cell at a path of keys; LookupError if there is none."""
     for key in path.split("."):
         if not isinstance(row, dict) or key not in row:
-            raise KeyError(path)
+            raise LookupError(f"no key {path!r}")
         row = row[key]
-    return row
+    if row is None or isinstance(row, list | dict):
+        raise LookupError(f"{path} is {json.dumps(row, ensure_ascii=False)}, no text")
+    return str(row)
 
 
 def _value(field: Field, cell: str) -> str | int:
@@ -158,10 +179,18 @@ def _value(field: Field, cell: str) -> str | int:
             known = ", ".join(field.values)
             raise ValueError(f"{field.column} is {cell!r}; known are {known}")
         return field.values[cell.strip()]
+    assert field.at_least is not None, "all else is content"
+    return int(_number(field, cell) >= field.at_least)
+
+
+def _number(field: Field, cell: str) -> float:
     try:
-        return int(float(cell) >= field.at_least)  # type: ignore[operator]
+        value = float(cell)
     except ValueError:
-        raise ValueError(f"{field.column} is {cell!r}, no number") from None
+        value = math.nan
+    if not math.isfinite(value):
+        raise ValueError(f"{field.column} is {cell!r}, no number")
+    return value
 
 
 def _list(counts: tuple[int, ...]) -> str:

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate, takewhile
 from typing import NamedTuple
 
 from kogpt.errors import InputRefusedError
@@ -105,21 +106,32 @@ class Encoder:
         Returns:
             None if the question alone exceeds the context.
         """
-        used = len(shots)
-        while used >= 0:
-            query = self.encode(question, shots[len(shots) - used :])
-            if query.num_read <= self.n_positions:
-                return query, used
-            used -= self._too_many(query, shots[len(shots) - used :])
-        return None
+        query = self.encode(question)
+        if not self._fits(query):
+            return None
+        used = self._guess(self.n_positions - query.num_read, shots)
+        query = self._after_last(used, shots, question)
+        while not self._fits(query):
+            used -= 1
+            query = self._after_last(used, shots, question)
+        while used < len(shots):
+            longer = self._after_last(used + 1, shots, question)
+            if not self._fits(longer):
+                break
+            query, used = longer, used + 1
+        return query, used
 
-    def _too_many(self, query: Query, shots: Sequence[str]) -> int:
-        """How many shots to leave out at once: one less than seems to be needed, or one."""
-        excess, count = query.num_read - self.n_positions, 0
-        while count < len(shots) and excess > 0:
-            excess -= len(self.tokenizer.encode(shots[count]))
-            count += 1
-        return max(1, count - 1)
+    def _fits(self, query: Query) -> bool:
+        return query.num_read <= self.n_positions
+
+    def _after_last(self, count: int, shots: Sequence[str], question: Question) -> Query:
+        return self.encode(question, shots[len(shots) - count :])
+
+    def _guess(self, room: int, shots: Sequence[str]) -> int:
+        """How many of the last shots fill so much room, nearly: ids change with neighbours."""
+        parts = (self.separator + shot for shot in reversed(shots))
+        ends = accumulate(len(self.tokenizer.encode(part)) for part in parts)
+        return sum(1 for _ in takewhile(lambda end: end <= room, ends))
 
     def _ids(self, text: str) -> Ids:
         return tuple(self.tokenizer.encode(text, bos=self.tokenizer.add_bos))

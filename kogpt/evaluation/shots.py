@@ -1,7 +1,8 @@
 """Which rows are shown as examples, and which are scored: by hashes, not by a generator.
 
 A row's place in a draw is the SHA-256 of `seed:set:row`. Draws are then the same in any version of
-any library, fewer shots are the first of more, and a shell can repeat them.
+any library, fewer shots are the first of more (of balanced draws: are among more), and a shell can
+repeat them.
 """
 
 import hashlib

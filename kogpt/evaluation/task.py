@@ -18,18 +18,30 @@ before an answer and one template for each answer, whose `{names}` are fields:
 
 import hashlib
 import tomllib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from string import Formatter
-from typing import Any, TypeVar
+from types import NoneType, UnionType
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from kogpt.errors import InputRefusedError
-from kogpt.evaluation.metrics import METRICS
+from kogpt.evaluation.metrics import F1, METRICS, SPEARMAN
 
 TASKS = Path(__file__).with_name("tasks")
 
 LABEL, DEGREE = "label", "degree"  # fields that no prompt shows
+
+TOML_NAMES = {str: "string", int: "integer", float: "float", bool: "boolean", dict: "table"}
+
+# What a task's file holds besides plain values of a `Task`.
+SECTIONS: dict[str, Any] = {
+    "fields": Mapping[str, str | dict],
+    "scored": dict,
+    "shots": tuple[dict, ...],
+    "prompts": Mapping[str, dict],
+    "published": tuple[dict, ...],
+}
 
 
 @dataclass(frozen=True)
@@ -60,12 +72,14 @@ class DataFile:
         file: its path in the folder of data.
         fields: how a row reads.
         official: rows of each label in the publisher's file; None where that is unknown.
+        mark: a key of every row of the publisher's JSON, by which substitutes are told; or None.
         note: what a reader of results should know of it.
     """
 
     file: str
     fields: Mapping[str, Field]
     official: tuple[int, ...] | None = None
+    mark: str | None = None
     note: str | None = None
 
 
@@ -205,8 +219,19 @@ def read_toml(path: Path) -> tuple[dict[str, Any], str]:
 
 
 def template_names(template: str) -> set[str]:
-    """The fields that a template shows."""
-    return {name for _, name, _, _ in Formatter().parse(template) if name is not None}
+    """The fields that a template shows.
+
+    Raises:
+        ValueError: its braces are not paired, or hold more than a name.
+    """
+    names = set()
+    for _, name, spec, conversion in Formatter().parse(template):
+        if spec or conversion:
+            shown = f"{name}!{conversion}" if conversion else f"{name}:{spec}"
+            raise ValueError(f"{{{shown}}} is no plain {{{name}}}")
+        if name is not None:
+            names.add(name)
+    return names
 
 
 class _FileError(Exception):
@@ -218,10 +243,11 @@ T = TypeVar("T")
 
 def _make(kind: type[T], table: Mapping[str, Any], where: str, **more: Any) -> T:
     """An object of a table's values; lists become tuples."""
-    known = {field.name: field for field in fields(kind)}  # type: ignore[arg-type]
-    for key in table:
+    known = get_type_hints(kind)
+    for key, value in table.items():
         if key not in known or key in more:
             raise _FileError(f"{where}{key}: no such key")
+        _check_type(value, known[key], f"{where}{key}")
     values = {key: tuple(v) if isinstance(v, list) else v for key, v in table.items()}
     try:
         return kind(**values, **more)
@@ -230,14 +256,42 @@ def _make(kind: type[T], table: Mapping[str, Any], where: str, **more: Any) -> T
         raise _FileError(f"{where.removesuffix('.') or 'the file'}: lacks {missing}") from None
 
 
+def _check_type(value: Any, hint: Any, where: str) -> None:
+    if not _is(value, hint):
+        raise _FileError(f"{where}: {value!r} is no {_name(hint)}")
+
+
+def _is(value: Any, hint: Any) -> bool:
+    """Whether a value of TOML is of a type; whole numbers are floats, too."""
+    kind, parts = get_origin(hint), get_args(hint)
+    if kind is UnionType:
+        return any(_is(value, part) for part in parts)
+    if kind is tuple:
+        return isinstance(value, list) and all(_is(item, parts[0]) for item in value)
+    if kind is Mapping:
+        return isinstance(value, dict) and all(_is(item, parts[1]) for item in value.values())
+    return type(value) is hint or (hint is float and type(value) is int)
+
+
+def _name(hint: Any, plural: str = "") -> str:
+    """What TOML calls a type."""
+    kind, parts = get_origin(hint), get_args(hint)
+    if kind is UnionType:
+        return " or ".join(_name(part, plural) for part in parts if part is not NoneType)
+    if kind is tuple:
+        return f"array{plural} of {_name(parts[0], 's')}"
+    if kind is Mapping:
+        return f"table{plural} of {_name(parts[1], 's')}"
+    return TOML_NAMES[hint] + plural
+
+
 def _task(name: str, table: dict[str, Any], sha256: str) -> Task:
-    try:
-        common = table.pop("fields")
-        scored, shots = table.pop("scored"), table.pop("shots")
-        prompts, published = table.pop("prompts"), table.pop("published", [])
-        num_labels = len(table["labels"])
-    except KeyError as error:
-        raise _FileError(f"lacks {error}") from None
+    table = {"published": [], **table}
+    for key, hint in SECTIONS.items():
+        if key not in table:
+            raise _FileError(f"lacks {key!r}")
+        _check_type(table[key], hint, key)
+    common, scored, shots, prompts, published = (table.pop(key) for key in SECTIONS)
     task = _make(
         Task,
         table,
@@ -245,16 +299,22 @@ def _task(name: str, table: dict[str, Any], sha256: str) -> Task:
         name=name,
         scored=_data_file(scored, common, "scored."),
         shots=tuple(_data_file(part, common, "shots.") for part in shots),
-        prompts={key: _prompt(key, part, num_labels, common) for key, part in prompts.items()},
+        prompts={key: _prompt(key, part, common) for key, part in prompts.items()},
         published=tuple(_make(Published, part, "published.") for part in published),
         sha256=sha256,
     )
+    for key in ("labels", "metrics", "shots", "prompts"):
+        if not getattr(task, key):
+            raise _FileError(f"{key}: there are none")
+    _check_labels(task)
     _check_metrics(task)
     return task
 
 
 def _data_file(table: dict[str, Any], common: dict[str, Any], where: str) -> DataFile:
-    specs = {**common, **table.pop("fields", {})}
+    own = table.pop("fields", {})
+    _check_type(own, SECTIONS["fields"], f"{where}fields")
+    specs = {**common, **own}
     if LABEL not in specs:
         raise _FileError(f"{where}fields: lacks {LABEL!r}")
     parsed = {
@@ -264,24 +324,45 @@ def _data_file(table: dict[str, Any], common: dict[str, Any], where: str) -> Dat
     return _make(DataFile, table, where, fields=parsed)
 
 
-def _prompt(name: str, table: dict[str, Any], labels: int, shown: Mapping[str, Any]) -> Prompt:
-    where = f"prompts.{name}."
-    prompt = _make(Prompt, {"shot_targets": table.get("targets"), **table}, where, name=name)
-    for key in ("targets", "shot_targets"):
-        if len(getattr(prompt, key)) != labels:
-            raise _FileError(f"{where}{key}: {len(getattr(prompt, key))} for {labels} labels")
+def _prompt(name: str, table: dict[str, Any], shown: Mapping[str, Any]) -> Prompt:
+    where = f"prompts.{name}"
+    if "targets" in table:
+        table = {**table, "shot_targets": table.get("shot_targets", table["targets"])}
+    prompt = _make(Prompt, table, f"{where}.", name=name)
     for template in (prompt.context, *prompt.targets, *prompt.shot_targets):
         try:
             unknown = template_names(template) - (set(shown) - {LABEL, DEGREE})
         except ValueError as error:
-            raise _FileError(f"{where.removesuffix('.')}: {error}: {template!r}") from None
+            raise _FileError(f"{where}: {error}: {template!r}") from None
         if unknown:
-            raise _FileError(f"{where.removesuffix('.')}: no field {min(unknown)!r}")
+            raise _FileError(f"{where}: no field {min(unknown)!r}")
     return prompt
 
 
+def _check_labels(task: Task) -> None:
+    """Each answer belongs to a label, and each label that a row can have to an answer."""
+    labels = len(task.labels)
+    for prompt in task.prompts.values():
+        for key in ("targets", "shot_targets"):
+            if len(getattr(prompt, key)) != labels:
+                count = len(getattr(prompt, key))
+                raise _FileError(f"prompts.{prompt.name}.{key}: {count} for {labels} labels")
+    for file in (task.scored, *task.shots):
+        where, field = "scored" if file is task.scored else "shots", file.fields[LABEL]
+        if field.is_content:
+            raise _FileError(f"fields.{LABEL}: lacks values or at_least")
+        for value in (field.values or {}).values():
+            if value not in range(labels):
+                raise _FileError(f"fields.{LABEL}.values: {value!r} is none of {labels} labels")
+        if file.official and len(file.official) != labels:
+            raise _FileError(f"{where}.official: {len(file.official)} for {labels} labels")
+
+
 def _check_metrics(task: Task) -> None:
-    named: Sequence[str] = [*task.metrics, *(part.metric for part in task.published)]
-    for name in named:
+    for name in (*task.metrics, *(part.metric for part in task.published)):
         if name not in METRICS:
             raise _FileError(f"no metric {name!r}; there are {', '.join(METRICS)}")
+    if F1 in task.metrics and len(task.labels) != 2:
+        raise _FileError(f"metric {F1!r} needs two labels, there are {len(task.labels)}")
+    if SPEARMAN in task.metrics and DEGREE not in task.scored.fields:
+        raise _FileError(f"metric {SPEARMAN!r} needs a field {DEGREE!r}")

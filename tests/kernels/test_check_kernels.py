@@ -188,9 +188,10 @@ def test_without_nvcc_one_line_says_so(tmp_path, monkeypatch):
     assert done.stderr == f"check_kernels: no nvcc in {tmp_path}/bin\n"
 
 
+@pytest.mark.skipif(scaled(0, 1) == 0, reason=".ci/run compiles them, and KOGPT_TEST_SCALE=full")
 @pytest.mark.timeout(1200)
 def test_the_kernels_pass():
     require_nvcc()
-    done = check("--arch", *ARCHITECTURES[: scaled(1, 4)])
+    done = check("--arch", *ARCHITECTURES)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("\n") > 8
