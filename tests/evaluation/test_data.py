@@ -55,10 +55,6 @@ NOTES = {
         " be others",
     ),
     ("ynat", "shots"): (ODD.format("ynat-v1.1_train.json", *YNAT),),
-    ("ynat", "scored"): (
-        "ynat-v1.1_dev.json is not the official file: its rows have no 'url', and their labels may"
-        " be others",
-    ),
     ("klue_sts", "shots"): (KOREAN_STS,),
 }
 
