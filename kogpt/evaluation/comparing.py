@@ -26,12 +26,11 @@ def compare_reports(first: Json, second: Json) -> list[tuple[Json, str, Comparis
 
 
 def _compare(run: Json, other: Json) -> Iterator[tuple[str, Comparison]]:
-    for key in ("rows", "gold"):
-        if run[key] != other[key]:
-            raise InputRefusedError(
-                f"{run['task']}: the reports were not scored on the same rows: {len(run['rows'])}"
-                f" and {len(other['rows'])}"
-            )
+    if run["scored"]["sha256"] != other["scored"]["sha256"] or run["rows"] != other["rows"]:
+        counts = [f"{len(each['rows'])} of {each['scored']['file']}" for each in (run, other)]
+        raise InputRefusedError(
+            f"{run['task']}: the reports were not scored on the same rows: {' and '.join(counts)}"
+        )
     sets = len(run["sets"]), len(other["sets"])
     if SPEARMAN in run["metrics"] and sets[0] != sets[1]:
         raise InputRefusedError(

@@ -270,7 +270,11 @@ def test_reports_that_cannot_be_compared_are_refused(reviews, tmp_path):
     fewer = write_report(tmp_path / "two.json", reviews, "--limit", "2")
     other = write_report(tmp_path / "three.json", reviews, "--prompt", "long")
     for path, words in (
-        (fewer, "reviews: the reports were not scored on the same rows: 5 and 2"),
+        (
+            fewer,
+            "reviews: the reports were not scored on the same rows: 5 of scored.tsv and 2 of"
+            " scored.tsv",
+        ),
         (other, "the reports have no task, prompt and number of shots in common"),
         (reviews[1], f"{reviews[1]}: Expecting value: line 1"),
         (str(tmp_path / "absent.json"), f"{tmp_path}/absent.json: No such file"),
