@@ -111,3 +111,16 @@ def test_padding_of_a_branch_leaves_no_trace(model):
     for query, found in zip(queries, log_likelihoods(model, queries), strict=True):
         expected = [value for value, _ in one_by_one(model, query)]
         assert [x.value for x in found] == pytest.approx(expected, rel=1e-6, abs=1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("fast", [False, True])
+def test_a_gpu_gives_the_same(model, fast):
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    there, _ = kogpt.load(dtype=torch.float32, device="cuda", fast=fast)
+    queries = random_queries(3, 40)
+    for found, expected in zip(
+        log_likelihoods(there, queries, 4), log_likelihoods(model, queries, 4), strict=True
+    ):
+        assert [x.value for x in found] == pytest.approx([x.value for x in expected], rel=1e-4)
