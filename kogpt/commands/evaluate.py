@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> None:
     elif args.compare:
         require_sklearn()
         print(comparison_table(*(read_report(Path(path)) for path in args.compare)))
-    elif args.show:
+    elif args.show is not None:
         for work in plan(args):
             print("\n\n".join(shown(work, args)))
     else:
@@ -84,6 +84,8 @@ def plan(args: argparse.Namespace) -> list[Work]:
         raise UsageError(f"which task? There are {', '.join(task_names())}, or a .toml file")
     if args.data is None:
         raise UsageError("argument --data: where the tasks' data lies is needed")
+    if args.show is not None and args.show < 1:
+        raise UsageError(f"argument --show: must be at least 1, is {args.show}")
     with usage_errors():
         works = [work for name in named_tasks(args) for work in works_of(name, args)]
     return works
@@ -162,6 +164,8 @@ def check_outputs(args: argparse.Namespace) -> None:
     require_sklearn()
     if args.output:
         refuse_existing(Path(args.output))
+        if Path(args.output).is_dir():
+            raise UsageError(f"argument --output: is a folder: {args.output}")
         if not Path(args.output).absolute().parent.is_dir():
             raise UsageError(f"argument --output: no such folder: {Path(args.output).parent}")
     if args.plot:

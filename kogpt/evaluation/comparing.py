@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from kogpt.errors import InputRefusedError
-from kogpt.evaluation.metrics import METRICS, Comparison, compare
+from kogpt.evaluation.metrics import METRICS, SPEARMAN, Comparison, compare
 from kogpt.evaluation.report import Json, outcome_of
 
 HEADINGS = ("task", "prompt", "shots", "scored by", "metric", "{}", "{}", "difference", "95 %", "p")
@@ -32,6 +32,12 @@ def _compare(run: Json, other: Json) -> Iterator[tuple[str, Comparison]]:
                 f"{run['task']}: the reports were not scored on the same rows: {len(run['rows'])}"
                 f" and {len(other['rows'])}"
             )
+    sets = len(run["sets"]), len(other["sets"])
+    if SPEARMAN in run["metrics"] and sets[0] != sets[1]:
+        raise InputRefusedError(
+            f"{run['task']}: {METRICS[SPEARMAN]} is compared between equally many sets of shots,"
+            f" not {sets[0]} and {sets[1]}"
+        )
     for rule in run["protocol"]["scoring"]:
         if rule in other["protocol"]["scoring"]:
             outcomes = outcome_of(run, rule), outcome_of(other, rule)

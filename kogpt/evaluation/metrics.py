@@ -82,7 +82,10 @@ def _measure_set(
     from sklearn.metrics import accuracy_score, f1_score
 
     if metric == SPEARMAN:
-        return spearmanr(outcome.degrees, probabilities[:, -1]).statistic
+        assert outcome.degrees is not None, "a scale was asked for"
+        both = outcome.degrees, probabilities[:, -1]
+        # Of a constant it is undefined: 0 here, as in resamples.
+        return 0.0 if min(map(np.ptp, both)) == 0 else spearmanr(*both).statistic
     if metric == ACCURACY:
         return accuracy_score(outcome.gold, predicted)
     if metric == F1:

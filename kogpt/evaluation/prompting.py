@@ -106,10 +106,13 @@ class Encoder:
         Returns:
             None if the question alone exceeds the context.
         """
-        query = self.encode(question)
-        if not self._fits(query):
+        query = self.encode(question, shots)
+        if self._fits(query):
+            return query, len(shots)
+        alone = self.encode(question)
+        if not self._fits(alone):
             return None
-        used = self._guess(self.n_positions - query.num_read, shots)
+        used = self._guess(self.n_positions - alone.num_read, shots)
         query = self._after_last(used, shots, question)
         while not self._fits(query):
             used -= 1

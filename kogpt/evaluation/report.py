@@ -48,7 +48,7 @@ def read_report(path: Path) -> Json:
         raise InputRefusedError(f"{path}: {error.strerror}") from None
     except ValueError as error:
         raise InputRefusedError(f"{path}: {error}") from None
-    if not isinstance(report, dict) or report.get("format") != FORMAT:
+    if not isinstance(report, dict) or report.get("format") != FORMAT or not report.get("runs"):
         raise InputRefusedError(f"{path}: no report of kogpt evaluate ({FORMAT})")
     return report
 

@@ -312,10 +312,15 @@ class Board:
         self._places: dict[Question, Place] = {}
 
     def place(self, question: Question) -> Place:
-        """Takes in a question that fits the context by itself."""
+        """Takes in a question.
+
+        Raises:
+            InputRefusedError: it exceeds the context by itself.
+        """
         if question not in self._places:
             fit = self._encoder.fit(question, self._shots)
-            assert fit is not None, "rows that exceed the context are left out"
+            if fit is None:  # rows were left out; only what is asked instead can be longer
+                raise InputRefusedError("calibration asks what exceeds the context of the model")
             query, fitted = fit
             group = self.groups.setdefault(fitted, [])
             group.append(query)

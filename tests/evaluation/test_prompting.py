@@ -97,7 +97,7 @@ def check(tokenizer, question):
 
 
 def test_ids_are_the_harnesss_wherever_no_token_lies_across_the_border(tokenizer):
-    count = scaled(750, 100_000)
+    count = scaled(750, 20_000)
     clean = [check(tokenizer, question) for question in questions(count, seed=0)]
     # Both cases are met, and the first is the rule.
     assert len(clean) == 2 * count and len(clean) / 2 < sum(clean) < len(clean)
@@ -105,7 +105,7 @@ def test_ids_are_the_harnesss_wherever_no_token_lies_across_the_border(tokenizer
 
 def test_ids_of_real_reviews_are_the_harnesss(tokenizer):
     prompts = load_task("nsmc").prompts.values()
-    for index, text in enumerate(reviews(scaled(400, 50_000))):
+    for index, text in enumerate(reviews(scaled(400, 10_000))):
         row = Row(index, {"document": text}, frozenset({"document"}), 0)
         for prompt in prompts:
             assert check(tokenizer, ask(prompt, row))
@@ -160,34 +160,37 @@ def test_shots_and_question_are_one_text_with_separators_between(tokenizer, sepa
         assert tokenizer.decode([*query.context, *ids]) == text + answer
 
 
-def brute(encoder, question, shots):
-    """The largest number of last shots that fits, by trying all."""
-    fitting = [
+def fitting(encoder, question, shots):
+    """All numbers of last shots that fit."""
+    return [
         count
         for count in range(len(shots) + 1)
         if encoder.encode(question, shots[len(shots) - count :]).num_read <= encoder.n_positions
     ]
-    return max(fitting, default=None)
 
 
 @pytest.mark.parametrize("separator", ["\n\n", " ", ""])
 def test_as_many_of_the_last_shots_are_kept_as_fit(tokenizer, separator):
     rng = random.Random(1)
-    found = set()
+    met = set()
     for _ in range(scaled(25, 1000)):
         drawn = [text for text in texts(20, rng.random()) if text][: rng.randrange(40)]
         length = rng.choice((1, 3, 99))  # of a shot, in words
         shots = [" ".join(text.split(" ")[:length]) for text in drawn]
         question = next(questions(1, rng.random()))
         encoder = Encoder(tokenizer, rng.choice((5, 20, 80, 300)), separator)
-        fit, expected = encoder.fit(question, shots), brute(encoder, question, shots)
-        if expected is None:
+        fit, counts = encoder.fit(question, shots), fitting(encoder, question, shots)
+        if 0 not in counts:
             assert fit is None
-            assert encoder.encode(question).num_read > encoder.n_positions
-        else:
-            assert fit == (encoder.encode(question, shots[len(shots) - expected :]), expected)
-        found.add(None if expected is None else (expected > 0) + (expected == len(shots) > 0))
-    assert found >= {None, 1, 2}  # not even the question, some, all
+            met.add("nothing")
+            continue
+        query, used = fit
+        assert query == encoder.encode(question, shots[len(shots) - used :])
+        assert used in counts and used + 1 not in counts
+        # Where texts do not merge with what parts them, more of them never take less room.
+        assert used == max(counts) or separator != "\n\n"
+        met.add("all" if used == len(shots) else "some")
+    assert met == {"nothing", "some", "all"}
 
 
 @pytest.mark.parametrize(
@@ -197,7 +200,7 @@ def test_separators_take_their_room_among_many_short_shots(shot):
     encoder = Encoder(load_tokenizer(), 256)
     question = Question("별로 한마디로", (" 최악", " 최고"))
     query, used = encoder.fit(question, [shot] * 200)
-    assert used == brute(encoder, question, [shot] * 200) > 10
+    assert used == max(fitting(encoder, question, [shot] * 200)) > 10
     assert query.num_read > 256 - len(encoder.tokenizer.encode(f"\n\n{shot}")) - 1
 
 

@@ -107,6 +107,12 @@ PUBLISHED_PROMPTS = [
         '(10점)"명작"이다. (부정)',
     ),
     (
+        *("nsmc", "hyperclova"),
+        '( 10점 ) "명작" 이다 .',
+        [" (부정)", " (긍정)"],
+        '( 10점 ) "명작" 이다 . (부정)',
+    ),
+    (
         *("klue_sts", "harness-536"),
         SAME + "문장 1: 방이 (아주) 넓다.\n문장 2: 방이 크다.\n정답:",
         [" 아니오", " 예"],
@@ -257,12 +263,17 @@ def test_the_default_prompt_shows_in_examples_what_it_scores(name, tmp_path):
     assert question.context == question.context.strip()
 
 
-@pytest.mark.parametrize("name", TASKS)
-def test_only_prompts_known_for_it_change_a_rows_text(name):
-    prompts = load_task(name).prompts.values()
-    changing = {(name, prompt.name) for prompt in prompts if prompt.detokenize}
-    harness = {(n, prompt) for n, prompt, *_ in PUBLISHED_PROMPTS if n in ("nsmc", "klue_sts")}
-    assert changing == {pair for pair in harness if pair[0] == name}
+def test_only_prompts_whose_numbers_were_made_so_change_a_rows_text():
+    changing = {
+        (name, prompt.name)
+        for name in TASKS
+        for prompt in load_task(name).prompts.values()
+        if prompt.detokenize
+    }
+    assert changing == {
+        *(("nsmc", "harness-303"), ("nsmc", "harness-338")),
+        *(("klue_sts", "harness-303"), ("klue_sts", "harness-536"), ("klue_sts", "beomi")),
+    }
 
 
 def test_published_rows_are_those_of_the_upstream_table():

@@ -1,0 +1,295 @@
+"""`kogpt evaluate`: what it refuses, shows, lists and prints."""
+
+import json
+import re
+
+import pytest
+
+from kogpt.commands import evaluate as command
+from kogpt.evaluation import Protocol, load_preset, load_task, preset_names, read_data, task_names
+from kogpt.evaluation.prompting import Encoder, ask, example
+from kogpt.evaluation.running import draw_set
+from kogpt.tokenizer import load_tokenizer
+from tests.cli.test_commands import kogpt, refusal
+from tests.evaluation.tiny import SCORED, SHOTS, TASK, write_table, write_task
+
+
+@pytest.fixture
+def reviews(tmp_path):
+    """The arguments that run the made-up task."""
+    return "evaluate", str(write_task(tmp_path)), "--data", str(tmp_path)
+
+
+def strict(text):
+    """JSON without what JSON does not have."""
+
+    def refuse(constant):
+        raise AssertionError(f"{constant} is no JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--prompt", "longer"], "task reviews has no prompt 'longer'; there are short, long"),
+        (["--prompt", "long", "longer"], "task reviews has no prompt 'longer'"),
+        (["--preset", "polyglott"], "no preset 'polyglott'; there are hyperclova, lm-eval-303"),
+        (["--preset", "polyglot"], "preset polyglot has no reviews; has kobest_boolq, kobest"),
+        (["--shots", "-1"], "shots must be 0 or more, are [-1]"),
+        (["--shots", "0", "-2"], "shots must be 0 or more, are [0, -2]"),
+        (["--sets", "0"], "sets must be at least 1, is 0"),
+        (["--limit", "0"], "limit must be at least 1, is 0"),
+        (["--batch-size", "0"], "batch_size must be at least 1, is 0"),
+        (["--max-shot-tokens", "-3"], "max_shot_tokens must be at least 1, is -3"),
+        (["--show", "0"], "argument --show: must be at least 1, is 0"),
+        (["--show", "-1"], "argument --show: must be at least 1, is -1"),
+        (["--device", "gpu9"], "argument --device: no such device: 'gpu9'"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_exit_code_2(more, words, reviews):
+    assert words in refusal(*reviews, *more, code=2)
+
+
+def test_a_run_needs_a_task_and_its_data(reviews, tmp_path):
+    which = refusal("evaluate", "--data", str(tmp_path), code=2)
+    assert which == f"kogpt: which task? There are {', '.join(task_names())}, or a .toml file"
+    where = refusal(*reviews[:2], code=2)
+    assert where == "kogpt: argument --data: where the tasks' data lies is needed"
+    assert "no task 'nsmcc'; there are klue_sts" in refusal(
+        "evaluate", "nsmcc", "--data", str(tmp_path), code=2
+    )
+
+
+@pytest.mark.parametrize(
+    ("more", "word"),
+    [
+        (["--scoring", "product"], "'product'"),
+        (["--shots", "many"], "'many'"),
+        (["--compare", "one.json"], "--compare"),
+        (["--dtype", "int8"], "'int8'"),
+    ],
+)
+def test_what_the_parser_refuses_is_exit_code_2(more, word, reviews):
+    done = kogpt(*reviews, *more, code=2)
+    assert word in done.stderr.splitlines()[-1] and done.stdout == ""
+
+
+def test_a_report_is_never_written_over_or_lost(reviews, tmp_path):
+    path = tmp_path / "report.json"
+    path.write_text("precious")
+    assert f"{path}: exists already" in refusal(*reviews, "--output", str(path), code=3)
+    assert path.read_text() == "precious"
+    missing = tmp_path / "absent" / "report.json"
+    told = refusal(*reviews, "--output", str(missing), code=2)
+    assert told == f"kogpt: argument --output: no such folder: {missing.parent}"
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    told = refusal(*reviews, "--output", str(folder), code=2)
+    assert told == f"kogpt: argument --output: is a folder: {folder}"
+    told = refusal(*reviews, "--plot", str(path), code=2)
+    assert told == f"kogpt: argument --plot: no folder: {path}"
+
+
+def test_inputs_that_cannot_be_used_are_one_line_and_exit_code_3(reviews, tmp_path):
+    name, data = reviews[1], reviews[3]
+    assert f"{data}/x.toml: No such file" in refusal(
+        "evaluate", f"{data}/x.toml", "--data", data, code=3
+    )
+    assert "nsmc/ratings_test.txt: no such file" in refusal(
+        "evaluate", "nsmc", "--data", data, code=3
+    )
+    assert "there are 7 rows to draw 8 shots from" in refusal(*reviews, "--shots", "8", code=3)
+    missing = str(tmp_path / "absent")
+    assert missing in refusal(*reviews, "--model", missing, code=3)
+    write_task(tmp_path, TASK.replace("{document}", "{text}"))
+    assert f"{name}: prompts.short: no field 'text'" in refusal(*reviews, code=3)
+    write_task(tmp_path)
+    write_table(tmp_path / "reviews" / "scored.tsv", [("document", "label"), ("좋다", "x")])
+    told = refusal(*reviews, code=3)
+    assert told.endswith("reviews/scored.tsv: row 0: label is 'x'; known are 0, 1")
+
+
+def test_a_prompt_longer_than_the_context_is_refused(reviews, tmp_path):
+    write_table(tmp_path / "reviews" / "scored.tsv", [("document", "label"), ("긴 글 " * 900, 1)])
+    assert "no row fits the context" in refusal(*reviews, code=3)
+    assert "row 0 exceeds the context" in refusal(*reviews, "--show", "1", code=3)
+
+
+def test_a_calibration_longer_than_the_context_is_refused(tmp_path):
+    """An empty review fits the context; "N/A" in its place does not."""
+    tokenizer = load_tokenizer()
+    repeats = 1024 - len(tokenizer.encode("영화 한마디로 최고", bos=True)) + 1
+    filled = TASK.replace("{document} 한", "{document}" + "영화" + " 영화" * repeats + " 한")
+    arguments = ("evaluate", str(write_task(tmp_path, filled)), "--data", str(tmp_path))
+    write_table(tmp_path / "reviews" / "scored.tsv", [("document", "label"), ("", 1)])
+    assert "1 of 1 rows" in kogpt(*arguments, "--scoring", "sum").stdout
+    assert "calibration asks what exceeds the context" in refusal(*arguments, code=3)
+
+
+def test_the_list_names_every_task_prompt_and_preset():
+    done = kogpt("evaluate", "--list")
+    for name in task_names():
+        task = load_task(name)
+        assert f"  {name}: {task.about}\n" in done.stdout
+        for prompt in task.prompts.values():
+            assert f"    {prompt.name}: {prompt.source}\n" in done.stdout
+    for name in preset_names():
+        preset = load_preset(name)
+        assert f"  {name}: {preset.title} ({', '.join(preset.tasks)})\n" in done.stdout
+        for word, facts in (("known", preset.known), ("assumed", preset.assumed)):
+            assert all(f"    {word}: {fact}" in done.stdout.splitlines() for fact in facts)
+    assert done.stderr == ""
+
+
+def blocks(text):
+    """Headings and texts of what `--show` prints."""
+    parts = re.split(r"^=== (.*) ===\n", text, flags=re.MULTILINE)
+    return list(zip(parts[1::2], (part.rstrip("\n") for part in parts[2::2]), strict=True))
+
+
+@pytest.mark.parametrize("prompt", ["short", "long"])
+@pytest.mark.parametrize("separator", ["\n\n", "\n###\n"])
+def test_what_is_shown_is_what_the_model_reads(prompt, separator, reviews, tmp_path):
+    """The printed text against the decoded ids of what is put to the model."""
+    long = [("길고 긴 이야기 " * 60 + text, label) for text, label in SHOTS]
+    write_table(tmp_path / "reviews" / "shots.tsv", [("document", "label"), *long])
+    options = ("--shots", "0", "2", "9", "--seed", "3", "--prompt", prompt, "--show", "9")
+    written = separator.replace("\n", "\\n")
+    done = kogpt(*reviews, *options, "--separator", written)
+    found = blocks(done.stdout)
+    task, tokenizer = load_task(reviews[1]), load_tokenizer()
+    how = task.prompts[prompt]
+    encoder = Encoder(tokenizer, 1024, separator)
+    for shots in (0, 2, 9):
+        protocol = Protocol((shots,), seed=3, separator=separator)
+        data = read_data(task, tmp_path, protocol)
+        drawn = draw_set(task, protocol, data, 0, tokenizer)
+        for row in data.sample:
+            query, fitted = encoder.fit(ask(how, row), [example(how, one) for one in drawn])
+            heading, text = found.pop(0)
+            assert heading == (
+                f"reviews, prompt {prompt}, {fitted} of {shots} shots, row {row.index}, "
+                f"{query.num_read} tokens, right: {task.labels[row.label]}"
+            )
+            assert fitted == shots or (shots == 9 and 0 < fitted < 9)
+            context, answers = text.removesuffix("⟩").rsplit("⟨", 1)
+            for answer, ids in zip(answers.split(" | "), query.continuations, strict=True):
+                assert tokenizer.decode([*query.context, *ids]) == context + answer
+    assert not found and done.stderr == ""
+
+
+def test_as_many_prompts_are_shown_as_asked_and_no_model_is_loaded(reviews, monkeypatch):
+    monkeypatch.delattr(command, "load")
+    for count in (1, 3, 99):
+        done = kogpt(*reviews, "--show", str(count), "--shots", "0", "1", "--prompt", "all")
+        assert len(blocks(done.stdout)) == 2 * 2 * min(count, len(SCORED))
+    rows = [re.search(r"row (\d+)", heading)[1] for heading, _ in blocks(done.stdout)]
+    assert rows == ["0", "1", "2", "3", "4"] * 4
+
+
+def test_a_task_of_ones_own_runs_from_one_file(reviews):
+    done = kogpt(*reviews, "--shots", "0", "2", "--sets", "3")
+    lines = done.stdout.splitlines()
+    assert lines[:3] == ["### Reviews", "", "- 5 of 5 rows of scored.tsv"]
+    cells = [line.strip("| ").split(" | ") for line in lines if line.startswith("| **")]
+    assert [row[:4] for row in cells] == [
+        ["**nano**", "short", shots, rule] for shots in "02" for rule in ("sum", "calibrated")
+    ]
+    assert all(row[-1] == "measured" for row in cells)
+
+
+def test_json_is_one_object_and_nothing_else(reviews, tmp_path):
+    path = tmp_path / "report.json"
+    options = ("--shots", "2", "--sets", "2", "--limit", "3", "--prompt", "all")
+    done = kogpt(*reviews, *options, "--json", "--output", str(path))
+    (line,) = done.stdout.splitlines()
+    report = strict(line)
+    assert report == strict(path.read_text(encoding="utf-8"))
+    assert [run["prompt"]["name"] for run in report["runs"]] == ["short", "long"]
+    for run in report["runs"]:
+        assert len(run["rows"]) == 3 and len(run["sets"]) == 2
+        assert run["labels"] == ["bad", "good"]
+        assert run["protocol"]["limit"] == 3 and run["protocol"]["shots"] == 2
+        assert run["gold"] == [SCORED[row][1] for row in run["rows"]]
+    assert "한마디로" in line and "\\u" not in line
+    assert list(tmp_path.glob(".report*")) == []
+
+
+def test_a_metric_that_is_undefined_is_still_json(tmp_path):
+    text = TASK.replace("[fields]\n", '[fields]\ndegree = "label"\n')
+    path = write_task(tmp_path, text.replace('["accuracy"]', '["spearman", "f1", "macro_f1"]'))
+    done = kogpt("evaluate", str(path), "--data", str(tmp_path), "--limit", "1", "--json")
+    (run,) = strict(done.stdout)["runs"]
+    assert [result["mean"] for result in run["results"] if result["metric"] == "spearman"] == [0, 0]
+
+
+def test_options_change_a_preset_and_it_can_name_the_tasks(tmp_path):
+    task = load_task("nsmc")
+    rows = [("id", "document", "label"), *((i, f"영화 {i}", i % 2) for i in range(40))]
+    write_table(tmp_path / task.scored.file, rows[:6])
+    write_table(tmp_path / task.shots[0].file, rows[:1] + rows[6:])
+    arguments = ("evaluate", "--preset", "lm-eval-338", "--data", str(tmp_path), "--json")
+    report = strict(kogpt(*arguments, "--shots", "1", "--sets", "1").stdout)
+    (run,) = report["runs"]
+    assert (run["task"], run["prompt"]["name"]) == ("nsmc", "harness-338")
+    assert (run["protocol"]["shots"], run["protocol"]["scoring"]) == (1, ["sum"])
+    assert report["preset"]["name"] == "lm-eval-338"
+    more = ("--sets", "2", "--prompt", "kogpt", "--shots", "2", "3", "--scoring", "per-token")
+    runs = strict(kogpt(*arguments, *more).stdout)["runs"]
+    assert [(run["protocol"]["shots"], len(run["sets"])) for run in runs] == [(2, 2), (3, 2)]
+    assert {run["prompt"]["name"] for run in runs} == {"kogpt"}
+    assert {tuple(run["protocol"]["scoring"]) for run in runs} == {("per-token",)}
+    assert "40 shots" in refusal(*arguments, code=3)  # the preset's, of the 35 rows there are
+
+
+def write_report(path, arguments, *more):
+    kogpt(*arguments, "--output", str(path), *more)
+    return str(path)
+
+
+def test_reports_of_the_same_rows_are_compared(reviews, tmp_path):
+    paths = [
+        write_report(tmp_path / f"{seed}.json", reviews, "--shots", "0", "1", "--seed", seed)
+        for seed in ("0", "1")
+    ]
+    done = kogpt("evaluate", "--compare", *paths)
+    head, _, *lines = done.stdout.splitlines()
+    assert "| nano (A) | nano (B) | difference |" in head
+    cells = [line.strip("| ").split(" | ") for line in lines]
+    assert [row[:5] for row in cells] == [
+        ["Reviews", "short", shots, rule, "accuracy"]
+        for shots in "01"
+        for rule in ("sum", "calibrated")
+    ]
+    assert all(row[7:] == ["+0.0", "+0.0 to +0.0", "1.000"] for row in cells[:2])
+
+
+def test_reports_that_cannot_be_compared_are_refused(reviews, tmp_path):
+    one = write_report(tmp_path / "one.json", reviews)
+    fewer = write_report(tmp_path / "two.json", reviews, "--limit", "2")
+    other = write_report(tmp_path / "three.json", reviews, "--prompt", "long")
+    for path, words in (
+        (fewer, "reviews: the reports were not scored on the same rows: 5 and 2"),
+        (other, "the reports have no task, prompt and number of shots in common"),
+        (reviews[1], f"{reviews[1]}: Expecting value: line 1"),
+        (str(tmp_path / "absent.json"), f"{tmp_path}/absent.json: No such file"),
+        (str(tmp_path), f"{tmp_path}: Is a directory"),
+    ):
+        assert words in refusal("evaluate", "--compare", one, path, code=3)
+    path = tmp_path / "odd.json"
+    contents = "[]", "{}", '{"format": "kogpt-evaluation-1"}', '{"format": "2", "runs": [1]}'
+    for content in contents:
+        path.write_text(content)
+        told = refusal("evaluate", "--compare", str(path), one, code=3)
+        assert told == f"kogpt: {path}: no report of kogpt evaluate (kogpt-evaluation-1)"
+
+
+def test_spearman_of_unequally_many_sets_is_not_compared(tmp_path):
+    text = TASK.replace("[fields]\n", '[fields]\ndegree = "label"\n')
+    path = write_task(tmp_path, text.replace('"accuracy"', '"spearman"'))
+    arguments = ("evaluate", str(path), "--data", str(tmp_path), "--shots", "1")
+    one = write_report(tmp_path / "one.json", arguments, "--sets", "1")
+    two = write_report(tmp_path / "two.json", arguments, "--sets", "2")
+    told = refusal("evaluate", "--compare", one, two, code=3)
+    assert told.endswith("Spearman is compared between equally many sets of shots, not 1 and 2")
