@@ -239,7 +239,8 @@ class Evaluator:
         found = {at: answers for at, answers in known.items() if answers is not None}
         self._tell(sum(len(parts[at]) for at in found))
         reader = SharedReader(self.model, queries, max(map(len, batches)))
-        for at in self.workers.share([at for at in range(len(parts)) if at not in found]):
+        # Shared by number: what a process knows already need not be known to the others.
+        for at in [at for at in self.workers.share(range(len(parts))) if at not in found]:
             found[at] = [[answer.value for answer in row] for row in reader.read(parts[at])]
             self.journal.put(names[at], found[at])
             self._tell(len(parts[at]) * self.workers.size)

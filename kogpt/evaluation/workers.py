@@ -1,6 +1,7 @@
 """Several processes that share the work of an evaluation, as `torchrun` starts them."""
 
 import os
+from collections.abc import Sequence
 from types import TracebackType
 from typing import TypeVar
 
@@ -51,7 +52,7 @@ class Workers:
             return torch.device("cuda", self.local_rank % torch.cuda.device_count())
         return torch.device("cpu")
 
-    def share(self, work: list[T]) -> list[T]:
+    def share(self, work: Sequence[T]) -> Sequence[T]:
         """What this process does of the work."""
         return work[self.rank :: self.size]
 

@@ -212,7 +212,8 @@ KOGPT = ("-m", "kogpt")
 
 def finish(toy: Path, output: Path, *program: str) -> subprocess.CompletedProcess[str]:
     """A run in a process of its own, or in several."""
-    options = ("--shots", "4", "--sets", "2", "--batch-size", "2", "--output", str(output))
+    sizes = ("--shots", "4", "--sets", "2", "--batch-size", "2")
+    options = (*sizes, "--prompt", "words", "tidied", "--output", str(output))
     return subprocess.run(
         [sys.executable, *program, *arguments(toy, *options)],
         env={**os.environ, "OMP_NUM_THREADS": "1"},

@@ -7,7 +7,7 @@ SUBJECTS = ["배우들의 연기는", "이야기가", "음악이", "결말이", 
 VERDICTS = [
     ("지루하고 뻔했다", 0),
     ("너무 아쉬웠다 ㅠㅠ", 0),
-    ("정말 최악이다", 0),
+    ("정말 최악이다 .", 0),
     ("참 좋았어요", 1),
     ("감동적이었다!", 1),
     ("최고였습니다", 1),
@@ -34,6 +34,13 @@ label = { column = "label", values = { 0 = 0, 1 = 1 } }
 source = "made up"
 context = "{text} 한마디로"
 targets = [" 최악", " 최고"]
+
+# The same but for some rows: batches of these two are partly the same.
+[prompts.tidied]
+source = "made up"
+context = "{text} 한마디로"
+targets = [" 최악", " 최고"]
+detokenize = true
 
 [prompts.sentences]
 source = "made up"
