@@ -34,6 +34,7 @@ FOREIGN = """\
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <type_traits>
 #undef __x86_64__
 #include "plain.cpp"
 """
