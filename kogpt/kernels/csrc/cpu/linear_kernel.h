@@ -74,7 +74,7 @@ struct Linear {
 
   // Inputs whose sum of products counts the same, as one unit of x and one scale make it.
   static int64_t grain(const LinearParams& p) {
-    int64_t inputs = p.weight.element == Element::kInt4 ? kPacked : kBlock;
+    int64_t inputs = kBlock;
     while (p.K / p.G % inputs) inputs /= 2;
     return inputs;
   }
@@ -248,14 +248,21 @@ struct Linear {
   template <int kRows, int kOutputs>
   static void int4(const LinearParams& p, const Tile<kRows, kOutputs>& tile, int64_t first,
                    int64_t last, Floats (&totals)[kRows][kOutputs]) {
-    const int64_t spread = kPacked / grain(p);
-    if (spread == 1) return steps<Element::kInt4, kPacked, 1>(p, tile, first, last, totals);
-    if constexpr (kPacked > kGroup) {
-      if (spread == 2) return steps<Element::kInt4, kPacked, 2>(p, tile, first, last, totals);
+    switch (grain(p)) {
+      case kBlock:
+        return int4_grain<kBlock>(p, tile, first, last, totals);
+      case 2 * kGroup:
+        return int4_grain<2 * kGroup>(p, tile, first, last, totals);
+      default:
+        return int4_grain<kGroup>(p, tile, first, last, totals);
     }
-    if constexpr (kPacked > 2 * kGroup) {
-      steps<Element::kInt4, kPacked, 4>(p, tile, first, last, totals);
-    }
+  }
+
+  template <int64_t kGrain, int kRows, int kOutputs>
+  static void int4_grain(const LinearParams& p, const Tile<kRows, kOutputs>& tile, int64_t first,
+                         int64_t last, Floats (&totals)[kRows][kOutputs]) {
+    constexpr int64_t kStep = std::max(kGrain, kPacked);
+    steps<Element::kInt4, kStep, kStep / kGrain>(p, tile, first, last, totals);
   }
 
   // The products of kStep inputs are summed as integers. With kSpread > 1, the weights of one
@@ -312,7 +319,8 @@ struct Linear {
   // The n-th vector of a step's weights.
   template <Element kWeight>
   static Words weights(const char* at, int n) {
-    return kWeight == Element::kInt4 ? Simd::nibbles(at, n) : Simd::widen_int8(at + n * 2 * kLanes);
+    return kWeight == Element::kInt4 ? Simd::nibbles(at + n / 4 * kPacked / 2, n % 4)
+                                     : Simd::widen_int8(at + n * 2 * kLanes);
   }
 
   // What the sums of products of every kGrain inputs count: scale of the weights times unit of x.
