@@ -3,8 +3,8 @@
 Decoding reads every weight once per token, so its speed is bytes over bandwidth. The kernels, on a
 CPU and on a GPU, read weights as they are stored and widen them in registers. They serve few rows;
 for many, arithmetic is the limit, and the weights are widened in memory for the library's product.
-Only a CPU's kernel takes many rows of integers as well: with x rounded to 8 bits, where the
-processor multiplies those fastest (VNNI), it is as fast as the library's product of bfloat16.
+Only a CPU's kernels take many rows as well: of integers, and of 16-bit weights where PyTorch's own
+product of those is slow.
 
 Dimension key: `M` rows, `N` outputs, `K` inputs, `G` groups of inputs that share a scale.
 """
@@ -20,6 +20,8 @@ from kogpt.kernels.extension import extension_available
 MAX_ROWS = 8  # kMaxLinearRows of csrc/linear.h
 BLOCK = 128  # inputs that a kernel takes at a time
 SMALLEST_GROUP = 32  # of 4 bits; of 8 bits, a block
+# PyTorch multiplies 16-bit numbers slowly where the processor has AVX2 and no AVX-512.
+SLOW_16_BITS = torch.backends.cpu.get_cpu_capability() == "AVX2"
 # Most weights that are widened at once for the library's product. A GPU has room for the largest
 # matrix of a block of the 6B, and takes less time for it than Python for its parts.
 WIDENED, WIDENED_ON_GPU = 1 << 24, 1 << 27
@@ -109,9 +111,17 @@ def linear(x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
 def has_kernel(x: Tensor, weight: Weight) -> bool:
     """Whether kernels take so many rows of `x` (M, K), and these weights."""
     few = len(x) <= MAX_ROWS
+    return (few or has_kernel_for_many(x, weight)) and obstacle(x, weight) is None
+
+
+def has_kernel_for_many(x: Tensor, weight: Weight) -> bool:
+    """Whether kernels serve more than `MAX_ROWS` rows of `x`, if they take these weights."""
+    if x.device.type != "cpu":
+        return False
+    if weight.scale is None:
+        return SLOW_16_BITS and weight.bits == 16
     # Offsets meet x as it is; where x is rounded coarsely, the errors would not cancel.
-    integers = weight.scale is not None and weight.offset is None
-    return (few or (x.device.type == "cpu" and integers)) and obstacle(x, weight) is None
+    return weight.offset is None
 
 
 def obstacle(x: Tensor, weight: Weight) -> str | None:

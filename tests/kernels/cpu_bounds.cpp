@@ -59,6 +59,10 @@ class Block {
   std::unique_ptr<char, Free> all_;
 };
 
+using Aligned = std::unique_ptr<void, decltype(&std::free)>;
+
+Aligned aligned(int64_t bytes) { return Aligned(std::aligned_alloc(64, bytes), &std::free); }
+
 constexpr Element kFloats[] = {Element::kFloat32, Element::kBFloat16, Element::kFloat16};
 
 void linear(Isa isa, Element x_element, Element weight_element, int64_t M, int64_t N, int64_t K,
@@ -74,13 +78,13 @@ void linear(Isa isa, Element x_element, Element weight_element, int64_t M, int64
   if (M % 2) params.bias = {bias.data, bias_element};
   params.y = y.data;
   params.M = M, params.N = N, params.K = K, params.G = G;
-  const std::unique_ptr<void, decltype(&std::free)> scratch(
-      std::aligned_alloc(64, linear_scratch(params)), &std::free);
+  const Aligned scratch = aligned(linear_scratch(params)), part = aligned(linear_part(params));
   params.scratch = scratch.get();
-  kernels(isa).linear_prepare(params, 0, M);
+  kernels(isa).linear_prepare(params, 0, M / 2);
+  kernels(isa).linear_prepare(params, M / 2, M);
   const int64_t half = N / 2;
-  kernels(isa).linear(params, 0, half);
-  kernels(isa).linear(params, half, N);
+  kernels(isa).linear(params, 0, half, part.get());
+  kernels(isa).linear(params, half, N, part.get());
 }
 
 void decode(Isa isa, Element element, int64_t D, int64_t R, int64_t T, bool padded) {

@@ -1,6 +1,9 @@
 // The kernels for CPUs as plain C functions: any instruction set by its number, without torch.
 #include <algorithm>
 #include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
 
 #include "cpu.h"
 
@@ -23,8 +26,12 @@ int64_t decode_scratch_floats(const DecodeParams* params) { return decode_scratc
 void run_linear(int32_t isa, const LinearParams* params, int64_t share) {
   const Kernels& chosen = kernels(static_cast<Isa>(isa));
   chosen.linear_prepare(*params, 0, params->M);
+  const int64_t bytes = linear_part(*params) + 64;
+  const std::unique_ptr<void, decltype(&std::free)> part(std::aligned_alloc(64, bytes / 64 * 64),
+                                                         &std::free);
   for (int64_t first = 0; first < params->N; first += share) {
-    chosen.linear(*params, first, std::min(first + share, params->N));
+    std::memset(part.get(), 255, bytes / 64 * 64);  // NaN in every format
+    chosen.linear(*params, first, std::min(first + share, params->N), part.get());
   }
 }
 

@@ -6,6 +6,7 @@ scratch are full of NaN before.
 
 import ctypes
 import math
+import re
 import shutil
 import subprocess
 from ctypes import Structure, byref, c_float, c_int32, c_int64, c_void_p
@@ -34,6 +35,7 @@ FOREIGN = """\
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <type_traits>
 #undef __x86_64__
 #include "plain.cpp"
 """
@@ -72,6 +74,21 @@ def build_foreign(folder: Path) -> ctypes.CDLL:
     (folder / "foreign.cpp").write_text(FOREIGN)
     sources = (folder / "foreign.cpp", HERE / "cpu_harness.cpp")
     return ctypes.CDLL(str(compile_to(folder / "foreign.so", "-O1", "-shared", "-fPIC", *sources)))
+
+
+def build_wide(folder: Path) -> ctypes.CDLL:
+    """The kernels for AVX-512 and VNNI, on any processor: see wide/immintrin.h."""
+    sources = folder / "wide"
+    shutil.copytree(SOURCES, sources)
+    # The compiler must neither use those instructions itself, nor have names for their registers.
+    (sources / "target.h").write_text("#define KOGPT_BEGIN_TARGET\n#define KOGPT_END_TARGET\n")
+    vectors = sources / "vectors_avx512.h"
+    vectors.write_text(re.sub(r"asm\(.*\);", "", vectors.read_text()))
+    names = (sources / "avx512.cpp", sources / "vnni.cpp", HERE / "wide" / "kernels.cpp")
+    flags = ("-I", HERE / "wide", "-O2", "-shared", "-fPIC", "-D__x86_64__", "-Wno-psabi")
+    return ctypes.CDLL(
+        str(compile_to(folder / "wide.so", *flags, *names, HERE / "cpu_harness.cpp"))
+    )
 
 
 class Array(Structure):

@@ -26,6 +26,7 @@ from .cpu_harness import (
     Kernels,
     build_foreign,
     build_real,
+    build_wide,
     compile_to,
     compiler,
     tools,
@@ -71,11 +72,18 @@ def foreign(folder):
     return build_foreign(folder)
 
 
-@pytest.fixture(params=[*ISAS, "foreign"])
+@pytest.fixture(scope="session")
+def wide(folder):
+    return build_wide(folder)
+
+
+@pytest.fixture(params=[*ISAS, "foreign", "wide avx512", "wide vnni"])
 def kernels(request) -> Kernels:
-    """The kernels of one instruction set; those in plain C++ also as compiled elsewhere."""
+    """The kernels of one instruction set, or as they run on processors of other kinds."""
     if request.param == "foreign":
         return Kernels(request.getfixturevalue("foreign"), "plain")
+    if request.param.startswith("wide"):
+        return Kernels(request.getfixturevalue("wide"), request.param.split()[1])
     return Kernels(request.getfixturevalue("real"), request.param)
 
 

@@ -188,6 +188,24 @@ def test_few_rows_run_the_kernel(kernels, format, monkeypatch):
     assert called == list(range(1, MAX_ROWS + 1))
 
 
+@pytest.mark.parametrize("slow", [False, True])
+@on_every_format
+def test_many_rows_run_the_kernel_where_the_library_is_slow(kernels, format, slow, monkeypatch):
+    monkeypatch.setitem(linear.__globals__, "SLOW_16_BITS", slow)
+    called = record(monkeypatch)
+    weight, x = random_weight(format, 33, 256), random_rows(12, 256, torch.bfloat16)
+    check_product(linear(x, weight), x, weight)
+    expected = format in (8, 4) or (slow and format != torch.float32)
+    assert called == [12] * expected
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_many_rows_of_weights_with_offsets_do_not_run_the_kernel(bits, monkeypatch):
+    called = record(monkeypatch)
+    linear(random_rows(12, 256, torch.float32), random_weight(bits, 33, 256, offset=True))
+    assert not called
+
+
 OBSTACLES = [
     (torch.float64, 8, 256, 0, "float64"),
     (torch.float32, 4, 96, 0, "96 inputs, no multiple of 128"),

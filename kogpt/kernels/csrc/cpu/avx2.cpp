@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <type_traits>
 
 #include "cpu.h"
 #define KOGPT_TARGET "avx2,fma,f16c"

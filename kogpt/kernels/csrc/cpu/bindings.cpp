@@ -11,6 +11,7 @@
 #include <array>
 #include <cmath>
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -36,6 +37,20 @@ template <typename... Parts>
 void require(bool holds, const Parts&... parts) {
   if (!holds) throw std::runtime_error((text(parts) + ...));
 }
+
+// Memory that begins on kAlignment.
+class Scratch {
+ public:
+  explicit Scratch(int64_t bytes) : all_(new char[bytes + kAlignment]) {}
+
+  void* data() const {
+    const auto address = reinterpret_cast<uintptr_t>(all_.get());
+    return reinterpret_cast<void*>((address + kAlignment - 1) / kAlignment * kAlignment);
+  }
+
+ private:
+  std::unique_ptr<char[]> all_;
+};
 
 Element element(const Tensor& x) {
   switch (x.scalar_type()) {
@@ -99,19 +114,18 @@ Tensor linear(const Tensor& x_given, const Tensor& weight_given,
       params.weight.element == Element::kInt4 ? 8 * weight.size(1) : weight.size(1);
   check(params, width, scale, bias);
 
-  const std::array<int64_t, 1> bytes = {static_cast<int64_t>(linear_scratch(params)) + kAlignment};
-  const Tensor scratch =
-      torch::stable::new_empty(x, {bytes.data(), bytes.size()}, ScalarType::Byte);
-  const auto address = reinterpret_cast<uintptr_t>(scratch.data_ptr());
-  params.scratch = reinterpret_cast<void*>((address + kAlignment - 1) / kAlignment * kAlignment);
+  const Scratch scratch(linear_scratch(params));
+  params.scratch = scratch.data();
 
   const Kernels& chosen = kernels(best_isa());
   torch::stable::parallel_for(0, M, kGrain / K + 1, [&](int64_t first, int64_t last) {
     chosen.linear_prepare(params, first, last);
   });
   const int64_t grain = std::max<int64_t>(1, kGrain / std::max<int64_t>(1, M * K));
-  torch::stable::parallel_for(
-      0, N, grain, [&](int64_t first, int64_t last) { chosen.linear(params, first, last); });
+  torch::stable::parallel_for(0, N, grain, [&](int64_t first, int64_t last) {
+    const Scratch part(linear_part(params));
+    chosen.linear(params, first, last, part.data());
+  });
   return y;
 }
 

@@ -15,8 +15,9 @@ struct Kernels {
   // Brings the rows [first, last) of x into the form that `linear` reads; all before any call of
   // it.
   void (*linear_prepare)(const LinearParams& params, int64_t first, int64_t last);
-  // Computes the outputs [first, last) of every row. Calls for different outputs may run at once.
-  void (*linear)(const LinearParams& params, int64_t first, int64_t last);
+  // Computes the outputs [first, last) of every row. Calls for different outputs may run at once,
+  // each with linear_part(...) bytes of its own, on 64.
+  void (*linear)(const LinearParams& params, int64_t first, int64_t last, void* part);
   // Runs the heads [first, last) of all B H. Calls for different heads may run at once.
   void (*decode)(const DecodeParams& params, int64_t first, int64_t last);
 };

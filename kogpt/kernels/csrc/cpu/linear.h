@@ -25,18 +25,41 @@ struct LinearParams {
 // Inputs that share a unit once x is rounded to integers.
 constexpr int64_t kBlock = 128;
 
+// Bytes that memory gives at once.
+constexpr int64_t kLine = 64;
+
 // The smallest group of 4-bit weights.
 constexpr int64_t kGroup = 32;
 
-// Up to so many rows, memory is the limit, and x is rounded to 16 bits rather than 8.
+// Up to so many rows, memory is the limit; with more, arithmetic.
 constexpr int64_t kFewRows = 8;  // MAX_ROWS of linear.py
+
+// Rows that many rows are taken by, and outputs that these pass at a time.
+constexpr int64_t kTileRows = 6;
+constexpr int64_t kPanel = 64;
+
+// Many rows and what fills up their last tile.
+inline int64_t padded_rows(int64_t M) { return (M + kTileRows - 1) / kTileRows * kTileRows; }
+
+// Most 32-bit words of one of them: a float or two 16-bit integers each.
+inline int64_t many_row_words(const LinearParams& params) {
+  return params.scale.data ? params.K / 2 : params.K;
+}
 
 // Bytes of what a kernel makes of one row of x, a multiple of 64: K floats, K 16-bit integers, and
 // twice K / kGroup floats and a vector of them.
 inline int64_t linear_row_bytes(int64_t K) { return (6 * K + 8 * K / kGroup + 127) / 64 * 64; }
 
 inline int64_t linear_scratch(const LinearParams& params) {
-  return params.M * linear_row_bytes(params.K);
+  if (params.M <= kFewRows) return params.M * linear_row_bytes(params.K);
+  return padded_rows(params.M) * (many_row_words(params) + 2 * params.K / kGroup) * 4;
+}
+
+// Bytes that each call of a kernel has to itself: of many rows, floats for every output of a panel
+// and its scale, and its weights of kBlock inputs.
+inline int64_t linear_part(const LinearParams& params) {
+  if (params.M <= kFewRows) return 0;
+  return 4 * kPanel * (padded_rows(params.M) + 1 + kBlock);
 }
 
 }  // namespace kogpt::cpu

@@ -2,12 +2,10 @@
 //
 // Integers: each row of x is rounded to 16-bit integers with one scale for every 128 inputs (finer
 // than bfloat16 everywhere), the products are exact in 32 bits over those 128, and floats from
-// there on. Floating-point weights are widened to float, exactly, and x to float. Of many rows,
-// where arithmetic is the limit, x is rounded to 8 bits if the processor multiplies those faster.
+// there on. Floating-point weights are widened to float, exactly, and x to float.
 //
 // A tile of a few outputs by up to kMostRows rows stays in registers; weights are read from memory
-// once and x from the nearest cache. With more rows, a panel of kPanel outputs stays in the cache
-// while all rows pass, so many rows run at the speed of arithmetic.
+// once and x from the nearest cache. Many rows are those of many_kernel.h.
 //
 // `Simd` has kLanes floats to a vector. `Words` holds 2 kLanes 16-bit integers, `Sums` kLanes
 // 32-bit integers, `Floats` kLanes floats.
@@ -20,16 +18,16 @@
 #include <limits>
 
 #include "linear.h"
+#include "many_kernel.h"
 #include "numbers.h"
+#include "rounding.h"
 
 namespace kogpt::cpu {
 namespace {
 
 constexpr int64_t kMostRows = 4;
-constexpr int64_t kPanel = 32;
-constexpr int64_t kLine = 64;  // bytes that memory gives at once
-constexpr int64_t kNear =
-    32768;  // bytes of x that all outputs of a panel share before more is read
+constexpr int64_t kShare = 32;    // outputs that share what is near of x
+constexpr int64_t kNear = 32768;  // bytes of x that these read before more comes near
 
 template <class Simd>
 struct Linear {
@@ -37,24 +35,18 @@ struct Linear {
   using Sums = typename Simd::Sums;
   using Floats = typename Simd::Floats;
   using Numbers = cpu::Numbers<Simd>;
+  using Rounding = cpu::Rounding<Simd>;
 
   static constexpr int64_t kLanes = Simd::kLanes;
   static constexpr int64_t kPacked = 8 * kLanes;  // 4-bit weights in one vector
 
   // One row of x as the kernel reads it.
   struct Row {
-    float* wide;    // K floats
-    int16_t* q;     // integer weights: K, in the order of the weights' vectors
-    int8_t* bytes;  // the same in 8 bits, in place of q
-    float* unit;    // integer weights: what q counts, for each grain
-    float*
-        moved;  // integer weights: the sum of each grain of q, times what its weights are lowered
+    float* wide;   // K floats
+    int16_t* q;    // integer weights: K, in the order of the weights' vectors
+    float* unit;   // integer weights: what q counts, for each grain
+    float* moved;  // 4-bit weights: the sum of each grain of q, times what they are lowered by
   };
-
-  // Whether x is rounded to 8 bits.
-  static bool is_coarse(const LinearParams& p) {
-    return Simd::kHasBytes && p.M > kFewRows && p.scale.data;
-  }
 
   static Row row(const LinearParams& params, int64_t m) {
     const int64_t K = params.K;
@@ -62,20 +54,18 @@ struct Linear {
     Row row = {};
     row.wide = reinterpret_cast<float*>(bytes);
     row.q = reinterpret_cast<int16_t*>(bytes + 4 * K);
-    row.bytes = reinterpret_cast<int8_t*>(bytes + 4 * K);
     row.unit = reinterpret_cast<float*>(bytes + 6 * K);
     row.moved = row.unit + K / kGroup;
     return row;
   }
 
   static void prepare(const LinearParams& p, int64_t first, int64_t last) {
+    if (p.M > kFewRows) return Many<Simd>::prepare(p, first, last);
     for (int64_t m = first; m < last; ++m) {
       const Row to = row(p, m);
       Numbers::widen(p.x, m * p.K, p.K, to.wide);
-      if (is_coarse(p)) {
-        round(p, to, to.bytes);
-      } else if (p.scale.data) {
-        round(p, to, to.q);
+      if (p.scale.data) {
+        round(p, to);
       } else if (p.weight.element == Element::kBFloat16) {
         for (int64_t k = 0; k < p.K; k += kBlock) order_pairs(to.wide + k);
       }
@@ -84,37 +74,26 @@ struct Linear {
 
   // Inputs whose sum of products counts the same, as one unit of x and one scale make it.
   static int64_t grain(const LinearParams& p) {
-    const int64_t group = p.K / p.G;
-    if (p.weight.element == Element::kInt4) {
-      int64_t inputs = kPacked;
-      while (group % inputs) inputs /= 2;
-      return inputs;
-    }
-    return is_coarse(p) && group % (2 * kBlock) == 0 ? 2 * kBlock : kBlock;
-  }
-
-  // What the kernel adds to weights to have them unsigned.
-  static int raise(const LinearParams& p) {
-    if (p.weight.element == Element::kInt4) return 8;  // as stored
-    return is_coarse(p) ? 128 : 0;
+    int64_t inputs = kBlock;
+    while (p.K / p.G % inputs) inputs /= 2;
+    return inputs;
   }
 
   // Rounds a row to integers, in the order of the weights' vectors.
-  template <class Integer>
-  static void round(const LinearParams& p, const Row& to, Integer* q) {
-    const int64_t inputs = grain(p), block = std::max(inputs, kBlock);
-    for (int64_t first = 0; first < p.K; first += block) {
-      const float unit = quantize(to.wide + first, block, q + first);
-      for (int64_t k = first; k < first + block; k += inputs) {
+  static void round(const LinearParams& p, const Row& to) {
+    const int64_t inputs = grain(p);
+    for (int64_t first = 0; first < p.K; first += kBlock) {
+      const float unit = Rounding::quantize(to.wide + first, kBlock, to.q + first);
+      for (int64_t k = first; k < first + kBlock; k += inputs) {
         int32_t sum = 0;
-        for (int64_t i = k; i < k + inputs; ++i) sum += q[i];
+        for (int64_t i = k; i < k + inputs; ++i) sum += to.q[i];
         to.unit[k / inputs] = unit;
-        to.moved[k / inputs] = static_cast<float>(-raise(p) * sum);
+        to.moved[k / inputs] = static_cast<float>(-8 * sum);  // weights are stored as q + 8
       }
     }
     std::fill_n(to.moved + p.K / inputs, kLanes, 0.0f);  // read by the vector
     if (p.weight.element != Element::kInt4) return;
-    for (int64_t k = 0; k < p.K; k += kPacked) order_packed(q + k);
+    for (int64_t k = 0; k < p.K; k += kPacked) order_packed(to.q + k);
   }
 
   // A 32-bit word has two bfloat16: one vector gets the first of each, the next one the second.
@@ -127,44 +106,21 @@ struct Linear {
     std::memcpy(x, ordered, sizeof ordered);
   }
 
-  // A 16-bit word has four weights, a byte two: vector n gets the n-th of each.
-  template <class Integer>
-  static void order_packed(Integer* q) {
-    constexpr int64_t kVectors = 2 * sizeof(Integer), kEach = kPacked / kVectors;
-    Integer ordered[kPacked];
-    for (int64_t n = 0; n < kVectors; ++n) {
-      for (int64_t i = 0; i < kEach; ++i) ordered[n * kEach + i] = q[kVectors * i + n];
+  // A 16-bit word has four weights: vector n gets the n-th of each.
+  static void order_packed(int16_t* q) {
+    constexpr int64_t kEach = kPacked / 4;
+    int16_t ordered[kPacked];
+    for (int64_t n = 0; n < 4; ++n) {
+      for (int64_t i = 0; i < kEach; ++i) ordered[n * kEach + i] = q[4 * i + n];
     }
     std::memcpy(q, ordered, sizeof ordered);
   }
 
-  // Rounds some numbers to integers of 16 or 8 bits; what they count comes back.
-  template <class Integer>
-  static float quantize(const float* x, int64_t count, Integer* q) {
-    constexpr float kMost = std::numeric_limits<Integer>::max();
-    uint32_t largest = 0;  // of the magnitudes: as bits they have the order of the numbers
-    for (int64_t i = 0; i < count; ++i) {
-      largest = std::max(largest, Numbers::to_bits(x[i]) & 0x7fffffff);
-    }
-    const float size = Numbers::from_bits(largest);
-    if (size < 1e-30f) {  // whose inverse would be infinite
-      std::memset(q, 0, count * sizeof *q);
-      return 0;
-    }
-    const float inverse = kMost / size;
-    for (int64_t i = 0; i < count; ++i) {
-      // Adding 3 * 2^22 leaves the nearest integer in the low bits of the sum.
-      q[i] = static_cast<Integer>(Numbers::to_bits(x[i] * inverse + 12582912.0f));
-    }
-    return size <= std::numeric_limits<float>::max() ? size / kMost : NAN;
-  }
-
-  static void outputs(const LinearParams& params, int64_t first, int64_t last) {
-    for (int64_t panel = first; panel < last; panel += kPanel) {
-      const int64_t end = std::min(panel + kPanel, last);
-      for (int64_t row = 0; row < params.M; row += kMostRows) {
-        // Of many rows, the last tile takes in some of the one before, so that all are full.
-        const int64_t m = params.M > kFewRows ? std::min(row, params.M - kMostRows) : row;
+  static void outputs(const LinearParams& params, int64_t first, int64_t last, void* part) {
+    if (params.M > kFewRows) return Many<Simd>::outputs(params, first, last, part);
+    for (int64_t panel = first; panel < last; panel += kShare) {
+      const int64_t end = std::min(panel + kShare, last);
+      for (int64_t m = 0; m < params.M; m += kMostRows) {
         switch (std::min(kMostRows, params.M - m)) {
           case 1:
             rows<1, 4>(params, m, panel, end);
@@ -206,7 +162,7 @@ struct Linear {
   template <int kRows, int kOutputs>
   static void rows(const LinearParams& p, int64_t m, int64_t first, int64_t last) {
     using Totals = Floats[kRows][kOutputs];
-    Totals totals[kPanel / kOutputs] = {};
+    Totals totals[kShare / kOutputs] = {};
     const int64_t step = most_inputs(kRows, p.scale.data);
     for (int64_t k = 0; k < p.K; k += step) {
       const int64_t end = std::min(k + step, p.K);
@@ -249,7 +205,7 @@ struct Linear {
       case Element::kFloat16:
         return floats<Element::kFloat16>(tile, first, last, totals);
       case Element::kInt8:
-        return int8(p, tile, first, last, totals);
+        return steps<Element::kInt8, kBlock, 1>(p, tile, first, last, totals);
       case Element::kInt4:
         return int4(p, tile, first, last, totals);
     }
@@ -290,53 +246,39 @@ struct Linear {
   }
 
   template <int kRows, int kOutputs>
-  static void int8(const LinearParams& p, const Tile<kRows, kOutputs>& tile, int64_t first,
-                   int64_t last, Floats (&totals)[kRows][kOutputs]) {
-    if constexpr (Simd::kHasBytes && kRows == kMostRows) {
-      if (grain(p) > kBlock) {
-        return steps<Element::kInt8, true, 2 * kBlock, 1>(p, tile, first, last, totals);
-      }
-      if (is_coarse(p)) return steps<Element::kInt8, true, kBlock, 1>(p, tile, first, last, totals);
-    }
-    steps<Element::kInt8, false, kBlock, 1>(p, tile, first, last, totals);
-  }
-
-  template <int kRows, int kOutputs>
   static void int4(const LinearParams& p, const Tile<kRows, kOutputs>& tile, int64_t first,
                    int64_t last, Floats (&totals)[kRows][kOutputs]) {
-    const int64_t spread = kPacked / grain(p);
-    if (spread == 1) return int4_spread<1>(p, tile, first, last, totals);
-    if constexpr (kPacked > kGroup) {
-      if (spread == 2) return int4_spread<2>(p, tile, first, last, totals);
+    switch (grain(p)) {
+      case kBlock:
+        return int4_grain<kBlock>(p, tile, first, last, totals);
+      case 2 * kGroup:
+        return int4_grain<2 * kGroup>(p, tile, first, last, totals);
+      default:
+        return int4_grain<kGroup>(p, tile, first, last, totals);
     }
-    if constexpr (kPacked > 2 * kGroup) int4_spread<4>(p, tile, first, last, totals);
   }
 
-  template <int kSpread, int kRows, int kOutputs>
-  static void int4_spread(const LinearParams& p, const Tile<kRows, kOutputs>& tile, int64_t first,
-                          int64_t last, Floats (&totals)[kRows][kOutputs]) {
-    if constexpr (Simd::kHasBytes && kRows == kMostRows) {
-      if (is_coarse(p)) {
-        return steps<Element::kInt4, true, kPacked, kSpread>(p, tile, first, last, totals);
-      }
-    }
-    steps<Element::kInt4, false, kPacked, kSpread>(p, tile, first, last, totals);
+  template <int64_t kGrain, int kRows, int kOutputs>
+  static void int4_grain(const LinearParams& p, const Tile<kRows, kOutputs>& tile, int64_t first,
+                         int64_t last, Floats (&totals)[kRows][kOutputs]) {
+    constexpr int64_t kStep = std::max(kGrain, kPacked);
+    steps<Element::kInt4, kStep, kStep / kGrain>(p, tile, first, last, totals);
   }
 
   // The products of kStep inputs are summed as integers. With kSpread > 1, the weights of one
   // vector belong to so many groups.
-  template <Element kWeight, bool kCoarse, int64_t kStep, int kSpread, int kRows, int kOutputs>
+  template <Element kWeight, int64_t kStep, int kSpread, int kRows, int kOutputs>
   static void steps(const LinearParams& p, const Tile<kRows, kOutputs>& tile, int64_t first,
                     int64_t last, Floats (&totals)[kRows][kOutputs]) {
     constexpr int64_t kPerByte = kWeight == Element::kInt4 ? 2 : 1;
-    constexpr int64_t kVector = (kCoarse ? 4 : 2) * kLanes;  // inputs
+    constexpr int64_t kVector = 2 * kLanes;  // inputs
     constexpr int64_t kGrain = kStep / kSpread;
     constexpr int64_t kFactors = most_inputs(kRows, true) / kGrain + kLanes;
     float factors[kRows][kOutputs][kFactors];
     fill<kGrain>(p, tile, first, last, factors);
     Floats sums[kRows][kOutputs];
     std::memcpy(sums, totals, sizeof sums);
-    if (kWeight == Element::kInt4 || kCoarse) {
+    if (kWeight == Element::kInt4) {
       for (int64_t c = 0; c < (last - first) / kGrain; c += kLanes) {
         for (int i = 0; i < kRows; ++i) {
           const Floats moved = Simd::load(tile.x[i].moved + first / kGrain + c);
@@ -354,19 +296,12 @@ struct Linear {
       for (int v = 0; v < kStep / kVector; ++v) {
         Words w[kOutputs];
         for (int j = 0; j < kOutputs; ++j) {
-          w[j] = weights<kWeight, kCoarse>(tile.weight[j] + k / kPerByte, v);
+          w[j] = weights<kWeight>(tile.weight[j] + k / kPerByte, v);
         }
         for (int i = 0; i < kRows; ++i) {
-          if constexpr (kCoarse) {
-            const Words q = Simd::load(tile.x[i].bytes + k + v * kVector);
-            for (int j = 0; j < kOutputs; ++j) {
-              products[i][j] = Simd::dot_bytes(products[i][j], w[j], q);
-            }
-          } else {
-            const Words q = Simd::load(tile.x[i].q + k + v * kVector);
-            for (int j = 0; j < kOutputs; ++j) {
-              products[i][j] = Simd::dot(products[i][j], w[j], q);
-            }
+          const Words q = Simd::load(tile.x[i].q + k + v * kVector);
+          for (int j = 0; j < kOutputs; ++j) {
+            products[i][j] = Simd::dot(products[i][j], w[j], q);
           }
         }
       }
@@ -381,16 +316,11 @@ struct Linear {
     std::memcpy(totals, sums, sizeof sums);
   }
 
-  // The n-th vector of a step's weights, of 16 bits or of 8.
-  template <Element kWeight, bool kCoarse>
+  // The n-th vector of a step's weights.
+  template <Element kWeight>
   static Words weights(const char* at, int n) {
-    if constexpr (kCoarse) {
-      return kWeight == Element::kInt4 ? Simd::nibble_bytes(at, n)
-                                       : Simd::unsigned_bytes(at + n * 4 * kLanes);
-    } else {
-      return kWeight == Element::kInt4 ? Simd::nibbles(at, n)
-                                       : Simd::widen_int8(at + n * 2 * kLanes);
-    }
+    return kWeight == Element::kInt4 ? Simd::nibbles(at + n / 4 * kPacked / 2, n % 4)
+                                     : Simd::widen_int8(at + n * 2 * kLanes);
   }
 
   // What the sums of products of every kGrain inputs count: scale of the weights times unit of x.

@@ -26,6 +26,19 @@ struct Numbers {
     }
   }
 
+  // Rounds `count` numbers to the places from `first` on.
+  static void narrow(Element element, const float* from, int64_t count, void* to, int64_t first) {
+    if (element == Element::kFloat32) {
+      std::memcpy(static_cast<float*>(to) + first, from, 4 * count);
+    } else if (element == Element::kBFloat16) {
+      uint16_t* at = static_cast<uint16_t*>(to) + first;
+      for (int64_t i = 0; i < count; ++i) at[i] = to_bfloat16(from[i]);
+    } else {
+      uint16_t* at = static_cast<uint16_t*>(to) + first;
+      for (int64_t i = 0; i < count; ++i) at[i] = Simd::to_half(from[i]);
+    }
+  }
+
   static float from_bits(uint32_t bits) {
     float value;
     std::memcpy(&value, &bits, sizeof value);

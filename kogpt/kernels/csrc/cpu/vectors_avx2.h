@@ -12,9 +12,10 @@ namespace {
 
 struct Avx2 {
   using Words = __m256i;
-  using Sums = __m256i;
+  using Sums = __v8si;  // as what is added, or GCC would keep sums twice
   using Floats = __m256;
   static constexpr int64_t kLanes = 8;
+  static constexpr int kVectors = 2;
   static constexpr bool kHasBytes = false;
 
   static float from_half(uint16_t bits) { return _cvtsh_ss(bits); }
@@ -24,7 +25,6 @@ struct Avx2 {
     return _mm256_loadu_si256(static_cast<const __m256i*>(at));
   }
   static Words load(const int16_t* at) { return load(static_cast<const void*>(at)); }
-  static Sums load(const int32_t* at) { return load(static_cast<const void*>(at)); }
   static Floats load(const float* at) { return _mm256_loadu_ps(at); }
   static void store(float* at, Floats a) { _mm256_storeu_ps(at, a); }
 
@@ -34,9 +34,9 @@ struct Avx2 {
     four = _mm_add_ps(four, _mm_movehl_ps(four, four));
     return _mm_cvtss_f32(_mm_add_ss(four, _mm_movehdup_ps(four)));
   }
-  static Floats to_floats(Sums a) { return _mm256_cvtepi32_ps(a); }
+  static Floats to_floats(Sums a) { return _mm256_cvtepi32_ps(reinterpret_cast<__m256i>(a)); }
   static Sums dot(Sums sums, Words a, Words b) {
-    return _mm256_add_epi32(sums, _mm256_madd_epi16(a, b));
+    return sums + reinterpret_cast<Sums>(_mm256_madd_epi16(a, b));
   }
 
   static Words widen_int8(const void* at) {
@@ -48,6 +48,9 @@ struct Avx2 {
     const Words words = _mm256_srli_epi16(load(at), 4 * n);
     return n == 3 ? words : _mm256_and_si256(words, _mm256_set1_epi16(15));
   }
+
+  static Sums repeat(int32_t sum) { return reinterpret_cast<Sums>(_mm256_set1_epi32(sum)); }
+  static Words repeat_words(int32_t pair) { return _mm256_set1_epi32(pair); }
 
   // Floats at `at`, each in an equal part of the lanes.
   template <int kCount>

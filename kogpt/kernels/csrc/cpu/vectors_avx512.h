@@ -12,9 +12,10 @@ namespace {
 
 struct Avx512 {
   using Words = __m512i;
-  using Sums = __m512i;
+  using Sums = __v16si;  // as what is added, or GCC would keep sums twice
   using Floats = __m512;
   static constexpr int64_t kLanes = 16;
+  static constexpr int kVectors = 4;
   static constexpr bool kHasBytes = false;
 
   static float from_half(uint16_t bits) { return _cvtsh_ss(bits); }
@@ -25,15 +26,14 @@ struct Avx512 {
     asm("" : "+v"(words));  // one load for all that it multiplies, where GCC would repeat it
     return words;
   }
-  static Sums load(const int32_t* at) { return _mm512_loadu_si512(at); }
   static Floats load(const float* at) { return _mm512_loadu_ps(at); }
   static void store(float* at, Floats a) { _mm512_storeu_ps(at, a); }
 
   static Floats fma(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
   static float sum(Floats a) { return _mm512_reduce_add_ps(a); }
-  static Floats to_floats(Sums a) { return _mm512_cvtepi32_ps(a); }
+  static Floats to_floats(Sums a) { return _mm512_cvtepi32_ps(reinterpret_cast<__m512i>(a)); }
   static Sums dot(Sums sums, Words a, Words b) {
-    return _mm512_add_epi32(sums, _mm512_madd_epi16(a, b));
+    return sums + reinterpret_cast<Sums>(_mm512_madd_epi16(a, b));
   }
 
   static Words widen_int8(const void* at) {
@@ -45,6 +45,9 @@ struct Avx512 {
     const Words words = _mm512_srli_epi16(_mm512_loadu_si512(at), 4 * n);
     return n == 3 ? words : _mm512_and_si512(words, _mm512_set1_epi16(15));
   }
+
+  static Sums repeat(int32_t sum) { return reinterpret_cast<Sums>(_mm512_set1_epi32(sum)); }
+  static Words repeat_words(int32_t pair) { return _mm512_set1_epi32(pair); }
 
   // Floats at `at`, each in an equal part of the lanes.
   template <int kCount>

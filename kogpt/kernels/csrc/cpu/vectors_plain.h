@@ -13,6 +13,7 @@ namespace {
 
 struct Plain {
   static constexpr int64_t kLanes = 4;
+  static constexpr int kVectors = 2;
   static constexpr bool kHasBytes = false;
   struct Words {
     int16_t lanes[2 * kLanes];
@@ -63,7 +64,6 @@ struct Plain {
   }
 
   static Words load(const int16_t* at) { return copy<Words>(at); }
-  static Sums load(const int32_t* at) { return copy<Sums>(at); }
   static Floats load(const float* at) { return copy<Floats>(at); }
   static void store(float* at, Floats a) { std::memcpy(at, &a, sizeof a); }
 
@@ -93,6 +93,15 @@ struct Plain {
     Words words = copy<Words>(at);
     for (int16_t& lane : words.lanes) lane = static_cast<uint16_t>(lane) >> 4 * n & 15;
     return words;
+  }
+  static Sums repeat(int32_t sum) {
+    Sums all;
+    for (int32_t& lane : all.lanes) lane = sum;
+    return all;
+  }
+  static Words repeat_words(int32_t pair) {
+    const Sums all = repeat(pair);
+    return copy<Words>(&all);
   }
   template <int kCount>
   static Floats spread(const float* at) {

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <type_traits>
 
 #include "cpu.h"
 #define KOGPT_TARGET "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c"
@@ -23,22 +24,13 @@ namespace {
 struct Vnni : Avx512 {
   static constexpr bool kHasBytes = true;
 
-  static Sums dot(Sums sums, Words a, Words b) { return _mm512_dpwssd_epi32(sums, a, b); }
-
-  // Bytes rather than words: unsigned weights times signed x.
-  static Sums dot_bytes(Sums sums, Words a, Words b) { return _mm512_dpbusd_epi32(sums, a, b); }
-
-  using Avx512::load;
-  static Words load(const int8_t* at) { return load(reinterpret_cast<const int16_t*>(at)); }
-
-  static Words unsigned_bytes(const void* at) {
-    return _mm512_xor_si512(_mm512_loadu_si512(at), _mm512_set1_epi8(-128));
+  static Sums dot(Sums sums, Words a, Words b) {
+    return reinterpret_cast<Sums>(_mm512_dpwssd_epi32(reinterpret_cast<__m512i>(sums), a, b));
   }
 
-  // The low (0) or the high (1) 4 bits of every byte.
-  static Words nibble_bytes(const void* at, int n) {
-    const Words words = _mm512_loadu_si512(at);
-    return _mm512_and_si512(n ? _mm512_srli_epi16(words, 4) : words, _mm512_set1_epi8(15));
+  // Bytes rather than words: unsigned weights times signed x.
+  static Sums dot_bytes(Sums sums, Words a, Words b) {
+    return reinterpret_cast<Sums>(_mm512_dpbusd_epi32(reinterpret_cast<__m512i>(sums), a, b));
   }
 };
 

@@ -1,0 +1,310 @@
+// Products of many rows, for any instruction set: see linear_kernel.h.
+//
+// Arithmetic is the limit, so both sides are laid out for it. What is multiplied is a 32-bit word:
+// a float, two 16-bit integers, or four bytes where the processor multiplies those (VNNI), and a
+// row of x is rounded to as many bits, one unit for 128 inputs or more. A vector has a word of each
+// of kLanes outputs and meets a word of x that all lanes read, so sums never have to be added
+// across lanes.
+//
+// A panel of weights is laid out so for a grain of inputs at a time, which share a unit of x and a
+// scale, and then all rows pass. Their sums, floats from one grain to the next, stay in the cache.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+#include "linear.h"
+#include "numbers.h"
+#include "rounding.h"
+
+namespace kogpt::cpu {
+namespace {
+
+template <class Simd>
+struct Many {
+  using Words = typename Simd::Words;
+  using Sums = typename Simd::Sums;
+  using Floats = typename Simd::Floats;
+  using Numbers = cpu::Numbers<Simd>;
+  using Rounding = cpu::Rounding<Simd>;
+
+  static constexpr int64_t kLanes = Simd::kLanes;
+  // A tile's sums fill three quarters of the registers.
+  static constexpr int kRows = kTileRows;
+  static constexpr int kVectors = Simd::kVectors;
+  static constexpr int64_t kOutputs = kVectors * kLanes;
+
+  // What is in a word, and in memory under it.
+  template <class Integer, Element kElement>
+  struct Format {
+    using Number = Integer;
+    static constexpr Element kWeight = kElement;
+    static constexpr bool kFloats = std::is_same_v<Integer, float>;
+    static constexpr int64_t kInputs = sizeof(int32_t) / sizeof(Integer);  // of a word
+    static constexpr int64_t kBits = kWeight == Element::kInt4      ? 4
+                                     : kWeight == Element::kInt8    ? 8
+                                     : kWeight == Element::kFloat32 ? 32
+                                                                    : 16;
+    static constexpr int64_t kStored = 32 / kBits;                  // inputs of 32 bits in memory
+    static constexpr int64_t kWords = kStored / kInputs;            // that these become
+    static constexpr int kRaised = kFloats ? 0 : 1 << (kBits - 1);  // to have weights unsigned
+
+    // The j-th word of 32 bits in memory: its inputs are j, j + kWords, ...
+    static uint32_t word(uint32_t stored, int64_t j) {
+      if constexpr (kWeight == Element::kBFloat16) return j ? stored & 0xffff0000 : stored << 16;
+      if constexpr (kWeight == Element::kFloat16) {
+        return Numbers::to_bits(Simd::from_half(static_cast<uint16_t>(stored >> 16 * j)));
+      }
+      if constexpr (kWeight == Element::kFloat32) return stored;
+      if constexpr (kWeight == Element::kInt8) stored ^= 0x80808080;
+      constexpr uint32_t kEach = kWeight == Element::kInt4 ? 15 : 255;
+      constexpr uint32_t kAll = kInputs == 4 ? 0x01010101 : 0x00010001;
+      return stored >> kBits * j & kEach * kAll;
+    }
+  };
+
+  // x as the tiles read it.
+  struct Rows {
+    int64_t count;    // of rows, zeros up to a whole tile among them
+    int32_t* words;   // (grain, tile, word, row)
+    float* units;     // (grain, row): what integers count
+    int32_t* starts;  // (grain, row): where sums begin, for weights that were raised
+  };
+
+  static Rows rows(const LinearParams& p) {
+    Rows rows = {};
+    rows.count = padded_rows(p.M);
+    rows.words = static_cast<int32_t*>(p.scratch);
+    rows.units = reinterpret_cast<float*>(rows.words + rows.count * many_row_words(p));
+    rows.starts = reinterpret_cast<int32_t*>(rows.units + rows.count * (p.K / kGroup));
+    return rows;
+  }
+
+  // Calls `function` with the format of the weights.
+  template <class Function>
+  static void with_format(const LinearParams& p, Function&& function) {
+    using Integer = std::conditional_t<Simd::kHasBytes, int8_t, int16_t>;
+    switch (p.weight.element) {
+      case Element::kFloat32:
+        return function(Format<float, Element::kFloat32>());
+      case Element::kBFloat16:
+        return function(Format<float, Element::kBFloat16>());
+      case Element::kFloat16:
+        return function(Format<float, Element::kFloat16>());
+      case Element::kInt8:
+        return function(Format<Integer, Element::kInt8>());
+      case Element::kInt4:
+        return function(Format<Integer, Element::kInt4>());
+    }
+  }
+
+  // Inputs that are summed as they are, with one unit of x and one scale.
+  static int64_t grain(const LinearParams& p) {
+    const bool bytes = Simd::kHasBytes && p.weight.element == Element::kInt8;
+    int64_t inputs = bytes ? 2 * kBlock : kBlock;
+    while (p.K / p.G % inputs) inputs /= 2;
+    return inputs;
+  }
+
+  // --- x ---
+
+  // Lays out the rows [first, last), and behind the last one zeros up to a whole tile.
+  static void prepare(const LinearParams& p, int64_t first, int64_t last) {
+    const int64_t end = last < p.M ? last : padded_rows(p.M);
+    with_format(p, [&](auto format) {
+      for (int64_t m = first; m < end; ++m) prepare_row<decltype(format)>(p, m);
+    });
+  }
+
+  template <class Format>
+  static void prepare_row(const LinearParams& p, int64_t m) {
+    const Rows to = rows(p);
+    const int64_t inputs = grain(p), words = inputs / Format::kInputs;
+    const int64_t block = std::max(inputs, kBlock);
+    for (int64_t k = 0; k < p.K; k += block) {
+      float wide[2 * kBlock] = {};
+      typename Format::Number q[2 * kBlock];
+      if (m < p.M) Numbers::widen(p.x, m * p.K + k, block, wide);
+      const float unit = round(wide, block, q);
+      for (int64_t i = 0; i < block; i += inputs) {
+        const int64_t grain = (k + i) / inputs, tile = m / kRows;
+        int32_t* at = to.words + (grain * to.count + tile * kRows) * words + m % kRows;
+        for (int64_t n = 0; n < words; ++n) at[n * kRows] = word<Format>(q + i, n);
+        if constexpr (!Format::kFloats) {
+          int32_t sum = 0;
+          for (int64_t j = i; j < i + inputs; ++j) sum += q[j];
+          to.units[grain * to.count + m] = unit;
+          to.starts[grain * to.count + m] = -Format::kRaised * sum;
+        }
+      }
+    }
+  }
+
+  static float round(const float* x, int64_t count, float* same) {
+    std::memcpy(same, x, count * sizeof *x);
+    return 1;
+  }
+
+  template <class Integer>
+  static float round(const float* x, int64_t count, Integer* q) {
+    return Rounding::quantize(x, count, q);
+  }
+
+  // The n-th word of a row, its inputs as in those of the weights.
+  template <class Format>
+  static int32_t word(const typename Format::Number* x, int64_t n) {
+    x += n / Format::kWords * Format::kStored + n % Format::kWords;
+    typename Format::Number parts[Format::kInputs];
+    for (int64_t i = 0; i < Format::kInputs; ++i) parts[i] = x[i * Format::kWords];
+    int32_t all;
+    std::memcpy(&all, parts, sizeof all);
+    return all;
+  }
+
+  // --- products ---
+
+  // What one call of `outputs` has to itself.
+  struct Part {
+    float* totals;   // (row, kPanel)
+    int32_t* words;  // (tile of outputs, word, output): weights of a grain
+    float* scales;   // (kPanel,)
+  };
+
+  static void outputs(const LinearParams& p, int64_t first, int64_t last, void* memory) {
+    Part part;
+    part.totals = static_cast<float*>(memory);
+    part.scales = part.totals + padded_rows(p.M) * kPanel;
+    part.words = reinterpret_cast<int32_t*>(part.scales + kPanel);
+    with_format(p, [&](auto format) {
+      for (int64_t n = first; n < last; n += kPanel) {
+        panel<decltype(format)>(p, n, std::min(n + kPanel, last), part);
+      }
+    });
+  }
+
+  template <class Format>
+  static void panel(const LinearParams& p, int64_t first, int64_t last, const Part& part) {
+    const Rows x = rows(p);
+    const int64_t inputs = grain(p), words = inputs / Format::kInputs;
+    const int64_t columns = (last - first + kOutputs - 1) / kOutputs * kOutputs;
+    std::memset(part.totals, 0, x.count * kPanel * sizeof *part.totals);
+    for (int64_t k = 0; k < p.K; k += inputs) {
+      for (int64_t n = 0; n < columns; ++n) {
+        // Beyond the last output, it again, for nothing.
+        column<Format>(p, std::min(first + n, last - 1), k, n, part);
+      }
+      for (int64_t m = 0; m < x.count; m += kRows) {
+        const int64_t at = k / inputs * x.count + m;
+        for (int64_t n = 0; n < columns; n += kOutputs) {
+          float* totals = part.totals + m * kPanel + n;
+          if constexpr (Format::kFloats) {
+            multiply(x.words + at * words, part.words + n * words, words, totals);
+          } else {
+            multiply<Format>(x.words + at * words, part.words + n * words, words, x.starts + at,
+                             x.units + at, part.scales + n, totals);
+          }
+        }
+      }
+    }
+    finish(p, first, last, part.totals);
+  }
+
+  // Lays out what a grain from `k` on has of one output's weights, the n-th of the panel.
+  template <class Format>
+  static void column(const LinearParams& p, int64_t output, int64_t k, int64_t n,
+                     const Part& part) {
+    const int64_t inputs = grain(p), words = inputs / Format::kInputs;
+    int32_t* to = part.words + n / kOutputs * kOutputs * words + n % kOutputs;
+    const char* from =
+        static_cast<const char*>(p.weight.data) + (output * p.K + k) * Format::kBits / 8;
+    // The next grain of so many outputs is nothing that the processor would see coming.
+    const int64_t bytes = inputs * Format::kBits / 8;
+    for (int64_t i = 0; i < bytes; i += kLine) __builtin_prefetch(from + bytes + i);
+    for (int64_t i = 0; i < words; i += Format::kWords) {
+      uint32_t stored;
+      std::memcpy(&stored, from + i / Format::kWords * sizeof stored, sizeof stored);
+      for (int64_t j = 0; j < Format::kWords; ++j) {
+        to[(i + j) * kOutputs] = static_cast<int32_t>(Format::word(stored, j));
+      }
+    }
+    if (!Format::kFloats && k % (p.K / p.G) == 0) {
+      Numbers::widen(p.scale, output * p.G + k / (p.K / p.G), 1, part.scales + n);
+    }
+  }
+
+  // Adds a tile's products of floats to its totals.
+  static void multiply(const int32_t* x_words, const int32_t* weights, int64_t words,
+                       float* totals) {
+    const float* x = reinterpret_cast<const float*>(x_words);
+    const float* weight = reinterpret_cast<const float*>(weights);
+    Floats sums[kRows][kVectors];
+    for (int i = 0; i < kRows; ++i) {
+      for (int v = 0; v < kVectors; ++v) sums[i][v] = Simd::load(totals + i * kPanel + v * kLanes);
+    }
+    for (int64_t n = 0; n < words; ++n) {
+      Floats w[kVectors];
+      for (int v = 0; v < kVectors; ++v) w[v] = Simd::load(weight + n * kOutputs + v * kLanes);
+      for (int i = 0; i < kRows; ++i) {
+        const Floats same = Simd::template spread<1>(x + n * kRows + i);
+        for (int v = 0; v < kVectors; ++v) sums[i][v] = Simd::fma(w[v], same, sums[i][v]);
+      }
+    }
+    for (int i = 0; i < kRows; ++i) {
+      for (int v = 0; v < kVectors; ++v) Simd::store(totals + i * kPanel + v * kLanes, sums[i][v]);
+    }
+  }
+
+  // Adds a tile's products of integers to its totals.
+  template <class Format>
+  static void multiply(const int32_t* x, const int32_t* weights, int64_t words,
+                       const int32_t* starts, const float* units, const float* scales,
+                       float* totals) {
+    Sums sums[kRows][kVectors];
+    for (int i = 0; i < kRows; ++i) {
+      for (int v = 0; v < kVectors; ++v) sums[i][v] = Simd::repeat(starts[i]);
+    }
+    for (int64_t n = 0; n < words; ++n) {
+      Words w[kVectors];
+      for (int v = 0; v < kVectors; ++v) w[v] = load(weights + n * kOutputs + v * kLanes);
+      for (int i = 0; i < kRows; ++i) {
+        const Words same = Simd::repeat_words(x[n * kRows + i]);
+        for (int v = 0; v < kVectors; ++v) {
+          if constexpr (Format::kInputs == 4) {
+            sums[i][v] = Simd::dot_bytes(sums[i][v], w[v], same);
+          } else {
+            sums[i][v] = Simd::dot(sums[i][v], w[v], same);
+          }
+        }
+      }
+    }
+    for (int i = 0; i < kRows; ++i) {
+      const Floats unit = Simd::template spread<1>(units + i);
+      for (int v = 0; v < kVectors; ++v) {
+        float* total = totals + i * kPanel + v * kLanes;
+        const Floats factor = Simd::fma(Simd::load(scales + v * kLanes), unit, Floats{});
+        const Floats products = Simd::to_floats(sums[i][v]);
+        Simd::store(total, Simd::fma(products, factor, Simd::load(total)));
+      }
+    }
+  }
+
+  static Words load(const int32_t* words) {
+    return Simd::load(reinterpret_cast<const int16_t*>(words));
+  }
+
+  static void finish(const LinearParams& p, int64_t first, int64_t last, const float* totals) {
+    float bias[kPanel] = {};
+    if (p.bias.data) Numbers::widen(p.bias, first, last - first, bias);
+    for (int64_t m = 0; m < p.M; ++m, totals += kPanel) {
+      float sums[kPanel];
+      for (int64_t n = 0; n < last - first; ++n) sums[n] = totals[n] + bias[n];
+      Numbers::narrow(p.x.element, sums, last - first, p.y, m * p.N + first);
+    }
+  }
+};
+
+}  // namespace
+}  // namespace kogpt::cpu

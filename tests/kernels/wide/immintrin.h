@@ -1,0 +1,134 @@
+// The intrinsics that the kernels for AVX-512 and VNNI use, in plain C++, for processors without.
+//
+// It takes the place of the compiler's header, so that the kernels' own sources run anywhere. Loops
+// say what Intel's manual says of each lane; the compiler may make of them what it likes.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+typedef long long __m256i __attribute__((vector_size(32), may_alias));
+typedef long long __m512i __attribute__((vector_size(64), may_alias));
+typedef float __m512 __attribute__((vector_size(64), may_alias));
+typedef int32_t __v16si __attribute__((vector_size(64)));
+typedef int16_t __v32hi __attribute__((vector_size(64)));
+typedef uint16_t __v32hu __attribute__((vector_size(64)));
+typedef uint32_t __v16su __attribute__((vector_size(64)));
+typedef uint16_t __mmask16;
+
+enum { _MM_FROUND_TO_NEAREST_INT = 0 };
+
+namespace {
+
+template <class To, class From>
+To same_bits(const From& from) {
+  static_assert(sizeof(To) == sizeof(From), "a vector as another of its size");
+  To to;
+  std::memcpy(&to, &from, sizeof to);
+  return to;
+}
+
+// The numbers in a vector, or in half of one.
+template <class Number, int kBytes = 64>
+struct Lanes {
+  Number lanes[kBytes / sizeof(Number)];
+};
+
+template <class Vector>
+Vector load(const void* at) {
+  Vector vector;
+  std::memcpy(&vector, at, sizeof vector);
+  return vector;
+}
+
+float _cvtsh_ss(uint16_t bits) { return static_cast<float>(same_bits<_Float16>(bits)); }
+uint16_t _cvtss_sh(float value, int) { return same_bits<uint16_t>(static_cast<_Float16>(value)); }
+
+__m256i _mm256_loadu_si256(const __m256i* at) { return load<__m256i>(at); }
+__m512i _mm512_loadu_si512(const void* at) { return load<__m512i>(at); }
+__m512 _mm512_loadu_ps(const void* at) { return load<__m512>(at); }
+void _mm512_storeu_ps(void* at, __m512 a) { std::memcpy(at, &a, sizeof a); }
+__m512 _mm512_maskz_loadu_ps(__mmask16 mask, const void* at) {
+  Lanes<float> some = {};
+  for (int i = 0; i < 16; ++i) {
+    if (mask >> i & 1) std::memcpy(some.lanes + i, static_cast<const char*>(at) + 4 * i, 4);
+  }
+  return same_bits<__m512>(some);
+}
+
+__m512 _mm512_set1_ps(float value) { return __m512{} + value; }
+__m512i _mm512_set1_epi32(int32_t value) { return same_bits<__m512i>(__v16si{} + value); }
+__m512i _mm512_set1_epi16(int16_t value) { return same_bits<__m512i>(__v32hi{} + value); }
+template <class... Lanes>
+__m512i _mm512_set_epi32(Lanes... lanes) {  // the last lane comes first
+  const int32_t given[] = {lanes...};
+  __v16si all;
+  for (int i = 0; i < 16; ++i) all[i] = given[15 - i];
+  return same_bits<__m512i>(all);
+}
+
+__m512 _mm512_castsi512_ps(__m512i a) { return same_bits<__m512>(a); }
+__m512i _mm512_and_si512(__m512i a, __m512i b) { return a & b; }
+__m512i _mm512_slli_epi32(__m512i a, unsigned count) {
+  return same_bits<__m512i>(same_bits<__v16su>(a) << count);
+}
+__m512i _mm512_srli_epi32(__m512i a, unsigned count) {
+  return same_bits<__m512i>(same_bits<__v16su>(a) >> count);
+}
+__m512i _mm512_srli_epi16(__m512i a, unsigned count) {
+  return same_bits<__m512i>(same_bits<__v32hu>(a) >> static_cast<uint16_t>(count));
+}
+
+__m512 _mm512_fmadd_ps(__m512 a, __m512 b, __m512 c) {
+  for (int i = 0; i < 16; ++i) c[i] = __builtin_fmaf(a[i], b[i], c[i]);
+  return c;
+}
+float _mm512_reduce_add_ps(__m512 a) {
+  for (int count = 8; count; count /= 2) {
+    for (int i = 0; i < count; ++i) a[i] += a[i + count];
+  }
+  return a[0];
+}
+__m512 _mm512_permutexvar_ps(__m512i places, __m512 a) {
+  __m512 moved;
+  for (int i = 0; i < 16; ++i) moved[i] = a[same_bits<__v16si>(places)[i] & 15];
+  return moved;
+}
+
+__m512 _mm512_cvtepi32_ps(__m512i a) {
+  __m512 floats;
+  for (int i = 0; i < 16; ++i) floats[i] = static_cast<float>(same_bits<__v16si>(a)[i]);
+  return floats;
+}
+__m512 _mm512_cvtph_ps(__m256i a) {
+  __m512 floats;
+  const auto halves = same_bits<Lanes<uint16_t, 32>>(a);
+  for (int i = 0; i < 16; ++i) floats[i] = _cvtsh_ss(halves.lanes[i]);
+  return floats;
+}
+__m512i _mm512_cvtepi8_epi16(__m256i a) {
+  __v32hi words;
+  const auto bytes = same_bits<Lanes<int8_t, 32>>(a);
+  for (int i = 0; i < 32; ++i) words[i] = bytes.lanes[i];
+  return same_bits<__m512i>(words);
+}
+
+// Adds the products of `a` and `b` to the 32-bit sum that their lanes lie in.
+template <class A, class B>
+__m512i dot(__m512i sums, __m512i a, __m512i b) {
+  constexpr int kEach = sizeof(int32_t) / sizeof(A);
+  __v16si all = same_bits<__v16si>(sums);
+  const auto x = same_bits<Lanes<A>>(a);
+  const auto y = same_bits<Lanes<B>>(b);
+  for (int i = 0; i < 16 * kEach; ++i) all[i / kEach] += x.lanes[i] * y.lanes[i];
+  return same_bits<__m512i>(all);
+}
+__m512i _mm512_madd_epi16(__m512i a, __m512i b) { return dot<int16_t, int16_t>(__m512i{}, a, b); }
+__m512i _mm512_dpwssd_epi32(__m512i sums, __m512i a, __m512i b) {
+  return dot<int16_t, int16_t>(sums, a, b);
+}
+__m512i _mm512_dpbusd_epi32(__m512i sums, __m512i a, __m512i b) {
+  return dot<uint8_t, int8_t>(sums, a, b);
+}
+
+}  // namespace
