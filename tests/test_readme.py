@@ -63,8 +63,8 @@ def playground(tmp_path_factory) -> Path:
     write_byte_level(release)
     (folder / "kogpt").symlink_to(ROOT / "kogpt")  # the page is read in a checkout
     (folder / "data").mkdir()
-    for name in ("test", "train"):
-        lines = [f"{i}\t영화가 {i}번 {('별로', '좋았')[i % 2]}다\t{i % 2}" for i in range(60)]
+    for name, film in (("test", "영화"), ("train", "드라마")):
+        lines = [f"{i}\t{film}가 {i}번 {('별로', '좋았')[i % 2]}다\t{i % 2}" for i in range(60)]
         table = "\n".join(["id\tdocument\tlabel", *lines])
         (folder / "data" / f"ratings_{name}.txt").write_text(table, encoding="utf-8")
     rows = "".join(f"{i}\t5\t이 영화는 정말 재미있다 {i}\n" for i in range(400))
