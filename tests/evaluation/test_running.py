@@ -17,7 +17,9 @@ from kogpt.evaluation import (
     Evaluator,
     Protocol,
     Run,
+    evaluate,
     load_task,
+    measure,
     outcome_of,
     read_data,
     read_report,
@@ -75,6 +77,21 @@ def test_log_likelihoods_are_those_of_kogpt_score(toy, evaluator, prompt, shots)
         assert all(whole.token_ids[:known] == alone.token_ids for whole in wholes)
         expected = [sum(whole.logprobs[known:]) for whole in wholes]
         assert values == pytest.approx(expected, rel=1e-6, abs=1e-5)
+
+
+def test_a_model_at_hand_is_measured_in_one_call(toy, evaluator):
+    protocol = Protocol((0, 2), sets=2, limit=6)
+    model = evaluator.model.train()
+    zero, few = evaluate(
+        model, evaluator.tokenizer, str(toy / "toy.toml"), toy, protocol, prompt="sentences"
+    )
+    assert model.training  # as it was
+    model.eval()
+    assert (zero.shots, len(zero.sets), few.shots, len(few.sets)) == (0, 1, 2, 2)
+    assert zero.prompt.name == "sentences" and zero.rules == ("sum", "per-token")
+    (accuracy,) = measure("accuracy", zero.outcome("sum"))
+    right = zero.outcome("sum").predicted[0] == [row.label for row in zero.rows]
+    assert accuracy == 100 * right.mean()
 
 
 def test_calibration_takes_off_what_answers_score_when_nothing_is_asked(toy, evaluator):
