@@ -251,7 +251,7 @@ def add_score(commands: Commands) -> None:
     )
     add = parser.add_argument_group("texts out of files, instead of TEXT").add_argument
     add("--data", nargs="+", metavar="FILE", help=".txt or .tsv files, as they are or as .xz")
-    add("--column", metavar="NAME", help="column of the text in .tsv (default: document)")
+    add("--column", metavar="NAME", help="column of the text in tables (default: document)")
     add("--limit", type=int, metavar="N", help="score the first N texts")
     add_model_arguments(parser)
     add_text_arguments(parser)
@@ -351,7 +351,7 @@ def add_train(commands: Commands) -> None:
     )
     parser.add_argument("--out", required=True, metavar="DIR", help="folder of the run")
     parser.add_argument(
-        "--column", metavar="NAME", help="column of the text in .tsv (default: document)"
+        "--column", metavar="NAME", help="column of the text in tables (default: document)"
     )
     parser.add_argument(
         "--model",

@@ -38,7 +38,7 @@ class TrainingConfig:
         out: folder of the run: checkpoints `step-*`, `log.jsonl` and `curve.png`.
         model: a preset's name or a `config.json` to start from scratch, or a checkpoint folder.
         tokenizer: folder of the tokenizer; None for the one in the checkpoint folder `model`.
-        column: name of the column of `.tsv` files that holds the text.
+        column: name of the column of tables that holds the text.
         steps: number of optimizer steps; None to count them from `epochs`.
         epochs: passes over the data, where `steps` is None.
         batch_size: sequences in one optimizer step.

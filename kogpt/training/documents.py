@@ -18,8 +18,9 @@ def read_documents(paths: Iterable[Path], column: str) -> Iterator[str]:
     """All rows in order, empty ones too, so that a row keeps its index.
 
     Args:
-        paths: `.txt` files, one document a line, or `.tsv` files with a header; also `.xz`.
-        column: of `.tsv` files.
+        paths: `.txt` files, one document a line, or tables with a header: `.tsv` files, and
+            `.txt` files whose first line names the column, as NSMC's; also `.xz`.
+        column: of tables.
 
     Raises:
         InputRefusedError: a file is missing, damaged, of another kind, not UTF-8, has no such
@@ -29,7 +30,13 @@ def read_documents(paths: Iterable[Path], column: str) -> Iterator[str]:
         kind = Path(path.name.removesuffix(".xz")).suffix
         if kind not in (".txt", ".tsv"):
             raise InputRefusedError(f"{path}: must be .txt or .tsv, or either with .xz")
-        if kind == ".tsv":
+        if kind == ".tsv" or _names(column, path):
             yield from (cell for (cell,) in read_table(path, [column]))
         else:
             yield from read_lines(path)
+
+
+def _names(column: str, path: Path) -> bool:
+    """Whether the first line of a file is a header with the column in it."""
+    header = next(read_lines(path), "").split("\t")
+    return len(header) > 1 and column in header

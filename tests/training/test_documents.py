@@ -29,6 +29,14 @@ def test_a_text_file_holds_one_document_a_line(tmp_path):
     assert read(path) == ["하나", "", "둘\u2028셋\x85넷"]
 
 
+def test_a_text_file_whose_first_line_names_the_column_is_a_table(tmp_path):
+    path = tmp_path / "ratings.txt"
+    path.write_bytes(ROWS.encode())
+    assert read(path) == ['"최고', " 별로 ", ""]
+    path.write_text("document\n하나\n", encoding="utf-8")  # a word alone is a document
+    assert read(path) == ["document", "하나"]
+
+
 def test_every_hundredth_row_is_held_out_counting_on_over_files(tmp_path):
     for name, count in (("a.txt", 150), ("b.txt", 60)):
         (tmp_path / name).write_text("\n".join(f"{name} {i}" for i in range(count)))
