@@ -60,7 +60,7 @@ setup(
     extras_require={
         "train": ["matplotlib>=3.8"],
         "evaluate": ["scikit-learn>=1.5", "scipy>=1.11", "matplotlib>=3.8"],
-        "harness": ["lm-eval>=0.4.13"],
+        "harness": ["lm-eval[hf]>=0.4.13"],  # with its own backend, to compare
         "test": [
             "pytest>=8",
             "pytest-timeout>=2.3",
