@@ -134,9 +134,9 @@ def evaluate(works: list[Work], args: argparse.Namespace, workers: Workers) -> N
     with memory_errors():
         model, tokenizer = load(args, fast=not args.reference)
         about = describe(model, args)
-        key = "\n".join(map(str, (about["model"], args.device, torch.__version__)))
+        computed_by = about["model"], about["commit"], args.device, torch.__version__
         output = args.output and Path(args.output)
-        journal = Journal(output, key, workers.rank)
+        journal = Journal(output, repr(computed_by), workers.rank)
         workers.wait()  # nobody writes before all have read
         if journal.done and workers.first:
             say(f"going on: {journal.done} batches are done already")

@@ -149,19 +149,19 @@ def _task(runs: list[Json], report: Json) -> Iterator[str]:
 def _notes(runs: list[Json]) -> Iterator[str]:
     """What a reader must know before the figures."""
     first = runs[0]
-    scored, rows = first["scored"], len(first["rows"])
+    scored, rows = first["scored"], len(first["rows"]) + len(first["too_long"])
     yield f"- {rows:,} of {scored['rows']:,} rows of {scored['file']}"
-    if first["too_long"]:
-        yield f"- {len(first['too_long'])} rows exceed the context by themselves: left out"
     yield from dict.fromkeys(f"- {note}" for run in runs for note in _notes_of(run))
 
 
 def _notes_of(run: Json) -> Iterator[str]:
     yield from run["scored"]["notes"]
     yield from (run["examples"] or {}).get("notes", ())
-    prompt, shots = run["prompt"], run["protocol"]["shots"]
+    prompt, shots, too_long = run["prompt"], run["protocol"]["shots"], len(run["too_long"])
     if prompt["note"]:
         yield f"prompt {prompt['name']}: {prompt['note']}"
+    if too_long:
+        yield f"prompt {prompt['name']}: left out {too_long} rows that alone exceed the context"
     fitted = [count for answers in run["sets"] for count in answers["fitted"]]
     fewer = sum(count < shots for count in fitted)
     if fewer:

@@ -117,8 +117,7 @@ def test_sums_are_divided_by_tokens_and_characters(toy, evaluator):
     data = read_data(task, toy, protocol)
     (run,) = evaluator.run(task, task.prompt("sentences"), protocol, data)
     (answers,) = run.sets
-    row, text = run.rows[0], run.rows[0].fields["text"]
-    assert row.index == run.rows[0].index
+    text = run.rows[0].fields["text"]
     assert answers.characters[0] == [len(f"그래서 {text} 별로였다."), len("그래서 좋았다.")]
     values = np.array(answers.log_likelihoods)
     assert (answers.scores("per-token") == values / np.array(answers.tokens)).all()
@@ -187,9 +186,13 @@ def test_rows_that_exceed_the_context_are_left_out_and_told(tmp_path, capsys):
     write_task(tmp_path, rows=6)
     with (tmp_path / "toy_test.tsv").open("a", encoding="utf-8") as file:
         file.write(f"6\t{'아주 긴 글 ' * 600}\t1\n")
-    report = run(tmp_path)
-    assert report["runs"][0]["too_long"] == [6] and 6 not in report["runs"][0]["rows"]
-    assert "- 1 rows exceed the context by themselves: left out" in capsys.readouterr().out
+    report = run(tmp_path, "--prompt", "words", "sentences")
+    for one in report["runs"]:
+        assert one["too_long"] == [6] and 6 not in one["rows"]
+    lines = capsys.readouterr().out.splitlines()
+    assert "- 7 of 7 rows of toy_test.tsv" in lines
+    for prompt in ("words", "sentences"):
+        assert f"- prompt {prompt}: left out 1 rows that alone exceed the context" in lines
 
 
 def test_pictures_are_drawn(toy, tmp_path):
