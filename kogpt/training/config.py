@@ -1,4 +1,4 @@
-"""What a training run is told: every setting, its meaning and its range."""
+"""What a run is told: every setting, its meaning and its range."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -11,6 +11,7 @@ from typing import Any
 MAY_CHANGE = frozenset(
     {
         "data",
+        "data_dir",
         "out",
         "resume",
         "steps",
@@ -21,6 +22,7 @@ MAY_CHANGE = frozenset(
         "save_every",
         "keep",
         "curve",
+        "tensorboard",
         "tokenizer",  # a resumed run takes that of its checkpoint
     }
 )
@@ -28,32 +30,22 @@ MAY_CHANGE = frozenset(
 PRECISIONS = ("float32", "bfloat16")
 
 
-@dataclass(frozen=True)
-class TrainingConfig:
-    """A training run.
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """What any run is told.
 
     Attributes:
-        data: files to train on: `.txt` with one document a line, `.tsv` with a header and one
-            document a row, unquoted; either may end in `.xz`.
-        out: folder of the run: checkpoints `step-*`, `log.jsonl` and `curve.png`.
-        model: a preset's name or a `config.json` to start from scratch, or a checkpoint folder.
-        tokenizer: folder of the tokenizer; None for the one in the checkpoint folder `model`.
-        column: name of the column of tables that holds the text.
+        out: folder of the run.
+        model: what to begin with.
         steps: number of optimizer steps; None to count them from `epochs`.
         epochs: passes over the data, where `steps` is None.
         batch_size: sequences in one optimizer step.
         micro_batch_size: sequences that go through the network at once, gradients being
             accumulated; None for the whole batch.
         sequence_length: tokens in a sequence; None for the model's `n_positions`.
-        short_length: tokens in a sequence during the first part of the run, a divisor of
-            `sequence_length`: each sequence is cut into pieces of that length, so a step sees
-            the same tokens and only attention reaches less far, which is faster on a CPU. The
-            change costs loss at first: leave enough steps, and enough learning rate, behind it.
-            None for full length throughout.
-        short_part: share of the steps, from the first, that use `short_length`.
         learning_rate: peak of the schedule.
         final_learning_rate: what the cosine ends at, as a share of the peak.
-        warmup_steps: steps over which the rate rises linearly from 0.
+        warmup_steps: steps over which the rate rises linearly from 0; None for a tenth of all.
         weight_decay: of AdamW, on matrices only.
         beta1: of AdamW.
         beta2: of AdamW.
@@ -62,32 +54,27 @@ class TrainingConfig:
         compile: run the network through `torch.compile`, which needs a C++ compiler.
         activation_checkpointing: recompute each block in the backward pass to save memory.
         device: where to train.
-        seed: of the new weights, the data order and dropout.
+        seed: of new weights, the data order and dropout.
         log_every: steps between lines of the log.
         validate_every: steps between validations; 0 for none but the last.
-        validation_documents: held-out documents to validate on, the first ones; 0 for all.
         save_every: steps between checkpoints; 0 for none but the last.
         keep: checkpoints to keep, the newest ones.
         curve: draw `curve.png` at every checkpoint, which needs matplotlib.
+        tensorboard: write events for TensorBoard too; None where it is installed.
         resume: continue from the newest checkpoint in `out`, if there is one.
-        license_notice: of the weights, noted in every checkpoint.
+        license_notice: of the weights, noted with them.
     """
 
-    data: tuple[Path, ...]
     out: Path
-    model: str = "nano"
-    tokenizer: Path | None = None
-    column: str = "document"
+    model: str
     steps: int | None = None
     epochs: float = 1.0
     batch_size: int = 8
     micro_batch_size: int | None = None
     sequence_length: int | None = None
-    short_length: int | None = None
-    short_part: float = 0.5
     learning_rate: float = 1e-3
     final_learning_rate: float = 0.0
-    warmup_steps: int = 100
+    warmup_steps: int | None = 100
     weight_decay: float = 0.1
     beta1: float = 0.9
     beta2: float = 0.95
@@ -99,10 +86,10 @@ class TrainingConfig:
     seed: int = 0
     log_every: int = 10
     validate_every: int = 200
-    validation_documents: int = 1000
     save_every: int = 200
     keep: int = 2
     curve: bool = True
+    tensorboard: bool | None = None
     resume: bool = False
     license_notice: str = "not stated"
 
@@ -112,17 +99,14 @@ class TrainingConfig:
         Raises:
             ValueError: a value is out of its range; names it and the range.
         """
-        if not self.data:
-            raise ValueError("data names no file to train on")
-        for name in ("steps", "batch_size", "micro_batch_size", "sequence_length", "short_length"):
-            _check(name, getattr(self, name), 1, optional=name != "batch_size")
-        for name in ("log_every", "keep"):
-            _check(name, getattr(self, name), 1)
-        counts = ("warmup_steps", "validate_every", "validation_documents", "save_every", "seed")
-        for name in (*counts, "weight_decay"):
-            _check(name, getattr(self, name), 0)
-        for name in ("short_part", "final_learning_rate"):
-            _check(name, getattr(self, name), 0, 1)
+        for name in ("batch_size", "log_every", "keep"):
+            check_range(name, getattr(self, name), 1)
+        for name in ("steps", "micro_batch_size", "sequence_length"):
+            check_range(name, getattr(self, name), 1, optional=True)
+        for name in ("validate_every", "save_every", "seed", "weight_decay"):
+            check_range(name, getattr(self, name), 0)
+        check_range("warmup_steps", self.warmup_steps, 0, optional=True)
+        check_range("final_learning_rate", self.final_learning_rate, 0, 1)
         for name in ("learning_rate", "gradient_clip", "epochs"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} is {getattr(self, name)}, it must be above 0")
@@ -131,27 +115,83 @@ class TrainingConfig:
                 raise ValueError(
                     f"{name} is {getattr(self, name)}, it must be at least 0 and below 1"
                 )
-        if self.precision not in PRECISIONS:
-            raise ValueError(f"precision is {self.precision!r}, it must be float32 or bfloat16")
+        check_choice("precision", self.precision, PRECISIONS)
+
+    @property
+    def folder(self) -> Path:
+        """Where the run keeps its checkpoints, log and pictures."""
+        return self.out
 
     @property
     def micro_batch(self) -> int:
         """Sequences that go through the network at once."""
         return min(self.micro_batch_size or self.batch_size, self.batch_size)
 
+    def warmup(self, steps: int) -> int:
+        """Steps of linear rise in a run of `steps`."""
+        return steps // 10 if self.warmup_steps is None else self.warmup_steps
+
     def to_dict(self) -> dict[str, Any]:
         """The settings as JSON values."""
-        values = dataclasses.asdict(self)
-        values["data"] = [str(path) for path in self.data]
-        values["out"], values["tokenizer"] = str(self.out), str(self.tokenizer or "") or None
-        return values
+        return {key: _to_json(value) for key, value in dataclasses.asdict(self).items()}
 
 
-def _check(
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig(RunConfig):
+    """A run that trains on whole documents.
+
+    Attributes:
+        data: files to train on: `.txt` with one document a line, `.tsv` with a header and one
+            document a row, unquoted; either may end in `.xz`.
+        out: folder of the run: checkpoints `step-*`, `log.jsonl` and `curve.png`.
+        model: a preset's name or a `config.json` to start from scratch, or a checkpoint folder.
+        tokenizer: folder of the tokenizer; None for the one in the checkpoint folder `model`.
+        column: name of the column of tables that holds the text.
+        short_length: tokens in a sequence during the first part of the run, a divisor of
+            `sequence_length`: each sequence is cut into pieces of that length, so a step sees
+            the same tokens and only attention reaches less far, which is faster on a CPU. The
+            change costs loss at first: leave enough steps, and enough learning rate, behind it.
+            None for full length throughout.
+        short_part: share of the steps, from the first, that use `short_length`.
+        validation_documents: held-out documents to validate on, the first ones; 0 for all.
+    """
+
+    data: tuple[Path, ...]
+    model: str = "nano"
+    tokenizer: Path | None = None
+    column: str = "document"
+    short_length: int | None = None
+    short_part: float = 0.5
+    validation_documents: int = 1000
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.data:
+            raise ValueError("data names no file to train on")
+        check_range("short_length", self.short_length, 1, optional=True)
+        check_range("validation_documents", self.validation_documents, 0)
+        check_range("short_part", self.short_part, 0, 1)
+
+
+def check_range(
     name: str, value: float | None, low: float, high: float | None = None, optional: bool = False
 ) -> None:
+    """Raises ValueError, naming value and range, unless `low <= value <= high`."""
     if value is None and optional:
         return
     if value is None or not value >= low or (high is not None and value > high):
         bounds = f"at least {low}" if high is None else f"{low} to {high}"
         raise ValueError(f"{name} is {value}, it must be {bounds}")
+
+
+def check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
+    """Raises ValueError, naming what there is, unless `value` is one of `known`."""
+    if value not in known:
+        choices = ", ".join(known[:-1]) + f" or {known[-1]}"
+        raise ValueError(f"{name} is {value!r}, it must be {choices}")
+
+
+def _to_json(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    return list(map(_to_json, value)) if isinstance(value, tuple) else value

@@ -2,13 +2,20 @@
 
 import json
 import time
+from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from tqdm import tqdm
 
 from kogpt.checkpoint.staging import write_atomically
+from kogpt.errors import KoGPTError
+from kogpt.training.config import RunConfig
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 LOG_NAME = "log.jsonl"
 QUIET_SECONDS = 30.0  # between lines where stderr is no terminal
@@ -29,13 +36,14 @@ class Progress:
     checkpoint, and those steps come again.
     """
 
-    def __init__(self, out: Path, start: int, steps: int, stream: TextIO) -> None:
+    def __init__(self, config: RunConfig, start: int, steps: int, stream: TextIO) -> None:
         self.stream = stream
         self.start, self.steps = start, steps
-        path = out / LOG_NAME
+        path = config.folder / LOG_NAME
         kept = [json.dumps(entry) + "\n" for entry in read_log(path) if entry["step"] <= start]
         write_atomically(path, "".join(kept).encode())
         self._file = path.open("a", encoding="utf-8", buffering=1)
+        self._events = _events(config, start)
         terminal = self.stream.isatty()
         self._bar = tqdm(
             total=steps, initial=start, file=self.stream, disable=not terminal, unit="step"
@@ -55,10 +63,15 @@ class Progress:
     ) -> None:
         self._bar.close()
         self._file.close()
+        if self._events is not None:
+            self._events.close()
 
-    def record(self, step: int, tokens: int, entry: dict[str, float]) -> None:
+    def record(self, step: int, tokens: int, entry: Mapping[str, float]) -> None:
         """Appends an entry to the log."""
         self._file.write(json.dumps({"step": step, "tokens": tokens, **entry}) + "\n")
+        if self._events is not None:
+            for name, value in entry.items():
+                self._events.add_scalar(name, value, step)
 
     def trained(self, step: int, loss: float, tokens_per_second: float) -> None:
         """Tells how far training is, `step` steps done."""
@@ -83,3 +96,15 @@ def clock(seconds: float) -> str:
     """A time span as h:mm:ss."""
     minutes, second = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02}:{second:02}"
+
+
+def _events(config: RunConfig, start: int) -> "SummaryWriter | None":
+    """What writes for TensorBoard, if it is wanted; events after `start` are taken back."""
+    installed = find_spec("tensorboard") is not None
+    if not (installed if config.tensorboard is None else config.tensorboard):
+        return None
+    if not installed:
+        raise KoGPTError("events for TensorBoard need it: pip install tensorboard")
+    from torch.utils.tensorboard import SummaryWriter  # slow to import
+
+    return SummaryWriter(str(config.folder / "tensorboard"), purge_step=start + 1)

@@ -2,17 +2,18 @@
 
 import math
 
-from kogpt.training.config import TrainingConfig
+from kogpt.training.config import RunConfig
 
 
-def learning_rate(step: int, steps: int, config: TrainingConfig) -> float:
+def learning_rate(step: int, steps: int, config: RunConfig) -> float:
     """Rate of a step, counted from 0, in a run of `steps`.
 
     Source: Loshchilov & Hutter, "SGDR" (arXiv 1608.03983), equation 5, one period.
     """
-    if step < config.warmup_steps:
-        return config.learning_rate * (step + 1) / config.warmup_steps
-    progress = (step - config.warmup_steps) / max(1, steps - config.warmup_steps)
+    warmup = config.warmup(steps)
+    if step < warmup:
+        return config.learning_rate * (step + 1) / warmup
+    progress = (step - warmup) / max(1, steps - warmup)
     cosine = (1 + math.cos(math.pi * min(progress, 1.0))) / 2
     floor = config.final_learning_rate
     return config.learning_rate * (floor + (1 - floor) * cosine)

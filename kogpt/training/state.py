@@ -4,28 +4,26 @@ A folder `step-*` appears complete or not at all (see `kogpt.checkpoint.staging`
 one is always good, and older ones are removed only when it is there.
 """
 
+import dataclasses
 import fcntl
 import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from kogpt.checkpoint import write_checkpoint
+from kogpt.checkpoint.staging import to_json
 from kogpt.errors import InputRefusedError, KoGPTError
-from kogpt.model import KoGPT
-from kogpt.training.config import MAY_CHANGE, TrainingConfig
+from kogpt.training.config import MAY_CHANGE
 from kogpt.training.log import LOG_NAME
-from kogpt.training.optimizer import optimizer_tensors
 
 STATE_NAME = "training.json"
 MOMENTS_NAME = "optimizer.safetensors"
@@ -40,13 +38,23 @@ class TrainingState:
 
     Attributes:
         step: optimizer steps taken.
+        tokens: tokens read.
         config: the settings, as JSON values.
-        data: fingerprint of the training documents.
+        data: fingerprint of the training data.
     """
 
     step: int
+    tokens: int
     config: dict[str, Any]
     data: str
+
+    def at(self, step: int, tokens: int) -> "TrainingState":
+        """The same run after so many steps."""
+        return dataclasses.replace(self, step=step, tokens=tokens)
+
+    def to_json(self) -> bytes:
+        """As it is written."""
+        return to_json(dataclasses.asdict(self))
 
     def require_equal(self, new: "TrainingState") -> None:
         """Refuses to go on with other settings or other data.
@@ -64,27 +72,9 @@ class TrainingState:
             raise InputRefusedError("cannot resume with other data than the run began with")
 
 
-def write_state(
-    state: TrainingState,
-    model: KoGPT,
-    optimizer: torch.optim.Optimizer,
-    tokenizer_files: Mapping[str, bytes],
-    config: TrainingConfig,
-) -> None:
-    """Writes the checkpoint of a step, then removes all but the newest `config.keep`."""
-    contents = {"step": state.step, "config": state.config, "data": state.data}
-    write_checkpoint(
-        config.out / f"step-{state.step:08}",
-        model.config,
-        model.state_dict(),
-        files={
-            **tokenizer_files,
-            STATE_NAME: json.dumps(contents, indent=2, ensure_ascii=False).encode(),
-            MOMENTS_NAME: optimizer_tensors(optimizer, model),
-        },
-        license_notice=config.license_notice,
-    )
-    for old in checkpoints(config.out)[: -config.keep]:
+def discard_all_but(count: int, out: Path) -> None:
+    """Removes all checkpoints of a run but the newest ones."""
+    for old in checkpoints(out)[:-count]:
         # A name that is no checkpoint's, so that half of a folder is never taken for one.
         discarded = old.rename(old.with_name(f".{old.name}.discarded"))
         shutil.rmtree(discarded)
@@ -109,17 +99,16 @@ def read_state(checkpoint: Path) -> TrainingState:
         raise InputRefusedError(f"{path}: no training state ({error})") from None
 
 
-def read_moments(checkpoint: Path) -> dict[str, Tensor]:
-    """Reads the optimizer's moments.
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Reads tensors that a run wrote beside its state.
 
     Raises:
         InputRefusedError: the file is missing or damaged.
     """
-    path = checkpoint / MOMENTS_NAME
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
-        raise InputRefusedError(f"{path}: no optimizer state ({error})") from None
+        raise InputRefusedError(f"{path}: no {path.stem} state ({error})") from None
 
 
 @contextmanager

@@ -84,6 +84,7 @@ def settings(tmp_path: Path, vocabulary: Path, shape: Path, reviews: Path) -> Se
             "warmup_steps": 2,
             "log_every": 1,
             "curve": False,
+            "tensorboard": False,
         }
         return TrainingConfig(**{**given, **changes})
 

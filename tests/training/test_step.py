@@ -12,6 +12,7 @@ from kogpt.training.data import encode_documents
 from kogpt.training.documents import read_documents
 from kogpt.training.loop import Trainer
 from kogpt.training.loss import next_token_loss
+from kogpt.training.pretraining import Pretraining
 from tests.training.conftest import TINY
 
 
@@ -22,13 +23,13 @@ def make_trainer(settings, tokenizer):
         model = KoGPT(shape)
         model.init_weights(torch.Generator().manual_seed(0))
         data = encode_documents(read_documents(config.data, config.column), tokenizer)
-        return Trainer(config, model.train(), *data)
+        return Trainer(Pretraining(config, model.train(), tokenizer, *data))
 
     return make
 
 
 def weights(trainer):
-    return {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+    return {name: p.detach().clone() for name, p in trainer.job.model.named_parameters()}
 
 
 def test_accumulation_equals_the_large_batch(make_trainer):
@@ -80,7 +81,7 @@ def test_checkpointed_activations_are_fewer():
 def test_only_matrices_decay(make_trainer):
     trainer = make_trainer(weight_decay=0.1, learning_rate=1e-2, warmup_steps=0)
     before = weights(trainer)
-    for parameter in trainer.model.parameters():
+    for parameter in trainer.job.model.parameters():
         parameter.requires_grad_(True)
         parameter.grad = torch.zeros_like(parameter)
     trainer.optimizer.step()
@@ -94,7 +95,7 @@ def test_gradients_are_clipped_to_the_norm(make_trainer):
     seen = []
 
     def note(optimizer, args, kwargs):
-        seen.append(torch.nn.utils.get_total_norm([p.grad for p in trainer.model.parameters()]))
+        seen.append(torch.nn.utils.get_total_norm([p.grad for p in trainer.job.model.parameters()]))
 
     trainer.optimizer.register_step_pre_hook(note)
     _, norm = trainer.take_step()
@@ -104,14 +105,14 @@ def test_gradients_are_clipped_to_the_norm(make_trainer):
 
 def test_short_sequences_see_the_same_tokens_in_pieces(make_trainer):
     trainer = make_trainer(short_length=8, short_part=0.5, steps=4)
-    rows = trainer.sequences.batch(0, 4)[:, :-1]
-    shapes, flat = [], []
+    shapes = []
     for step in range(4):
-        trainer.step = step
-        shapes.append(tuple(trainer._cut(rows).shape))
-        flat.append(trainer._cut(rows).flatten().tolist())
+        (batch,) = trainer.job.batches(step, trainer.steps)
+        rows = trainer.job.sequences.batch(step, 4)
+        shapes.append(tuple(batch.inputs.shape))
+        assert batch.inputs.flatten().tolist() == rows[:, :-1].flatten().tolist()
+        assert batch.targets.flatten().tolist() == rows[:, 1:].flatten().tolist()
     assert shapes == [(16, 8), (16, 8), (4, 32), (4, 32)]
-    assert all(ids == rows.flatten().tolist() for ids in flat)
 
 
 @pytest.mark.parametrize("spoiled", ["transformer.wte.weight", "lm_head.bias"])
@@ -119,7 +120,7 @@ def test_a_loss_that_is_no_number_stops_the_run_before_it_reaches_the_weights(
     make_trainer, spoiled
 ):
     trainer = make_trainer(learning_rate=0.5)
-    parameter = dict(trainer.model.named_parameters())[spoiled]
+    parameter = dict(trainer.job.model.named_parameters())[spoiled]
     with torch.no_grad():
         parameter.view(-1)[:] = float("nan")
     before = weights(trainer)
@@ -133,7 +134,7 @@ def test_a_loss_that_is_no_number_stops_the_run_before_it_reaches_the_weights(
 def test_bfloat16_stays_near_float32_and_keeps_float32_weights(make_trainer):
     exact, rounded = make_trainer(), make_trainer(precision="bfloat16")
     assert rounded.take_step()[0] == pytest.approx(exact.take_step()[0], rel=1e-3)
-    assert all(p.dtype == torch.float32 for p in rounded.model.parameters())
+    assert all(p.dtype == torch.float32 for p in rounded.job.model.parameters())
 
 
 def test_a_tiny_model_learns_a_few_sentences_by_heart(make_trainer):
