@@ -146,7 +146,8 @@ class Task:
         labels: names of the labels, for tables and pictures.
         metrics: names of the metrics, the main one first.
         scored: the rows to score.
-        shots: where examples come from: the first that is there.
+        shots: where examples come from, and what finetuning learns from: the first that is there.
+        validation: rows to choose by what finetuning has made; None to hold some of those out.
         prompts: by name, the default first.
         published: figures to stand beside.
         sha256: of the file.
@@ -160,6 +161,7 @@ class Task:
     metrics: tuple[str, ...]
     scored: DataFile
     shots: tuple[DataFile, ...]
+    validation: DataFile | None
     prompts: Mapping[str, Prompt]
     published: tuple[Published, ...]
     sha256: str
@@ -292,6 +294,10 @@ def _task(name: str, table: dict[str, Any], sha256: str) -> Task:
             raise _FileError(f"lacks {key!r}")
         _check_type(table[key], hint, key)
     common, scored, shots, prompts, published = (table.pop(key) for key in SECTIONS)
+    validation = table.pop("validation", None)
+    if validation is not None:
+        _check_type(validation, dict, "validation")
+        validation = _data_file(validation, common, "validation.")
     task = _make(
         Task,
         table,
@@ -299,6 +305,7 @@ def _task(name: str, table: dict[str, Any], sha256: str) -> Task:
         name=name,
         scored=_data_file(scored, common, "scored."),
         shots=tuple(_data_file(part, common, "shots.") for part in shots),
+        validation=validation,
         prompts={key: _prompt(key, part, common) for key, part in prompts.items()},
         published=tuple(_make(Published, part, "published.") for part in published),
         sha256=sha256,
@@ -347,8 +354,10 @@ def _check_labels(task: Task) -> None:
             if len(getattr(prompt, key)) != labels:
                 count = len(getattr(prompt, key))
                 raise _FileError(f"prompts.{prompt.name}.{key}: {count} for {labels} labels")
-    for file in (task.scored, *task.shots):
-        where, field = "scored" if file is task.scored else "shots", file.fields[LABEL]
+    files = [("scored", task.scored), *(("shots", file) for file in task.shots)]
+    files += [("validation", task.validation)] if task.validation else []
+    for where, file in files:
+        field = file.fields[LABEL]
         if field.is_content:
             raise _FileError(f"fields.{LABEL}: lacks values or at_least")
         for value in (field.values or {}).values():

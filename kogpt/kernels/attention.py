@@ -32,20 +32,27 @@ def attention(
         q: queries (B, T, H, D).
         k: keys (B, S, H, D), S >= T.
         v: values (B, S, H, D).
-        starts: first position of each row that is not padding, (B,); None for no padding.
+        starts: the first position that is seen: by all queries of a row (B,), which then begins
+            with padding; or by each query (B, T), where several texts lie in a row one after the
+            other. None for 0.
         dropout_p: probability of dropping an attention weight.
 
     Returns:
         (B, T, H, D) in the dtype of `v`. Rows of padding hold finite values of no meaning.
     """
-    if q.is_cuda and not obstacle(q, k, v, dropout_p) and extension_available(q.device):
+    fused = not obstacle(q, k, v, dropout_p, starts)
+    if q.is_cuda and fused and extension_available(q.device):
         starts = None if starts is None else starts.to(q.device, torch.int64)
         return torch.ops.kogpt.attention(q, k, v, starts)[0]
     return sdpa(q, k, v, starts, dropout_p)
 
 
-def obstacle(q: Tensor, k: Tensor, v: Tensor, dropout_p: float = 0.0) -> str | None:
+def obstacle(
+    q: Tensor, k: Tensor, v: Tensor, dropout_p: float = 0.0, starts: Tensor | None = None
+) -> str | None:
     """What keeps the fused kernels from taking these tensors on any device; None if nothing."""
+    if starts is not None and starts.ndim > 1:
+        return "several texts in a row"
     if dropout_p > 0:
         return "dropout of attention weights"
     if q.dtype not in DTYPES:
@@ -86,7 +93,8 @@ def attention_mask(T: int, S: int, starts: Tensor | None, device: torch.device) 
     mask = (key <= query)[None, None]  # (1, 1, T, S)
     if starts is None:
         return mask
-    return mask & ((key >= starts[:, None, None, None]) | (key == query))
+    first = starts.view(len(starts), 1, -1, 1)  # (B, 1, 1 or T, 1)
+    return mask & ((key >= first) | (key == query))
 
 
 def scores(q: Tensor, k: Tensor, mask: Tensor) -> Tensor:

@@ -112,7 +112,7 @@ class Transformer(nn.Module):
         return self.ln_f(x)
 
     def positions(self, input_ids: Tensor, cache: KVCache | None, starts: Tensor | None) -> Tensor:
-        """Position of each new token in its own row, (B or 1, T); padding counts as position 0.
+        """Position of each new token in its own text, (B or 1, T); padding counts as position 0.
 
         Raises:
             ValueError: the last position is beyond the context of the model.
@@ -122,7 +122,9 @@ class Transformer(nn.Module):
         if last > self.n_positions:
             raise ValueError(f"{last} tokens exceed the model's context of {self.n_positions}")
         positions = torch.arange(first, last, device=input_ids.device)[None]  # (1, T)
-        return positions if starts is None else (positions - starts[:, None]).clamp(min=0)
+        if starts is None:
+            return positions
+        return (positions - starts.view(len(starts), -1)).clamp(min=0)  # (B, T)
 
 
 class KoGPT(nn.Module):
@@ -160,7 +162,9 @@ class KoGPT(nn.Module):
             cache: keys and values of the tokens before these, extended by these in place.
                 None where nothing came before and nothing follows.
             starts: for rows padded on the left, the index of each row's first real token,
-                counted with what the cache holds, (B,). None where there is no padding.
+                counted with what the cache holds, (B,). For several texts in a row, one after the
+                other, the index of the first token of each token's text, (B, T): no text sees
+                another. None where every row is one text.
 
         Returns:
             Logits (B, T, V), float32 (float64 in a float64 model).

@@ -173,6 +173,92 @@ class TrainingConfig(RunConfig):
         check_range("short_part", self.short_part, 0, 1)
 
 
+FULL, LORA, QLORA, P_TUNING, PROMPT_TUNING = METHODS = (
+    *("full", "lora", "qlora", "p-tuning", "prompt-tuning"),
+)
+COMPLETION, LABEL_WORDS, HEAD, REGRESSION = OBJECTIVES = (
+    *("completion", "label-words", "head", "regression"),
+)
+ENCODERS = ("lstm", "mlp")
+BEST, LAST = KEPT = ("best", "last")
+
+# A method that trains fewer numbers takes longer steps.
+LEARNING_RATES = {FULL: 5e-5, LORA: 2e-4, QLORA: 2e-4, P_TUNING: 1e-3, PROMPT_TUNING: 1e-2}
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuningConfig(RunConfig):
+    """A run that trains on examples.
+
+    Attributes:
+        data: a task of the evaluation by its name or `.toml` file, or files of examples: `.jsonl`
+            with an object a line, whose `prompt` is read and whose `completion` is learnt.
+        data_dir: folder of the tasks' data.
+        out: folder of the result; the run itself is in `out/run`.
+        model: checkpoint folder to begin with.
+        method: "full" trains all weights; "lora" low-rank updates; "qlora" the same beside weights
+            that are stored as integers; "p-tuning" virtual tokens through a network that computes
+            them; "prompt-tuning" virtual tokens as they are.
+        objective: "completion" learns what follows a prompt; "label-words" the answer of a task's
+            prompt, and predicts the likeliest; "head" classes by a layer on the last token;
+            "regression" a task's degree by such a layer, pairs in both orders. None is
+            "completion" for files and "label-words" for a task.
+        prompt: name of one of the task's; None is its first.
+        targets: linear layers that LoRA updates.
+        rank: of the updates.
+        alpha: what the updates are scaled by, times the rank.
+        dropout: of their input.
+        virtual_tokens: of a soft prompt.
+        encoder: network of p-tuning, "lstm" or "mlp".
+        encoder_width: inside that network; None for the model's.
+        pack: lay as many examples into a row as fit `sequence_length`; they do not see each other.
+        validation_rows: held-out rows, where the data bring none; they choose the result.
+        test_rows: rows of the task's test split to measure in the end; None for all, 0 for none.
+        keep_weights: "best" by validation, or "last".
+        learning_rate: peak of the schedule; None for one that suits the method.
+    """
+
+    data: tuple[str, ...]
+    data_dir: Path | None = None
+    method: str
+    objective: str | None = None
+    prompt: str | None = None
+    targets: tuple[str, ...] = ("q_proj", "v_proj")
+    rank: int = 8
+    alpha: float = 16.0
+    dropout: float = 0.0
+    virtual_tokens: int = 20
+    encoder: str = "lstm"
+    encoder_width: int | None = None
+    pack: bool = False
+    validation_rows: int = 1000
+    test_rows: int | None = None
+    keep_weights: str = BEST
+    batch_size: int = 32
+    learning_rate: float = None  # type: ignore[assignment]  # set below
+    warmup_steps: int | None = None
+    weight_decay: float = 0.01
+    beta2: float = 0.98
+
+    def __post_init__(self) -> None:
+        check_choice("method", self.method, METHODS)
+        if self.learning_rate is None:
+            object.__setattr__(self, "learning_rate", LEARNING_RATES[self.method])
+        super().__post_init__()
+        if not self.data:
+            raise ValueError("data names nothing to train on")
+        if self.objective is not None:
+            check_choice("objective", self.objective, OBJECTIVES)
+        check_choice("encoder", self.encoder, ENCODERS)
+        check_choice("keep_weights", self.keep_weights, KEPT)
+        check_range("validation_rows", self.validation_rows, 1)
+        check_range("test_rows", self.test_rows, 0, optional=True)
+
+    @property
+    def folder(self) -> Path:
+        return self.out / "run"
+
+
 def check_range(
     name: str, value: float | None, low: float, high: float | None = None, optional: bool = False
 ) -> None:

@@ -1,0 +1,151 @@
+"""What finetuning learns from, chooses by and is measured on: rows of a task, or of files."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, NamedTuple, TypeVar
+
+from kogpt.errors import InputRefusedError
+from kogpt.evaluation.data import Row, find_first, read_rows
+from kogpt.evaluation.shots import sample_rows
+from kogpt.evaluation.task import Task, load_task
+from kogpt.textfiles import read_lines
+from kogpt.training.config import FinetuningConfig
+
+
+class Completion(NamedTuple):
+    """An example of a file.
+
+    Attributes:
+        prompt: what is read.
+        completion: what is learnt.
+    """
+
+    prompt: str
+    completion: str
+
+    @property
+    def text(self) -> tuple[str, ...]:
+        """By which examples are taken for the same."""
+        return self
+
+
+R = TypeVar("R", Row, Completion)
+
+
+@dataclass(frozen=True)
+class Splits(Generic[R]):
+    """Rows, apart from each other: no text of one split is in another.
+
+    Attributes:
+        training: to learn from.
+        validation: to choose by.
+        test: to measure in the end; empty where there is none.
+        notes: what a reader of results should know.
+    """
+
+    training: list[R]
+    validation: list[R]
+    test: list[R]
+    notes: tuple[str, ...] = ()
+
+    def fingerprint(self) -> str:
+        """Hash of what is learnt from, by which a resumed run knows its data again."""
+        digest = hashlib.sha256()
+        for row in self.training:
+            digest.update(repr(row).encode())
+        return digest.hexdigest()
+
+
+def is_task(data: Sequence[str]) -> bool:
+    """Whether a run's `data` names a task rather than files of examples."""
+    return len(data) == 1 and not data[0].endswith((".jsonl", ".jsonl.xz"))
+
+
+def read_task(config: FinetuningConfig) -> tuple[Task, Splits[Row]]:
+    """The task that a run names, and its rows.
+
+    Raises:
+        ValueError: there is no such task.
+        InputRefusedError: its files are missing or damaged, or leave nothing to learn from.
+    """
+    task = load_task(config.data[0])
+    folder, labels = config.data_dir or Path("data"), len(task.labels)
+    test = read_rows(task.scored, folder, labels)
+    learnt = read_rows(find_first(task.shots, folder), folder, labels)
+    notes = [*learnt.notes, *test.notes]
+    training = _without(learnt.rows, test.rows, test.path.name, notes)
+    if task.validation is None:
+        training, validation = hold_out(training, config.validation_rows)
+    else:
+        own = read_rows(task.validation, folder, labels)
+        validation = own.rows
+        training = _without(training, validation, own.path.name, notes)
+        notes += own.notes
+    _refuse_empty(training, learnt.path)
+    scored = sample_rows(test.rows, config.test_rows) if config.test_rows != 0 else []
+    return task, Splits(training, validation, scored, tuple(notes))
+
+
+def read_examples(config: FinetuningConfig) -> Splits[Completion]:
+    """The examples of the files that a run names.
+
+    Raises:
+        InputRefusedError: a file is missing or damaged, or holds no examples; names file and line.
+    """
+    paths = list(map(Path, config.data))
+    rows = [row for path in paths for row in _completions(path)]
+    training, validation = hold_out(rows, config.validation_rows)
+    _refuse_empty(training, paths[0])
+    return Splits(training, validation, [])
+
+
+def hold_out(rows: Sequence[R], count: int) -> tuple[list[R], list[R]]:
+    """Parts about `count` rows from the others, at most a tenth, the same whatever the seed.
+
+    Rows of equal texts stay together, so that none is learnt and held out. A text's place is its
+    hash: rows that are added later move no other.
+    """
+    places = [hashlib.sha256("\0".join(row.text).encode()).digest() for row in rows]
+    last = min(count, len(rows) // 10)
+    border = sorted(places)[last] if rows else b""
+    training = [row for row, place in zip(rows, places, strict=True) if place >= border]
+    return training, [row for row, place in zip(rows, places, strict=True) if place < border]
+
+
+def _without(rows: Sequence[R], others: Sequence[R], where: str, notes: list[str]) -> list[R]:
+    """Rows whose text is none of the others'; notes how many there were."""
+    texts = {row.text for row in others}
+    kept = [row for row in rows if row.text not in texts]
+    if len(kept) < len(rows):
+        notes.append(f"{len(rows) - len(kept):,} rows are not learnt: {where} has their text")
+    return kept
+
+
+def _refuse_empty(training: Sequence[R], path: Path) -> None:
+    if not training:
+        raise InputRefusedError(f"{path}: leaves no row to learn from")
+
+
+def _completions(path: Path) -> Iterator[Completion]:
+    for number, line in enumerate(read_lines(path), start=1):
+        if not line.strip():
+            continue
+        try:
+            yield _completion(json.loads(line))
+        except (ValueError, RecursionError) as error:
+            raise InputRefusedError(f"{path}: line {number}: {error}") from None
+
+
+def _completion(value: object) -> Completion:
+    """ValueError, if an object of JSON is no example."""
+    if not isinstance(value, dict):
+        raise ValueError("is no object")
+    for key in Completion._fields:
+        if not isinstance(value.get(key), str):
+            raise ValueError(f"{key!r} is missing or no text")
+    if unknown := value.keys() - set(Completion._fields):
+        raise ValueError(f"unknown key {min(unknown)!r}; known are prompt and completion")
+    return Completion(value["prompt"], value["completion"])

@@ -1,0 +1,371 @@
+"""What finetuning asks of a model: a loss of batches, and figures of a split.
+
+A figure is always of a whole split, computed at once from the model as it is: nothing is summed up
+while training goes on, so nothing of the training rows can come into a figure of other rows.
+
+Dimension key: `N` texts in a batch, `B` rows they lie in, `T` tokens in a row, `L` labels.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import ClassVar, Generic, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from kogpt.evaluation.data import Row, Rows
+from kogpt.evaluation.likelihood import Ids, Query, log_likelihoods
+from kogpt.evaluation.metrics import Outcome, measure
+from kogpt.evaluation.prompting import Encoder, Question, ask
+from kogpt.evaluation.protocol import SUM, Protocol
+from kogpt.evaluation.running import Evaluator, Run, TaskData
+from kogpt.evaluation.task import LABEL, Prompt, Task
+from kogpt.model import KoGPT
+from kogpt.tokenizer import Tokenizer
+from kogpt.training.batching import lay_out
+from kogpt.training.examples import Completion
+from kogpt.training.loss import NO_TARGET, next_token_loss
+
+HELD_OUT_LOSS = "held_out_loss"
+TOKENS_AT_ONCE = 8192  # where nothing is learnt
+
+R = TypeVar("R", Row, Completion)
+E = TypeVar("E")
+
+
+@dataclass(frozen=True)
+class ExampleBatch:
+    """Texts that go through the network at once.
+
+    Attributes:
+        input_ids: (B, T).
+        targets: of each token (B, T), -100 for none; or of each example (N,).
+        starts: where rows hold several texts, as `KoGPT.forward` takes it.
+        lasts: row and index of the last token of each text, (2, N); None where tokens have targets.
+        count: targets.
+        tokens: tokens of texts.
+    """
+
+    input_ids: Tensor
+    targets: Tensor
+    starts: Tensor | None
+    lasts: Tensor | None
+    count: int
+    tokens: int
+
+
+class Objective(ABC, Generic[R, E]):
+    """What is asked of a model.
+
+    Attributes:
+        main: the figure to choose by.
+        outputs: width of the head; 0 for none.
+    """
+
+    main: str = HELD_OUT_LOSS
+    outputs: int = 0
+
+    def __init__(self, tokenizer: Tokenizer, prefix: Ids, room: int) -> None:
+        """Is told how rows become ids.
+
+        Args:
+            tokenizer: of the model.
+            prefix: virtual tokens that every text begins with.
+            room: tokens that a text may have, these among them.
+        """
+        self.tokenizer, self.prefix, self.room = tokenizer, prefix, room
+
+    @abstractmethod
+    def example(self, row: R) -> E | None:
+        """A row in ids; None if nothing in it can be learnt."""
+
+    @abstractmethod
+    def length(self, example: E) -> int:
+        """Tokens that the network reads of an example."""
+
+    @abstractmethod
+    def collate(self, rows: Sequence[Sequence[E]]) -> ExampleBatch:
+        """Examples as a batch; those that are together lie in one row."""
+
+    @abstractmethod
+    def loss(self, model: KoGPT, batch: ExampleBatch) -> Tensor:
+        """Loss summed over the targets of a batch, float32."""
+
+    @abstractmethod
+    def figures(self, model: KoGPT, rows: Sequence[R]) -> dict[str, float]:
+        """Figures of a split; `held_out_loss` and `main` are among them."""
+
+    @property
+    def better(self) -> int:
+        """The sign of a change of `main` for the better."""
+        return -1 if self.main == HELD_OUT_LOSS else 1
+
+
+class CausalExample(NamedTuple):
+    """A text and where in it learning begins.
+
+    Attributes:
+        ids: of the text.
+        first: index of the first id to be predicted, at least 1.
+    """
+
+    ids: Ids
+    first: int
+
+
+class Causal(Objective[R, CausalExample]):
+    """What objectives have in common that predict ids after others."""
+
+    def length(self, example: CausalExample) -> int:
+        return len(example.ids) - 1  # the last one is predicted, not read
+
+    def collate(self, rows: Sequence[Sequence[CausalExample]]) -> ExampleBatch:
+        layout = lay_out([[example.ids[:-1] for example in row] for row in rows])
+        targets = torch.full_like(layout.input_ids, NO_TARGET)
+        examples = [example for row in rows for example in row]
+        for example, row, first in zip(examples, layout.rows, layout.firsts, strict=True):
+            learnt = torch.tensor(example.ids[example.first :])
+            begin = first + example.first - 1
+            targets[row, begin : begin + len(learnt)] = learnt
+        count = sum(len(example.ids) - example.first for example in examples)
+        tokens = sum(map(self.length, examples))
+        return ExampleBatch(layout.input_ids, targets, layout.starts, None, count, tokens)
+
+    def loss(self, model: KoGPT, batch: ExampleBatch) -> Tensor:
+        return next_token_loss(model, batch.input_ids, batch.targets, batch.starts)
+
+    def _example(self, query: Query, answer: int) -> CausalExample | None:
+        """The continuation of a query that shall be learnt."""
+        ids = query.context + query.continuations[answer]
+        if len(ids) - 1 > self.room or len(ids) == len(query.context):
+            return None
+        return CausalExample(ids, len(query.context))
+
+
+class Completions(Causal[Completion]):
+    """Learns what follows a prompt, and that it ends."""
+
+    def example(self, row: Completion) -> CausalExample | None:
+        return None if not row.completion else self._example(self._query(row), 0)
+
+    def figures(self, model: KoGPT, rows: Sequence[Completion]) -> dict[str, float]:
+        """Loss in nats per token of the completions, their ends among them."""
+        queries = [self._query(row) for row in rows if self.example(row) is not None]
+        found = log_likelihoods(model, queries)
+        tokens = sum(len(query.continuations[0]) for query in queries)
+        return {HELD_OUT_LOSS: -math.fsum(row[0].value for row in found) / tokens}
+
+    def _query(self, row: Completion) -> Query:
+        encoder = Encoder(self.tokenizer, self.room, prefix=self.prefix)
+        query = encoder.encode(Question(row.prompt, (row.completion,)))
+        end = () if self.tokenizer.eos_id is None else (self.tokenizer.eos_id,)
+        return Query(query.context, (query.continuations[0] + end,))
+
+
+class TaskObjective(Objective[Row, E]):
+    """What objectives of a task have in common: an outcome of rows.
+
+    Attributes:
+        task: of which.
+    """
+
+    task: Task
+
+    @abstractmethod
+    def judge(self, model: KoGPT, rows: Sequence[Row]) -> tuple[Outcome, float]:
+        """What rows are taken for, and the mean loss."""
+
+    def figures(self, model: KoGPT, rows: Sequence[Row]) -> dict[str, float]:
+        outcome, loss = self.judge(model, rows)
+        return {name: measure(name, outcome)[0] for name in self.metrics} | {HELD_OUT_LOSS: loss}
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Names of the task's metrics, the main one first."""
+        return self.task.metrics
+
+
+class LabelWords(Causal[Row], TaskObjective[CausalExample]):
+    """Learns the answer of a task's prompt, as a text; predicts the likeliest of all answers."""
+
+    def __init__(
+        self, tokenizer: Tokenizer, prefix: Ids, room: int, task: Task, prompt: Prompt
+    ) -> None:
+        super().__init__(tokenizer, prefix, room)
+        self.task, self.prompt, self.main = task, prompt, task.metrics[0]
+
+    def example(self, row: Row) -> CausalExample | None:
+        encoder = Encoder(self.tokenizer, self.room, prefix=self.prefix)
+        return self._example(encoder.encode(ask(self.prompt, row)), row.label)
+
+    def judge(self, model: KoGPT, rows: Sequence[Row]) -> tuple[Outcome, float]:
+        """As `kogpt evaluate` does it; the loss is that of the right answers, in nats."""
+        run = self._run(model, rows)
+        right = [row.label for row in run.rows]
+        values = np.array(run.sets[0].log_likelihoods)[range(len(right)), right]
+        return run.outcome(SUM), -float(values.mean())
+
+    def _run(self, model: KoGPT, rows: Sequence[Row]) -> Run:
+        data = TaskData(Rows(Path(self.task.name), "", list(rows), (), ()), list(rows), None)
+        protocol = Protocol(scoring=(SUM,))
+        (run,) = Evaluator(model, self.tokenizer).run(self.task, self.prompt, protocol, data)
+        return run
+
+
+class HeadExample(NamedTuple):
+    """Texts whose last tokens are looked at, and what shall be seen there.
+
+    Attributes:
+        texts: ids of one text, or of both orders of two.
+        goal: label or degree.
+    """
+
+    texts: tuple[Ids, ...]
+    goal: float
+
+
+class LastToken(TaskObjective[HeadExample]):
+    """What objectives have in common that put a head on the last token of a text.
+
+    The mean of its outputs counts where there are several texts. Several contents of a row are
+    one text, each between begin and end: `[BOS] a [EOS] [BOS] b [EOS]`.
+    """
+
+    both_orders: ClassVar[bool] = False
+
+    def __init__(self, tokenizer: Tokenizer, prefix: Ids, room: int, task: Task) -> None:
+        super().__init__(tokenizer, prefix, room)
+        self.task, self.main = task, task.metrics[0]
+
+    @abstractmethod
+    def goal(self, row: Row) -> float:
+        """What shall be seen of a row."""
+
+    @abstractmethod
+    def loss_of(self, outputs: Tensor, goals: Tensor) -> Tensor:
+        """Summed loss of outputs (N, L) for goals (N,)."""
+
+    @abstractmethod
+    def scores(self, outputs: np.ndarray) -> np.ndarray:
+        """Scores of labels (N, L) by outputs."""
+
+    def example(self, row: Row) -> HeadExample | None:
+        encode = self.tokenizer.encode
+        eos = self.tokenizer.eos_id is not None
+        parts = [encode(text, bos=self.tokenizer.bos_id is not None, eos=eos) for text in row.text]
+        orders = [parts, parts[::-1]] if self.both_orders and len(parts) > 1 else [parts]
+        texts = [(*self.prefix, *(id for part in order for id in part)) for order in orders]
+        fits = len(texts[0]) <= self.room
+        return HeadExample(tuple(texts), self.goal(row)) if fits else None
+
+    def length(self, example: HeadExample) -> int:
+        return sum(map(len, example.texts))
+
+    def collate(self, rows: Sequence[Sequence[HeadExample]]) -> ExampleBatch:
+        examples = [example for row in rows for example in row]
+        alone = len(examples) == len(rows)  # each text then has a row of its own
+        texts = [[text for example in row for text in example.texts] for row in rows]
+        layout = lay_out([[text] for row in texts for text in row] if alone else texts)
+        lengths = [len(text) for row in texts for text in row]
+        ends = [first + size - 1 for first, size in zip(layout.firsts, lengths, strict=True)]
+        goals = torch.tensor([example.goal for example in examples])
+        lasts = torch.tensor([layout.rows, ends])
+        tokens = sum(lengths)
+        return ExampleBatch(layout.input_ids, goals, layout.starts, lasts, len(examples), tokens)
+
+    def loss(self, model: KoGPT, batch: ExampleBatch) -> Tensor:
+        return self.loss_of(self.outputs_of(model, batch), batch.targets)
+
+    def outputs_of(self, model: KoGPT, batch: ExampleBatch) -> Tensor:
+        """What the head says of each example, (N, L), float32."""
+        assert batch.lasts is not None, "heads look at last tokens"
+        hidden = model.transformer(batch.input_ids, starts=batch.starts)
+        row, last = batch.lasts
+        outputs = model.get_submodule("score")(hidden[row, last].float()).float()
+        return outputs.view(batch.count, -1, self.outputs).mean(1)
+
+    @torch.no_grad()
+    def judge(self, model: KoGPT, rows: Sequence[Row]) -> tuple[Outcome, float]:
+        examples = [(row, example) for row in rows if (example := self.example(row)) is not None]
+        examples.sort(key=lambda pair: self.length(pair[1]))
+        outputs, loss = [], 0.0
+        for batch in self._batches([example for _, example in examples], model.device):
+            found = self.outputs_of(model, batch)
+            loss += self.loss_of(found, batch.targets).item()
+            outputs.append(found.double().cpu().numpy())
+        return self._outcome([row for row, _ in examples], np.concatenate(outputs)), (
+            loss / len(examples)
+        )
+
+    def _outcome(self, rows: Sequence[Row], outputs: np.ndarray) -> Outcome:
+        degrees = [row.degree for row in rows if row.degree is not None]
+        return Outcome(
+            num_labels=len(self.task.labels),
+            gold=np.array([row.label for row in rows]),
+            scores=self.scores(outputs)[None],
+            degrees=np.array(degrees) if degrees else None,
+        )
+
+    def _batches(self, examples: list[HeadExample], device: torch.device) -> list[ExampleBatch]:
+        """Batches of examples that are sorted by length."""
+        batches = []
+        while examples:
+            count = max(1, TOKENS_AT_ONCE // self.length(examples[-1]))
+            batches.append(to_device(self.collate([[e] for e in examples[-count:]]), device))
+            del examples[-count:]
+        return batches[::-1]
+
+
+class Classification(LastToken):
+    """Classes by a head on the last token; cross entropy."""
+
+    @property
+    def outputs(self) -> int:  # type: ignore[override]
+        return len(self.task.labels)
+
+    def goal(self, row: Row) -> float:
+        return row.label
+
+    def loss_of(self, outputs: Tensor, goals: Tensor) -> Tensor:
+        return F.cross_entropy(outputs, goals.long(), reduction="sum")
+
+    def scores(self, outputs: np.ndarray) -> np.ndarray:
+        return outputs
+
+
+class Regression(LastToken):
+    """A task's degree by a head of one output on the last token; squared error.
+
+    Pairs are read in both orders, the outputs' mean counts, as published for KorSTS
+    (haven-jeon/KoGPT2-subtasks).
+    """
+
+    both_orders = True
+    outputs = 1
+
+    def goal(self, row: Row) -> float:
+        assert row.degree is not None, "the task has degrees"
+        return row.degree
+
+    def loss_of(self, outputs: Tensor, goals: Tensor) -> Tensor:
+        return (outputs.squeeze(1) - goals).square().sum()
+
+    def scores(self, outputs: np.ndarray) -> np.ndarray:
+        """A degree above the border speaks for the last label."""
+        border = self.task.scored.fields[LABEL].at_least or 0.0
+        return np.concatenate((np.zeros_like(outputs), outputs - border), axis=1)
+
+
+def to_device(batch: ExampleBatch, device: torch.device) -> ExampleBatch:
+    """The batch where the model is."""
+    tensors = {
+        field.name: value.to(device)
+        for field in fields(batch)
+        if isinstance(value := getattr(batch, field.name), Tensor)
+    }
+    return replace(batch, **tensors)
