@@ -67,6 +67,7 @@ setup(
             "pytest-xdist>=3.6",
             "hypothesis>=6.100",
             "transformers>=5.0",
+            "peft>=0.17",
             "compressed-tensors>=0.15",  # with which transformers reads quantised weights
             "protobuf>=4.25",  # with which transformers reads a sentencepiece model
             "matplotlib>=3.8",

@@ -8,6 +8,7 @@ Dimension key, used throughout: `B` batch, `T` new tokens, `S` cached + new toke
 `D` head dim, `C` n_embd, `F` inner dim, `R` rotary dim, `V` vocabulary.
 """
 
+from collections.abc import Sequence
 from os import PathLike
 
 import torch
@@ -138,6 +139,8 @@ class KoGPT(nn.Module):
     """
 
     block_class: type[Block] = Block
+    # What every text begins with, before its own ids: the virtual tokens of a soft prompt.
+    prefix_ids: Sequence[int] = ()
 
     def __init__(self, config: KoGPTConfig) -> None:
         super().__init__()
@@ -182,12 +185,12 @@ class KoGPT(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the weights are, and where ids must be."""
-        return self.lm_head.weight.device
+        return self.transformer.wte.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
         """What is computed in, and kept in the cache."""
-        return self.lm_head.weight.dtype
+        return self.transformer.wte.weight.dtype
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None = None) -> None:

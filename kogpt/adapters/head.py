@@ -1,0 +1,39 @@
+"""A head on hidden states: numbers for a text instead of the next token."""
+
+import torch
+from torch import Tensor, nn
+
+from kogpt.model import KoGPT
+
+
+def attach_head(model: KoGPT, outputs: int, generator: torch.Generator | None = None) -> None:
+    """Gives the model `score`, a linear layer (outputs, C) without bias, float32.
+
+    The name and the form are those of transformers' `GPTJForSequenceClassification`, which reads
+    the hidden state of a text's last token. New weights are normal(0, initializer_range).
+
+    Args:
+        model: changed in place; what is trained of it stays as it is.
+        outputs: classes; 1 for a number.
+        generator: of a CPU; None for the global one.
+
+    Raises:
+        ValueError: `outputs` is below 1, or there is a head.
+    """
+    if outputs < 1:
+        raise ValueError(f"outputs is {outputs}, it must be at least 1")
+    weight = torch.empty(outputs, model.config.n_embd)
+    put_head(model, weight.normal_(0.0, model.config.initializer_range, generator=generator))
+
+
+def put_head(model: KoGPT, weight: Tensor) -> None:
+    """Gives the model a head with these weights (outputs, C).
+
+    Raises:
+        ValueError: there is one.
+    """
+    if hasattr(model, "score"):
+        raise ValueError("the model has a head already")
+    head = nn.Linear(weight.size(1), weight.size(0), bias=False, device="meta")
+    head.weight = nn.Parameter(weight.to(model.device, torch.float32))
+    model.add_module("score", head.train(model.training))

@@ -1,0 +1,177 @@
+"""Soft prompts: virtual tokens, each of an id behind the vocabulary, that every text begins with.
+
+A prompt of n tokens is n more rows of the embedding, and `KoGPT.prefix_ids` their ids. So a text
+with its prompt is a list of ids like any other: batches, padding, caches and shared beginnings need
+know nothing of it.
+
+Dimension key as in the model, and `n` virtual tokens.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kogpt.adapters.config import PromptConfig, freeze
+from kogpt.model import KoGPT
+
+
+class SoftPrompt(nn.Module):
+    """The embeddings of virtual tokens, (n, C), float32."""
+
+    def __init__(self, tokens: int, width: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(tokens, width)
+
+    def forward(self) -> Tensor:
+        return self.embedding.weight
+
+
+class MLPPrompt(SoftPrompt):
+    """The same, computed by an MLP of three layers from embeddings of their own."""
+
+    def __init__(self, tokens: int, width: int, hidden: int) -> None:
+        super().__init__(tokens, width)
+        self.mlp_head = nn.Sequential(
+            nn.Linear(width, hidden),
+            nn.ReLU(),
+            nn.Linear(hidden, hidden),
+            nn.ReLU(),
+            nn.Linear(hidden, width),
+        )
+
+    def forward(self) -> Tensor:
+        with _full_precision(self.embedding.weight):
+            return self.mlp_head(self.embedding.weight)
+
+
+class LSTMPrompt(SoftPrompt):
+    """The same, computed by a bidirectional LSTM of two layers and an MLP of two.
+
+    Source: Liu et al. (arXiv 2103.10385), section 3.2; names and sizes are those of peft.
+    """
+
+    def __init__(self, tokens: int, width: int, hidden: int) -> None:
+        super().__init__(tokens, width)
+        self.lstm_head = nn.LSTM(width, hidden, num_layers=2, bidirectional=True, batch_first=True)
+        self.mlp_head = nn.Sequential(
+            nn.Linear(2 * hidden, 2 * hidden), nn.ReLU(), nn.Linear(2 * hidden, width)
+        )
+
+    def forward(self) -> Tensor:
+        with _full_precision(self.embedding.weight):
+            return self.mlp_head(self.lstm_head(self.embedding.weight)[0])
+
+
+class PromptedEmbedding(nn.Module):
+    """An embedding with the virtual tokens' rows behind its own.
+
+    Attributes:
+        base: the embedding: `nn.Embedding`, or this again where there is a prompt already.
+        prompt: gives the rows of the virtual tokens (n, C); asked once in a forward pass.
+    """
+
+    def __init__(self, base: nn.Module, prompt: SoftPrompt) -> None:
+        super().__init__()
+        self.base, self.prompt = base, prompt
+
+    @property
+    def weight(self) -> Tensor:
+        """The table of real tokens (V, C)."""
+        weight = self.base.weight
+        assert isinstance(weight, Tensor), "an embedding has a table"
+        return weight
+
+    @property
+    def num_embeddings(self) -> int:
+        return self.first_id + self.prompt.embedding.num_embeddings
+
+    @property
+    def first_id(self) -> int:
+        """The id of the first virtual token."""
+        first = self.base.num_embeddings
+        assert isinstance(first, int), "an embedding has a number of rows"
+        return first
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        places = input_ids - self.first_id
+        is_virtual = places >= 0
+        x = self.base(input_ids.masked_fill(is_virtual, 0))
+        virtual = F.embedding(places.clamp(min=0), self.prompt()).to(x.dtype)
+        return torch.where(is_virtual[..., None], virtual, x)  # (B, T, C)
+
+
+def attach_prompt(
+    model: KoGPT,
+    config: PromptConfig,
+    generator: torch.Generator | None = None,
+    init_ids: Sequence[int] | None = None,
+) -> None:
+    """Has every text begin with virtual tokens, and freezes all but them.
+
+    Args:
+        model: changed in place.
+        config: how many tokens, and what computes their embeddings.
+        generator: of a CPU; None for the global one.
+        init_ids: without an encoder, tokens whose embeddings the virtual ones begin as, repeated
+            or cut to their number; None draws from the vocabulary.
+
+    Raises:
+        ValueError: the prompt leaves no room in the context, `init_ids` is empty, holds an id that
+            the model has not, or is given with an encoder.
+    """
+    room = model.config.n_positions - len(model.prefix_ids) - 1
+    if config.tokens > room:
+        raise ValueError(f"tokens is {config.tokens}, the context leaves room for {room}")
+    if init_ids is not None:
+        _check_ids(init_ids, config, model.config.vocab_size)
+    # The layers of an encoder draw from the global generator alone: for them it is this one.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+        prompt = _new_prompt(config, model.config.n_embd)
+        if config.encoder == "none":
+            ids = init_ids or torch.randint(model.config.vocab_size, (config.tokens,)).tolist()
+            begin = torch.tensor([ids[place % len(ids)] for place in range(config.tokens)])
+            rows = model.transformer.wte(begin.to(model.device))
+            prompt.embedding.weight.data = rows.detach().float()
+    freeze(model)
+    put_prompt(model, prompt)
+
+
+def put_prompt(model: KoGPT, prompt: SoftPrompt) -> None:
+    """Has every text begin with these virtual tokens, behind those there are already."""
+    table = PromptedEmbedding(model.transformer.wte, prompt.to(model.device))
+    model.transformer.set_submodule("wte", table.train(model.training))
+    model.prefix_ids = (*model.prefix_ids, *range(table.first_id, table.num_embeddings))
+
+
+def prompt_embeddings(model: KoGPT) -> Tensor | None:
+    """The embeddings of all virtual tokens (n, C), float32, as they are computed now; or None."""
+    parts: list[Tensor] = []
+    table: nn.Module = model.transformer.wte
+    while isinstance(table, PromptedEmbedding):
+        parts.append(table.prompt().detach().float())
+        table = table.base
+    return torch.cat(parts[::-1]) if parts else None
+
+
+def _new_prompt(config: PromptConfig, width: int) -> SoftPrompt:
+    hidden = config.hidden or width
+    if config.encoder == "mlp":
+        return MLPPrompt(config.tokens, width, hidden)
+    if config.encoder == "lstm":
+        return LSTMPrompt(config.tokens, width, hidden)
+    return SoftPrompt(config.tokens, width)
+
+
+def _check_ids(ids: Sequence[int], config: PromptConfig, size: int) -> None:
+    if config.encoder != "none":
+        raise ValueError(f"init_ids begins embeddings, the encoder {config.encoder!r} has its own")
+    if not ids or not all(0 <= id < size for id in ids):
+        raise ValueError(f"init_ids is {list(ids)}, it must hold ids of 0 to {size - 1}")
+
+
+def _full_precision(like: Tensor) -> torch.autocast:
+    """Where autocast does nothing: an encoder is small, and its output is what is stored."""
+    return torch.autocast(like.device.type, enabled=False)
