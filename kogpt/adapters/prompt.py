@@ -33,6 +33,7 @@ class MLPPrompt(SoftPrompt):
 
     def __init__(self, tokens: int, width: int, hidden: int) -> None:
         super().__init__(tokens, width)
+        self.hidden = hidden
         self.mlp_head = nn.Sequential(
             nn.Linear(width, hidden),
             nn.ReLU(),
@@ -54,6 +55,7 @@ class LSTMPrompt(SoftPrompt):
 
     def __init__(self, tokens: int, width: int, hidden: int) -> None:
         super().__init__(tokens, width)
+        self.hidden = hidden
         self.lstm_head = nn.LSTM(width, hidden, num_layers=2, bidirectional=True, batch_first=True)
         self.mlp_head = nn.Sequential(
             nn.Linear(2 * hidden, 2 * hidden), nn.ReLU(), nn.Linear(2 * hidden, width)

@@ -163,7 +163,7 @@ class _Job:
         shapes = expand(self.config)
         self.quantizer = Quantizer(self._read, self.quantization, shapes, self.dtype)
         self.shards = plan_shards(self.quantizer.specs, options.max_shard_size)
-        license_notice = options.license_notice or _license_of(reader.folder, self.config)
+        license_notice = options.license_notice or license_of(reader.folder, self.config)
         self.metadata = {"format": "pt", "license": license_notice, "source_sha256": UNKNOWN_HASH}
         self.was_complete = False
 
@@ -311,8 +311,8 @@ class _Job:
         )
 
 
-def _license_of(folder: Path, config: KoGPTConfig) -> str:
-    """The notice that the source carries, if it was written here, or what is known of it."""
+def license_of(folder: Path, config: KoGPTConfig) -> str:
+    """The notice that a folder carries, if it was written here, or what is known of it."""
     if (folder / MANIFEST_NAME).exists():
         return read_manifest(folder)["license"]
     sizes = ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head")

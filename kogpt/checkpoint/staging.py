@@ -188,10 +188,10 @@ def write_file(path: Path, *parts: bytes | memoryview) -> None:
         os.close(descriptor)
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Writes a file so that its name is absent, or as before, or complete."""
+def write_atomically(path: Path, *parts: bytes | memoryview) -> None:
+    """Writes a file, given in parts, so that its name is absent, or as before, or complete."""
     temporary = path.with_name(f"{path.name}.tmp")
-    write_file(temporary, data)
+    write_file(temporary, *parts)
     os.rename(temporary, path)
     fsync_path(path.parent)
 

@@ -142,10 +142,10 @@ def test_tokenizer_files_are_copied_and_licences_noted(tmp_path):
 
 
 def test_the_released_shape_carries_the_released_licence(tmp_path):
-    from kogpt.checkpoint.convert import _license_of
+    from kogpt.checkpoint.convert import license_of
 
-    assert "CC-BY-NC-ND-4.0" in _license_of(tmp_path, KoGPTConfig())
-    assert "CC-BY" not in _license_of(tmp_path, CONFIG)
+    assert "CC-BY-NC-ND-4.0" in license_of(tmp_path, KoGPTConfig())
+    assert "CC-BY" not in license_of(tmp_path, CONFIG)
 
 
 # The manifest.

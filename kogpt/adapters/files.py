@@ -1,0 +1,280 @@
+"""Adapters as peft's files: `adapter_config.json` and `adapter_model.safetensors`.
+
+Three kinds are read and written, each with a head beside it or without:
+
+    LORA            base_model.model.{layer}.lora_A.weight (r, K), .lora_B.weight (N, r)
+    PROMPT_TUNING   prompt_embeddings (n, C)
+    P_TUNING        prompt_embeddings (n, C), as its encoder computed them in the end
+    the head        base_model.model.score.weight, or base_model.score.weight beside a prompt
+
+What a file asks for beyond that is refused by its key, not passed over.
+"""
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from kogpt.adapters.config import TARGETS
+from kogpt.adapters.lora import LoRALinear
+from kogpt.adapters.peft_config import (
+    HEAD,
+    P_TUNING,
+    PROMPT_TUNING,
+    LoRATable,
+    PromptTable,
+    describe_lora,
+    describe_prompt,
+    parse_config,
+)
+from kogpt.adapters.prompt import LSTMPrompt, MLPPrompt, PromptedEmbedding, prompt_embeddings
+from kogpt.box import BOX
+from kogpt.checkpoint.convert import license_of
+from kogpt.checkpoint.dtypes import check_float
+from kogpt.checkpoint.files import refuse_foreign, require_regular
+from kogpt.checkpoint.names import expand
+from kogpt.checkpoint.safetensors_file import SafetensorsFile, encode_header
+from kogpt.checkpoint.staging import to_json, write_atomically, writing
+from kogpt.checkpoint.writer import raw_bytes
+from kogpt.errors import InputRefusedError
+from kogpt.model import KoGPT, KoGPTConfig
+from kogpt.model.config import read_json_object
+
+CONFIG_NAME = "adapter_config.json"
+WEIGHTS_NAME = "adapter_model.safetensors"
+PICKLE_NAME = "adapter_model.bin"
+LORA_PREFIX, PROMPT_PREFIX = "base_model.model.", "base_model."
+
+
+@dataclass(frozen=True)
+class Update:
+    """The update of one linear layer: alpha / r B A.
+
+    Attributes:
+        A: (r, K), float32.
+        B: (N, r), float32.
+        alpha: what it is scaled by, times r.
+    """
+
+    A: Tensor
+    B: Tensor
+    alpha: float
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / self.A.size(0)
+
+    def delta(self, rows: slice = slice(None)) -> Tensor:
+        """What some rows of the layer's weights are to be raised by, (rows, K), float32."""
+        return self.scale * (self.B[rows] @ self.A)
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """All that an adapter's folder holds.
+
+    Attributes:
+        folder: where it was read from.
+        updates: of linear layers, by their names in the model.
+        prompt: embeddings of virtual tokens (n, C), float32.
+        head: weights of the head (outputs, C), float32.
+        license: the notice in the file, if there is one.
+    """
+
+    folder: Path
+    updates: Mapping[str, Update] = field(default_factory=dict)
+    prompt: Tensor | None = None
+    head: Tensor | None = None
+    license: str | None = None
+
+
+def read_adapter(folder: str | os.PathLike[str], config: KoGPTConfig) -> Adapter:
+    """Reads an adapter for a model of this shape.
+
+    Raises:
+        InputRefusedError: it is missing, damaged, of a kind that is not read, or for another
+            shape; the message names file and key.
+    """
+    folder = Path(folder)
+    path = folder / WEIGHTS_NAME
+    if not path.exists() and (folder / PICKLE_NAME).exists():
+        raise InputRefusedError(f"{folder / PICKLE_NAME}: a pickle; only safetensors are read")
+    for each in (folder / CONFIG_NAME, path):
+        require_regular(each)
+    refuse_foreign(path)
+    table = parse_config(read_json_object(folder / CONFIG_NAME), str(folder / CONFIG_NAME))
+    with _Weights(path) as weights:
+        if isinstance(table, PromptTable):
+            adapter = _read_prompt(weights, folder, table, config)
+        else:
+            adapter = _read_lora(weights, folder, table, config)
+        weights.refuse_rest()
+    return adapter
+
+
+def _read_lora(weights: "_Weights", folder: Path, table: LoRATable, config: KoGPTConfig) -> Adapter:
+    shapes = linear_layers(config)
+    found = {name.removeprefix(LORA_PREFIX).rpartition(".lora_")[0] for name in weights.names}
+    updates = {}
+    for layer in table.layers(shapes, found):
+        (N, K), r = shapes[layer], table.rank(layer)
+        A = weights.take(f"{LORA_PREFIX}{layer}.lora_A.weight", (r, K))
+        B = weights.take(f"{LORA_PREFIX}{layer}.lora_B.weight", (N, r))
+        updates[layer] = Update(A, B, table.alpha(layer))
+    head = weights.take_head(f"{LORA_PREFIX}{HEAD}", config) if table.has_head else None
+    return Adapter(folder, updates, head=head, license=weights.license)
+
+
+def _read_prompt(
+    weights: "_Weights", folder: Path, table: PromptTable, config: KoGPTConfig
+) -> Adapter:
+    if table.tokens >= config.n_positions:
+        raise InputRefusedError(
+            f"{folder / CONFIG_NAME}: num_virtual_tokens is {table.tokens}, the context of the"
+            f" model holds {config.n_positions}"
+        )
+    prompt = weights.take("prompt_embeddings", (table.tokens, config.n_embd))
+    head = weights.take_head(f"{PROMPT_PREFIX}{HEAD}", config) if table.has_head else None
+    return Adapter(folder, prompt=prompt, head=head, license=weights.license)
+
+
+def linear_layers(config: KoGPTConfig) -> dict[str, tuple[int, int]]:
+    """All layers that can have an update, with (N, K), in network order."""
+    layers = {}
+    for name, shape in expand(config).items():
+        layer, _, kind = name.rpartition(".")
+        if kind == "weight" and layer.rpartition(".")[2] in TARGETS:
+            layers[layer] = (shape[0], shape[1])
+    return layers
+
+
+class _Weights:
+    """The tensors of an adapter's file, each to be taken once."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = SafetensorsFile(path)
+        self.names = list(self._file.tensors)
+        self.license = self._file.header.metadata.get("license")
+
+    def __enter__(self) -> "_Weights":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def take(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """A tensor as float32, of that shape and finite."""
+        found = self._shape(name)
+        if found != shape:
+            raise InputRefusedError(
+                f"{self.path}: {name} has shape {list(found)}, the model and"
+                f" {CONFIG_NAME} ask for {list(shape)}"
+            )
+        check_float(self._file.tensors[name].dtype, name, str(self.path))
+        values = self._file.read(name).float()
+        if not values.isfinite().all():
+            raise InputRefusedError(f"{self.path}: {name} holds NaN or infinity")
+        self.names.remove(name)
+        return values
+
+    def take_head(self, name: str, config: KoGPTConfig) -> Tensor:
+        """A head: as many outputs as there are."""
+        return self.take(name, (max(1, *self._shape(name)[:1]), config.n_embd))
+
+    def refuse_rest(self) -> None:
+        """Refuses what was not asked for."""
+        for name in self.names:
+            raise InputRefusedError(
+                f"{self.path}: {name} is no part of the adapter that {CONFIG_NAME} describes"
+            )
+
+    def _shape(self, name: str) -> tuple[int, ...]:
+        if name not in self._file.tensors:
+            raise InputRefusedError(f"{self.path}: {name} is missing")
+        return self._file.tensors[name].shape
+
+
+def write_adapter(
+    folder: str | os.PathLike[str],
+    model: KoGPT,
+    base: str | os.PathLike[str] | None = None,
+    license_notice: str | None = None,
+) -> None:
+    """Writes what was attached to a model; `adapter_config.json` appears last.
+
+    Args:
+        folder: made if need be; of what is there, only the adapter's two files are replaced.
+        model: with updates or a soft prompt, and a head or none.
+        base: the checkpoint folder that the adapter belongs to; None for the model in the box.
+        license_notice: of the adapter; None for that of the base.
+
+    Raises:
+        ValueError: the model has neither updates nor a prompt, or both: a file holds one kind; or
+            several updates of one layer.
+        KoGPTError: the folder cannot be written.
+    """
+    folder, base = Path(folder), Path(BOX if base is None else base)
+    values, tensors = adapter_content(model)
+    notice = license_notice or license_of(base, model.config)
+    path = folder / CONFIG_NAME
+    config = to_json({**values, "base_model_name_or_path": str(base)})
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        if path.exists() and path.read_bytes() != config:
+            path.unlink()  # it would describe weights that are not its own
+        header = encode_header(
+            ((name, tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()),
+            {"format": "pt", "license": notice},
+        )
+        write_atomically(folder / WEIGHTS_NAME, header, *map(raw_bytes, tensors.values()))
+        write_atomically(path, config)
+
+
+def adapter_content(model: KoGPT) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """What the two files of an adapter hold: the table, and the tensors, float32 on the CPU.
+
+    Raises:
+        ValueError: as `write_adapter`.
+    """
+    updates, prompt = dict(_updates(model)), prompt_embeddings(model)
+    if bool(updates) == (prompt is not None):
+        have = "both updates and a soft prompt" if updates else "neither updates nor a soft prompt"
+        raise ValueError(f"the model has {have}: an adapter's file holds one of them")
+    head = model.get_submodule("score").weight if hasattr(model, "score") else None
+    if prompt is None:
+        values = describe_lora(updates, list(linear_layers(model.config)), head is not None)
+        tensors = {
+            f"{LORA_PREFIX}{layer}.lora_{factor}.weight": getattr(update, f"lora_{factor}")
+            for layer, update in updates.items()
+            for factor in "AB"
+        }
+        prefix = LORA_PREFIX
+    else:
+        values = _describe_prompt(model, len(prompt), head is not None)
+        tensors, prefix = {"prompt_embeddings": prompt}, PROMPT_PREFIX
+    if isinstance(head, Tensor):
+        tensors[f"{prefix}{HEAD}"] = head
+    return values, {name: value.detach().float().cpu() for name, value in tensors.items()}
+
+
+def _updates(model: KoGPT) -> Iterator[tuple[str, LoRALinear]]:
+    for name, module in model.named_modules():
+        if isinstance(module, LoRALinear):
+            if isinstance(module.base, LoRALinear):
+                raise ValueError(f"{name} has several updates: merge them, or write each alone")
+            yield name, module
+
+
+def _describe_prompt(model: KoGPT, tokens: int, has_head: bool) -> dict[str, Any]:
+    table = model.transformer.wte
+    assert isinstance(table, PromptedEmbedding), "there is a prompt"
+    config, encoder = model.config, table.prompt
+    if not isinstance(encoder, MLPPrompt | LSTMPrompt):
+        return describe_prompt(PROMPT_TUNING, tokens, config, has_head)
+    kind = "MLP" if isinstance(encoder, MLPPrompt) else "LSTM"
+    inside = {"encoder_reparameterization_type": kind, "encoder_hidden_size": encoder.hidden}
+    return {**describe_prompt(P_TUNING, tokens, config, has_head), **inside}

@@ -1,0 +1,265 @@
+"""peft's `adapter_config.json`: what of it is read, what is passed over, what is refused.
+
+A key that is known is read or of no effect on what is computed. Any other key is that of another
+method or of a later peft: it may be there as long as it is off.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from math import isfinite, sqrt
+from typing import Any
+
+from kogpt.adapters.lora import LoRALinear
+from kogpt.checkpoint.safetensors_file import clip
+from kogpt.errors import InputRefusedError
+from kogpt.model import KoGPTConfig
+
+LORA, PROMPT_TUNING, P_TUNING = "LORA", "PROMPT_TUNING", "P_TUNING"
+CAUSAL_LM, SEQ_CLS = "CAUSAL_LM", "SEQ_CLS"
+HEAD = "score.weight"
+
+# What a key may hold and be off.
+OFF: tuple[object, ...] = (None, False, "", [], {})
+
+COMMON = {
+    *("peft_type", "task_type", "modules_to_save"),
+    *("auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "revision"),
+}
+OF_KIND = {
+    LORA: {
+        *("r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern"),
+        *("target_modules", "layers_to_transform", "layers_pattern", "bias", "init_lora_weights"),
+        *("lora_dropout", "megatron_core", "qalora_group_size", "eva_config", "runtime_config"),
+    },
+    PROMPT_TUNING: {
+        *("num_virtual_tokens", "token_dim", "num_transformer_submodules"),
+        *("num_attention_heads", "num_layers"),
+        *("prompt_tuning_init", "prompt_tuning_init_text"),
+        *("tokenizer_name_or_path", "tokenizer_kwargs"),
+    },
+    P_TUNING: {
+        *("num_virtual_tokens", "token_dim", "num_transformer_submodules"),
+        *("num_attention_heads", "num_layers"),
+        *("encoder_reparameterization_type", "encoder_hidden_size"),
+        *("encoder_num_layers", "encoder_dropout"),
+    },
+}
+# Ways to begin that leave the base as it is; others train beside a base that they changed.
+HARMLESS_INITS = (True, False, None, "gaussian", "eva", "orthogonal")
+HEADS = ("score", "classifier")  # the second is the other name peft looks for
+NUMBER_OF_LAYER = re.compile(r"transformer\.h\.(\d+)\.")
+PLAIN = re.compile(r"[\w.]+")
+
+
+@dataclass(frozen=True)
+class LoRATable:
+    """What an adapter of low-rank updates says of itself, checked.
+
+    Attributes:
+        where: the file, for messages.
+        values: its keys.
+        has_head: whether a head comes with it.
+    """
+
+    where: str
+    values: Mapping[str, Any]
+    has_head: bool
+
+    def layers(self, all_layers: Collection[str], found: Collection[str]) -> list[str]:
+        """Which layers have updates, in the order of `all_layers`.
+
+        Args:
+            all_layers: those that can have one.
+            found: those for which the weights' file has some. They tell, where the targets are a
+                regular expression: one out of a file may run for ever.
+
+        Raises:
+            InputRefusedError: none has.
+        """
+        targets = self.values["target_modules"]
+        numbers = self._numbers()
+        if isinstance(targets, str):
+            chosen = [layer for layer in all_layers if layer in found]
+        else:
+            chosen = [layer for layer in all_layers if any(_ends_in(layer, t) for t in targets)]
+            if numbers is not None:
+                chosen = [layer for layer in chosen if _number(layer) in numbers]
+        if not chosen:
+            raise InputRefusedError(f"{self.where}: target_modules is {clip(targets)}: no layer")
+        return chosen
+
+    def rank(self, layer: str) -> int:
+        return self._of_layer("rank_pattern", layer, self.values["r"])
+
+    def alpha(self, layer: str) -> float:
+        """What the update is scaled by, times its rank."""
+        alpha = self._of_layer("alpha_pattern", layer, self.values["lora_alpha"])
+        # Rank-stabilised (Kalajdzievski, arXiv 2312.03732): divided by the root of the rank.
+        return alpha * sqrt(self.rank(layer)) if self.values.get("use_rslora") else float(alpha)
+
+    def _of_layer(self, key: str, layer: str, default: Any) -> Any:
+        pattern = self.values.get(key) or {}
+        return next((value for name, value in pattern.items() if _ends_in(layer, name)), default)
+
+    def _numbers(self) -> list[int] | None:
+        numbers = self.values.get("layers_to_transform")
+        return [numbers] if isinstance(numbers, int) else numbers
+
+
+@dataclass(frozen=True)
+class PromptTable:
+    """What a soft prompt says of itself, checked.
+
+    Attributes:
+        tokens: virtual ones.
+        has_head: whether a head comes with it.
+    """
+
+    tokens: int
+    has_head: bool
+
+
+def parse_config(values: Mapping[str, Any], where: str) -> LoRATable | PromptTable:
+    """Reads the keys of an `adapter_config.json`.
+
+    Raises:
+        InputRefusedError: it is another kind of adapter, or asks for what is not read here.
+    """
+    kind = values.get("peft_type")
+    if not isinstance(kind, str) or kind not in OF_KIND:
+        raise InputRefusedError(f"{where}: peft_type is {clip(kind)}, of {', '.join(OF_KIND)}")
+    for key, value in values.items():
+        if key not in COMMON and key not in OF_KIND[kind] and value not in OFF:
+            raise InputRefusedError(f"{where}: {clip(key)} is {clip(value)}: not supported")
+    has_head = _has_head(values, where)
+    if kind == LORA:
+        _check_lora(values, where)
+        return LoRATable(where, values, has_head)
+    _check_count("num_virtual_tokens", values.get("num_virtual_tokens"), where)
+    if values.get("num_transformer_submodules") not in (None, 1):
+        _refuse(where, "num_transformer_submodules", values, "must be 1")
+    return PromptTable(values["num_virtual_tokens"], has_head)
+
+
+def _has_head(values: Mapping[str, Any], where: str) -> bool:
+    if values.get("task_type") not in (None, CAUSAL_LM, SEQ_CLS):
+        _refuse(where, "task_type", values, f"must be {CAUSAL_LM} or {SEQ_CLS}")
+    saved = values.get("modules_to_save") or []
+    if not isinstance(saved, list) or not all(name in HEADS for name in saved):
+        _refuse(where, "modules_to_save", values, "may name score alone")
+    return "score" in saved
+
+
+def _check_lora(values: Mapping[str, Any], where: str) -> None:
+    _check_count("r", values.get("r"), where)
+    _check_scale("lora_alpha", values.get("lora_alpha"), where)
+    if values.get("bias", "none") != "none":
+        _refuse(where, "bias", values, "must be none")
+    if values.get("init_lora_weights") not in HARMLESS_INITS:
+        _refuse(where, "init_lora_weights", values, "belongs to a base that it changed")
+    if values.get("layers_pattern") not in (*OFF, "h", ["h"]):
+        _refuse(where, "layers_pattern", values, "must be h")
+    targets = values.get("target_modules")
+    if not isinstance(targets, str) and not _is_list_of(targets, str):
+        _refuse(where, "target_modules", values, "must be a list of names, or an expression")
+    numbers = values.get("layers_to_transform")
+    if numbers is not None and type(numbers) is not int and not _is_list_of(numbers, int):
+        _refuse(where, "layers_to_transform", values, "must hold numbers of layers")
+    for key, check in (("rank_pattern", _check_count), ("alpha_pattern", _check_scale)):
+        pattern = values.get(key) or {}
+        if not isinstance(pattern, dict) or not all(map(PLAIN.fullmatch, pattern)):
+            _refuse(where, key, values, "must be a table by names of layers, not by expressions")
+        for name, value in pattern.items():
+            check(f"{key} of {name}", value, where)
+
+
+def _check_count(key: str, value: object, where: str) -> None:
+    if type(value) is not int or not 1 <= value < 1 << 20:
+        raise InputRefusedError(f"{where}: {key} is {clip(value)}, it must be a number from 1")
+
+
+def _check_scale(key: str, value: object, where: str) -> None:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not isfinite(value) or value <= 0:  # type: ignore[arg-type, operator]
+        raise InputRefusedError(f"{where}: {key} is {clip(value)}, it must be above 0")
+
+
+def _is_list_of(value: object, kind: type) -> bool:
+    return isinstance(value, list) and all(type(item) is kind for item in value)
+
+
+def _refuse(where: str, key: str, values: Mapping[str, Any], rule: str) -> None:
+    raise InputRefusedError(f"{where}: {key} is {clip(values.get(key))}: {rule}")
+
+
+def _ends_in(layer: str, name: str) -> bool:
+    return layer == name or layer.endswith(f".{name}")
+
+
+def _number(layer: str) -> int:
+    match = NUMBER_OF_LAYER.match(layer)
+    assert match, "updates are of layers of blocks"
+    return int(match[1])
+
+
+def describe_lora(
+    updates: Mapping[str, LoRALinear], all_layers: Sequence[str], has_head: bool
+) -> dict[str, Any]:
+    """The keys of an adapter of low-rank updates.
+
+    Args:
+        updates: by the names of their layers.
+        all_layers: those that can have one.
+        has_head: whether a head comes with it.
+    """
+    ranks = {layer: update.rank for layer, update in updates.items()}
+    alphas = {layer: update.alpha for layer, update in updates.items()}
+    rank, alpha = _commonest(ranks), _commonest(alphas)
+    return {
+        **_common(LORA, has_head),
+        "r": rank,
+        "lora_alpha": int(alpha) if alpha == int(alpha) else alpha,
+        "lora_dropout": max(update.dropout.p for update in updates.values()),
+        "target_modules": _targets(updates, all_layers),
+        "rank_pattern": {name: r for name, r in ranks.items() if r != rank},
+        "alpha_pattern": {name: a for name, a in alphas.items() if a != alpha},
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "init_lora_weights": True,
+        "layers_to_transform": None,
+        "use_rslora": False,
+    }
+
+
+def describe_prompt(kind: str, tokens: int, config: KoGPTConfig, has_head: bool) -> dict[str, Any]:
+    """The keys of a soft prompt of either kind."""
+    return {
+        **_common(kind, has_head),
+        "num_virtual_tokens": tokens,
+        "token_dim": config.n_embd,
+        "num_transformer_submodules": 1,
+        "num_attention_heads": config.n_head,
+        "num_layers": config.n_layer,
+    }
+
+
+def _common(kind: str, has_head: bool) -> dict[str, Any]:
+    return {
+        "peft_type": kind,
+        "task_type": SEQ_CLS if has_head else CAUSAL_LM,
+        "modules_to_save": ["score"] if has_head else None,
+        "inference_mode": True,
+    }
+
+
+def _commonest(values: Mapping[str, Any]) -> Any:
+    return Counter(values.values()).most_common(1)[0][0]
+
+
+def _targets(updates: Collection[str], all_layers: Sequence[str]) -> list[str]:
+    """Last names, where all layers of these have updates; else whole ones."""
+    short = {layer.rpartition(".")[2] for layer in updates}
+    meant = [layer for layer in all_layers if layer.rpartition(".")[2] in short]
+    return sorted(short) if len(meant) == len(updates) else list(updates)
