@@ -1,5 +1,6 @@
 """Loads a checkpoint into a model, tensor by tensor."""
 
+import math
 import os
 
 import torch
@@ -11,6 +12,7 @@ from kogpt.checkpoint.names import expand
 from kogpt.checkpoint.reader import CheckpointReader, open_checkpoint
 from kogpt.checkpoint.resources import require_memory
 from kogpt.checkpoint.shards import TensorSpec
+from kogpt.kernels import FrozenLinear, Weight
 from kogpt.model import KoGPT
 
 ROOM_TO_RUN = 64 << 20  # bytes, beside the weights
@@ -22,6 +24,7 @@ def load_model(
     device: str | torch.device | None = None,
     *,
     model_class: type[KoGPT] = KoGPT,
+    quantized: bool = False,
 ) -> KoGPT:
     """Loads a model, ready to run (dropout off).
 
@@ -32,6 +35,8 @@ def load_model(
             float32: a CPU is never silently half.
         device: to load to; None for the CPU.
         model_class: `KoGPT`, or a subclass with the same names and shapes.
+        quantized: keep matrices of 8 and 4 bits as they are stored, in `FrozenLinear` layers: to
+            train adapters beside them in little memory. Otherwise they are widened to `dtype`.
 
     Raises:
         InputRefusedError: the checkpoint is damaged, dangerous, or not of this architecture.
@@ -43,17 +48,44 @@ def load_model(
         config = reader.require_config()
         reader.check(config)
         target = compute_dtype(reader.stored_dtype, device) if dtype is None else parse_dtype(dtype)
-        needed = config.num_parameters * target.itemsize + ROOM_TO_RUN
-        require_memory(device, needed, str(reader.path))
+        kept = [name for name in reader.names if quantized and _is_integer(reader, name)]
+        narrow = sum(map(reader.stored_bytes, kept))
+        wide = config.num_parameters - sum(math.prod(reader.shape(name)) for name in kept)
+        require_memory(device, narrow + wide * target.itemsize + ROOM_TO_RUN, str(reader.path))
         with torch.device("meta"):
             model = model_class(config)
-        state = {name: _load(reader, name, target, device) for name in expand(config)}
+        for name in kept:
+            weight = _load_weight(reader, name, target, device)
+            _freeze(model, name.removesuffix(".weight"), weight)
+        names = [name for name in expand(config) if name not in kept]
+        state = {name: _load(reader, name, target, device) for name in names}
     model.load_state_dict(state, strict=True, assign=True)
     for module in model.modules():
         # What is left on the meta device is derived: rotary tables, which `to_empty` recomputes.
         if any(buffer.is_meta for buffer in module.buffers(recurse=False)):
             module.to_empty(device=device, recurse=False)
     return model.eval()
+
+
+def _is_integer(reader: CheckpointReader, name: str) -> bool:
+    return reader.stored_as(name).startswith("int")
+
+
+def _freeze(model: KoGPT, name: str, weight: Weight) -> None:
+    """Puts a layer over stored weights in the place of one; its bias, on meta, is yet to come."""
+    bias = model.get_submodule(name).bias
+    assert bias is None or isinstance(bias, Tensor), f"{name} is a linear layer"
+    model.set_submodule(name, FrozenLinear(weight, None if bias is None else bias.detach()))
+
+
+def _load_weight(
+    reader: CheckpointReader, name: str, dtype: torch.dtype, device: torch.device
+) -> Weight:
+    stored = reader.read_weight(name)
+    # A GPU's kernels want scales in the dtype of x; a CPU's take any.
+    scales = None if device.type == "cpu" else dtype
+    moved = (part if part is None else part.to(device, scales) for part in stored[1:])
+    return Weight(stored.values.to(device), *moved)
 
 
 def _load(reader: CheckpointReader, name: str, dtype: torch.dtype, device: torch.device) -> Tensor:

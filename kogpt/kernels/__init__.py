@@ -3,11 +3,13 @@
 from kogpt.kernels.attention import attention, attention_reference
 from kogpt.kernels.decode import DecodeStep, decode_attention
 from kogpt.kernels.extension import extension_available
+from kogpt.kernels.frozen import FrozenLinear
 from kogpt.kernels.linear import Weight, linear
 from kogpt.kernels.step import step_attention, step_linear, step_norm, step_obstacle
 
 __all__ = [
     "DecodeStep",
+    "FrozenLinear",
     "Weight",
     "attention",
     "attention_reference",

@@ -143,17 +143,23 @@ def obstacle(x: Tensor, weight: Weight) -> str | None:
 
 def linear_by_blocks(x: Tensor, weight: Weight, bias: Tensor | None) -> Tensor:
     """`linear` of rows (M, K) by PyTorch's own product, the weights widened some at a time."""
-    N, K = weight.shape
+    N, _ = weight.shape
     if weight.values.dtype == x.dtype:
         return F.linear(x, weight.values, bias)
-    step = max(1, (WIDENED_ON_GPU if x.is_cuda else WIDENED) // K)
-    if N <= step:
+    blocks = row_blocks(x, weight)
+    if len(blocks) == 1:
         return F.linear(x, widened(x, weight), bias)
     y = x.new_empty(len(x), N)
-    for first in range(0, N, step):
-        some = slice(first, first + step)
+    for some in blocks:
         y[:, some] = x @ widened(x, weight.rows(some)).T
     return y if bias is None else y.add_(bias)
+
+
+def row_blocks(x: Tensor, weight: Weight) -> list[slice]:
+    """Outputs whose weights are widened at once, where `x` is."""
+    N, K = weight.shape
+    step = max(1, (WIDENED_ON_GPU if x.is_cuda else WIDENED) // K)
+    return [slice(first, min(first + step, N)) for first in range(0, N, step)]
 
 
 def widened(x: Tensor, weight: Weight) -> Tensor:
