@@ -17,7 +17,7 @@ _HOMES = {
     "kogpt.loading": ("load",),
     "kogpt.model": ("KVCache", "KoGPT", "KoGPTConfig"),
     "kogpt.tokenizer": ("Tokenizer", "load_tokenizer"),
-    "kogpt.training": ("TrainingConfig", "train"),
+    "kogpt.training": ("FinetuningConfig", "TrainingConfig", "finetune", "train"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -92,6 +92,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_verify(commands)
     add_inspect(commands)
     add_train(commands)
+    add_finetune(commands)
     add_benchmark(commands)
     add_evaluate(commands)
     return parser
@@ -362,23 +363,85 @@ def add_train(commands: Commands) -> None:
         "--tokenizer", metavar="DIR", help="needed from scratch; a checkpoint brings its own"
     )
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint")
-    add_schedule_arguments(parser)
+    add_schedule_arguments(parser, batch_size=8, warmup="100 steps", rate="0.001")
+    add = parser.add_argument
+    add("--short-length", type=int, metavar="N", help="cut sequences to this length at first")
+    add("--short-part", type=float, metavar="X", help="share of steps cut so (default: 0.5)")
+    add("--validation-documents", type=int, metavar="N", help="0: all held out (default: 1000)")
     add_computing_arguments(parser)
     add_watching_arguments(parser)
 
 
-def add_schedule_arguments(parser: argparse.ArgumentParser) -> None:
+def add_finetune(commands: Commands) -> None:
+    parser = add_command(commands, "finetune", "train a model on a task or on examples")
+    add = parser.add_argument
+    add("--model", required=True, metavar="DIR", help="checkpoint folder to begin with")
+    add(
+        "--data",
+        required=True,
+        nargs="+",
+        metavar="FILE|TASK",
+        help=".jsonl files with prompt and completion, or a task such as nsmc",
+    )
+    add("--data-dir", metavar="DIR", help="folder of the tasks' data (default: data)")
+    add(
+        "--method",
+        required=True,
+        choices=("full", "lora", "qlora", "p-tuning", "prompt-tuning"),
+        help="what is trained",
+    )
+    add("--output", required=True, dest="out", metavar="DIR", help="folder of the result")
+    add("--resume", action="store_true", help="go on from the newest checkpoint")
+    add_method_arguments(parser)
+    add_objective_arguments(parser)
+    add_schedule_arguments(parser, batch_size=32, warmup="a tenth of all", rate="by method")
+    add_computing_arguments(parser)
+    add_watching_arguments(parser)
+    add_json_argument(parser, "the results")
+
+
+def add_method_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("how the methods are done").add_argument
+    add(
+        "--targets",
+        nargs="+",
+        metavar="LAYER",
+        help="LoRA: of q_proj k_proj v_proj out_proj fc_in fc_out (default: q_proj v_proj)",
+    )
+    add("--rank", type=int, metavar="N", help="LoRA: of the updates (default: 8)")
+    add("--alpha", type=float, metavar="X", help="LoRA: scale, times the rank (default: 16)")
+    add("--dropout", type=float, metavar="X", help="LoRA: of the updates' input (default: 0)")
+    add("--virtual-tokens", type=int, metavar="N", help="of a soft prompt (default: 20)")
+    add("--encoder", choices=("lstm", "mlp"), help="p-tuning: its network (default: lstm)")
+    add("--encoder-width", type=int, metavar="N", help="p-tuning: default: the model's width")
+
+
+def add_objective_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("what is learnt").add_argument
+    add(
+        "--objective",
+        choices=("completion", "label-words", "head", "regression"),
+        help="default: completion of examples, label-words of a task's prompt",
+    )
+    add("--prompt", metavar="NAME", help="of the task (default: its first)")
+    add("--pack", action="store_true", default=None, help="several examples in a row, kept apart")
+    add("--validation-rows", type=int, metavar="N", help="held out to choose by (default: 1000)")
+    add("--test-rows", type=int, metavar="N", help="of the test split; 0: none (default: all)")
+    add("--keep-weights", choices=("best", "last"), help="by validation (default: best)")
+
+
+def add_schedule_arguments(
+    parser: argparse.ArgumentParser, batch_size: int, warmup: str, rate: str
+) -> None:
     add = parser.add_argument_group("what is computed").add_argument
     add("--epochs", type=float, metavar="X", help="passes over the data (default: 1)")
     add("--steps", type=int, metavar="N", help="optimizer steps, instead of --epochs")
-    add("--batch-size", type=int, metavar="N", help="sequences in a step (default: 8)")
+    add("--batch-size", type=int, metavar="N", help=f"rows in a step (default: {batch_size})")
     add("--sequence-length", type=int, metavar="N", help="default: the model's context")
-    add("--short-length", type=int, metavar="N", help="cut sequences to this length at first")
-    add("--short-part", type=float, metavar="X", help="share of steps cut so (default: 0.5)")
-    add("--learning-rate", type=float, metavar="X", help="peak (default: 0.001)")
+    add("--learning-rate", type=float, metavar="X", help=f"peak (default: {rate})")
     add("--final-learning-rate", type=float, metavar="X", help="share of the peak (default: 0)")
-    add("--warmup-steps", type=int, metavar="N", help="steps of linear rise (default: 100)")
-    add("--weight-decay", type=float, metavar="X", help="of AdamW, on matrices (default: 0.1)")
+    add("--warmup-steps", type=int, metavar="N", help=f"linear rise (default: {warmup})")
+    add("--weight-decay", type=float, metavar="X", help="of AdamW, on matrices")
     add("--gradient-clip", type=float, metavar="X", help="largest gradient norm (default: 1)")
     add("--seed", type=int, metavar="N", help="of weights, data order, dropout (default: 0)")
 
@@ -405,10 +468,10 @@ def add_watching_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("how it is watched").add_argument
     add("--log-every", type=int, metavar="N", help="steps (default: 10)")
     add("--validate-every", type=int, metavar="N", help="steps; 0: at the end (default: 200)")
-    add("--validation-documents", type=int, metavar="N", help="0: all held out (default: 1000)")
     add("--save-every", type=int, metavar="N", help="steps; 0: at the end (default: 200)")
     add("--keep", type=int, metavar="N", help="newest checkpoints to keep (default: 2)")
     add("--curve", action=argparse.BooleanOptionalAction, help="draw the losses (default: yes)")
+    add("--tensorboard", action=argparse.BooleanOptionalAction, help="default: where installed")
     add("--license-notice", metavar="TEXT", help="licence of the weights, noted with them")
 
 

@@ -19,7 +19,10 @@ MAY_IMPORT = {
     "checkpoint": {"model", "kernels"},
     "fast": {"model", "kernels", "checkpoint"},
     "generation": {"model", "tokenizer"},
-    "training": {"model", "tokenizer", "checkpoint"},
+    "adapters": {"model", "kernels", "checkpoint"},
+    "training": {
+        *("model", "kernels", "tokenizer", "checkpoint", "adapters", "generation", "evaluation"),
+    },
     "benchmarking": {"model", "fast", "kernels", "generation"},
     "evaluation": {"model", "tokenizer", "checkpoint", "generation", "loading"},
 }

@@ -259,11 +259,12 @@ def finish(
             shard.name: _write_header(staging.folder / shard.name, shard.header(metadata))
             for shard in shards
         }
+        written = {name: write_content(staging.folder / name, c) for name, c in contents.items()}
         manifest = {
             "format": FORMAT,
             "license": metadata["license"],
             "source": source,
-            "files": {name: _write(staging.folder / name, c) for name, c in contents.items()},
+            "files": written,
             "headers": headers,
             "tensors": {name: record.to_dict() for name, record in records.items()},
         }
@@ -299,8 +300,8 @@ def _write_header(path: Path, header: bytes) -> dict[str, Any]:
     return file_record([header])
 
 
-def _write(path: Path, content: Content) -> dict[str, Any]:
-    """Writes one further file and gives its entry in the manifest."""
+def write_content(path: Path, content: Content) -> dict[str, Any]:
+    """Writes one further file, waits until it is on the disk, and gives its manifest entry."""
     if isinstance(content, Path):
         content = content.read_bytes()
     if isinstance(content, bytes):

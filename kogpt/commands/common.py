@@ -5,7 +5,8 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, get_args, get_type_hints
 
 from kogpt.cli import UsageError
 from kogpt.errors import InputRefusedError, NotEnoughResourcesError
@@ -96,6 +97,24 @@ def memory_errors() -> Iterator[None]:
         yield
     except torch.OutOfMemoryError as error:
         raise NotEnoughResourcesError(f"not enough memory: {error}") from None
+
+
+def run_settings(args: argparse.Namespace, config: type) -> dict[str, Any]:
+    """The settings that the command line gives, for a config of that type."""
+    import torch
+
+    hints = get_type_hints(config)
+    given = {name: value for name in hints if (value := getattr(args, name, None)) is not None}
+    given.setdefault("device", "cuda" if torch.cuda.is_available() else "cpu")
+    return {name: _setting(value, hints[name]) for name, value in given.items()}
+
+
+def _setting(value: Any, hint: Any) -> Any:
+    """A value of the command line as a config has it."""
+    if isinstance(value, list):
+        kind = Path if Path in get_args(hint) else str
+        return tuple(map(kind, value))
+    return Path(value) if Path in (hint, *get_args(hint)) else value
 
 
 def print_json(value: object) -> None:

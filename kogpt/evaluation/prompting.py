@@ -80,11 +80,13 @@ class Encoder:
         tokenizer: of the model.
         n_positions: the context of the model.
         separator: between shots.
+        prefix: ids that every text begins with: those of a soft prompt.
     """
 
     tokenizer: Tokenizer
     n_positions: int
     separator: str = "\n\n"
+    prefix: Ids = ()
 
     def encode(self, question: Question, shots: Sequence[str] = ()) -> Query:
         """Ids of a question after shots.
@@ -137,7 +139,7 @@ class Encoder:
         return sum(1 for _ in takewhile(lambda end: end <= room, ends))
 
     def _ids(self, text: str) -> Ids:
-        return tuple(self.tokenizer.encode(text, bos=self.tokenizer.add_bos))
+        return (*self.prefix, *self.tokenizer.encode(text, bos=self.tokenizer.add_bos))
 
     def _beginning(self) -> int:
         """What stands before a text that has nothing before it."""

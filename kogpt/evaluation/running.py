@@ -200,7 +200,9 @@ class Evaluator:
             yield self._run(task, prompt, replace(protocol, shots=(shots,)), data)
 
     def _run(self, task: Task, prompt: Prompt, protocol: Protocol, data: TaskData) -> Run:
-        encoder = Encoder(self.tokenizer, self.model.config.n_positions, protocol.separator)
+        prefix = tuple(self.model.prefix_ids)
+        room = self.model.config.n_positions
+        encoder = Encoder(self.tokenizer, room, protocol.separator, prefix)
         rows = [row for row in data.sample if encoder.fit(ask(prompt, row)) is not None]
         too_long = sorted({row.index for row in data.sample} - {row.index for row in rows})
         if not rows:

@@ -140,5 +140,3 @@ def lay_out(rows: Sequence[Sequence[Ids]]) -> Layout:
     several = any(len(row) > 1 for row in rows)
     kept = torch.from_numpy(starts) if several else None
     return Layout(torch.from_numpy(input_ids), kept, places, firsts)
-
-

@@ -215,6 +215,7 @@ class FinetuningConfig(RunConfig):
         validation_rows: held-out rows, where the data bring none; they choose the result.
         test_rows: rows of the task's test split to measure in the end; None for all, 0 for none.
         keep_weights: "best" by validation, or "last".
+        license_notice: of the result; None for that of the model.
         learning_rate: peak of the schedule; None for one that suits the method.
     """
 
@@ -234,6 +235,7 @@ class FinetuningConfig(RunConfig):
     validation_rows: int = 1000
     test_rows: int | None = None
     keep_weights: str = BEST
+    license_notice: str | None = None  # type: ignore[assignment]
     batch_size: int = 32
     learning_rate: float = None  # type: ignore[assignment]  # set below
     warmup_steps: int | None = None

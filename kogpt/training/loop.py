@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Generic, TextIO
+from typing import Any, Generic, TextIO, TypeVar
 
 import torch
 
@@ -28,10 +28,10 @@ from kogpt.training.state import (
     read_tensors,
 )
 
+J = TypeVar("J", bound=Job[Any, Any])
 
-def run_job(
-    config: C, make_job: Callable[[C, Path | None, TextIO], Job[C, B]], stream: TextIO | None
-) -> Job[C, B]:
+
+def run_job(config: C, make_job: Callable[[C, Path | None, TextIO], J], stream: TextIO | None) -> J:
     """Does a job, from the newest checkpoint in its folder if it shall be resumed.
 
     Args:

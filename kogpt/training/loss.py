@@ -16,15 +16,16 @@ NO_TARGET = -100
 TOKENS_AT_ONCE = 4096
 
 
-def next_token_loss(model: KoGPT, inputs: Tensor, targets: Tensor) -> Tensor:
+def next_token_loss(
+    model: KoGPT, inputs: Tensor, targets: Tensor, starts: Tensor | None = None
+) -> Tensor:
     """Summed cross entropy of `targets` (B, T) after `inputs` (B, T), in nats, float32.
 
-    Targets of -100 do not count.
+    Targets of -100 do not count. `starts` is as for `KoGPT.forward`.
     """
-    logits = model(inputs)  # (B, T, V)
-    return F.cross_entropy(
-        logits.flatten(0, 1), targets.flatten(), reduction="sum", ignore_index=NO_TARGET
-    )
+    hidden = model.transformer(inputs, starts=starts)  # (B, T, C)
+    counts = targets != NO_TARGET
+    return F.cross_entropy(model.logits(hidden[counts]), targets[counts], reduction="sum")
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ Dimension key: `N` texts in a batch, `B` rows they lie in, `T` tokens in a row, 
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar, Generic, NamedTuple, TypeVar
 
@@ -363,9 +363,6 @@ class Regression(LastToken):
 
 def to_device(batch: ExampleBatch, device: torch.device) -> ExampleBatch:
     """The batch where the model is."""
-    tensors = {
-        field.name: value.to(device)
-        for field in fields(batch)
-        if isinstance(value := getattr(batch, field.name), Tensor)
-    }
-    return replace(batch, **tensors)
+    input_ids, targets = batch.input_ids.to(device), batch.targets.to(device)
+    starts, lasts = (x if x is None else x.to(device) for x in (batch.starts, batch.lasts))
+    return replace(batch, input_ids=input_ids, targets=targets, starts=starts, lasts=lasts)

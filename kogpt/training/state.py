@@ -10,7 +10,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from kogpt.checkpoint.staging import to_json
+from kogpt.checkpoint.staging import fsync_path, to_json, writing
+from kogpt.checkpoint.writer import write_content
 from kogpt.errors import InputRefusedError, KoGPTError
 from kogpt.training.config import MAY_CHANGE
 from kogpt.training.log import LOG_NAME
@@ -109,6 +110,15 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except (OSError, SafetensorError) as error:
         raise InputRefusedError(f"{path}: no {path.stem} state ({error})") from None
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Writes tensors so that the file is absent, or as before, or complete."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    with writing(path):
+        write_content(temporary, tensors)
+        os.rename(temporary, path)
+        fsync_path(path.parent)
 
 
 @contextmanager

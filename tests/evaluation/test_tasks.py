@@ -26,6 +26,7 @@ TASKS = {
     "kobest_hellaswag": ["first", "second", "third", "fourth"],
     "kobest_sentineg": ["negative", "positive"],
     "kobest_wic": ["different", "same"],
+    "korsts": ["different", "similar"],
     "nsmc": ["negative", "positive"],
     "ynat": ["IT and science", "economy", "society", "life and culture", "world", "sports"]
     + ["politics"],
@@ -77,6 +78,13 @@ ROWS = {
             (1, "배", "[배]를 탔다.", 1, "a", "[배]가 달다.", 2, "b", "False"),
         ],
         0,
+    ),
+    "korsts": (
+        [
+            ("genre", "score", "sentence1", "sentence2"),
+            ("main-captions", "3.000", "방이 ( 아주 ) 넓다 .", "방이 크다."),
+        ],
+        1,
     ),
     "nsmc": ([("id", "document", "label"), (1, '( 10점 ) "명작" 이다 .', 0)], 0),
     "ynat": (json.dumps([HEADLINE], ensure_ascii=False), 1),

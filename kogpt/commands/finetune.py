@@ -1,0 +1,36 @@
+"""`kogpt finetune`: train a model on a task or on examples."""
+
+import argparse
+
+from kogpt.commands.common import memory_errors, print_json, run_settings, usage_errors
+from kogpt.training import FinetuningConfig, finetune
+
+
+def run(args: argparse.Namespace) -> None:
+    with usage_errors():
+        config = FinetuningConfig(**run_settings(args, FinetuningConfig))
+        with memory_errors():
+            results = finetune(config)
+    if args.json:
+        print_json(results)
+    else:
+        print("\n".join(lines(results)))
+
+
+def lines(results: dict) -> list[str]:
+    """Figures of each split, a line each."""
+    told = [f"weights of step {results['step']}"]
+    for split in ("validation", "test"):
+        if split in results:
+            figures = dict(results[split])
+            rows = figures.pop("rows")
+            parts = [f"{name.replace('_', ' ')} {_figure(x)}" for name, x in figures.items()]
+            told.append(f"{split}, {rows:,} rows: {', '.join(parts)}")
+    return told
+
+
+def _figure(value: float | dict) -> str:
+    if isinstance(value, float):
+        return f"{value:.4f}"
+    low, high = value["interval"]
+    return f"{value['value']:.2f} ({low:.2f}-{high:.2f})"

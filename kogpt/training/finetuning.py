@@ -1,0 +1,346 @@
+"""Finetuning: a model, a method, an objective and examples; what comes out is measured and kept.
+
+out/            the result: a checkpoint, or an adapter in PEFT's layout, and results.json
+out/run/        the run: step-*, the best weights so far, log, pictures
+"""
+
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+from torch import Tensor
+
+import kogpt
+from kogpt.adapters import (
+    LoRAConfig,
+    PromptConfig,
+    attach_head,
+    attach_lora,
+    attach_prompt,
+    write_adapter,
+)
+from kogpt.checkpoint import load_model, write_checkpoint
+from kogpt.checkpoint.convert import license_of
+from kogpt.checkpoint.staging import (
+    Staging,
+    fsync_path,
+    refuse_existing,
+    to_json,
+    write_atomically,
+)
+from kogpt.checkpoint.writer import write_content
+from kogpt.errors import InputRefusedError
+from kogpt.evaluation.metrics import interval, measure, require_sklearn
+from kogpt.evaluation.provenance import commit
+from kogpt.evaluation.task import DEGREE, Task
+from kogpt.generation.requests import evaluation_mode
+from kogpt.kernels.frozen import FrozenLinear
+from kogpt.model import KoGPT
+from kogpt.tokenizer import Tokenizer, load_tokenizer
+from kogpt.training.batching import Plan, cut
+from kogpt.training.config import (
+    BEST,
+    COMPLETION,
+    FULL,
+    HEAD,
+    LABEL_WORDS,
+    LORA,
+    P_TUNING,
+    QLORA,
+    REGRESSION,
+    FinetuningConfig,
+)
+from kogpt.training.examples import Splits, is_task, read_examples, read_task
+from kogpt.training.job import Files, Job
+from kogpt.training.log import LOG_NAME, read_log
+from kogpt.training.loop import run_job
+from kogpt.training.loss import autocast
+from kogpt.training.objectives import (
+    HELD_OUT_LOSS,
+    Classification,
+    Completions,
+    ExampleBatch,
+    LabelWords,
+    Objective,
+    Regression,
+    TaskObjective,
+    to_device,
+)
+from kogpt.training.optimizer import trained
+from kogpt.training.state import read_tensors, write_tensors
+
+WEIGHTS_NAME = "trained.safetensors"
+BEST_NAME, STEP = "best.safetensors", "step"
+RESULTS_NAME = "results.json"
+
+
+def finetune(config: FinetuningConfig, stream: TextIO | None = None) -> dict[str, Any]:
+    """Finetunes a model; the same settings and data give the same weights, interrupted or not.
+
+    On a CPU in float32 that holds to the last bit. Seeds torch's global generator.
+
+    Args:
+        config: all settings.
+        stream: where progress is told; None for stderr.
+
+    Returns:
+        What `results.json` in `config.out` holds: figures of the validation and test splits.
+
+    Raises:
+        InputRefusedError: data, model, tokenizer or an earlier run cannot be used.
+        KoGPTError: the loss is no longer a number, another process trains in the same folder, or
+            an extra is missing.
+        NotEnoughResourcesError: no room for the model or a checkpoint.
+        ValueError: a setting does not fit the model or the data.
+    """
+    if is_task(config.data):
+        require_sklearn()
+    if not config.resume:
+        refuse_existing(config.out)
+    return run_job(config, Finetuning.start, stream).finish()
+
+
+class Finetuning(Job[FinetuningConfig, ExampleBatch]):
+    """A model that is being finetuned."""
+
+    def __init__(
+        self,
+        config: FinetuningConfig,
+        model: KoGPT,
+        tokenizer: Tokenizer,
+        objective: Objective[Any, Any],
+        splits: Splits[Any],
+    ) -> None:
+        self.config, self.model, self.tokenizer = config, model, tokenizer
+        self.objective, self.splits = objective, splits
+        self.data = splits.fingerprint()
+        found = map(objective.example, splits.training)
+        self.examples = [example for example in found if example is not None]
+        if not self.examples:
+            raise InputRefusedError(
+                f"{' '.join(config.data)}: none of {len(splits.training)} rows fits the context of "
+                f"{objective.room} tokens and has anything to learn"
+            )
+        lengths = list(map(objective.length, self.examples))
+        room = objective.room if config.pack else None
+        self.plan = Plan(lengths, config.batch_size, config.seed, room)
+
+    @classmethod
+    def start(cls, config: FinetuningConfig, last: Path | None, stream: TextIO) -> "Finetuning":
+        """The job at its beginning, or where checkpoint `last` was written."""
+        tokenizer = load_tokenizer(config.model)
+        print(f"reading {', '.join(config.data)}", file=stream, flush=True)
+        task, splits = read_task(config) if is_task(config.data) else (None, read_examples(config))
+        kind = find_objective(config, task)
+        model = start_model(config, outputs_of(kind, task))
+        if last is not None:
+            restore(model, read_tensors(last / WEIGHTS_NAME))
+        objective = make_objective(kind, config, model, tokenizer, task)
+        return cls(config, model, tokenizer, objective, splits)
+
+    def num_steps(self) -> int:
+        return self.config.steps or self.plan.num_steps(self.config.epochs)
+
+    def batches(self, step: int, steps: int) -> list[ExampleBatch]:
+        rows = [[self.examples[i] for i in row] for row in self.plan.step(step)]
+        return [
+            to_device(self.objective.collate(micro), self.model.device)
+            for micro in cut(rows, self.config.micro_batch)
+        ]
+
+    def loss(self, batch: ExampleBatch) -> Tensor:
+        return self.objective.loss(self.model, batch)
+
+    def describe(self) -> str:
+        numbers = sum(p.numel() for p in trained(self.model).values())
+        left_out = len(self.splits.training) - len(self.examples)
+        return (
+            f"{numbers:,} of {sum(p.numel() for p in self.model.parameters()):,} parameters "
+            f"trained, {len(self.examples):,} examples"
+            + (f" ({left_out:,} left out: too long, or nothing to learn)" if left_out else "")
+            + f", {len(self.splits.validation):,} held out"
+        )
+
+    def validate(self, step: int) -> dict[str, float]:
+        """Figures of the validation split; the best weights so far are kept."""
+        if not self.splits.validation:
+            return {}
+        figures = self.figures(self.splits.validation)
+        if self.config.keep_weights == BEST and self._is_best(step, figures):
+            write_tensors(self._best, {STEP: torch.tensor(step), **trained(self.model)})
+        return figures
+
+    def figures(self, rows: Sequence[Any]) -> dict[str, float]:
+        """Figures of a split, by the model as it is."""
+        with evaluation_mode(self.model), autocast(self.model.device, self.config.precision):
+            return self.objective.figures(self.model, rows)
+
+    def save(self, folder: Path, files: Files) -> None:
+        with Staging(folder) as staging:
+            for name, content in {WEIGHTS_NAME: dict(trained(self.model)), **files}.items():
+                write_content(staging.folder / name, content)
+            staging.commit()
+
+    def finish(self) -> dict[str, Any]:
+        """Takes the weights to keep, measures them, and writes the result."""
+        step = self.num_steps()
+        if self.config.keep_weights == BEST and self._best.exists():
+            best = read_tensors(self._best)
+            step = int(best.pop(STEP))
+            restore(self.model, best)
+        results = self._results(step)
+        publish(self)
+        write_atomically(self.config.out / RESULTS_NAME, to_json(results))
+        return results
+
+    @property
+    def _best(self) -> Path:
+        return self.config.folder / BEST_NAME
+
+    def _is_best(self, step: int, figures: dict[str, float]) -> bool:
+        """Whether no validation before was as good; a resumed run has their log."""
+        name, sign = self.objective.main, self.objective.better
+        log = read_log(self.config.folder / LOG_NAME)
+        before = [entry[name] for entry in log if name in entry and entry["step"] < step]
+        return all(sign * figures[name] > sign * value for value in before)
+
+    def _results(self, step: int) -> dict[str, Any]:
+        splits = {"validation": self.splits.validation, "test": self.splits.test}
+        return {
+            "command": shlex.join(("kogpt", *sys.argv[1:])),
+            "kogpt": kogpt.__version__,
+            "commit": commit(),
+            "torch": torch.__version__,
+            "settings": self.config.to_dict(),
+            "step": step,
+            "examples": len(self.examples),
+            "left_out": len(self.splits.training) - len(self.examples),
+            "trained_parameters": sum(p.numel() for p in trained(self.model).values()),
+            "notes": list(self.splits.notes),
+            **{name: self._measured(rows) for name, rows in splits.items() if rows},
+        }
+
+    def _measured(self, rows: Sequence[Any]) -> dict[str, Any]:
+        """Figures of a split, with intervals where there are metrics."""
+        with evaluation_mode(self.model), autocast(self.model.device, self.config.precision):
+            if not isinstance(self.objective, TaskObjective):
+                return {"rows": len(rows), **self.objective.figures(self.model, rows)}
+            outcome, loss = self.objective.judge(self.model, rows)
+        measured = {
+            name: {"value": measure(name, outcome)[0], "interval": interval(name, outcome)}
+            for name in self.objective.metrics
+        }
+        return {"rows": len(outcome.gold), **measured, HELD_OUT_LOSS: loss}
+
+
+def find_objective(config: FinetuningConfig, task: Task | None) -> str:
+    """The objective of a run.
+
+    Raises:
+        ValueError: it does not go with the data.
+    """
+    if task is None:
+        if config.objective not in (None, COMPLETION):
+            raise ValueError(f"objective {config.objective} is one of tasks, not of files")
+        return COMPLETION
+    if config.objective == COMPLETION:
+        raise ValueError(f"objective {COMPLETION} is one of files, not of tasks: {LABEL_WORDS}")
+    if config.objective == REGRESSION and DEGREE not in task.scored.fields:
+        raise ValueError(f"objective {REGRESSION}: the rows of {task.name} have no degree")
+    return config.objective or LABEL_WORDS
+
+
+def outputs_of(kind: str, task: Task | None) -> int:
+    """Width of the head that an objective needs; 0 for none."""
+    if kind == HEAD:
+        assert task is not None, "a head is for tasks"
+        return len(task.labels)
+    return int(kind == REGRESSION)
+
+
+def make_objective(
+    kind: str, config: FinetuningConfig, model: KoGPT, tokenizer: Tokenizer, task: Task | None
+) -> Objective[Any, Any]:
+    """The objective, told how rows become ids for this model.
+
+    Raises:
+        ValueError: the task has no such prompt, or the sequence length does not fit the model.
+    """
+    most = model.config.n_positions
+    if (room := config.sequence_length or most) > most:
+        raise ValueError(f"sequence_length is {room}, it must be at most the model's {most}")
+    reading = tokenizer, tuple(model.prefix_ids), room
+    if task is None:
+        return Completions(*reading)
+    if kind == LABEL_WORDS:
+        return LabelWords(*reading, task, task.prompt(config.prompt))
+    return (Classification if kind == HEAD else Regression)(*reading, task)
+
+
+def start_model(config: FinetuningConfig, outputs: int) -> KoGPT:
+    """The model with what the method puts into it.
+
+    Raises:
+        InputRefusedError: it cannot be loaded, or holds no integers for QLoRA.
+        ValueError: what the method puts in does not fit it.
+    """
+    frozen = config.method != FULL
+    # Weights that are not trained need no more digits than products of them have.
+    dtype = torch.bfloat16 if frozen and config.precision == "bfloat16" else torch.float32
+    quantized = config.method == QLORA
+    model = load_model(config.model, dtype, config.device, quantized=quantized)
+    if quantized and not any(isinstance(module, FrozenLinear) for module in model.modules()):
+        raise InputRefusedError(
+            f"{config.model}: holds no integers to keep: kogpt convert --quantize int4, or lora"
+        )
+    generator = torch.Generator().manual_seed(config.seed)
+    if config.method in (LORA, QLORA):
+        updates = LoRAConfig(config.targets, config.rank, config.alpha, config.dropout)
+        attach_lora(model, updates, generator)
+    elif config.method != FULL:
+        encoder = config.encoder if config.method == P_TUNING else "none"
+        prompt = PromptConfig(config.virtual_tokens, encoder, config.encoder_width)
+        attach_prompt(model, prompt, generator)
+    if outputs:
+        attach_head(model, outputs, generator)
+        model.lm_head.requires_grad_(False)  # nothing asks for tokens
+    return model
+
+
+@torch.no_grad()
+def restore(model: KoGPT, tensors: dict[str, Tensor]) -> None:
+    """Puts back what was trained.
+
+    Raises:
+        InputRefusedError: it is of another model or method.
+    """
+    parameters = trained(model)
+    if parameters.keys() != tensors.keys():
+        odd = min(parameters.keys() ^ tensors.keys())
+        raise InputRefusedError(f"cannot resume with another model: {odd} is in one of both")
+    for name, parameter in parameters.items():
+        parameter.copy_(tensors[name])
+
+
+def publish(job: Finetuning) -> None:
+    """Writes the result into the run's folder, over what an interrupted run may have left."""
+    config = job.config
+    if config.method != FULL:
+        write_adapter(config.out, job.model, config.model, config.license_notice)
+        return
+    staged = config.folder / "result"
+    shutil.rmtree(staged, ignore_errors=True)
+    files = {path.name: path for path in job.tokenizer.files}
+    notice = config.license_notice or license_of(Path(config.model), job.model.config)
+    tensors = job.model.state_dict()
+    write_checkpoint(staged, job.model.config, tensors, files=files, license_notice=notice)
+    # Its config comes last: before, the folder is no checkpoint.
+    for path in sorted(staged.iterdir(), key=lambda path: path.name == "config.json"):
+        os.replace(path, config.out / path.name)
+    staged.rmdir()
+    fsync_path(config.out)
