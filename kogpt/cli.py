@@ -89,6 +89,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_score(commands)
     add_tokenize(commands)
     add_convert(commands)
+    add_merge(commands)
     add_verify(commands)
     add_inspect(commands)
     add_train(commands)
@@ -326,6 +327,16 @@ def add_quantization_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="let groups lie off zero (int4); the head stays float",
     )
+
+
+def add_merge(commands: Commands) -> None:
+    parser = add_command(commands, "merge", "fold adapters into the weights of a checkpoint")
+    parser.add_argument("source", metavar="DIR", help="folder or file of the checkpoint")
+    parser.add_argument(
+        "adapters", nargs="+", metavar="ADAPTER", help="folder of an adapter of LoRA"
+    )
+    parser.add_argument("destination", metavar="OUT", help="folder to write; must not exist")
+    add_json_argument(parser, "the report")
 
 
 def add_verify(commands: Commands) -> None:

@@ -2,9 +2,10 @@
 
 from kogpt.adapters.config import TARGETS, LoRAConfig, PromptConfig
 from kogpt.adapters.files import Adapter, Update, read_adapter, write_adapter
-from kogpt.adapters.head import attach_head
+from kogpt.adapters.head import attach_head, load_classifier
 from kogpt.adapters.loading import load_adapters, read_adapters
 from kogpt.adapters.lora import LoRALinear, attach_lora
+from kogpt.adapters.merging import MergeReport, merge, merge_checkpoint
 from kogpt.adapters.prompt import PromptedEmbedding, attach_prompt, prompt_embeddings
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "Adapter",
     "LoRAConfig",
     "LoRALinear",
+    "MergeReport",
     "PromptConfig",
     "PromptedEmbedding",
     "Update",
@@ -19,6 +21,9 @@ __all__ = [
     "attach_lora",
     "attach_prompt",
     "load_adapters",
+    "load_classifier",
+    "merge",
+    "merge_checkpoint",
     "prompt_embeddings",
     "read_adapter",
     "read_adapters",

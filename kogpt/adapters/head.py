@@ -1,8 +1,13 @@
 """A head on hidden states: numbers for a text instead of the next token."""
 
+import os
+
 import torch
 from torch import Tensor, nn
 
+from kogpt.checkpoint import load_model, open_checkpoint
+from kogpt.checkpoint.names import CLASSIFIER
+from kogpt.errors import InputRefusedError
 from kogpt.model import KoGPT
 
 
@@ -37,3 +42,23 @@ def put_head(model: KoGPT, weight: Tensor) -> None:
     head = nn.Linear(weight.size(1), weight.size(0), bias=False, device="meta")
     head.weight = nn.Parameter(weight.to(model.device, torch.float32))
     model.add_module("score", head.train(model.training))
+
+
+def load_classifier(
+    path: str | os.PathLike[str],
+    dtype: str | torch.dtype | None = None,
+    device: str | torch.device | None = None,
+) -> KoGPT:
+    """Loads a checkpoint with the head of a classifier beside it, as `model.score`.
+
+    Args: as for `kogpt.load_model`.
+
+    Raises:
+        InputRefusedError: there is no head; or what `kogpt.load_model` refuses.
+    """
+    model = load_model(path, dtype, device)
+    with open_checkpoint(path) as reader:
+        if CLASSIFIER not in reader.ignored:
+            raise InputRefusedError(f"{reader.path}: {CLASSIFIER} is missing: it has no head")
+        put_head(model, reader.read(CLASSIFIER))
+    return model

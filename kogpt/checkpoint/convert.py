@@ -156,7 +156,7 @@ class _Job:
         self.reader, self.dst, self.options = reader, dst, options
         self.config = options.config or reader.require_config()
         self.extra = reader.check(self.config, options.allow_extra)
-        self.companions = _companions(reader.folder)
+        self.companions = companions(reader.folder)
         self.quantization = self._decide_quantization()
         self.misfits = FitCounts()
         self.dtype = self._decide_dtype()
@@ -321,7 +321,8 @@ def license_of(folder: Path, config: KoGPTConfig) -> str:
     return KOGPT_LICENSE if is_release else OTHER_LICENSE
 
 
-def _companions(folder: Path) -> dict[str, bytes]:
+def companions(folder: Path) -> dict[str, bytes]:
+    """The files of a folder that go with its weights, by name."""
     found = {}
     for name in COMPANIONS:
         path = folder / name

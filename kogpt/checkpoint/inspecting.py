@@ -27,7 +27,7 @@ class Inspection:
         quantization: the `quantization_config`; None for floats.
         nbytes: bytes of the weights as stored.
         files: size of each file of weights.
-        ignored: derived buffers that are passed over.
+        ignored: tensors that are passed over: derived buffers, the head of a classifier.
         memory: bytes needed to run, by dtype: weights and one full context of keys and values;
             of a quantised checkpoint also `as stored`, keys and values then in 16 bits.
         compute_dtype: what a CPU computes in unless told otherwise.
@@ -56,7 +56,7 @@ class Inspection:
         return "\n".join(
             [
                 f"{self.path}: {self.parameters:,} parameters in {self.tensors} tensors",
-                f"stored: {dtypes}; {human(self.nbytes)} and {len(self.ignored)} derived buffers",
+                f"stored: {dtypes}; {human(self.nbytes)}, {len(self.ignored)} tensors passed over",
                 *self._quantized(),
                 *(f"  {name}  {human(size)}" for name, size in self.files.items()),
                 *(f"  {key}: {value}" for key, value in config.items()),

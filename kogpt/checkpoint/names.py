@@ -35,6 +35,9 @@ HEAD = {
     "lm_head.bias": "V",
 }
 
+# The head of a classifier (outputs, C), which may lie beside the language model's.
+CLASSIFIER = "score.weight"
+
 # Buffers that some libraries saved with the weights: the causal mask, the value put where it
 # masks, and tables of rotary angles. All are derived, so they are passed over by name.
 IGNORED = re.compile(
@@ -62,6 +65,11 @@ def expand(config: KoGPTConfig) -> dict[str, tuple[int, ...]]:
 def is_ignored(name: str) -> bool:
     """Whether `name` is a derived buffer, which is neither read nor missed."""
     return IGNORED.fullmatch(name) is not None
+
+
+def is_passed_over(name: str) -> bool:
+    """Whether `name` is no part of the language model, though it may be there."""
+    return name == CLASSIFIER or is_ignored(name)
 
 
 def check_names(
@@ -97,10 +105,20 @@ def check_names(
             raise InputRefusedError(
                 f"{where}: {name} has shape {list(found[name])}, the config asks for {list(shape)}"
             )
-    extra = [name for name in found if name not in wanted and not is_ignored(name)]
+    if CLASSIFIER in found:
+        _check_classifier(found[CLASSIFIER], config, where)
+    extra = [name for name in found if name not in wanted and not is_passed_over(name)]
     for name in extra:
         if not any(fnmatchcase(name, pattern) for pattern in allow_extra):
             raise InputRefusedError(
                 f"{where}: {name} is no part of a GPT-J; name it in --allow-extra to leave it out"
             )
     return extra
+
+
+def _check_classifier(shape: tuple[int, ...], config: KoGPTConfig, where: str) -> None:
+    if len(shape) != 2 or shape[0] < 1 or shape[1] != config.n_embd:
+        raise InputRefusedError(
+            f"{where}: {CLASSIFIER} has shape {list(shape)}, the head of a classifier would have"
+            f" [outputs, {config.n_embd}]"
+        )

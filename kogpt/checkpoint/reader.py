@@ -12,7 +12,7 @@ from kogpt.checkpoint.dtypes import check_float, dtype_name
 from kogpt.checkpoint.files import refuse_foreign, require_regular
 from kogpt.checkpoint.index import ShardIndex, read_index
 from kogpt.checkpoint.mesh import MeshCheckpoint, is_mesh_checkpoint
-from kogpt.checkpoint.names import check_names, is_ignored
+from kogpt.checkpoint.names import CLASSIFIER, check_names, is_ignored, is_passed_over
 from kogpt.checkpoint.pickle_file import PickleFile
 from kogpt.checkpoint.quantization import Quantization, parse_quantization
 from kogpt.checkpoint.quantized import Matrix, QuantizedMatrices
@@ -49,7 +49,7 @@ class CheckpointReader:
         config: the shape of the model, where a `config.json` tells it.
         quantization: how matrices are stored; None for as floats.
         names: the model's tensors, in the order found.
-        ignored: derived buffers that are passed over.
+        ignored: tensors that are passed over: derived buffers, the head of a classifier.
     """
 
     def __init__(
@@ -77,8 +77,8 @@ class CheckpointReader:
         self.files = [path for part in parts for path in part.paths]
         self.files += [] if index is None else [index.path]
         self._matrices = {} if quantization is None else self._find_matrices(quantization)
-        self.names = [name for name in self._owner if not is_ignored(name)]
-        self.ignored = [name for name in self._owner if is_ignored(name)]
+        self.names = [name for name in self._owner if not is_passed_over(name)]
+        self.ignored = [name for name in self._owner if is_passed_over(name)]
 
     def __enter__(self) -> "CheckpointReader":
         return self
@@ -150,7 +150,7 @@ class CheckpointReader:
         """
         shapes = {name: self.shape(name) for name in self._owner}
         allowed = check_names(shapes, config, str(self.path), allow_extra)
-        for name in self.names:
+        for name in (*self.names, *filter(CLASSIFIER.__eq__, self.ignored)):
             if name not in allowed:
                 check_float(self.dtype(name), name, str(self._owner[name].path))
         self.names = [name for name in self.names if name not in allowed]

@@ -32,7 +32,7 @@ class ConversionReport:
         quantization: how matrices are stored, in words; None for as floats.
         license: the notice written to the result.
         tensors: the name table, in network order.
-        ignored: derived buffers of the source that were passed over.
+        ignored: tensors of the source that were passed over: derived buffers, a classifier's head.
         left_out: unknown tensors left behind as allowed.
         copied: tokenizer and other files that were copied.
         overflowed: finite values that float16 cannot hold.
@@ -92,7 +92,7 @@ class ConversionReport:
             f"{self.destination}: {verb} {len(self.tensors)} tensors, {human(self.nbytes)}"
             f" in {files} files, from {self.source}",
             f"disk needed {human(self.disk_needed)}, memory needed {human(self.memory_needed)}",
-            f"passed over {len(self.ignored)} derived buffers, left out {len(self.left_out)}"
+            f"passed over {len(self.ignored)} tensors by name, left out {len(self.left_out)}"
             f" extra tensors, copied {', '.join(self.copied) or 'no tokenizer files'}",
             *([] if self.quantization is None else [f"quantised: {self.quantization}"]),
             *self._losses(),

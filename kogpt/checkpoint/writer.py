@@ -6,7 +6,7 @@ way. The folder is built by `Staging`, so its name appears when all of it is on 
 
 import hashlib
 import os
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from fnmatch import fnmatchcase
 from functools import partial, reduce
@@ -25,7 +25,7 @@ from kogpt.checkpoint.manifest import (
     TensorRecord,
     file_record,
 )
-from kogpt.checkpoint.names import check_names, expand
+from kogpt.checkpoint.names import CLASSIFIER, check_names, expand
 from kogpt.checkpoint.quantization import Quantization
 from kogpt.checkpoint.resources import require_disk
 from kogpt.checkpoint.safetensors_file import encode_header
@@ -62,21 +62,25 @@ def write_checkpoint(
     license_notice: str = "not stated",
     max_shard_size: int = MAX_SHARD_SIZE,
     allow_nonfinite: Collection[str] = (),
+    labels: Sequence[str] | None = None,
 ) -> None:
     """Writes the weights of a model in memory as a checkpoint folder, complete or not at all.
 
     Args:
         dst: the folder; must not exist (or be empty).
         config: the shape of the model.
-        tensors: the state dict, by its released names.
+        tensors: the state dict, by its released names. The head of a classifier may be among
+            them, `score.weight` (outputs, C); it stays float32, and one output is a regression.
         dtype: to cast to; None keeps what the tensors have.
         files: further files by name: bytes, a file to copy, or tensors for a safetensors file.
         license_notice: of the weights, as noted in the manifest and in every shard.
         max_shard_size: bytes.
         allow_nonfinite: patterns of names of tensors that may hold NaN or infinity.
+        labels: names of a classifier's outputs, for `config.json`; None numbers them.
 
     Raises:
         InputRefusedError: wrong names or shapes, NaN or infinity, or `dst` exists.
+        ValueError: there are other than one label for each output.
         NotEnoughResourcesError: the disk has no room.
     """
     target = None if dtype is None else parse_dtype(dtype)
@@ -85,6 +89,10 @@ def write_checkpoint(
         TensorSpec(name, target or tensors[name].dtype, shape)
         for name, shape in expand(config).items()
     ]
+    head = tensors.get(CLASSIFIER)
+    if head is not None:
+        specs.append(classifier_spec(head.size(0), config))
+    further = None if head is None else describe_classifier(head.size(0), labels)
     shards = plan_shards(specs, max_shard_size)
     sweep(Path(dst))
     refuse_existing(Path(dst))
@@ -97,7 +105,24 @@ def write_checkpoint(
     metadata = {"format": "pt", "license": license_notice}
     with Staging(Path(dst)) as staging:
         records = write_shards(staging, shards, read, metadata, allow_nonfinite=allow_nonfinite)
-        finish(staging, config, shards, records, metadata, files=files or {})
+        finish(staging, config, shards, records, metadata, files=files or {}, further=further)
+
+
+def classifier_spec(outputs: int, config: KoGPTConfig) -> TensorSpec:
+    """The head of a classifier, as it is written."""
+    return TensorSpec(CLASSIFIER, torch.float32, (outputs, config.n_embd))
+
+
+def describe_classifier(outputs: int, labels: Sequence[str] | None = None) -> dict[str, Any]:
+    """What `config.json` says of a head, by the keys of transformers."""
+    labels = [f"LABEL_{i}" for i in range(outputs)] if labels is None else labels
+    if len(labels) != outputs:
+        raise ValueError(f"there are {len(labels)} labels, the head has {outputs} outputs")
+    return {
+        "id2label": {str(i): label for i, label in enumerate(labels)},
+        "label2id": {label: i for i, label in enumerate(labels)},
+        "problem_type": "regression" if outputs == 1 else "single_label_classification",
+    }
 
 
 def write_shards(
@@ -236,6 +261,7 @@ def finish(
     files: Mapping[str, Content],
     source: Mapping[str, Any] | None = None,
     quantization: Quantization | None = None,
+    further: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes headers, index, config, other files and, last, the manifest; then commits.
 
@@ -248,9 +274,10 @@ def finish(
         files: further files by name.
         source: what the weights were converted from, for the manifest.
         quantization: how matrices are stored; None for as they are.
+        further: keys of `config.json`.
     """
     contents: dict[str, Content] = {
-        "config.json": to_json(_config(config, shards, quantization)),
+        "config.json": to_json({**_config(config, shards, quantization), **(further or {})}),
         INDEX_NAME: to_json(_index(shards)),
         **files,
     }
@@ -283,7 +310,8 @@ def _index(shards: list[Shard]) -> dict[str, Any]:
 def _config(
     config: KoGPTConfig, shards: list[Shard], quantization: Quantization | None
 ) -> dict[str, Any]:
-    dtypes = {spec.dtype for shard in shards for spec in shard.tensors}
+    specs = (spec for shard in shards for spec in shard.tensors)
+    dtypes = {spec.dtype for spec in specs if spec.name != CLASSIFIER}
     name = dtype_name(reduce(torch.promote_types, dtypes))  # integers give way to floats
     # The older and the newer name of the key in the wider ecosystem.
     values = {**config.to_dict(), "torch_dtype": name, "dtype": name}

@@ -1,0 +1,191 @@
+"""Folds updates into the weights they belong to: in memory, or from one folder into another."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from kogpt.adapters.files import Adapter
+from kogpt.adapters.loading import Folder, read_adapters
+from kogpt.adapters.lora import LoRALinear
+from kogpt.box import BOX
+from kogpt.checkpoint import CheckpointReader, open_checkpoint
+from kogpt.checkpoint.convert import companions, license_of
+from kogpt.checkpoint.names import CLASSIFIER, expand
+from kogpt.checkpoint.resources import human, require_disk
+from kogpt.checkpoint.shards import MAX_SHARD_SIZE, TensorSpec, plan_shards
+from kogpt.checkpoint.staging import Staging, refuse_existing, sweep
+from kogpt.checkpoint.writer import (
+    ROOM_FOR_SMALL_FILES,
+    classifier_spec,
+    describe_classifier,
+    finish,
+    write_shards,
+)
+from kogpt.errors import InputRefusedError
+from kogpt.model import KoGPT
+
+
+@torch.no_grad()
+def merge(model: KoGPT) -> None:
+    """Folds all updates of a model into its weights, and takes their layers out.
+
+    Sums are float32, rounded once to the dtype of the weights. A soft prompt and a head stay.
+
+    Args:
+        model: changed in place.
+
+    Raises:
+        ValueError: a layer keeps its weights as integers, which cannot hold an update.
+    """
+    for name, layer in list(model.named_modules()):
+        if isinstance(layer, LoRALinear) and not name.endswith(".base"):  # of another update
+            base, delta = layer.base, layer.scale * (layer.lora_B @ layer.lora_A)
+            while isinstance(base, LoRALinear):
+                delta, base = delta + base.scale * (base.lora_B @ base.lora_A), base.base
+            if not isinstance(base, nn.Linear):
+                raise ValueError(f"{name} keeps integers: load the model without quantized=True")
+            wide = torch.promote_types(base.weight.dtype, torch.float32)
+            base.weight.copy_(base.weight.to(wide) + delta)
+            model.set_submodule(name, base)
+
+
+@dataclass(frozen=True)
+class MergeReport:
+    """What was merged.
+
+    Attributes:
+        source: the checkpoint.
+        adapters: folders of what was added to it.
+        destination: the folder written.
+        matrices: how many weights were changed.
+        has_head: whether a classifier's head lies beside the weights.
+        nbytes: bytes of the weights.
+        license: the notice written to the result: that of the source.
+    """
+
+    source: str
+    adapters: list[str]
+    destination: str
+    matrices: int
+    has_head: bool
+    nbytes: int
+    license: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it, as `--json` prints it."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        head = ", with the head of a classifier" if self.has_head else ""
+        return (
+            f"{self.destination}: wrote {human(self.nbytes)}, {self.source} with"
+            f" {self.matrices} matrices changed by {', '.join(self.adapters)}{head}\n"
+            f"licence of the weights: {self.license}"
+        )
+
+
+def merge_checkpoint(
+    src: Folder | None,
+    adapters: Folder | Sequence[Folder],
+    dst: Folder,
+    *,
+    max_shard_size: int = MAX_SHARD_SIZE,
+    quiet: bool = False,
+) -> MergeReport:
+    """Writes a checkpoint folder with adapters folded in, complete or not at all.
+
+    Weights pass through memory slice by slice; sums are float32, rounded once to the dtype that
+    the weight is stored in. An adapter's head is written beside the weights, as is that of the
+    source where no adapter has one.
+
+    Args:
+        src: folder or file of the checkpoint; None for the model in the box.
+        adapters: folder of an adapter, or several.
+        dst: the folder to write; must not exist, or be empty.
+        max_shard_size: bytes of a file of weights.
+        quiet: no progress bar, not even on a terminal.
+
+    Raises:
+        InputRefusedError: the source is quantised, an adapter is a soft prompt, one of them cannot
+            be used, or `dst` exists.
+        NotEnoughResourcesError: the disk has no room.
+    """
+    with open_checkpoint(BOX if src is None else src) as reader:
+        reader.check(reader.require_config())
+        _refuse_quantized(reader)
+        found = read_adapters(adapters, reader.require_config())
+        _refuse_prompts(found)
+        return _Merge(reader, found, Path(dst)).run(max_shard_size, quiet)
+
+
+class _Merge:
+    """One merge: what is read, and what is to be written."""
+
+    def __init__(self, reader: CheckpointReader, adapters: list[Adapter], dst: Path) -> None:
+        self.reader, self.adapters, self.dst = reader, adapters, dst
+        self.config = reader.require_config()
+        self.head = next((a.head for a in adapters if a.head is not None), None)
+        if self.head is None and CLASSIFIER in reader.ignored:
+            self.head = reader.read(CLASSIFIER)
+
+    def specs(self) -> list[TensorSpec]:
+        shapes = expand(self.config).items()
+        specs = [TensorSpec(name, self.reader.dtype(name), shape) for name, shape in shapes]
+        return specs + ([] if self.head is None else [classifier_spec(len(self.head), self.config)])
+
+    def read(self, name: str, rows: slice) -> Tensor:
+        """Rows of a tensor to be written, not rounded yet."""
+        if name == CLASSIFIER:
+            assert self.head is not None, "it is among the tensors"
+            return self.head[rows]
+        values, layer = self.reader.read(name, rows), name.removesuffix(".weight")
+        for adapter in self.adapters:
+            if layer in adapter.updates:
+                values = values.float() + adapter.updates[layer].delta(rows)
+        return values
+
+    def run(self, max_shard_size: int, quiet: bool) -> MergeReport:
+        shards = plan_shards(self.specs(), max_shard_size)
+        nbytes = sum(shard.nbytes for shard in shards)
+        sweep(self.dst)
+        refuse_existing(self.dst)
+        require_disk(self.dst, nbytes + ROOM_FOR_SMALL_FILES)
+        notice = license_of(self.reader.folder, self.config)
+        metadata = {"format": "pt", "license": notice}
+        further = None if self.head is None else describe_classifier(len(self.head))
+        bar = tqdm(total=nbytes, unit="B", unit_scale=True, disable=True if quiet else None)
+        with Staging(self.dst) as staging, bar:
+            records = write_shards(staging, shards, self.read, metadata, progress=bar.update)
+            files = companions(self.reader.folder)
+            finish(staging, self.config, shards, records, metadata, files=files, further=further)
+        return MergeReport(
+            source=str(self.reader.path),
+            adapters=[str(adapter.folder) for adapter in self.adapters],
+            destination=str(self.dst),
+            matrices=len({layer for adapter in self.adapters for layer in adapter.updates}),
+            has_head=self.head is not None,
+            nbytes=nbytes,
+            license=notice,
+        )
+
+
+def _refuse_quantized(reader: CheckpointReader) -> None:
+    if reader.quantization is not None:
+        raise InputRefusedError(
+            f"{reader.path}: quantised, {reader.quantization}, which cannot hold an update; merge"
+            f" with the original weights, or widen these: kogpt convert {reader.path} WIDENED"
+        )
+
+
+def _refuse_prompts(adapters: Sequence[Adapter]) -> None:
+    for adapter in adapters:
+        if adapter.prompt is not None:
+            raise InputRefusedError(
+                f"{adapter.folder}: a soft prompt, which is no change of the weights: it cannot be"
+                " merged, but be used with --adapter"
+            )

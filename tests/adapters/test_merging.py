@@ -1,0 +1,183 @@
+"""Updates folded into weights, in memory and from folder to folder."""
+
+import json
+
+import pytest
+import torch
+
+from kogpt.adapters import (
+    TARGETS,
+    LoRAConfig,
+    LoRALinear,
+    PromptConfig,
+    attach_head,
+    attach_lora,
+    attach_prompt,
+    load_adapters,
+    load_classifier,
+    merge,
+    merge_checkpoint,
+    write_adapter,
+)
+from kogpt.checkpoint import (
+    ConversionOptions,
+    convert,
+    load_model,
+    open_checkpoint,
+    verify,
+    write_checkpoint,
+)
+from kogpt.checkpoint.manifest import MANIFEST_NAME
+from kogpt.cli import main
+from kogpt.errors import InputRefusedError
+from kogpt.model import KoGPT
+from tests.adapters.filled import trained_lora
+from tests.checkpoint.tiny import CONFIG, tiny_state
+
+COMPANIONS = {"tokenizer_config.json": b"{}"}
+
+
+@pytest.fixture(params=[torch.float32, torch.bfloat16, torch.float16])
+def base(request, tmp_path):
+    state = tiny_state(dtype=request.param)
+    write_checkpoint(
+        tmp_path / "base", CONFIG, state, files=COMPANIONS, license_notice="one of its own"
+    )
+    return tmp_path / "base"
+
+
+@pytest.fixture
+def adapters(tmp_path):
+    """Two of updates, which share layers."""
+    folders = []
+    for seed, targets in ((1, TARGETS), (2, ("q_proj", "fc_in"))):
+        model = KoGPT(CONFIG)
+        trained_lora(model, LoRAConfig(targets=targets, rank=seed, alpha=1.0), seed)
+        folders.append(tmp_path / f"lora{seed}")
+        write_adapter(folders[-1], model, tmp_path)
+    return folders
+
+
+def deltas(folders) -> dict[str, torch.Tensor]:
+    """What weights are to change by, in float64, from the files."""
+    from safetensors.torch import load_file
+
+    found: dict[str, torch.Tensor] = {}
+    for folder in folders:
+        table = json.loads((folder / "adapter_config.json").read_text())
+        tensors = load_file(folder / "adapter_model.safetensors")
+        for key, A in tensors.items():
+            if key.endswith("lora_A.weight"):
+                B = tensors[key.replace("lora_A", "lora_B")].double()
+                name = key.removeprefix("base_model.model.").replace(".lora_A", "")
+                delta = table["lora_alpha"] / table["r"] * B @ A.double()
+                found[name] = found.get(name, 0) + delta
+    return found
+
+
+def test_a_merged_folder_holds_the_sums_rounded_once(base, adapters, tmp_path):
+    report = merge_checkpoint(base, adapters, tmp_path / "out", quiet=True)
+    before, after = (load_model(folder, "float32") for folder in (base, tmp_path / "out"))
+    with open_checkpoint(base) as reader:
+        stored = reader.stored_dtype
+    changed = deltas(adapters)
+    assert report.matrices == len(changed) == 12
+    for name, value in after.state_dict().items():
+        exact = before.state_dict()[name].double() + changed.get(name, 0)
+        if name not in changed:
+            assert torch.equal(value.double(), exact), name
+        else:  # sums in float32, and one rounding
+            spacing = torch.finfo(stored).eps * exact.abs() / 2
+            assert ((value.double() - exact).abs() <= spacing + 1e-6).all(), name
+
+
+def test_a_merged_folder_keeps_what_belongs_to_the_weights(base, adapters, tmp_path):
+    merge_checkpoint(base, adapters, tmp_path / "out", quiet=True)
+    assert verify(tmp_path / "out", quiet=True).license == "one of its own"
+    assert (tmp_path / "out" / "tokenizer_config.json").read_bytes() == b"{}"
+    dtypes = []
+    for folder in (base, tmp_path / "out"):
+        tensors = json.loads((folder / MANIFEST_NAME).read_text())["tensors"]
+        dtypes.append({name: entry["dtype"] for name, entry in tensors.items()})
+    assert dtypes[0] == dtypes[1]
+
+
+def test_merging_in_memory_leaves_plain_layers_with_the_same_logits(model, adapters, ids):
+    load_adapters(model, adapters)
+    wanted = model(ids)
+    names = set(KoGPT(CONFIG).state_dict())
+    assert set(model.state_dict()) != names
+    merge(model)
+    assert set(model.state_dict()) == names
+    assert not any(isinstance(module, LoRALinear) for module in model.modules())
+    assert torch.allclose(model(ids), wanted, rtol=0, atol=1e-5)
+
+
+def test_merging_is_that_of_peft(tmp_path, ids):
+    peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")
+    write_checkpoint(tmp_path / "base", CONFIG, tiny_state())
+    theirs = transformers.GPTJForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.float32)
+    model = KoGPT(CONFIG)
+    trained_lora(model, LoRAConfig(rank=3, alpha=5.0))
+    write_adapter(tmp_path / "a", model, tmp_path / "base")
+    merged = peft.PeftModel.from_pretrained(theirs, tmp_path / "a").merge_and_unload()
+    merge_checkpoint(tmp_path / "base", tmp_path / "a", tmp_path / "out", quiet=True)
+    ours = load_model(tmp_path / "out").state_dict()
+    for name, value in merged.state_dict().items():
+        if name in ours:
+            assert torch.allclose(ours[name], value, rtol=0, atol=1e-6), name
+    opened = transformers.GPTJForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
+    assert torch.allclose(opened.eval()(ids).logits, merged.eval()(ids).logits, rtol=0, atol=1e-5)
+
+
+def test_a_head_is_written_beside_the_weights(tmp_path, ids):
+    write_checkpoint(tmp_path / "base", CONFIG, tiny_state())
+    model = KoGPT(CONFIG)
+    trained_lora(model, LoRAConfig())
+    attach_head(model, 3)
+    write_adapter(tmp_path / "a", model, tmp_path / "base")
+    assert merge_checkpoint(tmp_path / "base", tmp_path / "a", tmp_path / "b", quiet=True).has_head
+    trained_lora(plain := KoGPT(CONFIG), LoRAConfig(), seed=9)
+    write_adapter(tmp_path / "c", plain, tmp_path / "b")
+    merge_checkpoint(tmp_path / "b", tmp_path / "c", tmp_path / "d", quiet=True)
+    for folder in ("b", "d"):
+        assert torch.equal(load_classifier(tmp_path / folder).score.weight, model.score.weight)
+
+
+def test_what_cannot_be_merged_is_refused_and_leaves_nothing(tmp_path, adapters):
+    write_checkpoint(tmp_path / "base", CONFIG, tiny_state())
+    out = tmp_path / "out"
+    convert(tmp_path / "base", tmp_path / "int8", ConversionOptions(quantize="int8", quiet=True))
+    with pytest.raises(InputRefusedError, match=r"int8: quantised, .*convert .*int8 WIDENED"):
+        merge_checkpoint(tmp_path / "int8", adapters, out, quiet=True)
+    convert(tmp_path / "int8", tmp_path / "wide", ConversionOptions(quiet=True))
+    merge_checkpoint(tmp_path / "wide", adapters, tmp_path / "merged", quiet=True)
+    model = KoGPT(CONFIG)
+    attach_prompt(model, PromptConfig(3))
+    write_adapter(tmp_path / "prompt", model, tmp_path / "base")
+    with pytest.raises(InputRefusedError, match="prompt: a soft prompt, which is no change"):
+        merge_checkpoint(tmp_path / "base", tmp_path / "prompt", out, quiet=True)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    with pytest.raises(InputRefusedError, match="full: exists already"):
+        merge_checkpoint(tmp_path / "base", adapters, tmp_path / "full", quiet=True)
+    assert not out.exists() and not list(tmp_path.glob(".*"))
+
+
+def test_integers_in_memory_are_not_merged(tmp_path):
+    write_checkpoint(tmp_path / "base", CONFIG, tiny_state())
+    convert(tmp_path / "base", tmp_path / "int8", ConversionOptions(quantize="int8", quiet=True))
+    model = load_model(tmp_path / "int8", quantized=True)
+    attach_lora(model, LoRAConfig())
+    with pytest.raises(ValueError, match="h.0.attn.q_proj keeps integers"):
+        merge(model)
+
+
+def test_the_command_merges_and_reports(tmp_path, adapters, capsys):
+    write_checkpoint(tmp_path / "base", CONFIG, tiny_state())
+    arguments = [str(path) for path in (tmp_path / "base", *adapters, tmp_path / "out")]
+    assert main(["merge", *arguments, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["matrices"] == 12 and report["adapters"] == [str(path) for path in adapters]
+    assert main(["merge", *arguments]) == 3
+    assert "exists already" in capsys.readouterr().err
