@@ -118,6 +118,13 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         "--model", metavar="DIR", help="checkpoint folder (default: the one in the box)"
     )
     group.add_argument(
+        "--adapter",
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="adapter of the model, LoRA or a soft prompt; may repeat",
+    )
+    group.add_argument(
         "--dtype",
         choices=("float32", "float16", "bfloat16"),
         help="dtype to compute in (default: the stored one; on a CPU float16 becomes float32)",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from os import PathLike
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ def load(
     device: torch.device | str | None = None,
     *,
     fast: bool = False,
+    adapter: str | PathLike[str] | Sequence[str | PathLike[str]] = (),
 ) -> tuple[KoGPT, Tokenizer]:
     """Loads the model and the tokenizer of one folder.
 
@@ -30,6 +32,8 @@ def load(
         device: where the model goes; None for the CPU.
         fast: the model prepared for decoding (`kogpt.fast`): the same function, some times as fast,
             and weights stay as they are stored, in 16, 8 or 4 bits. Not to train or take apart.
+        adapter: folder of an adapter of the model, or of several: updates add up, soft prompts
+            follow one another, the head of a classifier becomes `model.score`.
 
     Returns:
         The model, in evaluation mode, and the tokenizer.
@@ -41,5 +45,10 @@ def load(
     if fast:
         from kogpt.fast import load_fast
 
-        return load_fast(path, dtype=dtype, device=device), load_tokenizer(path)
-    return load_model(path, dtype=dtype, device=device), load_tokenizer(path)
+        model: KoGPT = load_fast(path, dtype=dtype, device=device, adapters=adapter)
+    else:
+        from kogpt.adapters import load_adapters
+
+        model = load_model(path, dtype=dtype, device=device)
+        load_adapters(model, adapter)
+    return model, load_tokenizer(path)

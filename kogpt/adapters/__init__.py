@@ -3,7 +3,7 @@
 from kogpt.adapters.config import TARGETS, LoRAConfig, PromptConfig
 from kogpt.adapters.files import Adapter, Update, read_adapter, write_adapter
 from kogpt.adapters.head import attach_head, load_classifier
-from kogpt.adapters.loading import load_adapters, read_adapters
+from kogpt.adapters.loading import load_adapters, read_adapters, virtual_ids
 from kogpt.adapters.lora import LoRALinear, attach_lora
 from kogpt.adapters.merging import MergeReport, merge, merge_checkpoint
 from kogpt.adapters.prompt import PromptedEmbedding, attach_prompt, prompt_embeddings
@@ -27,5 +27,6 @@ __all__ = [
     "prompt_embeddings",
     "read_adapter",
     "read_adapters",
+    "virtual_ids",
     "write_adapter",
 ]

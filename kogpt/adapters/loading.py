@@ -25,13 +25,19 @@ def read_adapters(folders: Folders, config: KoGPTConfig) -> list[Adapter]:
     headed = [adapter for adapter in adapters if adapter.head is not None]
     if len(headed) > 1:
         raise InputRefusedError(f"{headed[1].folder}: has a head, and so has {headed[0].folder}")
-    tokens = sum(len(adapter.prompt) for adapter in adapters if adapter.prompt is not None)
+    tokens = len(virtual_ids(adapters, config))
     if tokens >= config.n_positions:
         raise InputRefusedError(
             f"{adapters[-1].folder}: {tokens} virtual tokens in all, the context of the model"
             f" holds {config.n_positions}"
         )
     return adapters
+
+
+def virtual_ids(adapters: Sequence[Adapter], config: KoGPTConfig) -> range:
+    """The ids of the virtual tokens of adapters together."""
+    count = sum(len(adapter.prompt) for adapter in adapters if adapter.prompt is not None)
+    return range(config.vocab_size, config.vocab_size + count)
 
 
 def load_adapters(model: KoGPT, folders: Folders) -> None:

@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from kogpt.commands.common import load, memory_errors, say, speculation, usage_errors
 from kogpt.generation import SamplingParams, stream
+from kogpt.generation.requests import context_of
 from kogpt.generation.speculative import Speculation
 from kogpt.model import KoGPT
 from kogpt.tokenizer import Tokenizer
@@ -55,7 +56,7 @@ def ask_request(
     model: KoGPT, tokenizer: Tokenizer, normalize: str, seed: int | None
 ) -> tuple[list[int], SamplingParams]:
     """A prompt with its settings, each asked until it can be used."""
-    context = model.config.n_positions
+    context = context_of(model)
     ids = ask("prompt> ", partial(read_prompt, tokenizer, normalize, context))
     temperature = ask(f"temperature({TEMPERATURE})> ", read_temperature)
     length = ask(f"max_length({MAX_LENGTH})> ", partial(read_max_length, len(ids), context))

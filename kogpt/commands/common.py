@@ -3,7 +3,7 @@
 import argparse
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, get_args, get_type_hints
@@ -35,12 +35,12 @@ def read_text(argument: str) -> str:
 
 
 def load(args: argparse.Namespace, fast: bool = False) -> tuple[KoGPT, Tokenizer]:
-    """Model and tokenizer that `--model`, `--dtype` and `--device` ask for."""
-    return load_folder(args.model, args, fast)
+    """Model and tokenizer that `--model`, `--adapter`, `--dtype` and `--device` ask for."""
+    return load_folder(args.model, args, fast, args.adapter)
 
 
 def load_folder(
-    path: str | None, args: argparse.Namespace, fast: bool = False
+    path: str | None, args: argparse.Namespace, fast: bool = False, adapters: Sequence[str] = ()
 ) -> tuple[KoGPT, Tokenizer]:
     """Model and tokenizer of one folder, as `--dtype` and `--device` ask for."""
     import torch
@@ -55,7 +55,7 @@ def load_folder(
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UsageError("argument --device: this machine or this build of torch has no CUDA")
     dtype = getattr(torch, args.dtype) if args.dtype else None
-    return load(path, dtype=dtype, device=device, fast=fast)
+    return load(path, dtype=dtype, device=device, fast=fast, adapter=adapters)
 
 
 def speculation(args: argparse.Namespace) -> "Speculation | None":

@@ -13,6 +13,7 @@ import torch
 from tqdm import tqdm
 
 import kogpt
+from kogpt.adapters import read_adapters, virtual_ids
 from kogpt.box import BOX
 from kogpt.checkpoint.staging import refuse_existing, to_json, write_atomically, writing
 from kogpt.cli import UsageError
@@ -194,6 +195,11 @@ def describe(model: KoGPT, args: argparse.Namespace) -> dict[str, Any]:
         "dtype": str(model.dtype).removeprefix("torch."),
         "network": "reference" if args.reference else "fast",
     }
+    if args.adapter:
+        about["adapters"] = [
+            {"name": folder.resolve().name, "fingerprint": fingerprint(folder)}
+            for folder in map(Path, args.adapter)
+        ]
     machine = describe_machine(model.device)
     return {
         "command": shlex.join(("kogpt", *sys.argv[1:])),
@@ -223,8 +229,8 @@ def listing() -> str:
 
 def shown(work: Work, args: argparse.Namespace) -> Iterator[str]:
     """The first questions as the model would read them."""
-    tokenizer, n_positions = reader(args)
-    encoder = Encoder(tokenizer, n_positions, work.protocol.separator)
+    tokenizer, n_positions, prefix = reader(args)
+    encoder = Encoder(tokenizer, n_positions, work.protocol.separator, prefix)
     task, prompt = work.task, work.prompt
     for count in work.protocol.shots:
         protocol = dataclasses.replace(work.protocol, shots=(count,))
@@ -245,8 +251,9 @@ def shown(work: Work, args: argparse.Namespace) -> Iterator[str]:
             )
 
 
-def reader(args: argparse.Namespace) -> tuple[Tokenizer, int]:
-    """What a prompt depends on of a model."""
+def reader(args: argparse.Namespace) -> tuple[Tokenizer, int, tuple[int, ...]]:
+    """What a prompt depends on of a model: tokenizer, context, and what texts begin with."""
     folder = Path(args.model or BOX)
     config = KoGPTConfig.from_file(folder / "config.json")
-    return load_tokenizer(args.model), config.n_positions
+    prefix = virtual_ids(read_adapters(args.adapter, config), config)
+    return load_tokenizer(args.model), config.n_positions, tuple(prefix)

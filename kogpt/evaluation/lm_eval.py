@@ -17,6 +17,7 @@ import torch
 from kogpt.errors import KoGPTError
 from kogpt.evaluation.likelihood import Ids, Likelihood, Query, log_likelihoods
 from kogpt.generation import SamplingParams, generate
+from kogpt.generation.requests import context_of
 from kogpt.loading import load
 
 try:
@@ -65,6 +66,7 @@ class KoGPTLM(TemplateLM):
         max_batch_size: int | None = None,
         max_length: int | None = None,
         fast: bool = True,
+        adapter: str | None = None,
     ) -> None:
         """Loads a model; the arguments are those of `--model_args`, as `path=DIR,fast=False`.
 
@@ -78,6 +80,7 @@ class KoGPTLM(TemplateLM):
             max_batch_size: given by the harness, for which there is no use here.
             max_length: ids to give the model at most; None for its whole context.
             fast: the network prepared for speed; False for the readable one.
+            adapter: folder of an adapter of the model; None for none.
 
         Raises:
             ValueError: no such dtype, or `max_length` exceeds the context.
@@ -88,9 +91,11 @@ class KoGPTLM(TemplateLM):
             raise ValueError(f"dtype is {dtype!r}, it must be one of {', '.join(DTYPES)}")
         if not torch.cuda.is_available():
             device = "cpu"
-        self.model, self.tokenizer = load(path, DTYPES[dtype] if dtype else None, device, fast=fast)
+        self.model, self.tokenizer = load(
+            path, DTYPES[dtype] if dtype else None, device, fast=fast, adapter=adapter or ()
+        )
         self.batch_size = BATCH_SIZE if str(batch_size).startswith("auto") else int(batch_size)
-        room = self.model.config.n_positions
+        room = context_of(self.model)
         self.max_length = room if max_length is None else max_length
         if not 1 < self.max_length <= room:
             raise ValueError(f"max_length is {max_length}, it must be 2 to {room}")
@@ -203,7 +208,8 @@ def score_pairs(model: Any, pairs: Sequence[Pair], batch_size: int) -> list[Like
     for context, continuation in pairs:
         known = answers.setdefault(tuple(context), {})
         known.setdefault(tuple(continuation), len(known))
-    queries = [Query(context, tuple(known)) for context, known in answers.items()]
+    prefix = tuple(model.prefix_ids)
+    queries = [Query(prefix + context, tuple(known)) for context, known in answers.items()]
     found = dict(zip(answers, log_likelihoods(model, queries, batch_size), strict=True))
     return [found[tuple(c)][answers[tuple(c)][tuple(answer)]] for c, answer in pairs]
 

@@ -80,7 +80,7 @@ class Encoder:
         tokenizer: of the model.
         n_positions: the context of the model.
         separator: between shots.
-        prefix: ids that every text begins with: those of a soft prompt.
+        prefix: ids that every text begins with: the model's `prefix_ids`.
     """
 
     tokenizer: Tokenizer

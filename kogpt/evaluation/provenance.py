@@ -5,6 +5,7 @@ import json
 import subprocess
 from pathlib import Path
 
+from kogpt.adapters.files import CONFIG_NAME, WEIGHTS_NAME
 from kogpt.checkpoint.manifest import MANIFEST_NAME
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -13,9 +14,12 @@ PACKAGE = Path(__file__).resolve().parents[1]
 def fingerprint(folder: Path) -> str:
     """A hash that changes with the weights of a folder.
 
-    That of the manifest, which covers every byte; of a folder without one, of names, sizes and
-    times of its files.
+    That of the manifest, which covers every byte; of an adapter, of its two files; of a folder
+    with neither, of names, sizes and times of its files.
     """
+    if (folder / CONFIG_NAME).is_file():
+        parts = [(folder / name).read_bytes() for name in (CONFIG_NAME, WEIGHTS_NAME)]
+        return hashlib.sha256(b"".join(parts)).hexdigest()
     manifest = folder / MANIFEST_NAME
     if manifest.is_file():
         return hashlib.sha256(manifest.read_bytes()).hexdigest()

@@ -200,9 +200,8 @@ class Evaluator:
             yield self._run(task, prompt, replace(protocol, shots=(shots,)), data)
 
     def _run(self, task: Task, prompt: Prompt, protocol: Protocol, data: TaskData) -> Run:
-        prefix = tuple(self.model.prefix_ids)
-        room = self.model.config.n_positions
-        encoder = Encoder(self.tokenizer, room, protocol.separator, prefix)
+        context, prefix = self.model.config.n_positions, tuple(self.model.prefix_ids)
+        encoder = Encoder(self.tokenizer, context, protocol.separator, prefix)
         rows = [row for row in data.sample if encoder.fit(ask(prompt, row)) is not None]
         too_long = sorted({row.index for row in data.sample} - {row.index for row in rows})
         if not rows:

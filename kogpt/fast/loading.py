@@ -4,17 +4,21 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from kogpt.adapters import Adapter, read_adapters, virtual_ids
+from kogpt.adapters.head import put_head
+from kogpt.adapters.loading import Folders
 from kogpt.box import BOX
 from kogpt.checkpoint.dtypes import compute_dtype, parse_dtype
 from kogpt.checkpoint.loading import ROOM_TO_RUN
 from kogpt.checkpoint.reader import CheckpointReader, open_checkpoint
 from kogpt.checkpoint.resources import require_memory
 from kogpt.fast.fusing import common_format, side_by_side
-from kogpt.fast.model import FastBlock, FastKoGPT, FastTransformer, Linear, Norm
+from kogpt.fast.model import FastBlock, FastKoGPT, FastTransformer, Linear, LowRank, Norm
 from kogpt.kernels import Weight, extension_available
 from kogpt.model import KoGPTConfig
 
@@ -26,6 +30,7 @@ def load_fast(
     path: str | os.PathLike[str] | None = None,
     dtype: str | torch.dtype | None = None,
     device: str | torch.device | None = None,
+    adapters: Folders = (),
 ) -> FastKoGPT:
     """Loads a model prepared for decoding.
 
@@ -34,9 +39,12 @@ def load_fast(
         dtype: to compute in, and of weights that are not quantised. None takes what is stored; on a
             CPU, float16 weights are then kept, and computed with in float32.
         device: to load to; None for the CPU.
+        adapters: folder of an adapter, or of several, as for `kogpt.load`. Updates become part of
+            weights that are floats; beside integers they stay products of their own.
 
     Raises:
-        InputRefusedError: the checkpoint is damaged, dangerous, or not of this architecture.
+        InputRefusedError: the checkpoint is damaged, dangerous, or not of this architecture; or an
+            adapter is.
         NotEnoughResourcesError: the device has no room for the weights.
         ValueError: `dtype` is none that weights come in.
     """
@@ -44,9 +52,17 @@ def load_fast(
     with open_checkpoint(BOX if path is None else path) as reader:
         config = reader.require_config()
         reader.check(config)
-        loader = _Loader(reader, config, dtype, device)
+        loader = _Loader(reader, config, dtype, device, read_adapters(adapters, config))
         require_memory(device, loader.nbytes + ROOM_TO_RUN, str(reader.path))
         return loader.model().eval()
+
+
+class Place(NamedTuple):
+    """A matrix in the one that several become."""
+
+    name: str
+    rows: slice
+    columns: slice
 
 
 class _Loader:
@@ -56,7 +72,9 @@ class _Loader:
         config: KoGPTConfig,
         dtype: str | torch.dtype | None,
         device: torch.device,
+        adapters: Sequence[Adapter],
     ) -> None:
+        self.adapters = adapters
         self.reader, self.config, self.device = reader, config, device
         stored = reader.stored_dtype
         self.dtype = compute_dtype(stored, device) if dtype is None else parse_dtype(dtype)
@@ -77,10 +95,23 @@ class _Loader:
     def model(self) -> FastKoGPT:
         with ThreadPoolExecutor(READERS) as pool:
             blocks = list(pool.map(self.block, range(self.config.n_layer)))
-        wte = self.matrix([["transformer.wte"]]).values
+        wte = self.embedding()
         transformer = FastTransformer(self.config, wte, blocks, self.norm("transformer.ln_f"))
         head = Linear(self.matrix([["lm_head"]]), self.vector("lm_head.bias"))
-        return FastKoGPT(self.config, transformer, head)
+        model = FastKoGPT(self.config, transformer, head)
+        model.prefix_ids = virtual_ids(self.adapters, self.config)
+        for adapter in self.adapters:
+            if adapter.head is not None:
+                put_head(model, adapter.head)
+        return model.requires_grad_(False)
+
+    def embedding(self) -> Tensor:
+        """The tokens' embeddings, and behind them those of virtual tokens, (V + n, C)."""
+        prompts = [adapter.prompt for adapter in self.adapters if adapter.prompt is not None]
+        wte = self.matrix([["transformer.wte"]], spare=sum(map(len, prompts))).values
+        if prompts:
+            wte[self.config.vocab_size :] = torch.cat(prompts)
+        return wte
 
     def block(self, layer: int) -> FastBlock:
         C, F = self.config.n_embd, self.config.inner_dim
@@ -92,19 +123,57 @@ class _Loader:
             head_dim=self.config.head_dim,
             widths=(C, C, C, F),
             norm=self.norm(f"transformer.h.{layer}.ln_1"),
-            enter=Linear(self.matrix(readers), torch.cat((bias.new_zeros(3 * C), bias))),
-            leave=Linear(
-                self.matrix([[f"{attn}.out_proj", f"{mlp}.fc_out"]]),
-                self.vector(f"{mlp}.fc_out.bias"),
+            enter=self.linear(readers, torch.cat((bias.new_zeros(3 * C), bias))),
+            leave=self.linear(
+                [[f"{attn}.out_proj", f"{mlp}.fc_out"]], self.vector(f"{mlp}.fc_out.bias")
             ),
         )
+
+    def linear(self, grid: Sequence[Sequence[str]], bias: Tensor) -> Linear:
+        """Linear layers as one, with the updates that are not in their weights."""
+        return Linear(self.matrix(grid), bias, self.low_rank(grid))
+
+    def low_rank(self, grid: Sequence[Sequence[str]]) -> LowRank | None:
+        """The updates of integer matrices in a grid as one, each in its rows and columns."""
+        places = list(self.places(grid))
+        updates = [
+            (place, adapter.updates[place.name])
+            for adapter in self.adapters
+            for place in places
+            if place.name in adapter.updates and self.is_integer(place.name)
+        ]
+        if not updates:
+            return None
+        last = places[-1]
+        A = torch.zeros(sum(len(update.A) for _, update in updates), last.columns.stop)
+        B, first = torch.zeros(last.rows.stop, len(A)), 0
+        for place, update in updates:
+            ranks = slice(first, first + len(update.A))
+            A[ranks, place.columns] = update.A
+            B[place.rows, ranks] = update.scale * update.B
+            first = ranks.stop
+        return LowRank(A.to(self.device, self.dtype), B.to(self.device, self.dtype))
+
+    def places(self, grid: Sequence[Sequence[str]]) -> Iterator[Place]:
+        """Where each matrix of a grid lies in the whole."""
+        top = 0
+        for row in grid:
+            left, height = 0, self.reader.shape(f"{row[0]}.weight")[0]
+            for name in row:
+                width = self.reader.shape(f"{name}.weight")[1]
+                yield Place(name, slice(top, top + height), slice(left, left + width))
+                left += width
+            top += height
 
     def norm(self, name: str) -> Norm:
         weight, bias = self.vector(f"{name}.weight"), self.vector(f"{name}.bias")
         return Norm(weight, bias, self.config.layer_norm_epsilon)
 
-    def matrix(self, grid: Sequence[Sequence[str]]) -> Weight:
-        """Linear layers as one matrix: rows of the grid one under the other, each side by side."""
+    def matrix(self, grid: Sequence[Sequence[str]], spare: int = 0) -> Weight:
+        """Linear layers as one matrix: rows of the grid one under the other, each side by side.
+
+        There are `spare` rows more below, yet to be filled.
+        """
         names = [name for row in grid for name in row]
         format = common_format([self.weight(name, slice(0)) for name in names], self.weight_dtype)
         heights = [self.reader.shape(f"{row[0]}.weight")[0] for row in grid]
@@ -113,7 +182,7 @@ class _Loader:
             for rows in self.pieces(row, height):
                 piece = side_by_side([self.weight(name, rows) for name in row], format)
                 if whole is None:
-                    whole = _empty_like(piece, sum(heights))
+                    whole = _empty_like(piece, sum(heights) + spare)
                 _copy(piece, whole.rows(slice(first, None)).rows(rows))
             first += height
         assert whole is not None, "no matrix is empty"
@@ -128,12 +197,23 @@ class _Loader:
     def weight(self, name: str, rows: slice) -> Weight:
         stored = self.reader.read_weight(f"{name}.weight", rows)
         if stored.scale is None:
-            return Weight(stored.values.to(self.device, self.weight_dtype))
+            values = self.updated(name, stored.values, rows)
+            return Weight(values.to(self.device, self.weight_dtype))
         # A GPU's kernels want scales in the dtype of x; a CPU's take any.
         scales = (stored.scale, stored.offset)
         dtype = None if self.device.type == "cpu" else self.dtype
         moved = (part if part is None else part.to(self.device, dtype) for part in scales)
         return Weight(stored.values.to(self.device), *moved)
+
+    def updated(self, name: str, values: Tensor, rows: slice) -> Tensor:
+        """Rows of a matrix of floats with what adapters change them by, in float32 if they do."""
+        for adapter in self.adapters:
+            if name in adapter.updates:
+                values = values.float() + adapter.updates[name].delta(rows)
+        return values
+
+    def is_integer(self, name: str) -> bool:
+        return self.reader.stored_as(f"{name}.weight").startswith("int")
 
     def vector(self, name: str) -> Tensor:
         return self.reader.read(name).to(self.device, self.dtype)

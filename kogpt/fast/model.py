@@ -46,18 +46,35 @@ class Norm(NamedTuple):
         return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
 
 
+class LowRank(NamedTuple):
+    """What integer weights cannot be changed by: B A, beside them.
+
+    Attributes:
+        A: (r, K).
+        B: (N, r), scaled.
+    """
+
+    A: Tensor
+    B: Tensor
+
+
 class Linear(NamedTuple):
     """A linear layer."""
 
     weight: Weight
     bias: Tensor
+    update: LowRank | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
-        return linear(x, self.weight, self.bias)
+        y = linear(x, self.weight, self.bias)
+        if self.update is None:
+            return y
+        return y + F.linear(F.linear(x, self.update.A), self.update.B)
 
     def tensors(self) -> list[Tensor]:
         """All of which it is made."""
-        return [part for part in (*self.weight, self.bias) if part is not None]
+        parts = (*self.weight, self.bias, *(self.update or ()))
+        return [part for part in parts if part is not None]
 
 
 @dataclass
@@ -93,12 +110,15 @@ class FastBlock:
         input of `leave`, with nothing copied.
         """
         C = self.widths[0]
-        y = step_linear(step_norm(x, *self.norm), *self.enter, gelu_from=3 * C)  # (B T, 3C + F)
+        enter, leave = self.enter[:2], self.leave[:2]
+        y = step_linear(step_norm(x, *self.norm), *enter, gelu_from=3 * C)  # (B T, 3C + F)
         ready = attend.in_place(self.layer, *y.split(self.widths, dim=-1)[:3])
-        return step_linear(y[:, 2 * C :], *self.leave, residual=x, late=C, ready=ready)
+        return step_linear(y[:, 2 * C :], *leave, residual=x, late=C, ready=ready)
 
     def has_chain(self, x: Tensor) -> bool:
         """Whether there are kernels for a chain on rows (B T, C)."""
+        if self.enter.update is not None or self.leave.update is not None:
+            return False
         return step_obstacle(x, self.enter.weight, self.leave.weight) is None
 
 

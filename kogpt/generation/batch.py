@@ -15,6 +15,8 @@ from kogpt.model import KoGPT, KVCache
 class Batch:
     """Prompts of any lengths, padded on the left to one width, to which columns are appended.
 
+    Each begins with the model's `prefix_ids`, which the history of a row does not know of.
+
     Attributes:
         ids: (B, L); padding repeats the first id of its row.
         generated: columns appended to the prompts.
@@ -33,15 +35,16 @@ class Batch:
 
         Args:
             model: the model, in evaluation mode.
-            prompts: at least one id each, none longer than the context.
+            prompts: at least one id each, none longer than the context behind the prefix.
             room: most columns that will be appended.
             prefill_chunk: most columns the model reads at once, which bounds the memory of long
                 prompts. Logits depend on it by rounding alone.
             use_cache: keep keys and values; without, every step reads all columns again.
         """
         device = model.device
+        prompts = [[*model.prefix_ids, *prompt] for prompt in prompts]
         width = max(map(len, prompts))
-        padded = [[prompt[0]] * (width - len(prompt)) + list(prompt) for prompt in prompts]
+        padded = [[*[prompt[0]] * (width - len(prompt)), *prompt] for prompt in prompts]
         self.model = model
         self.ids = torch.tensor(padded, device=device)
         self.generated = 0
@@ -61,8 +64,15 @@ class Batch:
 
     @property
     def history(self) -> History:
-        """What the rows have read."""
-        return History(self.ids, self._starts, self.generated)
+        """What the rows have read of real tokens: virtual ones count as padding before them."""
+        prefix = len(self.model.prefix_ids)
+        if not prefix:
+            return History(self.ids, self._starts, self.generated)
+        padding = self.ids.new_zeros(len(self.ids)) if self._starts is None else self._starts
+        starts = padding + prefix
+        first = self.ids.gather(1, starts[:, None])
+        is_real = self.ids < self.model.config.vocab_size
+        return History(torch.where(is_real, self.ids, first), starts, self.generated)
 
     @property
     def room(self) -> int:

@@ -32,7 +32,7 @@ def make_requests(
     requests = []
     for index, (prompt, asked) in enumerate(zip(prompts, params, strict=True)):
         ids = _prompt_ids(prompt, f"prompt {index}", model, tokenizer)
-        room = model.config.n_positions - len(ids)
+        room = context_of(model) - len(ids)
         fits = asked.max_new_tokens <= room
         requests.append(
             Request(
@@ -48,6 +48,11 @@ def make_requests(
     return requests
 
 
+def context_of(model: KoGPT) -> int:
+    """Most tokens of a text that the model reads, behind what every text begins with."""
+    return model.config.n_positions - len(model.prefix_ids)
+
+
 def refuse_unreadable(ids: Sequence[int], name: str, model: KoGPT, tokenizer: Tokenizer) -> None:
     """Raises InputRefusedError, naming `name`, if the model cannot read `ids` whole."""
     rows, pieces = model.config.vocab_size, Vocabulary.of(tokenizer).pieces
@@ -55,10 +60,12 @@ def refuse_unreadable(ids: Sequence[int], name: str, model: KoGPT, tokenizer: To
         raise InputRefusedError(
             f"the tokenizer has {len(pieces)} ids, the model {rows}: they do not belong together"
         )
-    if len(ids) > model.config.n_positions:
+    if len(ids) > context_of(model):
+        virtual = len(model.prefix_ids)
+        less = f", {virtual} of them for its soft prompt" if virtual else ""
         raise InputRefusedError(
             f"{name} has {len(ids)} tokens, the context of the model holds "
-            f"{model.config.n_positions}"
+            f"{model.config.n_positions}{less}"
         )
     for id in ids:
         if not 0 <= id < len(pieces) or pieces[id] is None:

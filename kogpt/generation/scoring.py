@@ -214,7 +214,8 @@ def sequence_logprobs(
 
     Args:
         model: the model, in evaluation mode.
-        rows: at least one id each, none longer than the context.
+        rows: at least one id each, none longer than the context. They are read behind the model's
+            `prefix_ids`.
         top: alternatives to report at each id.
         chunk: columns whose logits are held at once: B x chunk x V floats.
     """
@@ -222,7 +223,10 @@ def sequence_logprobs(
     padded = [[*row, *[row[0]] * (width - len(row))] for row in rows]
     ids = torch.tensor(padded, device=model.device)
     results: list[list[TokenLogprob]] = [[] for _ in rows]
-    cache = KVCache(width)
+    prefix = ids.new_tensor(model.prefix_ids).expand(len(rows), -1)
+    cache = KVCache(prefix.size(1) + width)
+    if prefix.size(1):
+        model.transformer(prefix, cache)
     for columns, targets in zip(
         ids[:, :-1].split(chunk, dim=1), ids[:, 1:].split(chunk, dim=1), strict=True
     ):

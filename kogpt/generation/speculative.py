@@ -134,16 +134,21 @@ class _ModelDrafter:
     @torch.inference_mode()
     def draft(self, history: History, choose: Sampler, count: int) -> Tensor:
         """What `choose` chooses from the draft model's logits, one guess after another."""
-        text = _text_of(history)
+        text = self._text_of(history)
         length, count = text.size(1), min(count, self._half - 1)
         self._make_room(length + count)
         self._forget_mistakes(text[0, self._first :].tolist())
         for _ in range(count):
             logits = self._logits(text).to(text.device)
             history = history.append(choose(logits, history).clamp(min=0))
-            text = _text_of(history)
+            text = self._text_of(history)
         self._held = text[0, self._first :][: self._cache.length].tolist()
         return text[:, length:]
+
+    def _text_of(self, history: History) -> Tensor:
+        """What the draft model reads, (1, L)."""
+        text = _text_of(history)
+        return torch.cat((text.new_tensor([self._model.prefix_ids]), text), dim=1)
 
     def _make_room(self, length: int) -> None:
         """Begins anew in the middle of the context where it would not hold `length` ids."""
