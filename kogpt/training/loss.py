@@ -7,12 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from kogpt.model import KoGPT
+from kogpt.training.cross_entropy import NO_TARGET, chunk_rows, chunked_cross_entropy
 from kogpt.training.data import EncodedDocuments
 
-NO_TARGET = -100
 TOKENS_AT_ONCE = 4096
 
 
@@ -21,11 +20,12 @@ def next_token_loss(
 ) -> Tensor:
     """Summed cross entropy of `targets` (B, T) after `inputs` (B, T), in nats, float32.
 
-    Targets of -100 do not count. `starts` is as for `KoGPT.forward`.
+    Targets of -100 do not count, and their rows do not reach the head. `starts` is as for
+    `KoGPT.forward`.
     """
     hidden = model.transformer(inputs, starts=starts)  # (B, T, C)
-    counts = targets != NO_TARGET
-    return F.cross_entropy(model.logits(hidden[counts]), targets[counts], reduction="sum")
+    rows = chunk_rows(model.config.vocab_size)
+    return chunked_cross_entropy(hidden.flatten(0, 1), model.lm_head, targets.flatten(), rows)
 
 
 @dataclass(frozen=True)
