@@ -59,6 +59,7 @@ setup(
     ],
     extras_require={
         "train": ["matplotlib>=3.8"],
+        "torchao": ["torchao>=0.18"],
         "evaluate": ["scikit-learn>=1.5", "scipy>=1.11", "matplotlib>=3.8"],
         "harness": ["lm-eval[hf]>=0.4.13"],  # with its own backend, to compare
         "test": [
@@ -72,6 +73,7 @@ setup(
             "protobuf>=4.25",  # with which transformers reads a sentencepiece model
             "matplotlib>=3.8",
             "scikit-learn>=1.5",
+            "torchao>=0.18",
         ],
         "lint": ["ruff>=0.17", "mypy>=2.0", "clang-format==23.*"],
     },

@@ -28,6 +28,8 @@ MAY_CHANGE = frozenset(
 )
 
 PRECISIONS = ("float32", "bfloat16")
+ADAMW, EIGHT_BITS = OPTIMIZERS = ("adamw", "adamw-8bit")
+FLOAT32, MASTER, STOCHASTIC = WEIGHTS = ("float32", "bfloat16-master", "bfloat16-stochastic")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +52,13 @@ class RunConfig:
         beta1: of AdamW.
         beta2: of AdamW.
         gradient_clip: largest norm of the gradient of all parameters.
-        precision: "float32", or "bfloat16" for autocast with float32 weights.
+        precision: of matrix products, "float32" or "bfloat16".
+        weights: what weights are that are trained: "float32"; "bfloat16-master", with float32
+            master weights in the optimizer's state; or "bfloat16-stochastic", without, each
+            update being rounded up or down by chance.
+        optimizer: "adamw", or "adamw-8bit" with moments of 8 bits, which needs torchao and a C++
+            compiler.
+        offload: keep the optimizer's state on the CPU, and compute the update there.
         compile: run the network through `torch.compile`, which needs a C++ compiler.
         activation_checkpointing: recompute each block in the backward pass to save memory.
         device: where to train.
@@ -80,6 +88,9 @@ class RunConfig:
     beta2: float = 0.95
     gradient_clip: float = 1.0
     precision: str = "float32"
+    weights: str = FLOAT32
+    optimizer: str = ADAMW
+    offload: bool = False
     compile: bool = False
     activation_checkpointing: bool = False
     device: str = "cpu"
@@ -116,6 +127,16 @@ class RunConfig:
                     f"{name} is {getattr(self, name)}, it must be at least 0 and below 1"
                 )
         check_choice("precision", self.precision, PRECISIONS)
+        check_choice("weights", self.weights, WEIGHTS)
+        check_choice("optimizer", self.optimizer, OPTIMIZERS)
+        if self.weights != FLOAT32 and self.precision == "float32":
+            raise ValueError(f"weights {self.weights} go with precision bfloat16, not float32")
+        if self.optimizer == EIGHT_BITS and self.weights == MASTER:
+            raise ValueError(
+                f"optimizer {EIGHT_BITS} keeps no master weights: {STOCHASTIC} is left"
+            )
+        if self.optimizer == EIGHT_BITS and self.offload:
+            raise ValueError(f"optimizer {EIGHT_BITS} has no offload: choose either")
 
     @property
     def folder(self) -> Path:

@@ -15,7 +15,12 @@ from kogpt.training.curve import CURVE_NAME, draw_curve, require_matplotlib
 from kogpt.training.job import B, C, Files, Job
 from kogpt.training.log import LOG_NAME, Progress, read_log
 from kogpt.training.loss import autocast
-from kogpt.training.optimizer import make_optimizer, optimizer_tensors, restore_optimizer
+from kogpt.training.optimizer import (
+    make_optimizer,
+    optimizer_tensors,
+    restore_optimizer,
+    set_learning_rate,
+)
 from kogpt.training.schedule import learning_rate
 from kogpt.training.state import (
     MOMENTS_NAME,
@@ -129,8 +134,7 @@ class Trainer(Generic[C, B]):
                 f"step {self.step + 1}: the loss is {loss}, the norm of its gradient {norm}; "
                 f"lower the learning rate {self.config.learning_rate} or use float32"
             )
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.step, self.steps, self.config)
+        set_learning_rate(self.optimizer, learning_rate(self.step, self.steps, self.config))
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
@@ -142,7 +146,7 @@ class Trainer(Generic[C, B]):
         count = sum(batch.count for batch in batches)
         total = torch.zeros((), device=device)
         for batch in batches:
-            with autocast(device, self.config.precision):
+            with autocast(self.job.model, self.config.precision):
                 loss = self._loss(batch) / count
             loss.backward()
             total += loss.detach()
@@ -155,7 +159,7 @@ class Trainer(Generic[C, B]):
         entry = {
             "loss": loss,
             "gradient_norm": norm,
-            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            "learning_rate": float(self.optimizer.param_groups[0]["lr"]),
             "tokens_per_second": speed,
         }
         progress.record(self.step, self.tokens, entry)

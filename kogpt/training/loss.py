@@ -60,7 +60,7 @@ def score_documents(
     was_training, total, tokens = model.training, 0.0, 0
     model.eval()
     for inputs, targets in _batches(documents, model.config.n_positions):
-        with autocast(device, precision):
+        with autocast(model, precision):
             total += next_token_loss(model, inputs.to(device), targets.to(device)).item()
         tokens += int((targets != NO_TARGET).sum())
     model.train(was_training)
@@ -69,9 +69,10 @@ def score_documents(
     return HeldOutScore(total / tokens, bits, len(documents), tokens, text_bytes)
 
 
-def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """Matrix products in bfloat16, if so asked."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+def autocast(model: KoGPT, precision: str) -> torch.autocast:
+    """Matrix products in bfloat16, if so asked; where weights are, they are without further ado."""
+    asked = precision == "bfloat16" and model.dtype == torch.float32
+    return torch.autocast(model.device.type, torch.bfloat16, enabled=asked)
 
 
 def _batches(documents: EncodedDocuments, n_positions: int) -> Iterator[tuple[Tensor, Tensor]]:

@@ -9,11 +9,11 @@ from kogpt.checkpoint import load_model
 from kogpt.errors import InputRefusedError
 from kogpt.model import PRESETS, KoGPT, KoGPTConfig
 from kogpt.tokenizer import Tokenizer, load_tokenizer
-from kogpt.training.config import TrainingConfig
+from kogpt.training.config import FLOAT32, TrainingConfig
 
 
 def load_start(config: TrainingConfig, last: Path | None) -> tuple[KoGPT, Tokenizer]:
-    """The model, in float32, and its tokenizer.
+    """The model, its weights as the config says, and its tokenizer.
 
     Args:
         config: says what to begin with.
@@ -22,17 +22,18 @@ def load_start(config: TrainingConfig, last: Path | None) -> tuple[KoGPT, Tokeni
     Raises:
         InputRefusedError: one of them is missing or damaged, or they do not fit each other.
     """
+    dtype = torch.float32 if config.weights == FLOAT32 else torch.bfloat16
     if last is not None:
-        return load_model(last, dtype=torch.float32), load_tokenizer(last)
+        return load_model(last, dtype=dtype), load_tokenizer(last)
     folder = config.tokenizer or Path(config.model)
     if not folder.is_dir():
         raise InputRefusedError(f"{folder} is no folder with a tokenizer; name one")
     tokenizer = load_tokenizer(folder)
     if Path(config.model).is_dir():
-        model = load_model(config.model, dtype=torch.float32)
+        model = load_model(config.model, dtype=dtype)
         _check_vocabulary(model.config, tokenizer, config.model)
     else:
-        model = _new_model(config, tokenizer)
+        model = _new_model(config, tokenizer).to(dtype)
     return model, tokenizer
 
 

@@ -1,24 +1,42 @@
-"""AdamW for a transformer, and its moments as named tensors."""
+"""AdamW for a transformer, in three grades of memory, and its state as named tensors."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.adamw import adamw
 
-from kogpt.training.config import RunConfig
+from kogpt.errors import KoGPTError
+from kogpt.kernels.building import CannotBuildError, find_compiler
+from kogpt.training.config import EIGHT_BITS, FLOAT32, STOCHASTIC, RunConfig
 
+STEP, MASTER = "step", "master"
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-def make_optimizer(model: nn.Module, config: RunConfig) -> torch.optim.AdamW:
-    """AdamW (arXiv 1711.05101) that decays matrices and leaves biases and norms alone."""
+def make_optimizer(model: nn.Module, config: RunConfig) -> torch.optim.Optimizer:
+    """AdamW (arXiv 1711.05101) that decays matrices and leaves biases and norms alone.
+
+    Raises:
+        KoGPTError: the optimizer that is asked for cannot run here.
+    """
     parameters = list(trained(model).values())
     groups = [
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
-    betas = (config.beta1, config.beta2)
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, fused=True)
+    settings: dict[str, Any] = {"lr": config.learning_rate, "betas": (config.beta1, config.beta2)}
+    if config.micro_batch < config.batch_size:
+        for parameter in parameters:  # else each micro-batch would be rounded away a little
+            parameter.grad_dtype = torch.float32
+    if config.optimizer == EIGHT_BITS:
+        return _eight_bits(groups, settings, config)
+    if config.weights == FLOAT32 and not config.offload:
+        return torch.optim.AdamW(groups, **settings, fused=True)
+    return WideAdamW(
+        groups, **settings, stochastic=config.weights == STOCHASTIC, offload=config.offload
+    )
 
 
 def trained(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -26,20 +44,168 @@ def trained(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Sets the rate of the next step."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):  # where the step is compiled
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
+
+
+class WideAdamW(torch.optim.Optimizer):
+    """AdamW in float32, whatever the weights are and wherever its state lies.
+
+    Weights that are narrower get their new values in one of two ways. Either float32 master
+    weights, part of the state, take the update, and the weights are those rounded. Or there are
+    none, and the sum of weight and update is rounded up or down by chance, so that steps smaller
+    than a weight's last bit are not lost but taken now and then. The chance is torch's global
+    generator's, so a seed gives a result.
+
+    One parameter is updated after the other: no more than one gradient or update is there in
+    float32, and, where the state lies on the CPU, no more than one is under way.
+
+    Args:
+        groups: parameters, each group with its `weight_decay`.
+        lr: learning rate.
+        betas: decays of the moments.
+        stochastic: round by chance instead of keeping master weights.
+        offload: keep the state on the CPU, and compute there.
+    """
+
+    def __init__(
+        self,
+        groups: list[dict[str, Any]],
+        lr: float,
+        betas: tuple[float, float],
+        stochastic: bool,
+        offload: bool,
+    ) -> None:
+        super().__init__(groups, {"lr": lr, "betas": betas, "eps": 1e-8})
+        self.stochastic, self.offload = stochastic, offload
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Takes a step."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._update(parameter, group)
+
+    def initial_state(self, parameter: Tensor) -> dict[str, Tensor]:
+        """The state before the first step."""
+        device = torch.device("cpu") if self.offload else parameter.device
+        wide = parameter.detach().to(device, torch.float32)
+        state = {name: torch.zeros_like(wide) for name in MOMENTS}
+        state[STEP] = torch.zeros((), device=device)
+        if parameter.dtype != torch.float32 and not self.stochastic:
+            state[MASTER] = wide
+        return state
+
+    def _update(self, parameter: Tensor, group: dict[str, Any]) -> None:
+        state = self.state[parameter]
+        if not state:
+            state.update(self.initial_state(parameter))
+        exp_avg, exp_avg_sq = (state[name] for name in MOMENTS)
+        assert parameter.grad is not None
+        # The parameter itself, if it is float32 and in place.
+        wide = state[MASTER] if MASTER in state else parameter.detach().to(exp_avg)
+        adamw(
+            [wide],
+            [parameter.grad.to(exp_avg)],
+            [exp_avg],
+            [exp_avg_sq],
+            max_exp_avg_sqs=[],
+            state_steps=[state[STEP]],
+            fused=True,
+            amsgrad=False,
+            maximize=False,
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            **{name: group[name] for name in ("lr", "weight_decay", "eps")},
+        )
+        if wide.dtype != parameter.dtype and self.stochastic:
+            wide = round_by_chance(wide)
+        parameter.copy_(wide)
+
+
+def round_by_chance(x: Tensor) -> Tensor:
+    """`x`, float32, rounded to a neighbour among bfloat16 numbers, such that the mean is `x`.
+
+    A bfloat16 number is the upper half of a float32 one. The lower half is the way from one such
+    number to the next away from zero, in steps of 1 / 65,536: with a random number as large added,
+    it carries as often as it should.
+
+    Returns:
+        The bfloat16 numbers, as float32.
+    """
+    bits = torch.randint(1 << 16, x.shape, dtype=torch.int32, device=x.device)
+    bits += x.contiguous().view(torch.int32)
+    bits &= -1 << 16
+    return bits.view(torch.float32)
+
+
 def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
-    """The moments of every trained parameter, `NAME.exp_avg` and `NAME.exp_avg_sq`."""
+    """The state of every trained parameter: `NAME.exp_avg`, `NAME.exp_avg_sq`, `NAME.master`.
+
+    What is kept in 8 bits is named by its parts: `NAME.exp_avg.codes` and so on.
+    """
     return {
-        f"{name}.{moment}": optimizer.state[parameter][moment]
+        f"{name}.{key}": tensor
         for name, parameter in trained(model).items()
-        for moment in MOMENTS
+        for key, tensor in _parts(optimizer.state[parameter])
     }
 
 
 def restore_optimizer(
     optimizer: torch.optim.Optimizer, model: nn.Module, tensors: Mapping[str, Tensor], step: int
 ) -> None:
-    """Puts the moments back as they were after `step` steps."""
+    """Puts the state back as it was after `step` steps."""
     for name, parameter in trained(model).items():
-        moments = {key: tensors[f"{name}.{key}"].to(parameter.device) for key in MOMENTS}
-        count = torch.tensor(float(step), device=parameter.device)
-        optimizer.state[parameter] = {"step": count, **moments}
+        state = initial_state(optimizer, parameter)
+        for key, tensor in _parts(state):
+            tensor.copy_(tensors[f"{name}.{key}"])
+        state[STEP].fill_(step)
+        optimizer.state[parameter] = state
+
+
+def initial_state(optimizer: torch.optim.Optimizer, parameter: Tensor) -> dict[str, Tensor]:
+    """The state of a parameter before the first step."""
+    if isinstance(optimizer, WideAdamW):
+        return optimizer.initial_state(parameter)
+    if isinstance(optimizer, torch.optim.AdamW):
+        moments = {name: torch.zeros_like(parameter) for name in MOMENTS}
+        return {STEP: torch.zeros((), device=parameter.device), **moments}
+    new = optimizer._new_buffer  # type: ignore[attr-defined]  # torchao's
+    moments = {name: new(parameter, signed=name == MOMENTS[0]) for name in MOMENTS}
+    return {STEP: torch.zeros(()), **moments}
+
+
+def _parts(state: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a parameter's state but its step, those inside of others one by one."""
+    for key, tensor in state.items():
+        if hasattr(tensor, "__tensor_flatten__"):
+            for part in tensor.__tensor_flatten__()[0]:
+                yield f"{key}.{part}", getattr(tensor, part)
+        elif key != STEP:
+            yield key, tensor
+
+
+def _eight_bits(
+    groups: list[dict[str, Any]], settings: dict[str, Any], config: RunConfig
+) -> torch.optim.Optimizer:
+    """torchao's AdamW whose moments are 8 bits each, a scale to 256 (arXiv 2110.02861)."""
+    try:
+        from torchao.optim import AdamW8bit  # an extra, and slow to import
+    except ImportError:
+        raise KoGPTError(
+            f"optimizer {EIGHT_BITS} needs torchao: pip install 'kogpt[torchao]'"
+        ) from None
+    try:
+        find_compiler()
+    except CannotBuildError as reason:
+        raise KoGPTError(f"optimizer {EIGHT_BITS} compiles its step: {reason}") from None
+    optimizer: torch.optim.Optimizer = AdamW8bit(
+        groups, **settings, bf16_stochastic_round=config.weights == STOCHASTIC
+    )
+    return optimizer
