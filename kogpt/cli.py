@@ -471,6 +471,13 @@ def add_computing_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("float32", "bfloat16"),
         help="bfloat16 is autocast (default: float32)",
     )
+    add(
+        "--weights",
+        choices=("float32", "bfloat16-master", "bfloat16-stochastic"),
+        help="what trained weights are; of two kinds of bfloat16 see docs/architecture.md",
+    )
+    add("--optimizer", choices=("adamw", "adamw-8bit"), help="adamw-8bit wants torchao")
+    add("--offload", action="store_true", default=None, help="optimizer's state on the CPU")
     add("--micro-batch-size", type=int, metavar="N", help="sequences at once; gradients accumulate")
     add(
         "--activation-checkpointing",

@@ -46,6 +46,7 @@ from kogpt.training.batching import Plan, cut
 from kogpt.training.config import (
     BEST,
     COMPLETION,
+    FLOAT32,
     FULL,
     HEAD,
     LABEL_WORDS,
@@ -177,7 +178,7 @@ class Finetuning(Job[FinetuningConfig, ExampleBatch]):
 
     def figures(self, rows: Sequence[Any]) -> dict[str, float]:
         """Figures of a split, by the model as it is."""
-        with evaluation_mode(self.model), autocast(self.model.device, self.config.precision):
+        with evaluation_mode(self.model), autocast(self.model, self.config.precision):
             return self.objective.figures(self.model, rows)
 
     def save(self, folder: Path, files: Files) -> None:
@@ -227,7 +228,7 @@ class Finetuning(Job[FinetuningConfig, ExampleBatch]):
 
     def _measured(self, rows: Sequence[Any]) -> dict[str, Any]:
         """Figures of a split, with intervals where there are metrics."""
-        with evaluation_mode(self.model), autocast(self.model.device, self.config.precision):
+        with evaluation_mode(self.model), autocast(self.model, self.config.precision):
             if not isinstance(self.objective, TaskObjective):
                 return {"rows": len(rows), **self.objective.figures(self.model, rows)}
             outcome, loss = self.objective.judge(self.model, rows)
@@ -291,7 +292,8 @@ def start_model(config: FinetuningConfig, outputs: int) -> KoGPT:
     """
     frozen = config.method != FULL
     # Weights that are not trained need no more digits than products of them have.
-    dtype = torch.bfloat16 if frozen and config.precision == "bfloat16" else torch.float32
+    narrow = config.precision == "bfloat16" if frozen else config.weights != FLOAT32
+    dtype = torch.bfloat16 if narrow else torch.float32
     quantized = config.method == QLORA
     model = load_model(config.model, dtype, config.device, quantized=quantized)
     if quantized and not any(isinstance(module, FrozenLinear) for module in model.modules()):
