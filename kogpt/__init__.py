@@ -8,6 +8,10 @@ import importlib
 __version__ = "0.1.0"
 
 _HOMES = {
+    "kogpt.adapters": (
+        *("LoRAConfig", "PromptConfig", "load_adapters", "load_classifier"),
+        *("merge", "merge_checkpoint"),
+    ),
     "kogpt.checkpoint": ("ConversionOptions", "convert", "inspect", "load_model", "verify"),
     "kogpt.errors": ("InputRefusedError", "KoGPTError", "NotEnoughResourcesError"),
     "kogpt.generation": (

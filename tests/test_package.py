@@ -17,14 +17,15 @@ MAY_IMPORT = {
     "tokenizer": set(),
     "model": {"kernels", "checkpoint"},  # checkpoint in `KoGPT.from_pretrained` alone
     "checkpoint": {"model", "kernels"},
-    "fast": {"model", "kernels", "checkpoint"},
+    "adapters": {"model", "checkpoint"},
+    "fast": {"model", "kernels", "checkpoint", "adapters"},
     "generation": {"model", "tokenizer"},
     "adapters": {"model", "kernels", "checkpoint"},
     "training": {
         *("model", "kernels", "tokenizer", "checkpoint", "adapters", "generation", "evaluation"),
     },
     "benchmarking": {"model", "fast", "kernels", "generation"},
-    "evaluation": {"model", "tokenizer", "checkpoint", "generation", "loading"},
+    "evaluation": {"model", "tokenizer", "checkpoint", "generation", "loading", "adapters"},
 }
 
 

@@ -14,6 +14,13 @@ import pytest
 import torch
 
 import kogpt
+from kogpt.adapters import (
+    LoRAConfig,
+    PromptConfig,
+    attach_prompt,
+    prompt_embeddings,
+    write_adapter,
+)
 from kogpt.errors import KoGPTError
 from kogpt.evaluation.data import find_first
 from kogpt.evaluation.harness import f1, macro_f1, rows
@@ -23,6 +30,8 @@ from kogpt.evaluation.protocol import Protocol
 from kogpt.evaluation.running import Evaluator, Run, draw_set, read_data
 from kogpt.evaluation.task import Prompt, Task, load_task, task_names
 from kogpt.tokenizer import load_tokenizer
+from tests.adapters.filled import trained_lora
+from tests.adapters.test_prompt import by_hand
 from tests.checkpoint import tiny
 from tests.shared import shared
 from tests.tokenizer.conftest import write_byte_level
@@ -48,10 +57,10 @@ def ours() -> KoGPTLM:
     return KoGPTLM(dtype="float32", device="cpu", batch_size=8)
 
 
-def harness_model(folder: Path, bos: bool) -> Any:
+def harness_model(folder: Path, bos: bool, **more: str) -> Any:
     """The harness's own way to run a folder."""
     pytest.importorskip("transformers")
-    asked = {"dtype": "float32", "device": "cpu", "batch_size": 8}
+    asked = {"dtype": "float32", "device": "cpu", "batch_size": 8, **more}
     return get_model("hf")(pretrained=str(folder), add_bos_token=bos, **asked)
 
 
@@ -143,6 +152,35 @@ def test_likelihoods_are_those_of_the_harness_s_own_model(ours, theirs):
     for (value, greedy), (other, also_greedy) in zip(found, expected, strict=True):
         assert value == pytest.approx(other, abs=1e-4)
         assert greedy is bool(also_greedy)
+
+
+def test_an_adapter_is_used_as_the_harness_uses_it_through_peft(tmp_path):
+    pytest.importorskip("peft")
+    model = kogpt.load_model(dtype="float32")
+    trained_lora(model, LoRAConfig(rank=2, alpha=0.5))
+    write_adapter(tmp_path, model)
+    asked = requests("loglikelihood", ("이 영화를 보고", " 감동"), ("10점 만점에", " 2점"))
+    adapted = KoGPTLM(dtype="float32", device="cpu", adapter=str(tmp_path))
+    found = adapted.loglikelihood(asked, disable_tqdm=True)
+    theirs = harness_model(NANO, bos=True, peft=str(tmp_path))
+    expected = theirs.loglikelihood(asked, disable_tqdm=True)
+    assert [value for value, _ in found] == pytest.approx([v for v, _ in expected], abs=1e-3)
+
+
+def test_a_soft_prompt_stands_before_every_context(tmp_path):
+    model = kogpt.load_model(dtype="float32")
+    attach_prompt(model, PromptConfig(5), torch.Generator().manual_seed(1))
+    write_adapter(tmp_path, model)
+    adapted = KoGPTLM(dtype="float32", device="cpu", adapter=str(tmp_path), fast=False)
+    assert adapted.max_length == 1024 - 5
+    context, answer = "이 영화를 보고", " 감동"
+    (found,) = adapted.loglikelihood(
+        requests("loglikelihood", (context, answer)), disable_tqdm=True
+    )
+    start, whole = map(adapted.tok_encode, (context, context + answer))
+    logits = by_hand(model, prompt_embeddings(model), torch.tensor([whole]))[0].double()
+    logprobs = logits.log_softmax(-1)[:-1].gather(1, torch.tensor(whole[1:])[:, None])
+    assert found[0] == pytest.approx(float(logprobs[len(start) - 1 :].sum().detach()), abs=1e-4)
 
 
 def test_a_model_whose_texts_do_not_begin_with_bos_is_read_as_the_harness_reads_it(released):
