@@ -1,7 +1,14 @@
 """What is put into a model from outside and stored on its own: LoRA, soft prompts, heads."""
 
 from kogpt.adapters.config import TARGETS, LoRAConfig, PromptConfig
-from kogpt.adapters.files import Adapter, Update, read_adapter, write_adapter
+from kogpt.adapters.files import (
+    Adapter,
+    Update,
+    adapter_content,
+    read_adapter,
+    write_adapter,
+    write_content,
+)
 from kogpt.adapters.head import attach_head, load_classifier
 from kogpt.adapters.loading import load_adapters, read_adapters, virtual_ids
 from kogpt.adapters.lora import LoRALinear, attach_lora
@@ -17,6 +24,7 @@ __all__ = [
     "PromptConfig",
     "PromptedEmbedding",
     "Update",
+    "adapter_content",
     "attach_head",
     "attach_lora",
     "attach_prompt",
@@ -29,4 +37,5 @@ __all__ = [
     "read_adapters",
     "virtual_ids",
     "write_adapter",
+    "write_content",
 ]

@@ -14,7 +14,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -217,9 +217,26 @@ def write_adapter(
             several updates of one layer.
         KoGPTError: the folder cannot be written.
     """
-    folder, base = Path(folder), Path(BOX if base is None else base)
-    values, tensors = adapter_content(model)
+    base = Path(BOX if base is None else base)
     notice = license_notice or license_of(base, model.config)
+    write_content(Path(folder), adapter_content(model), base, notice)
+
+
+class Content(NamedTuple):
+    """What the two files of an adapter hold.
+
+    Attributes:
+        values: the keys of the config.
+        tensors: by peft's names, float32 on the CPU.
+    """
+
+    values: dict[str, Any]
+    tensors: dict[str, Tensor]
+
+
+def write_content(folder: Path, content: Content, base: Path, license_notice: str) -> None:
+    """Writes what `adapter_content` gave; for its arguments and errors see `write_adapter`."""
+    values, tensors = content
     path = folder / CONFIG_NAME
     config = to_json({**values, "base_model_name_or_path": str(base)})
     with writing(folder):
@@ -228,14 +245,16 @@ def write_adapter(
             path.unlink()  # it would describe weights that are not its own
         header = encode_header(
             ((name, tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()),
-            {"format": "pt", "license": notice},
+            {"format": "pt", "license": license_notice},
         )
         write_atomically(folder / WEIGHTS_NAME, header, *map(raw_bytes, tensors.values()))
         write_atomically(path, config)
 
 
-def adapter_content(model: KoGPT) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """What the two files of an adapter hold: the table, and the tensors, float32 on the CPU.
+def adapter_content(model: KoGPT) -> Content:
+    """What was attached to a model, ready to be written.
+
+    Of a model that lies in parts on several processes, all of them must call this.
 
     Raises:
         ValueError: as `write_adapter`.
@@ -258,7 +277,14 @@ def adapter_content(model: KoGPT) -> tuple[dict[str, Any], dict[str, Tensor]]:
         tensors, prefix = {"prompt_embeddings": prompt}, PROMPT_PREFIX
     if isinstance(head, Tensor):
         tensors[f"{prefix}{HEAD}"] = head
-    return values, {name: value.detach().float().cpu() for name, value in tensors.items()}
+    return Content(values, {name: _whole(value) for name, value in tensors.items()})
+
+
+def _whole(value: Tensor) -> Tensor:
+    """A parameter as float32 on the CPU, gathered where each process has a part of it."""
+    # By the method and not by the type, whose import takes half a second.
+    gather = getattr(value.detach(), "full_tensor", value.detach)
+    return gather().float().cpu()
 
 
 def _updates(model: KoGPT) -> Iterator[tuple[str, LoRALinear]]:

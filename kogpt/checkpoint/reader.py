@@ -30,12 +30,14 @@ LAYOUTS = (
     "pytorch_model.bin.index.json",
 )
 
+CONVERT = "convert from the original weights instead"
+
 # What a folder without any of those may hold instead.
 FOREIGN = {
-    "adapter_model.*": "a LoRA adapter, which is no model of its own",
-    "*.gguf": "a GGUF file",
-    "*.h5": "weights of TensorFlow",
-    "*.msgpack": "weights of Flax",
+    "adapter_model.*": "an adapter, which is no model of its own; give it as one, beside its model",
+    "*.gguf": f"a GGUF file; {CONVERT}",
+    "*.h5": f"weights of TensorFlow; {CONVERT}",
+    "*.msgpack": f"weights of Flax; {CONVERT}",
 }
 
 
@@ -225,7 +227,7 @@ def _locate(path: Path) -> Path:
             return path / name
     for pattern, what in FOREIGN.items():
         for found in path.glob(pattern):
-            raise InputRefusedError(f"{found}: {what}; convert from the original weights instead")
+            raise InputRefusedError(f"{found}: {what}")
     raise InputRefusedError(f"{path}: holds no weights; expected one of {', '.join(LAYOUTS)}")
 
 

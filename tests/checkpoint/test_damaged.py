@@ -173,7 +173,10 @@ kind(
     "GGUF",
 )
 kind(
-    "only an adapter", lambda d: (d / "adapter_model.safetensors").touch(), "adapter_model", "LoRA"
+    "only an adapter",
+    lambda d: (d / "adapter_model.safetensors").touch(),
+    "adapter_model",
+    "give it as one",
 )
 kind("only TensorFlow", lambda d: (d / "tf_model.h5").touch(), "tf_model.h5")
 
