@@ -20,7 +20,6 @@ MAY_IMPORT = {
     "adapters": {"model", "checkpoint"},
     "fast": {"model", "kernels", "checkpoint", "adapters"},
     "generation": {"model", "tokenizer"},
-    "adapters": {"model", "kernels", "checkpoint"},
     "training": {
         *("model", "kernels", "tokenizer", "checkpoint", "adapters", "generation", "evaluation"),
     },

@@ -233,7 +233,7 @@ class Finetuning(Job[FinetuningConfig, ExampleBatch]):
                 return {"rows": len(rows), **self.objective.figures(self.model, rows)}
             outcome, loss = self.objective.judge(self.model, rows)
         measured = {
-            name: {"value": measure(name, outcome)[0], "interval": interval(name, outcome)}
+            name: {"value": measure(name, outcome)[0], "interval": list(interval(name, outcome))}
             for name in self.objective.metrics
         }
         return {"rows": len(outcome.gold), **measured, HELD_OUT_LOSS: loss}

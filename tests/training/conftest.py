@@ -1,5 +1,6 @@
 """A tiny model's config, a vocabulary and some reviews, as files."""
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,9 @@ import torch
 
 from kogpt.model import KoGPTConfig
 from kogpt.tokenizer import Tokenizer, load_tokenizer, train_sentencepiece
-from kogpt.training import TrainingConfig
+from kogpt.training import FinetuningConfig, TrainingConfig
+from tests.training.examples import reviews as reviews_of
+from tests.training.examples import write_base, write_task
 
 TINY = KoGPTConfig(
     vocab_size=440,
@@ -87,5 +90,41 @@ def settings(tmp_path: Path, vocabulary: Path, shape: Path, reviews: Path) -> Se
             "tensorboard": False,
         }
         return TrainingConfig(**{**given, **changes})
+
+    return make
+
+
+Finetune = Callable[..., FinetuningConfig]
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer) -> Path:
+    shape = dataclasses.replace(TINY, n_positions=64)
+    return write_base(tmp_path_factory.mktemp("base") / "tiny", shape, tokenizer)
+
+
+@pytest.fixture
+def task(tmp_path: Path) -> Path:
+    return write_task(tmp_path, reviews_of(120, 0), reviews_of(40, 1000))
+
+
+@pytest.fixture
+def finetuning(tmp_path: Path, base: Path, task: Path) -> Finetune:
+    """Makes the config of a run over the made-up task, with some settings changed."""
+
+    def make(**changes: object) -> FinetuningConfig:
+        given: dict = {
+            "data": (str(task),),
+            "data_dir": tmp_path,
+            "out": tmp_path / "tuned",
+            "model": str(base),
+            "method": "full",
+            "steps": 6,
+            "batch_size": 8,
+            "log_every": 1,
+            "curve": False,
+            "tensorboard": False,
+        }
+        return FinetuningConfig(**{**given, **changes})
 
     return make

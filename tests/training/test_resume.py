@@ -15,7 +15,8 @@ import pytest
 
 from kogpt.checkpoint import load_model
 from kogpt.errors import InputRefusedError
-from kogpt.training import TrainingConfig, train
+from kogpt.training import TrainingConfig, finetune, train
+from kogpt.training.config import RunConfig
 from kogpt.training.log import read_log
 from kogpt.training.state import checkpoints
 from tests.scale import scaled
@@ -28,12 +29,16 @@ SCRIPT = """
 import json, sys
 from pathlib import Path
 import torch
-from kogpt.training import TrainingConfig, train
+from kogpt.training import FinetuningConfig, TrainingConfig, finetune, train
 torch.set_num_threads(1)
 given = json.load(sys.stdin)
-for name in ("out", "tokenizer"):
+for name in given.keys() & {"out", "tokenizer", "data_dir"}:
     given[name] = Path(given[name])
-train(TrainingConfig(**{**given, "data": tuple(map(Path, given["data"]))}))
+given = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
+if "method" in given:
+    finetune(FinetuningConfig(**given))
+else:
+    train(TrainingConfig(**{**given, "data": tuple(map(Path, given["data"]))}))
 """
 
 
@@ -46,7 +51,7 @@ def long_run(settings, shape) -> TrainingConfig:
     )
 
 
-def start(config: TrainingConfig) -> subprocess.Popen:
+def start(config: RunConfig) -> subprocess.Popen:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
         [sys.executable, "-c", SCRIPT], stdin=subprocess.PIPE, env=environment, text=True
@@ -57,11 +62,11 @@ def start(config: TrainingConfig) -> subprocess.Popen:
     return process
 
 
-def kill_at(config: TrainingConfig, step: int, delay: float) -> None:
+def kill_at(config: RunConfig, step: int, delay: float) -> None:
     """Lets a process train until it has logged a step, and a little longer, then kills it."""
     process = start(config)
     while process.poll() is None:
-        log = read_log(config.out / "log.jsonl")
+        log = read_log(config.folder / "log.jsonl")
         if log and log[-1]["step"] >= step:
             time.sleep(delay)
             break
@@ -70,8 +75,8 @@ def kill_at(config: TrainingConfig, step: int, delay: float) -> None:
     process.wait()
 
 
-def losses(config: TrainingConfig) -> list[tuple[int, float]]:
-    log = read_log(config.out / "log.jsonl")
+def losses(config: RunConfig) -> list[tuple[int, float]]:
+    log = read_log(config.folder / "log.jsonl")
     return [(e["step"], e.get("loss", e.get("held_out_loss"))) for e in log]
 
 
@@ -100,6 +105,27 @@ def test_a_run_killed_at_random_steps_ends_bit_equal(long_run, tmp_path):
         train(config, io.StringIO())
         assert_same_end(config, whole)
     assert tokens > 10 * 745  # an epoch has 745 tokens
+
+
+@pytest.mark.parametrize("method", ["full", "lora", "p-tuning"])
+def test_a_finetuning_killed_at_random_steps_ends_bit_equal(finetuning, tmp_path, method):
+    """Several epochs, with dropout, rows of all lengths, and the best weights kept on the way."""
+    settings = {"steps": STEPS, "save_every": 4, "validate_every": 5, "micro_batch_size": 5}
+    settings |= {"method": method, "dropout": 0.1, "pack": method == "lora", "batch_size": 16}
+    whole = finetuning(**settings, out=tmp_path / "whole")
+    expected = finetune(whole, io.StringIO())
+    assert len(losses(whole)) == STEPS + 8
+    chance = random.Random(0)
+    for kill in range(scaled(1, 20)):
+        config = finetuning(**settings, out=tmp_path / f"killed-{kill}", resume=True)
+        kill_at(config, chance.randrange(5, STEPS - 5), chance.uniform(0, 0.05))
+        results = finetune(config, io.StringIO())
+        assert losses(config) == losses(whole)
+        assert {**results, "settings": 0} == {**expected, "settings": 0}
+        for path in whole.out.rglob("*.safetensors"):
+            ours = config.out / path.relative_to(whole.out)
+            assert ours.read_bytes() == path.read_bytes(), path.name
+        assert not list(config.out.rglob(".*"))
 
 
 def test_nothing_to_resume_is_a_start_and_a_finished_run_stays_as_it_is(settings):

@@ -1,0 +1,271 @@
+"""A finetuning from its data to its result, by every method and for every objective."""
+
+import io
+import json
+import math
+import random
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import spearmanr
+from sklearn.metrics import accuracy_score
+
+import kogpt
+from kogpt.adapters import load_adapters, load_classifier
+from kogpt.checkpoint import load_model, verify, write_checkpoint
+from kogpt.errors import InputRefusedError, KoGPTError
+from kogpt.evaluation import evaluate, measure
+from kogpt.tokenizer import load_tokenizer
+from kogpt.training import finetune
+from kogpt.training.log import read_log
+from tests.training.examples import reviews, write_jsonl, write_pairs, write_task
+
+METHODS = ["full", "lora", "p-tuning", "prompt-tuning"]
+# In 60 steps; of a network as narrow as this, virtual tokens move little.
+FALLS_TO = {"full": 0.6, "lora": 0.6, "p-tuning": 0.9, "prompt-tuning": 0.93}
+RATES = {"full": 3e-3, "lora": 2e-2, "p-tuning": 5e-3, "prompt-tuning": 1e-1}
+
+
+def run(config):
+    return finetune(config, io.StringIO())
+
+
+def weights(folder):
+    return {path.name: path.read_bytes() for path in folder.glob("*.safetensors")}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_learns_the_answers_of_a_task(finetuning, base, task, method):
+    config = finetuning(method=method, steps=60, learning_rate=RATES[method], rank=4, batch_size=16)
+    results = run(config)
+    losses = [entry["loss"] for entry in read_log(config.folder / "log.jsonl") if "loss" in entry]
+    assert np.mean(losses[-5:]) < FALLS_TO[method] * losses[0]
+    if method == "full":
+        model, tokenizer = kogpt.load(config.out)
+    else:
+        model, tokenizer = kogpt.load(base, adapter=config.out)
+    (again,) = evaluate(model, tokenizer, str(task), task.parent)
+    for metric in ("accuracy", "macro_f1"):
+        assert measure(metric, again.outcome("sum"))[0] == results["test"][metric]["value"]
+    assert results["test"]["rows"] == 40
+    assert json.loads((config.out / "results.json").read_text(encoding="utf-8")) == results
+
+
+def test_full_finetuning_leaves_a_checkpoint_like_any_other(finetuning):
+    config = finetuning()
+    run(config)
+    verify(config.out)
+    assert load_tokenizer(config.out).encode("영화") == load_tokenizer(config.model).encode("영화")
+    manifest = json.loads((config.out / "manifest.json").read_bytes())
+    assert manifest["license"] == "CC0"
+
+
+def test_a_head_learns_classes_and_is_found_in_the_result(finetuning, task):
+    config = finetuning(objective="head", steps=60, learning_rate=3e-3, batch_size=16)
+    results = run(config)
+    assert results["test"]["accuracy"]["value"] > 90
+    model, tokenizer = load_classifier(config.out), load_tokenizer(config.out)
+    right = 0
+    for text, label in reviews(40, 1000):
+        ids = torch.tensor([tokenizer.encode(text, bos=True, eos=True)])
+        right += model.score(model.transformer(ids)[0, -1]).argmax().item() == label
+    assert 100 * right / 40 == pytest.approx(results["test"]["accuracy"]["value"])
+
+
+def test_a_head_beside_an_adapter_is_stored_with_it(finetuning, base):
+    config = finetuning(objective="head", method="lora", steps=40, learning_rate=2e-2)
+    results = run(config)
+    model, tokenizer = load_model(base), load_tokenizer(base)
+    load_adapters(model, [config.out])
+    right = 0
+    for text, label in reviews(40, 1000):
+        ids = torch.tensor([tokenizer.encode(text, bos=True, eos=True)])
+        right += model.score(model.transformer(ids)[0, -1]).argmax().item() == label
+    assert 100 * right / 40 == pytest.approx(results["test"]["accuracy"]["value"])
+
+
+def test_a_regression_reads_pairs_in_both_orders(finetuning, tmp_path):
+    pairs = write_pairs(tmp_path)
+    config = finetuning(
+        data=(str(pairs),), objective="regression", steps=80, learning_rate=3e-3, batch_size=16
+    )
+    results = run(config)
+    assert results["test"]["spearman"]["value"] > 50
+    model, tokenizer = load_classifier(config.out), load_tokenizer(config.out)
+    lines = (tmp_path / "pairs-test.tsv").read_text(encoding="utf-8").splitlines()[1:]
+    gold, found = [], []
+    for line in lines:
+        score, *texts = line.split("\t")
+        orders = [texts, texts[::-1]]
+        ids = [
+            [i for t in order for i in tokenizer.encode(t, bos=True, eos=True)] for order in orders
+        ]
+        outputs = [model.score(model.transformer(torch.tensor([row]))[0, -1]) for row in ids]
+        gold.append(float(score))
+        found.append(torch.stack(outputs).mean().item())
+    expected = 100 * spearmanr(gold, found).statistic
+    assert results["test"]["spearman"]["value"] == pytest.approx(expected, abs=1e-4)
+
+
+def test_completions_of_files_are_learnt_and_nothing_else(finetuning, tmp_path):
+    rows = [(f"{text} ->", " 최고" if label else " 낭비") for text, label in reviews(120, 0)]
+    data = write_jsonl(tmp_path / "rows.jsonl", rows)
+    config = finetuning(data=(str(data),), steps=60, learning_rate=3e-3, batch_size=16)
+    results = run(config)
+    assert results["validation"]["held_out_loss"] < 0.3
+    assert "test" not in results
+    model, tokenizer = kogpt.load(config.out)
+    greedy = kogpt.SamplingParams(temperature=0, max_new_tokens=8)
+    prompts = ["재미있는 영화 999 ->", "시간 낭비 998 ->"]
+    texts = [sample.text for sample in kogpt.generate(model, tokenizer, prompts, greedy)]
+    assert texts == [" 최고", " 낭비"]  # and then the end, which is learnt too
+
+
+def test_packed_examples_give_the_losses_of_padded_ones(finetuning):
+    for steps in (1,):
+        padded, packed = (
+            run_loss(finetuning(steps=steps, pack=pack, batch_size=size, out=out))
+            for pack, size, out in (
+                (False, 200, finetuning().out / "padded"),
+                (True, 200, finetuning().out / "packed"),
+            )
+        )
+    assert packed == pytest.approx(padded, rel=1e-5)
+
+
+def run_loss(config):
+    run(config)
+    (entry,) = [e for e in read_log(config.folder / "log.jsonl") if "loss" in e]
+    return entry["loss"]
+
+
+def test_figures_are_of_their_own_rows_alone(finetuning, tmp_path):
+    """The published table was withdrawn because training rows had come into validation figures."""
+    chance = random.Random(0)
+    rows = [(text, chance.randrange(2)) for text, _ in reviews(40, 0)]
+    others = [(text, chance.randrange(2)) for text, _ in reviews(200, 1000)]
+    task = write_task(tmp_path, rows, others)
+    config = finetuning(
+        **{"data": (str(task),), "objective": "head", "steps": 200, "batch_size": 36},
+        **{"learning_rate": 1e-2, "keep_weights": "last", "validate_every": 50},
+    )
+    results = run(config)
+    log = read_log(config.folder / "log.jsonl")
+    assert [entry["loss"] for entry in log if "loss" in entry][-1] < 0.05  # learnt by heart
+    assert 35 < results["test"]["accuracy"]["value"] < 65
+    model, tokenizer = load_classifier(config.out), load_tokenizer(config.out)
+    predicted = []
+    for text, _ in others:
+        ids = torch.tensor([tokenizer.encode(text, bos=True, eos=True)])
+        predicted.append(model.score(model.transformer(ids)[0, -1]).argmax().item())
+    expected = 100 * accuracy_score([label for _, label in others], predicted)
+    assert results["test"]["accuracy"]["value"] == pytest.approx(expected)
+
+
+def test_no_text_is_in_two_splits(finetuning, tmp_path):
+    train = reviews(80, 0) * 2 + reviews(10, 1000)
+    task = write_task(tmp_path, train, reviews(40, 1000))
+    config = finetuning(data=(str(task),), steps=1)
+    results = run(config)
+    assert "10 rows are not learnt: test.tsv has their text" in results["notes"]
+    assert results["examples"] + results["validation"]["rows"] == 160
+    assert results["validation"]["rows"] % 2 == 0  # both of a pair, or none
+
+
+def test_the_best_weights_by_validation_are_kept(finetuning):
+    config = finetuning(steps=30, validate_every=3, learning_rate=3e-2)
+    results = run(config)
+    log = [e for e in read_log(config.folder / "log.jsonl") if "accuracy" in e]
+    best = max(entry["accuracy"] for entry in log)
+    assert results["validation"]["accuracy"]["value"] == best
+    assert results["step"] == next(entry["step"] for entry in log if entry["accuracy"] == best)
+
+
+def test_a_finished_run_is_not_run_again(finetuning):
+    config = finetuning(steps=2)
+    first = run(config)
+    before = weights(config.out)
+    second = run(finetuning(steps=2, resume=True))
+    assert {**first, "settings": {}} == {**second, "settings": {}}
+    assert weights(config.out) == before
+    with pytest.raises(InputRefusedError, match="exists already"):
+        run(config)
+
+
+def test_rows_that_cannot_be_learnt_are_counted(finetuning, tmp_path):
+    rows = [("가", "나")] * 20 + [("너무 뻔해서 " * 60, "나")] * 3 + [("가", "")] * 2
+    data = write_jsonl(tmp_path / "rows.jsonl", rows)
+    told = io.StringIO()
+    results = finetune(finetuning(data=(str(data),), steps=1), told)
+    assert results["left_out"] == 5
+    assert "(5 left out: too long, or nothing to learn)" in told.getvalue()
+
+
+@pytest.mark.parametrize("row", [("가", ""), ("너무 뻔해서 " * 60, "나")])
+def test_nothing_to_learn_is_refused(finetuning, tmp_path, row):
+    data = write_jsonl(tmp_path / "rows.jsonl", [row] * 5)
+    with pytest.raises(InputRefusedError, match="none of 5 rows fits the context of 64 tokens and"):
+        run(finetuning(data=(str(data),)))
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", "line 2: Expecting"),
+        ("[1]", "line 2: is no object"),
+        ('{"prompt": "가"}', "line 2: 'completion' is missing or no text"),
+        ('{"prompt": 1, "completion": "나"}', "line 2: 'prompt' is missing or no text"),
+        ('{"prompt": "가", "completion": "나", "weight": 1}', "line 2: unknown key 'weight'"),
+        ("[" * 100_000, "line 2: "),
+    ],
+)
+def test_a_damaged_example_is_refused_by_line(finetuning, tmp_path, line, message):
+    path = write_jsonl(tmp_path / "rows.jsonl", [("가", "나")])
+    path.write_text(path.read_text(encoding="utf-8") + line + "\n", encoding="utf-8")
+    with pytest.raises(InputRefusedError, match=message):
+        run(finetuning(data=(str(path),)))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"method": "sft"},
+            "method is 'sft', it must be full, lora, qlora",
+        ),
+        ({"objective": "rank"}, "objective is 'rank', it must be"),
+        ({"objective": "completion"}, "objective completion is one of files, not of tasks"),
+        ({"objective": "regression"}, "objective regression: the rows of reviews have no degree"),
+        ({"prompt": "long"}, "task reviews has no prompt 'long'; there are short"),
+        ({"sequence_length": 65}, "sequence_length is 65, it must be at most the model's 64"),
+        ({"method": "lora", "targets": ("wte",)}, "targets names 'wte'"),
+        ({"method": "lora", "rank": 0}, "rank is 0"),
+        ({"method": "prompt-tuning", "virtual_tokens": 64}, "tokens is 64, the context leaves"),
+        ({"data": ("nothing",)}, "no task 'nothing'"),
+    ],
+)
+def test_what_does_not_fit_is_refused_by_name(finetuning, change, message):
+    with pytest.raises(ValueError, match=message):
+        run(finetuning(**change))
+
+
+def test_qlora_wants_integers(finetuning):
+    with pytest.raises(InputRefusedError, match="holds no integers to keep"):
+        run(finetuning(method="qlora"))
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_a_loss_that_is_no_number_stops_the_run_and_leaves_no_result(
+    finetuning, tmp_path, base, method
+):
+    model = load_model(base)
+    model.transformer.ln_f.weight.data[0] = math.nan
+    spoiled = tmp_path / "spoiled"
+    files = {path.name: path for path in load_tokenizer(base).files}
+    tensors = model.state_dict()
+    write_checkpoint(spoiled, model.config, tensors, files=files, allow_nonfinite=("*",))
+    config = finetuning(model=str(spoiled), method=method)
+    with pytest.raises(KoGPTError, match="step 1: the loss is nan"):
+        run(config)
+    assert [path.name for path in config.out.iterdir()] == ["run"]
