@@ -1,12 +1,16 @@
-"""The loss curve of a run as a picture."""
+"""The losses and metrics of a run as a picture."""
 
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from kogpt.errors import KoGPTError
+from kogpt.evaluation.metrics import METRICS
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 CURVE_NAME = "curve.png"
 
@@ -24,7 +28,7 @@ def require_matplotlib() -> None:
 
 
 def draw_curve(log: list[dict[str, Any]], path: Path, title: str = "Loss") -> None:
-    """Draws training and held-out loss over tokens; matplotlib must be there.
+    """Draws training and held-out loss over tokens, and metrics below; matplotlib must be there.
 
     Args:
         log: entries of a run's log.
@@ -33,18 +37,29 @@ def draw_curve(log: list[dict[str, Any]], path: Path, title: str = "Loss") -> No
     """
     from matplotlib.figure import Figure  # an extra, and slow to import
 
+    metrics = [name for name in METRICS if any(name in entry for entry in log)]
+    figure = Figure(figsize=(8, 7.5 if metrics else 4.5), dpi=150, layout="constrained")
+    losses, *others = figure.subplots(2 if metrics else 1, sharex=True, squeeze=False)[:, 0]
+    _draw_losses(losses, log)
+    losses.set(ylabel="loss, nats per target", title=title)
+    for axes in others:
+        for name in metrics:
+            axes.plot(*_points(log, name), "o-", markersize=4, label=METRICS[name])
+        axes.set(ylabel="held out, %")
+    for axes in (losses, *others):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False)
+    (others or [losses])[-1].set(xlabel="tokens read, millions")
+    figure.savefig(path, format="png")
+
+
+def _draw_losses(axes: "Axes", log: list[dict[str, Any]]) -> None:
     tokens, loss = _points(log, "loss")
-    held_tokens, held_loss = _points(log, "held_out_loss")
-    figure = Figure(figsize=(8, 4.5), dpi=150, layout="constrained")
-    axes = figure.add_subplot()
     axes.plot(tokens, loss, color="tab:blue", alpha=0.25, linewidth=0.8)
     axes.plot(tokens, smoothed(loss), color="tab:blue", linewidth=1.8, label="training, smoothed")
-    axes.plot(held_tokens, held_loss, "o-", color="tab:orange", markersize=4, label="held out")
-    axes.set(xlabel="tokens seen, millions", ylabel="loss, nats per token", title=title)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
-    figure.savefig(path, format="png")
+    held_out = _points(log, "held_out_loss")
+    axes.plot(*held_out, "o-", color="tab:orange", markersize=4, label="held out")
 
 
 def smoothed(values: np.ndarray, weight: float = 0.9) -> np.ndarray:

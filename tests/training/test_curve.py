@@ -12,14 +12,19 @@ LOG = [{"step": s, "tokens": s * 4096, "loss": 9 / (1 + s / 50)} for s in range(
 HELD_OUT = [{"step": s, "tokens": s * 4096, "held_out_loss": 9 / (1 + s / 55)} for s in (100, 200)]
 
 
-@pytest.mark.parametrize("log", [LOG, LOG + HELD_OUT, LOG[:1]])
-def test_the_curve_is_a_png_picture_with_something_in_it(tmp_path, log):
+METRICS = [{**entry, "accuracy": 80 + i, "macro_f1": 79 + i} for i, entry in enumerate(HELD_OUT)]
+
+
+@pytest.mark.parametrize(
+    ("log", "height"), [(LOG, 675), (LOG + HELD_OUT, 675), (LOG[:1], 675), (LOG + METRICS, 1125)]
+)
+def test_the_curve_is_a_png_picture_with_something_in_it(tmp_path, log, height):
     image = pytest.importorskip("matplotlib.image")
     path = tmp_path / "curve.png"
     draw_curve(log, path, "nano")
     assert path.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
     pixels = image.imread(path)
-    assert pixels.shape[:2] == (675, 1200)
+    assert pixels.shape[:2] == (height, 1200)
     assert 0.01 < np.mean(pixels[..., :3].min(axis=-1) < 0.9) < 0.5
 
 
