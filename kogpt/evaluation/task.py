@@ -41,6 +41,7 @@ SECTIONS: dict[str, Any] = {
     "shots": tuple[dict, ...],
     "prompts": Mapping[str, dict],
     "published": tuple[dict, ...],
+    "finetuned": tuple[dict, ...],
 }
 
 
@@ -126,12 +127,14 @@ class Published:
         metric: of which, in percent.
         values: by model.
         shots: how many; None where it was not told.
+        mark: "published"; "corrected", if another figure stood there before; or "withdrawn".
     """
 
     source: str
     metric: str
     values: Mapping[str, float]
     shots: int | None = None
+    mark: str = "published"
 
 
 @dataclass(frozen=True)
@@ -149,7 +152,8 @@ class Task:
         shots: where examples come from, and what finetuning learns from: the first that is there.
         validation: rows to choose by what finetuning has made; None to hold some of those out.
         prompts: by name, the default first.
-        published: figures to stand beside.
+        published: few-shot figures to stand beside.
+        finetuned: figures of finetuned models to stand beside.
         sha256: of the file.
     """
 
@@ -164,6 +168,7 @@ class Task:
     validation: DataFile | None
     prompts: Mapping[str, Prompt]
     published: tuple[Published, ...]
+    finetuned: tuple[Published, ...]
     sha256: str
 
     def prompt(self, name: str | None) -> Prompt:
@@ -288,12 +293,12 @@ def _name(hint: Any, plural: str = "") -> str:
 
 
 def _task(name: str, table: dict[str, Any], sha256: str) -> Task:
-    table = {"published": [], **table}
+    table = {"published": [], "finetuned": [], **table}
     for key, hint in SECTIONS.items():
         if key not in table:
             raise _FileError(f"lacks {key!r}")
         _check_type(table[key], hint, key)
-    common, scored, shots, prompts, published = (table.pop(key) for key in SECTIONS)
+    common, scored, shots, prompts, published, finetuned = (table.pop(key) for key in SECTIONS)
     validation = table.pop("validation", None)
     if validation is not None:
         _check_type(validation, dict, "validation")
@@ -308,6 +313,7 @@ def _task(name: str, table: dict[str, Any], sha256: str) -> Task:
         validation=validation,
         prompts={key: _prompt(key, part, common) for key, part in prompts.items()},
         published=tuple(_make(Published, part, "published.") for part in published),
+        finetuned=tuple(_make(Published, part, "finetuned.") for part in finetuned),
         sha256=sha256,
     )
     for key in ("labels", "metrics", "shots", "prompts"):
@@ -368,7 +374,8 @@ def _check_labels(task: Task) -> None:
 
 
 def _check_metrics(task: Task) -> None:
-    for name in (*task.metrics, *(part.metric for part in task.published)):
+    compared = [part.metric for part in (*task.published, *task.finetuned)]
+    for name in (*task.metrics, *compared):
         if name not in METRICS:
             raise _FileError(f"no metric {name!r}; there are {', '.join(METRICS)}")
     if F1 in task.metrics and len(task.labels) != 2:
