@@ -74,6 +74,7 @@ setup(
             "matplotlib>=3.8",
             "scikit-learn>=1.5",
             "torchao>=0.18",
+            "tensorboard>=2.15",
         ],
         "lint": ["ruff>=0.17", "mypy>=2.0", "clang-format==23.*"],
     },

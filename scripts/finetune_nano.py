@@ -106,9 +106,8 @@ def baseline(args: argparse.Namespace) -> None:
     from sklearn.linear_model import LogisticRegression
 
     settings = {"data_dir": args.data, "validation_rows": VALIDATION}
-    _, splits = read_task(
-        FinetuningConfig(data=("nsmc",), out=args.work, model="", method="full", **settings)
-    )
+    config = FinetuningConfig(data=("nsmc",), out=args.work, model="", method="full", **settings)
+    splits = read_task(load_task("nsmc"), config)
     parts = splits.training, splits.validation, splits.test
     texts = [[row.fields["document"] for row in part] for part in parts]
     labels = [[row.label for row in part] for part in parts]

@@ -1,6 +1,7 @@
 """The two README pages: equal in structure, and every command on them runs."""
 
 import dataclasses
+import json
 import lzma
 import os
 import re
@@ -67,6 +68,9 @@ def playground(tmp_path_factory) -> Path:
         lines = [f"{i}\t{film}가 {i}번 {('별로', '좋았')[i % 2]}다\t{i % 2}" for i in range(60)]
         table = "\n".join(["id\tdocument\tlabel", *lines])
         (folder / "data" / f"ratings_{name}.txt").write_text(table, encoding="utf-8")
+    rows = [{"prompt": f"{i}번 영화는", "completion": " 좋았다"} for i in range(40)]
+    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+    (folder / "examples.jsonl").write_text("\n".join(lines), encoding="utf-8")
     rows = "".join(f"{i}\t5\t이 영화는 정말 재미있다 {i}\n" for i in range(400))
     with lzma.open(folder / "reviews.tsv.xz", "wt", encoding="utf-8") as file:
         file.write("id\trating\tdocument\n" + rows)

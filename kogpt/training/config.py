@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kogpt.adapters import LoRAConfig, PromptConfig
+
 # Settings that say how a run is watched, not what it computes: they may change on resume.
 # `steps` and `epochs` are among them so that a run can be made longer; the rest of the learning
 # rate schedule then follows the new length.
@@ -273,6 +275,7 @@ class FinetuningConfig(RunConfig):
         if self.objective is not None:
             check_choice("objective", self.objective, OBJECTIVES)
         check_choice("encoder", self.encoder, ENCODERS)
+        _ = self.lora, self.soft_prompt  # which check their values
         check_choice("keep_weights", self.keep_weights, KEPT)
         check_range("validation_rows", self.validation_rows, 1)
         check_range("test_rows", self.test_rows, 0, optional=True)
@@ -280,6 +283,17 @@ class FinetuningConfig(RunConfig):
     @property
     def folder(self) -> Path:
         return self.out / "run"
+
+    @property
+    def lora(self) -> LoRAConfig:
+        """The updates of LoRA and QLoRA."""
+        return LoRAConfig(self.targets, self.rank, self.alpha, self.dropout)
+
+    @property
+    def soft_prompt(self) -> PromptConfig:
+        """The virtual tokens of p-tuning and prompt tuning."""
+        encoder = self.encoder if self.method == P_TUNING else "none"
+        return PromptConfig(self.virtual_tokens, encoder, self.encoder_width)
 
 
 def check_range(

@@ -10,7 +10,7 @@ from typing import Generic, NamedTuple, TypeVar
 from kogpt.errors import InputRefusedError
 from kogpt.evaluation.data import Row, find_first, read_rows
 from kogpt.evaluation.shots import sample_rows
-from kogpt.evaluation.task import Task, load_task
+from kogpt.evaluation.task import Task
 from kogpt.textfiles import read_lines
 from kogpt.training.config import FinetuningConfig
 
@@ -64,14 +64,12 @@ def is_task(data: Sequence[str]) -> bool:
     return len(data) == 1 and not data[0].endswith((".jsonl", ".jsonl.xz"))
 
 
-def read_task(config: FinetuningConfig) -> tuple[Task, Splits[Row]]:
-    """The task that a run names, and its rows.
+def read_task(task: Task, config: FinetuningConfig) -> Splits[Row]:
+    """The rows of a task.
 
     Raises:
-        ValueError: there is no such task.
         InputRefusedError: its files are missing or damaged, or leave nothing to learn from.
     """
-    task = load_task(config.data[0])
     folder, labels = config.data_dir or Path("data"), len(task.labels)
     test = read_rows(task.scored, folder, labels)
     learnt = read_rows(find_first(task.shots, folder), folder, labels)
@@ -86,7 +84,7 @@ def read_task(config: FinetuningConfig) -> tuple[Task, Splits[Row]]:
         notes += own.notes
     _refuse_empty(training, learnt.path)
     scored = sample_rows(test.rows, config.test_rows) if config.test_rows != 0 else []
-    return task, Splits(training, validation, scored, tuple(notes))
+    return Splits(training, validation, scored, tuple(notes))
 
 
 def read_examples(config: FinetuningConfig) -> Splits[Completion]:

@@ -17,8 +17,6 @@ from torch import Tensor
 
 import kogpt
 from kogpt.adapters import (
-    LoRAConfig,
-    PromptConfig,
     attach_head,
     attach_lora,
     attach_prompt,
@@ -37,7 +35,7 @@ from kogpt.checkpoint.writer import write_content
 from kogpt.errors import InputRefusedError
 from kogpt.evaluation.metrics import interval, measure, require_sklearn
 from kogpt.evaluation.provenance import commit
-from kogpt.evaluation.task import DEGREE, Task
+from kogpt.evaluation.task import DEGREE, Task, load_task
 from kogpt.generation.requests import evaluation_mode
 from kogpt.kernels.frozen import FrozenLinear
 from kogpt.model import KoGPT
@@ -51,7 +49,6 @@ from kogpt.training.config import (
     HEAD,
     LABEL_WORDS,
     LORA,
-    P_TUNING,
     QLORA,
     REGRESSION,
     FinetuningConfig,
@@ -134,14 +131,15 @@ class Finetuning(Job[FinetuningConfig, ExampleBatch]):
     @classmethod
     def start(cls, config: FinetuningConfig, last: Path | None, stream: TextIO) -> "Finetuning":
         """The job at its beginning, or where checkpoint `last` was written."""
-        tokenizer = load_tokenizer(config.model)
-        print(f"reading {', '.join(config.data)}", file=stream, flush=True)
-        task, splits = read_task(config) if is_task(config.data) else (None, read_examples(config))
+        task = load_task(config.data[0]) if is_task(config.data) else None
         kind = find_objective(config, task)
+        tokenizer = load_tokenizer(config.model)
         model = start_model(config, outputs_of(kind, task))
         if last is not None:
             restore(model, read_tensors(last / WEIGHTS_NAME))
         objective = make_objective(kind, config, model, tokenizer, task)
+        splits = read_examples(config) if task is None else read_task(task, config)
+        print(f"encoding {len(splits.training):,} examples", file=stream, flush=True)
         return cls(config, model, tokenizer, objective, splits)
 
     def num_steps(self) -> int:
@@ -302,12 +300,9 @@ def start_model(config: FinetuningConfig, outputs: int) -> KoGPT:
         )
     generator = torch.Generator().manual_seed(config.seed)
     if config.method in (LORA, QLORA):
-        updates = LoRAConfig(config.targets, config.rank, config.alpha, config.dropout)
-        attach_lora(model, updates, generator)
+        attach_lora(model, config.lora, generator)
     elif config.method != FULL:
-        encoder = config.encoder if config.method == P_TUNING else "none"
-        prompt = PromptConfig(config.virtual_tokens, encoder, config.encoder_width)
-        attach_prompt(model, prompt, generator)
+        attach_prompt(model, config.soft_prompt, generator)
     if outputs:
         attach_head(model, outputs, generator)
         model.lm_head.requires_grad_(False)  # nothing asks for tokens

@@ -50,7 +50,7 @@ def run_job(config: C, make_job: Callable[[C, Path | None, TextIO], J], stream: 
     stream = stream or sys.stderr
     if config.curve:
         require_matplotlib()
-    with claimed(config.folder, config.resume):
+    with claimed(config):
         last = next(reversed(checkpoints(config.folder)), None)
         job = make_job(config, last, stream)
         trainer = Trainer(job)

@@ -23,7 +23,7 @@ from torch import Tensor
 from kogpt.checkpoint.staging import fsync_path, to_json, writing
 from kogpt.checkpoint.writer import write_content
 from kogpt.errors import InputRefusedError, KoGPTError
-from kogpt.training.config import MAY_CHANGE
+from kogpt.training.config import MAY_CHANGE, RunConfig
 from kogpt.training.log import LOG_NAME
 
 STATE_NAME = "training.json"
@@ -122,21 +122,29 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 @contextmanager
-def claimed(out: Path, resume: bool) -> Iterator[None]:
+def claimed(config: RunConfig) -> Iterator[None]:
     """Makes the folder of a run and keeps other processes from training in it.
 
+    A run that could not begin leaves no folder.
+
     Raises:
-        InputRefusedError: it holds a run, and `resume` is not set.
+        InputRefusedError: it holds a run, and `config.resume` is not set.
         KoGPTError: another process trains in it.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    lock = _lock(out)
+    folder = config.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = _lock(folder)
     try:
-        if not resume and (checkpoints(out) or (out / LOG_NAME).exists()):
-            raise InputRefusedError(f"{out}: holds a run already; resume it or choose another name")
-        _sweep(out)
+        if not config.resume and (checkpoints(folder) or (folder / LOG_NAME).exists()):
+            raise InputRefusedError(
+                f"{folder}: holds a run already; resume it or choose another name"
+            )
+        _sweep(folder)
         yield
     finally:
+        for path in (folder, config.out):
+            if path.exists() and not any(path.iterdir()):
+                path.rmdir()
         os.close(lock)
 
 
