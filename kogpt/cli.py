@@ -94,6 +94,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_inspect(commands)
     add_train(commands)
     add_finetune(commands)
+    add_plan(commands)
     add_benchmark(commands)
     add_evaluate(commands)
     return parser
@@ -466,27 +467,27 @@ def add_schedule_arguments(
 
 def add_computing_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("how it is computed").add_argument
-    add(
-        "--precision",
-        choices=("float32", "bfloat16"),
-        help="bfloat16 is autocast (default: float32)",
-    )
+    add("--compile", action="store_true", default=None, help="torch.compile; wants a C++ compiler")
+    add("--device", help="default: cuda where there is one")
+    add_memory_arguments(parser)
+
+
+def add_memory_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("what memory it takes (kogpt plan tells)").add_argument
+    add("--precision", choices=("float32", "bfloat16"), help="of products (default: float32)")
     add(
         "--weights",
         choices=("float32", "bfloat16-master", "bfloat16-stochastic"),
-        help="what trained weights are; of two kinds of bfloat16 see docs/architecture.md",
+        help="that are trained: bfloat16 has float32 ones behind it, or rounds by chance",
     )
-    add("--optimizer", choices=("adamw", "adamw-8bit"), help="adamw-8bit wants torchao")
-    add("--offload", action="store_true", default=None, help="optimizer's state on the CPU")
+    add("--optimizer", choices=("adamw", "adamw-8bit"), help="8 bits a moment, by torchao")
+    add("--offload", action="store_true", default=None, help="optimizer on the CPU")
     add("--micro-batch-size", type=int, metavar="N", help="sequences at once; gradients accumulate")
     add(
         "--activation-checkpointing",
-        action="store_true",
-        default=None,
+        action=argparse.BooleanOptionalAction,
         help="less memory, more time",
     )
-    add("--compile", action="store_true", default=None, help="torch.compile; wants a C++ compiler")
-    add("--device", help="default: cuda where there is one")
 
 
 def add_watching_arguments(parser: argparse.ArgumentParser) -> None:
@@ -498,6 +499,38 @@ def add_watching_arguments(parser: argparse.ArgumentParser) -> None:
     add("--curve", action=argparse.BooleanOptionalAction, help="draw the losses (default: yes)")
     add("--tensorboard", action=argparse.BooleanOptionalAction, help="default: where installed")
     add("--license-notice", metavar="TEXT", help="licence of the weights, noted with them")
+
+
+def add_plan(commands: Commands) -> None:
+    parser = add_command(
+        commands, "plan", "tell what memory a piece of work takes, loading nothing"
+    )
+    add = parser.add_argument
+    add("--model", metavar="DIR|PRESET|FILE", help="or a config.json (default: the one in the box)")
+    add(
+        "--method",
+        required=True,
+        choices=("full", "lora", "qlora", "p-tuning", "prompt-tuning", "inference"),
+        help="what is trained; or inference",
+    )
+    add(
+        "--sequence",
+        "--sequence-length",
+        dest="sequence_length",
+        type=int,
+        metavar="N",
+        help="tokens, those to be written included (default: the model's context)",
+    )
+    add("--batch", "--batch-size", dest="batch_size", type=int, default=1, metavar="N", help="rows")
+    add("--gpus", type=int, metavar="N", help="0 is the CPU (default: 1 where there is one)")
+    add(
+        "--memory", metavar="SIZE", help="of each GPU, such as 80GB (default: that of this machine)"
+    )
+    add("--quantize", choices=("int8", "int4"), help="as kogpt convert does, where it is not")
+    add("--pack", action="store_true", default=None, help="several examples in a row, kept apart")
+    add_json_argument(parser, "the plan")
+    add_method_arguments(parser)
+    add_memory_arguments(parser)
 
 
 def add_benchmark(commands: Commands) -> None:

@@ -143,7 +143,9 @@ def attach_prompt(
 
 def put_prompt(model: KoGPT, prompt: SoftPrompt) -> None:
     """Has every text begin with these virtual tokens, behind those there are already."""
-    table = PromptedEmbedding(model.transformer.wte, prompt.to(model.device))
+    if prompt.embedding.weight.device != model.device:  # parameters without contents stay put
+        prompt.to(model.device)
+    table = PromptedEmbedding(model.transformer.wte, prompt)
     model.transformer.set_submodule("wte", table.train(model.training))
     model.prefix_ids = (*model.prefix_ids, *range(table.first_id, table.num_embeddings))
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kogpt.kernels.extension import extension_available
+from kogpt.kernels.extension import extension_available, on_gpu
 
 DTYPES = (torch.float16, torch.bfloat16)
 HEAD_DIMS = (64, 128, 256)
@@ -41,7 +41,7 @@ def attention(
         (B, T, H, D) in the dtype of `v`. Rows of padding hold finite values of no meaning.
     """
     fused = not obstacle(q, k, v, dropout_p, starts)
-    if q.is_cuda and fused and extension_available(q.device):
+    if on_gpu(q) and fused and extension_available(q.device):
         starts = None if starts is None else starts.to(q.device, torch.int64)
         return torch.ops.kogpt.attention(q, k, v, starts)[0]
     return sdpa(q, k, v, starts, dropout_p)

@@ -44,7 +44,31 @@ def extension_available(device: torch.device | None = None) -> bool:
     Raises:
         OSError: the library is there and cannot be loaded.
     """
+    if _supposed_gpu:
+        return True
     return _available("cuda", None) if device is None else _available(device.type, device.index)
+
+
+_supposed_gpu = False
+
+
+@contextmanager
+def suppose_gpu() -> Iterator[None]:
+    """Has tensors take the ways of those on a GPU that has kernels, wherever they are.
+
+    For tensors without data, by which one finds out on any machine what a GPU would need.
+    """
+    global _supposed_gpu
+    _supposed_gpu = True
+    try:
+        yield
+    finally:
+        _supposed_gpu = False
+
+
+def on_gpu(x: torch.Tensor) -> bool:
+    """Whether a tensor is on a GPU, or supposed to be."""
+    return x.is_cuda or _supposed_gpu
 
 
 def _available(kind: str, index: int | None) -> bool:

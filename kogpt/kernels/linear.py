@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kogpt.kernels.extension import extension_available
+from kogpt.kernels.extension import extension_available, on_gpu
 
 MAX_ROWS = 8  # kMaxLinearRows of csrc/linear.h
 BLOCK = 128  # inputs that a kernel takes at a time
@@ -129,9 +129,9 @@ def obstacle(x: Tensor, weight: Weight) -> str | None:
     K = x.size(-1)
     if x.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         return str(x.dtype).removeprefix("torch.")
-    if x.is_cuda and x.dtype == torch.float32:
+    if on_gpu(x) and x.dtype == torch.float32:
         return "float32 on a GPU"
-    if x.is_cuda and (weight.scale is None) and weight.values.dtype != x.dtype:
+    if on_gpu(x) and (weight.scale is None) and weight.values.dtype != x.dtype:
         return "weights of another dtype"
     if K % BLOCK:
         return f"{K} inputs, no multiple of {BLOCK}"
@@ -158,13 +158,13 @@ def linear_by_blocks(x: Tensor, weight: Weight, bias: Tensor | None) -> Tensor:
 def row_blocks(x: Tensor, weight: Weight) -> list[slice]:
     """Outputs whose weights are widened at once, where `x` is."""
     N, K = weight.shape
-    step = max(1, (WIDENED_ON_GPU if x.is_cuda else WIDENED) // K)
+    step = max(1, (WIDENED_ON_GPU if on_gpu(x) else WIDENED) // K)
     return [slice(first, min(first + step, N)) for first in range(0, N, step)]
 
 
 def widened(x: Tensor, weight: Weight) -> Tensor:
     """Weights (N, K) that are kept in another dtype, in that of `x` (M, K)."""
-    has_kernel = x.is_cuda and weight.scale is not None and weight.scale.dtype == x.dtype
+    has_kernel = on_gpu(x) and weight.scale is not None and weight.scale.dtype == x.dtype
     if has_kernel and obstacle(x, weight) is None and extension_available(x.device):
         return torch.ops.kogpt.widen(*weight)
     return weight.dequantize(x.dtype)

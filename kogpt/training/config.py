@@ -277,6 +277,10 @@ class FinetuningConfig(RunConfig):
         check_choice("encoder", self.encoder, ENCODERS)
         _ = self.lora, self.soft_prompt  # which check their values
         check_choice("keep_weights", self.keep_weights, KEPT)
+        if self.weights != FLOAT32 and self.method != FULL:
+            raise ValueError(
+                f"weights {self.weights} are of method full; what {self.method} trains is float32"
+            )
         check_range("validation_rows", self.validation_rows, 1)
         check_range("test_rows", self.test_rows, 0, optional=True)
 

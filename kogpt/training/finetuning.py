@@ -288,16 +288,29 @@ def start_model(config: FinetuningConfig, outputs: int) -> KoGPT:
         InputRefusedError: it cannot be loaded, or holds no integers for QLoRA.
         ValueError: what the method puts in does not fit it.
     """
-    frozen = config.method != FULL
-    # Weights that are not trained need no more digits than products of them have.
-    narrow = config.precision == "bfloat16" if frozen else config.weights != FLOAT32
-    dtype = torch.bfloat16 if narrow else torch.float32
     quantized = config.method == QLORA
-    model = load_model(config.model, dtype, config.device, quantized=quantized)
+    model = load_model(config.model, base_dtype(config), config.device, quantized=quantized)
     if quantized and not any(isinstance(module, FrozenLinear) for module in model.modules()):
         raise InputRefusedError(
             f"{config.model}: holds no integers to keep: kogpt convert --quantize int4, or lora"
         )
+    attach_method(model, config, outputs)
+    return model
+
+
+def base_dtype(config: FinetuningConfig) -> torch.dtype:
+    """The dtype of the model's own weights, where they are not integers."""
+    # Weights that are not trained need no more digits than products of them have.
+    narrow = config.weights != FLOAT32 if config.method == FULL else config.precision == "bfloat16"
+    return torch.bfloat16 if narrow else torch.float32
+
+
+def attach_method(model: KoGPT, config: FinetuningConfig, outputs: int) -> None:
+    """Puts into the model what the method and a head of so many outputs add to it.
+
+    Raises:
+        ValueError: it does not fit the model.
+    """
     generator = torch.Generator().manual_seed(config.seed)
     if config.method in (LORA, QLORA):
         attach_lora(model, config.lora, generator)
@@ -306,7 +319,6 @@ def start_model(config: FinetuningConfig, outputs: int) -> KoGPT:
     if outputs:
         attach_head(model, outputs, generator)
         model.lm_head.requires_grad_(False)  # nothing asks for tokens
-    return model
 
 
 @torch.no_grad()

@@ -1,0 +1,96 @@
+"""`kogpt plan`: tell what memory a piece of work takes, before anything is loaded."""
+
+import argparse
+import re
+from pathlib import Path
+
+import torch
+
+from kogpt.box import BOX
+from kogpt.checkpoint import open_checkpoint
+from kogpt.checkpoint.quantization import Quantization
+from kogpt.checkpoint.resources import available_memory
+from kogpt.cli import SHORTAGE, UsageError
+from kogpt.commands.common import config_of, print_report, run_settings, usage_errors
+from kogpt.model import PRESETS, KoGPTConfig
+from kogpt.training.config import FULL, QLORA, FinetuningConfig
+from kogpt.training.planning import GROUP_SIZE, INFERENCE, Work, plan
+from kogpt.training.rehearsal import Stage
+
+UNITS = {
+    "": 1,
+    "kb": 10**3,
+    "mb": 10**6,
+    "gb": 10**9,
+    "kib": 1 << 10,
+    "mib": 1 << 20,
+    "gib": 1 << 30,
+}
+
+
+def run(args: argparse.Namespace) -> int | None:
+    has_gpu = torch.cuda.is_available()
+    gpus = int(has_gpu) if args.gpus is None else args.gpus
+    if gpus < 0:
+        raise UsageError(f"argument --gpus: {gpus}, it must be at least 0")
+    limit = find_limit(args.memory, gpus)
+    asked = args.memory is not None or args.gpus is not None
+    with usage_errors():
+        result = plan(find_work(args, gpus), limit)
+    print_report(result, args.json)
+    return SHORTAGE if asked and not result.fits else None
+
+
+def find_work(args: argparse.Namespace, gpus: int) -> Work:
+    """What the arguments ask for."""
+    shape, quantization, precision = find_model(args.model or str(BOX))
+    if args.quantize:
+        quantization = Quantization.of(args.quantize, GROUP_SIZE, zero_points=False)
+    elif args.method == QLORA and quantization is None:
+        quantization = Quantization.of("int4", GROUP_SIZE, zero_points=False)
+    if args.method not in (QLORA, INFERENCE):
+        quantization = None  # other methods widen what is stored as integers
+    if quantization is not None:
+        quantization.check_fits(shape, args.model or str(BOX))
+    fixed = {"out": Path(), "model": "", "data": ("",), "device": "cpu"}
+    given = {**run_settings(args, FinetuningConfig), **fixed}
+    if args.method == INFERENCE:
+        given["method"] = FULL  # of a config that counts for batch, length and precision alone
+        given.setdefault("precision", precision)
+    config = FinetuningConfig(**given)
+    length, most = config.sequence_length, shape.n_positions
+    if length and length > most:
+        raise ValueError(f"sequence is {length}, it must be at most the model's {most}")
+    return Work(Stage(shape, gpus > 0, quantization), args.method, config, gpus)
+
+
+def find_model(name: str) -> tuple[KoGPTConfig, Quantization | None, str]:
+    """Shape of a preset, a `config.json` or a checkpoint, how its matrices are stored, and in what
+    precision it is used unless told otherwise.
+    """
+    if name in PRESETS or Path(name).suffix == ".json":
+        return config_of(name), None, "bfloat16"
+    with open_checkpoint(name) as reader:
+        narrow = reader.stored_dtype.itemsize == 2
+        return reader.require_config(), reader.quantization, "bfloat16" if narrow else "float32"
+
+
+def find_limit(memory: str | None, gpus: int) -> int | None:
+    """Bytes that each device has, as told or as found here; None where neither tells."""
+    if memory is not None:
+        return parse_size(memory)
+    if gpus == 0:
+        return available_memory(torch.device("cpu"))
+    return torch.cuda.mem_get_info()[1] if torch.cuda.is_available() else None
+
+
+def parse_size(text: str) -> int:
+    """Bytes, of a number with its unit.
+
+    Raises:
+        UsageError: it is none.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmg]i?b|)", text.strip().lower())
+    if match is None:
+        raise UsageError(f"argument --memory: {text!r} is no size, such as 80GB or 24GiB")
+    return int(float(match[1]) * UNITS[match[2]])

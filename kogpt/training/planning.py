@@ -1,0 +1,296 @@
+"""What a piece of work needs of memory, whether that is there, and what would make it fit."""
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+
+from kogpt.checkpoint.quantization import Quantization
+from kogpt.checkpoint.resources import human
+from kogpt.training.config import (
+    ADAMW,
+    EIGHT_BITS,
+    FLOAT32,
+    FULL,
+    LORA,
+    MASTER,
+    QLORA,
+    STOCHASTIC,
+    FinetuningConfig,
+)
+from kogpt.training.finetuning import base_dtype
+from kogpt.training.memory import (
+    CACHE,
+    CASTS,
+    GRADIENTS,
+    HOST,
+    OPTIMIZER,
+    WEIGHTS,
+    Parts,
+    on_device,
+)
+from kogpt.training.rehearsal import Stage, rehearse_reading, rehearse_training
+
+INFERENCE = "inference"
+GATHERED = "gathered"  # weights of others, for as long as a block is computed
+GROUP_SIZE = 128  # of 4 bits, as `kogpt convert` has it
+# CUDA's context, its libraries' workspaces, and what PyTorch's allocator leaves unused between
+# blocks: an allowance, no measurement.
+CUDA_ITSELF = 1 << 30
+SHORTEST = 128  # tokens, to which a sequence is shortened in search of what fits
+
+NARROW = ("--precision bfloat16", {"precision": "bfloat16"})
+TRAINING: tuple[tuple[str, dict[str, Any]], ...] = (
+    NARROW,
+    ("--activation-checkpointing", {"activation_checkpointing": True}),
+    ("--micro-batch-size 1", {"micro_batch_size": 1}),
+)
+READING: tuple[tuple[str, dict[str, Any]], ...] = (NARROW, ("--batch 1", {"batch_size": 1}))
+
+
+@dataclass(frozen=True)
+class Work:
+    """What shall be done.
+
+    Attributes:
+        stage: the model, and where.
+        method: of finetuning, or "inference".
+        config: of finetuning. For "inference", its batch, length and precision count.
+        gpus: over which the model is divided; 0 for the CPU.
+    """
+
+    stage: Stage
+    method: str
+    config: FinetuningConfig
+    gpus: int
+
+    def need(self) -> "Need":
+        """What it takes of memory when that is most, by rehearsal."""
+        if self.method == INFERENCE:
+            config, shape = self.config, self.stage.shape
+            dtype = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
+            length = config.sequence_length or shape.n_positions
+            peaks = rehearse_reading(self.stage, dtype, config.micro_batch, length)
+        else:
+            peaks = rehearse_training(self.stage, self.config)
+        if self.gpus > 1:
+            peaks = {phase: divided(parts, self) for phase, parts in peaks.items()}
+        phase = max(peaks, key=lambda phase: on_device(peaks[phase]))
+        host = max(parts[HOST] for parts in peaks.values())
+        return Need(phase, {**peaks[phase], HOST: host})
+
+
+@dataclass(frozen=True)
+class Need:
+    """The most memory that something takes.
+
+    Attributes:
+        phase: when.
+        parts: bytes on each device by what they are for; and on the CPU beside it, "host".
+    """
+
+    phase: str
+    parts: Parts
+
+    @property
+    def total(self) -> int:
+        """Bytes on each device."""
+        return on_device(self.parts)
+
+
+@dataclass(frozen=True)
+class Way:
+    """Another way to do it.
+
+    Attributes:
+        options: of the command line, that lead there.
+        need: what it takes.
+    """
+
+    options: str
+    need: Need
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """What `kogpt plan` tells.
+
+    Attributes:
+        work: what shall be done.
+        need: what it takes.
+        limit: bytes that each device has; None where that is not known.
+        ways: others that were looked at, the last of which fits, if one does.
+    """
+
+    work: Work
+    need: Need
+    limit: int | None
+    ways: tuple[Way, ...]
+
+    @property
+    def fits(self) -> bool:
+        """Whether it fits, or no limit is known."""
+        return self.limit is None or fits(self.need, self.limit, self.work.gpus)
+
+    def __str__(self) -> str:
+        return "\n".join([*self._needs(), *self._verdict()])
+
+    def _needs(self) -> Iterator[str]:
+        gpus = self.work.gpus
+        where = {0: "the CPU", 1: "the GPU"}.get(gpus, f"each of {gpus} GPUs")
+        yield f"memory on {where} when most is taken ({self.need.phase}):"
+        for part, size in self.need.parts.items():
+            if size and part != HOST:
+                yield f"  {part:<12}{human(size):>12}"
+        yield f"  {'together':<12}{human(self.need.total):>12}"
+        if self.need.parts[HOST]:
+            yield f"and on the CPU  {human(self.need.parts[HOST]):>10}"
+        if gpus == 0 and not self.work.config.activation_checkpointing:
+            yield "glibc may hold a third more; MALLOC_MMAP_THRESHOLD_=1048576 keeps it from that."
+        if GATHERED in self.need.parts:
+            yield "What is gathered of other GPUs is estimated, all else rehearsed."
+
+    def _verdict(self) -> Iterator[str]:
+        if self.limit is None:
+            return
+        spare = f", less {human(CUDA_ITSELF)} for CUDA itself" if self.work.gpus else ""
+        verdict = "it fits" if self.fits else "it does not fit"
+        yield f"There are {human(self.limit)}{spare}: {verdict}."
+        for way in self.ways:
+            good = "fits" if fits(way.need, self.limit, self.work.gpus) else "does not fit"
+            yield f"  {way.options}: {human(way.need.total)}, {good}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plan as JSON values."""
+        return {
+            "phase": self.need.phase,
+            "bytes": self.need.parts,
+            "total": self.need.total,
+            "limit": self.limit,
+            "reserved": CUDA_ITSELF if self.work.gpus else 0,
+            "fits": self.fits,
+            "ways": [
+                {"options": way.options, "bytes": way.need.parts, "total": way.need.total}
+                for way in self.ways
+            ],
+        }
+
+
+def plan(work: Work, limit: int | None) -> MemoryPlan:
+    """Finds out what work takes, and if that is more than `limit` bytes, what takes less."""
+    need = work.need()
+    ways = []
+    if limit is not None and not fits(need, limit, work.gpus):
+        for options, other in alternatives(work):
+            ways.append(Way(options, other.need()))
+            if fits(ways[-1].need, limit, other.gpus):
+                break
+    return MemoryPlan(work, need, limit, tuple(ways))
+
+
+def fits(need: Need, limit: int, gpus: int) -> bool:
+    """Whether devices of `limit` bytes have room."""
+    return need.total + (CUDA_ITSELF if gpus else 0) <= limit
+
+
+def alternatives(work: Work) -> Iterator[tuple[str, Work]]:
+    """Ways that take less memory, each with its options, what costs least first.
+
+    What costs hardly anything is put together; the others are taken one by one on top of that.
+    """
+    options: list[str] = []
+    for option, changes in READING if work.method == INFERENCE else TRAINING:
+        if any(_setting(work.config, name) != value for name, value in changes.items()):
+            work, options = _changed(work, **changes), [*options, option]
+            yield " ".join(options), work
+    for option, other in (*_less_state(work), *_less_trained(work), *_more_and_shorter(work)):
+        if other != work:
+            yield " ".join([*options, option]), other
+
+
+def _less_state(work: Work) -> Iterator[tuple[str, Work]]:
+    if work.method != FULL:
+        return
+    narrow, eight = {"precision": "bfloat16"}, f"--optimizer {EIGHT_BITS}"
+    if find_spec("torchao"):
+        yield eight, _changed(work, optimizer=EIGHT_BITS, weights=FLOAT32, offload=False)
+        yield (
+            f"{eight} --weights {STOCHASTIC}",
+            _changed(work, optimizer=EIGHT_BITS, weights=STOCHASTIC, offload=False, **narrow),
+        )
+    yield "--offload", _changed(work, optimizer=ADAMW, weights=FLOAT32, offload=True)
+    yield (
+        f"--offload --weights {MASTER}",
+        _changed(work, optimizer=ADAMW, weights=MASTER, offload=True, **narrow),
+    )
+
+
+def _less_trained(work: Work) -> Iterator[tuple[str, Work]]:
+    plain = {"optimizer": ADAMW, "weights": FLOAT32, "offload": False}
+    if work.method == FULL:
+        yield f"--method {LORA}", _changed(work, method=LORA, **plain)
+    if work.method in (FULL, LORA) and work.stage.shape.n_embd % GROUP_SIZE == 0:
+        quantized = _quantized(work, "int4")
+        yield (
+            f"--method {QLORA}, of what kogpt convert --quantize int4 writes",
+            _changed(quantized, method=QLORA, **plain),
+        )
+    if work.method == INFERENCE and work.stage.quantization is None:
+        yield "--quantize int8", _quantized(work, "int8")
+        if work.stage.shape.n_embd % GROUP_SIZE == 0:
+            yield "--quantize int4", _quantized(work, "int4")
+
+
+def _more_and_shorter(work: Work) -> Iterator[tuple[str, Work]]:
+    for gpus in (2, 4, 8):
+        if 0 < work.gpus < gpus:
+            yield f"--gpus {gpus}", dataclasses.replace(work, gpus=gpus)
+    length = work.config.sequence_length or work.stage.shape.n_positions
+    while (length := length // 2) >= SHORTEST:
+        yield f"--sequence {length}", _changed(work, sequence_length=length)
+
+
+def _setting(config: FinetuningConfig, name: str) -> Any:
+    """What a setting comes to, where it may be left to others."""
+    return config.micro_batch if name == "micro_batch_size" else getattr(config, name)
+
+
+def _changed(work: Work, **changes: Any) -> Work:
+    method = changes.get("method", work.method)
+    config = dataclasses.replace(work.config, **changes)
+    return dataclasses.replace(work, method=method, config=config)
+
+
+def _quantized(work: Work, kind: str) -> Work:
+    quantization = Quantization.of(kind, GROUP_SIZE, zero_points=False)
+    return dataclasses.replace(
+        work, stage=dataclasses.replace(work.stage, quantization=quantization)
+    )
+
+
+def divided(parts: Parts, work: Work) -> Parts:
+    """What each of several GPUs holds, as `kogpt.parallel` divides it.
+
+    Of a model that reads, weights and cache are divided, by tensor parallel. In training it is
+    weights, gradients and the optimizer's state, by FSDP; activations are each GPU's own. Gathered
+    are embedding, norm and head throughout, a block and the next in the dtype that products are
+    computed in, which leaves nothing to cast, and the gradients of a block until they are added up,
+    in float32.
+    """
+    if work.method == INFERENCE:
+        return {**parts, **{part: parts[part] // work.gpus for part in (WEIGHTS, CACHE)}}
+    shape, config, dtype = work.stage.shape, work.config, base_dtype(work.config)
+    passed = 2 if config.precision == "bfloat16" else dtype.itemsize
+    rest = 2 * shape.vocab_size * shape.n_embd
+    block = (shape.num_parameters - rest) // shape.n_layer
+    gathered = rest * dtype.itemsize + 2 * block * passed
+    if work.method == FULL:
+        gathered += rest * dtype.itemsize + block * (passed + torch.float32.itemsize)
+    shared = {part: parts[part] // work.gpus for part in (WEIGHTS, GRADIENTS, OPTIMIZER)}
+    if config.offload:  # FSDP then keeps all that is divided there, all parts in one machine
+        kept = parts[HOST] + parts[WEIGHTS] + parts[GRADIENTS]
+        return {**parts, WEIGHTS: 0, GRADIENTS: 0, CASTS: 0, GATHERED: gathered, HOST: kept}
+    return {**parts, **shared, CASTS: 0, GATHERED: gathered}

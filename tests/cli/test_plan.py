@@ -1,0 +1,104 @@
+"""`kogpt plan`: what work takes, whether it fits, and what would."""
+
+import json
+
+import pytest
+
+from kogpt.model import PRESETS
+from tests.cli.test_commands import kogpt, refusal
+
+NANO = ("plan", "--model", "nano", "--sequence", "64")
+WHOLE = ("plan", "--model", "kogpt-6b", "--sequence", "2048", "--batch", "1", "--gpus", "1")
+FRUGAL = ("--precision", "bfloat16", "--activation-checkpointing")
+
+
+def planned(*args, code=0):
+    return json.loads(kogpt(*args, "--json", code=code).stdout)
+
+
+def test_it_tells_of_each_part_and_whether_all_fit():
+    told = kogpt(*NANO, "--method", "lora", "--batch", "4", "--gpus", "1", "--memory", "8GB")
+    lines = told.stdout.splitlines()
+    assert lines[0].startswith("memory on the GPU when most is taken (")
+    parts = [line.split()[0] for line in lines[1:-1]]
+    assert parts == ["weights", "optimizer", "activations", "temporary", "together"]
+    assert lines[-1] == "There are 8.00 GB, less 1.07 GB for CUDA itself: it fits."
+
+
+@pytest.mark.parametrize(
+    ("method", "most"),
+    [
+        (("--method", "lora"), 14.5e9),
+        (("--method", "qlora"), 6.5e9),
+        (("--method", "full", "--offload"), 80e9),
+        (("--method", "full", "--offload", "--weights", "bfloat16-master"), 80e9),
+    ],
+)
+def test_the_6b_at_2048_tokens_takes_no_more_than_it_should(method, most):
+    plan = planned(*WHOLE, *method, *FRUGAL, "--memory", f"{most / 1e9}GB")
+    assert plan["total"] + plan["reserved"] < most
+    assert plan["fits"] and not plan["ways"]
+
+
+def test_8_bit_states_of_the_6b_fit_80_gb():
+    pytest.importorskip("torchao", reason="8-bit states come from torchao")
+    plan = planned(*WHOLE, "--method", "full", *FRUGAL, "--optimizer", "adamw-8bit")
+    assert plan["total"] + plan["reserved"] < 80e9
+
+
+def test_what_does_not_fit_is_told_with_what_would_and_exits_4():
+    asked = ("plan", "--model", "nano", "--sequence", "256", "--gpus", "1", "--memory", "1.2GB")
+    plan = planned(*asked, "--method", "full", "--batch", "16", code=4)
+    assert not plan["fits"]
+    *others, last = plan["ways"]
+    options = [way["options"] for way in others]
+    cheap = ("--precision bfloat16", " --activation-checkpointing", " --micro-batch-size 1")
+    assert options[:3] == ["".join(cheap[:count]) for count in (1, 2, 3)]
+    room = plan["limit"] - plan["reserved"]
+    assert all(way["total"] > room for way in others) and last["total"] <= room
+    again = planned(*asked, "--method", "full", "--batch", "16", *last["options"].split())
+    assert again["fits"] and again["total"] == last["total"]
+
+
+def test_several_gpus_divide_weights_gradients_and_states():
+    work = (*NANO, "--method", "full", "--batch", "4")
+    one, four = (planned(*work, "--gpus", str(gpus)) for gpus in (1, 4))
+    for part in ("weights", "optimizer"):
+        assert four["bytes"][part] == one["bytes"][part] // 4
+    assert four["bytes"]["gathered"] > 0
+    reading = (*NANO, "--method", "inference", "--batch", "4")
+    one, four = (planned(*reading, "--gpus", str(gpus))["bytes"] for gpus in (1, 4))
+    for part in ("weights", "cache"):
+        assert four[part] == one[part] // 4
+
+
+def test_reading_takes_weights_and_a_cache():
+    reading = (*NANO, "--method", "inference", "--gpus", "1")
+    plan, narrow = planned(*reading, "--batch", "4"), planned(*reading, "--quantize", "int8")
+    shape = PRESETS["nano"]
+    assert plan["bytes"]["cache"] == 4 * 64 * 2 * shape.n_embd * shape.n_layer * 2
+    assert narrow["bytes"]["weights"] < plan["bytes"]["weights"]
+
+
+def test_the_model_in_the_box_is_planned_by_its_headers():
+    plan = planned("plan", "--method", "full", "--sequence", "32")
+    assert plan["bytes"]["weights"] >= 4 * PRESETS["nano"].num_parameters
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "message"),
+    [
+        (("--method", "lora", "--memory", "much"), 2, "argument --memory: 'much' is no size"),
+        (("--method", "lora", "--gpus", "-1"), 2, "argument --gpus: -1, it must be at least 0"),
+        (("--method", "lora", "--sequence", "9999"), 2, "sequence is 9999, it must be at most"),
+        (("--method", "lora", "--rank", "0"), 2, "rank is 0"),
+        (("--method", "lora", "--model", "no-such"), 3, "no-such: no such file or folder"),
+        (
+            ("--method", "lora", "--weights", "bfloat16-master", "--precision", "bfloat16"),
+            2,
+            "full",
+        ),
+    ],
+)
+def test_what_cannot_be_planned_is_refused_in_one_line(args, code, message):
+    assert message in refusal(*NANO, *args, code=code)
