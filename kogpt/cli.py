@@ -62,7 +62,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def fail(message: str, code: int) -> int:
     """Writes one line to standard error and returns the exit code."""
-    print(f"kogpt: {' '.join(message.split())}", file=sys.stderr)
+    process = os.environ.get("RANK", "0")  # as torchrun counts them
+    who = "kogpt" if process == "0" else f"kogpt (process {process})"
+    print(f"{who}: {' '.join(message.split())}", file=sys.stderr)
     return code
 
 
@@ -157,6 +159,7 @@ def add_generate(commands: Commands) -> None:
     add_limit_arguments(parser)
     add_speculation_arguments(parser)
     add_reference_argument(parser)
+    add_parallel_argument(parser)
     parser.add_argument(
         "--echo",
         action=argparse.BooleanOptionalAction,
@@ -242,6 +245,16 @@ def add_reference_argument(parser: argparse.ArgumentParser) -> None:
         "--reference",
         action="store_true",
         help="run the readable network, not the one prepared for speed",
+    )
+
+
+def add_parallel_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--tensor-parallel",
+        type=int,
+        default=1,
+        metavar="N",
+        help="N processes of torchrun hold the model together, each a part of it (default: 1)",
     )
 
 
@@ -564,6 +577,7 @@ def add_evaluate(commands: Commands) -> None:
     )
     add_model_arguments(parser)
     add_reference_argument(parser)
+    add_parallel_argument(parser)
     add_protocol_arguments(parser)
     add = parser.add_argument_group("what comes out").add_argument
     add("--output", metavar="FILE", help="write the report, with every row's scores, as JSON")

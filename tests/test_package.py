@@ -20,11 +20,15 @@ MAY_IMPORT = {
     "adapters": {"model", "checkpoint"},
     "fast": {"model", "kernels", "checkpoint", "adapters"},
     "generation": {"model", "tokenizer"},
+    "parallel": {"model", "checkpoint", "adapters"},
     "training": {
         *("model", "kernels", "tokenizer", "checkpoint", "adapters", "generation", "evaluation"),
+        "parallel",
     },
     "benchmarking": {"model", "fast", "kernels", "generation"},
-    "evaluation": {"model", "tokenizer", "checkpoint", "generation", "loading", "adapters"},
+    "evaluation": {
+        *("model", "tokenizer", "checkpoint", "generation", "loading", "adapters", "parallel"),
+    },
 }
 
 

@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass
 from math import isfinite
 
+import torch
 from torch import nn
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc_in", "fc_out")
@@ -80,6 +81,16 @@ def freeze(model: nn.Module) -> None:
     for name, parameter in model.named_parameters():
         if not ADDED.fullmatch(name):
             parameter.requires_grad_(False)
+
+
+def home(model: nn.Module) -> torch.device:
+    """Where what is added to a model goes: to the model's device.
+
+    What is added to a model that is yet to get its values (on the meta device) has its own, on the
+    CPU.
+    """
+    device = next(model.parameters()).device
+    return torch.device("cpu") if device.type == "meta" else device
 
 
 def _check_count(name: str, value: int) -> None:

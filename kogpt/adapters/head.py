@@ -5,6 +5,7 @@ import os
 import torch
 from torch import Tensor, nn
 
+from kogpt.adapters.config import home
 from kogpt.checkpoint import load_model, open_checkpoint
 from kogpt.checkpoint.names import CLASSIFIER
 from kogpt.errors import InputRefusedError
@@ -40,7 +41,7 @@ def put_head(model: KoGPT, weight: Tensor) -> None:
     if hasattr(model, "score"):
         raise ValueError("the model has a head already")
     head = nn.Linear(weight.size(1), weight.size(0), bias=False, device="meta")
-    head.weight = nn.Parameter(weight.to(model.device, torch.float32))
+    head.weight = nn.Parameter(weight.to(home(model), torch.float32))
     model.add_module("score", head.train(model.training))
 
 

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 
+from kogpt.adapters.config import home
 from kogpt.adapters.files import Adapter, Update, read_adapter
 from kogpt.adapters.head import put_head
 from kogpt.adapters.lora import LoRALinear
@@ -72,7 +73,7 @@ def put_adapter(model: KoGPT, adapter: Adapter) -> None:
 
 def put_update(model: KoGPT, name: str, update: Update) -> None:
     """Puts an update beside a layer."""
-    A, B = update.A.to(model.device), update.B.to(model.device)
+    A, B = update.A.to(home(model)), update.B.to(home(model))
     layer = LoRALinear(model.get_submodule(name), A, B, update.alpha)
     layer.lora_A.requires_grad_(False)
     layer.lora_B.requires_grad_(False)

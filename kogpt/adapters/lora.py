@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kogpt.adapters.config import LoRAConfig, freeze
+from kogpt.adapters.config import LoRAConfig, freeze, home
 from kogpt.model import KoGPT
 
 
@@ -74,8 +74,8 @@ def attach_lora(model: KoGPT, config: LoRAConfig, generator: torch.Generator | N
         # Drawn on the CPU, so that a seed gives the same update on every device.
         A = torch.empty(config.rank, K)
         nn.init.kaiming_uniform_(A, a=math.sqrt(5), generator=generator)
-        B = torch.zeros(N, config.rank, device=model.device)
-        update = LoRALinear(layer, A.to(model.device), B, config.alpha, config.dropout)
+        B = torch.zeros(N, config.rank, device=home(model))
+        update = LoRALinear(layer, A.to(home(model)), B, config.alpha, config.dropout)
         model.set_submodule(name, update.train(model.training))
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kogpt.adapters.config import PromptConfig, freeze
+from kogpt.adapters.config import PromptConfig, freeze, home
 from kogpt.model import KoGPT
 
 
@@ -144,7 +144,7 @@ def attach_prompt(
 def put_prompt(model: KoGPT, prompt: SoftPrompt) -> None:
     """Has every text begin with these virtual tokens, behind those there are already."""
     if prompt.embedding.weight.device != model.device:  # parameters without contents stay put
-        prompt.to(model.device)
+        prompt.to(home(model))
     table = PromptedEmbedding(model.transformer.wte, prompt)
     model.transformer.set_submodule("wte", table.train(model.training))
     model.prefix_ids = (*model.prefix_ids, *range(table.first_id, table.num_embeddings))

@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING, Any, Protocol, get_args, get_type_hints
 from kogpt.cli import UsageError
 from kogpt.errors import InputRefusedError, NotEnoughResourcesError
 from kogpt.model import PRESETS, KoGPT, KoGPTConfig
-from kogpt.tokenizer import Tokenizer
+from kogpt.tokenizer import Tokenizer, load_tokenizer
 
 if TYPE_CHECKING:
+    import torch
+
     from kogpt.generation.speculative import Speculation
+    from kogpt.parallel import Parallel
 
 
 def read_text(argument: str) -> str:
@@ -34,18 +37,41 @@ def read_text(argument: str) -> str:
         ) from None
 
 
-def load(args: argparse.Namespace, fast: bool = False) -> tuple[KoGPT, Tokenizer]:
+def load(
+    args: argparse.Namespace, parallel: "Parallel | None" = None, fast: bool = False
+) -> tuple[KoGPT, Tokenizer]:
     """Model and tokenizer that `--model`, `--adapter`, `--dtype` and `--device` ask for."""
-    return load_folder(args.model, args, fast, args.adapter)
+    return load_folder(args.model, args, parallel, fast, args.adapter)
 
 
 def load_folder(
-    path: str | None, args: argparse.Namespace, fast: bool = False, adapters: Sequence[str] = ()
+    path: str | None,
+    args: argparse.Namespace,
+    parallel: "Parallel | None" = None,
+    fast: bool = False,
+    adapters: Sequence[str] = (),
 ) -> tuple[KoGPT, Tokenizer]:
-    """Model and tokenizer of one folder, as `--dtype` and `--device` ask for."""
+    """Model and tokenizer of one folder, as `--dtype` and `--device` ask for.
+
+    Where several processes hold a model together, each loads its part of the readable network.
+    """
     import torch
 
     from kogpt.loading import load
+
+    dtype = getattr(torch, args.dtype) if args.dtype else None
+    if parallel is None or parallel.tensor == 1:
+        device = parallel.device if parallel else device_of(args)
+        return load(path, dtype=dtype, device=device, fast=fast, adapter=adapters)
+    from kogpt.parallel.loading import load_parallel
+
+    with usage_errors():
+        return load_parallel(path, parallel, dtype, adapters=adapters), load_tokenizer(path)
+
+
+def device_of(args: argparse.Namespace) -> "torch.device":
+    """The device that `--device` names, a GPU where there is one and nothing is named."""
+    import torch
 
     default = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -54,11 +80,23 @@ def load_folder(
         raise UsageError(f"argument --device: no such device: {args.device!r}") from None
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UsageError("argument --device: this machine or this build of torch has no CUDA")
-    dtype = getattr(torch, args.dtype) if args.dtype else None
-    return load(path, dtype=dtype, device=device, fast=fast, adapter=adapters)
+    return device
 
 
-def speculation(args: argparse.Namespace) -> "Speculation | None":
+@contextmanager
+def processes(args: argparse.Namespace) -> Iterator["Parallel"]:
+    """The processes that torchrun started, as `--tensor-parallel` and `--device` ask for."""
+    from kogpt.parallel import Parallel
+
+    with usage_errors():
+        parallel = Parallel.launched(args.tensor_parallel, device_of(args))
+    with parallel:
+        yield parallel
+
+
+def speculation(
+    args: argparse.Namespace, parallel: "Parallel | None" = None
+) -> "Speculation | None":
     """What `--speculate`, `--draft-model` and `--draft-tokens` ask for."""
     from kogpt.generation import DraftModel, PromptLookup
 
@@ -69,7 +107,8 @@ def speculation(args: argparse.Namespace) -> "Speculation | None":
         lookup = PromptLookup(**tokens)  # of either kind, so that a wrong number is told at once
     if args.draft_model is None:
         return lookup if args.speculate else None
-    return DraftModel(load_folder(args.draft_model, args, fast=not args.reference)[0], **tokens)
+    draft, _ = load_folder(args.draft_model, args, parallel, fast=not args.reference)
+    return DraftModel(draft, **tokens)
 
 
 def config_of(name: str) -> KoGPTConfig:

@@ -17,7 +17,14 @@ from kogpt.adapters import read_adapters, virtual_ids
 from kogpt.box import BOX
 from kogpt.checkpoint.staging import refuse_existing, to_json, write_atomically, writing
 from kogpt.cli import UsageError
-from kogpt.commands.common import load, memory_errors, print_json, say, usage_errors
+from kogpt.commands.common import (
+    load,
+    memory_errors,
+    print_json,
+    processes,
+    say,
+    usage_errors,
+)
 from kogpt.errors import InputRefusedError
 from kogpt.evaluation import (
     Evaluator,
@@ -27,7 +34,6 @@ from kogpt.evaluation import (
     Run,
     Task,
     TaskData,
-    Workers,
     comparison_table,
     load_preset,
     load_task,
@@ -45,6 +51,7 @@ from kogpt.evaluation.protocol import CALIBRATED
 from kogpt.evaluation.provenance import commit, fingerprint
 from kogpt.evaluation.running import draw_set, num_sets, rules_of
 from kogpt.model import KoGPT, KoGPTConfig
+from kogpt.parallel import Parallel
 from kogpt.tokenizer import Tokenizer, load_tokenizer
 
 
@@ -75,8 +82,8 @@ def run(args: argparse.Namespace) -> None:
         for work in plan(args):
             print("\n\n".join(shown(work, args)))
     else:
-        with Workers() as workers:
-            evaluate(plan(args), args, workers)
+        with processes(args) as parallel:
+            evaluate(plan(args), args, parallel)
 
 
 def plan(args: argparse.Namespace) -> list[Work]:
@@ -128,21 +135,21 @@ def given(args: argparse.Namespace) -> dict[str, Any]:
     return {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
 
 
-def evaluate(works: list[Work], args: argparse.Namespace, workers: Workers) -> None:
+def evaluate(works: list[Work], args: argparse.Namespace, parallel: Parallel) -> None:
     """Runs all, prints the tables and writes the report."""
     check_outputs(args)
-    args.device = args.device or str(workers.device())
     with memory_errors():
-        model, tokenizer = load(args, fast=not args.reference)
+        model, tokenizer = load(args, parallel, fast=not args.reference)
         about = describe(model, args)
-        computed_by = about["model"], about["commit"], args.device, torch.__version__
+        # Of equal processes: those that hold one model together must agree on what is known.
+        computed_by = about["model"], about["commit"], parallel.device.type, torch.__version__
         output = args.output and Path(args.output)
-        journal = Journal(output, repr(computed_by), workers.rank)
-        workers.wait()  # nobody writes before all have read
-        if journal.done and workers.first:
+        journal = Journal(output, repr(computed_by), parallel.rank if parallel.leads else None)
+        parallel.wait()  # nobody writes before all have read
+        if journal.done and parallel.first:
             say(f"going on: {journal.done} batches are done already")
-        runs = run_all(works, Evaluator(model, tokenizer, journal, workers), workers.first)
-    if not workers.first:
+        runs = run_all(works, Evaluator(model, tokenizer, journal, parallel), parallel.first)
+    if not parallel.first:
         return
     report = make_report(runs, about)
     if output:
@@ -193,7 +200,8 @@ def describe(model: KoGPT, args: argparse.Namespace) -> dict[str, Any]:
         "fingerprint": fingerprint(folder),
         "parameters": model.config.num_parameters,
         "dtype": str(model.dtype).removeprefix("torch."),
-        "network": "reference" if args.reference else "fast",
+        "network": "reference" if args.reference or args.tensor_parallel > 1 else "fast",
+        "tensor_parallel": args.tensor_parallel,
     }
     if args.adapter:
         about["adapters"] = [

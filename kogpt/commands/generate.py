@@ -2,17 +2,20 @@
 
 import argparse
 import dataclasses
+import secrets
 
 from kogpt.cli import UsageError
 from kogpt.commands.common import (
     load,
     memory_errors,
     print_json,
+    processes,
     read_text,
     speculation,
     usage_errors,
 )
 from kogpt.generation import Generation, SamplingParams, generate, stream
+from kogpt.parallel import Parallel
 
 TEMPERATURE = 0.8  # the released program's default; a beam search draws nothing
 
@@ -22,18 +25,34 @@ def run(args: argparse.Namespace) -> None:
         params = sampling_params(args)
     if params.num_beams > 1 and (args.speculate or args.draft_model):
         raise UsageError("argument --beams: not allowed with --speculate or --draft-model")
-    text = read_text(args.prompt)
-    speculate = speculation(args)
-    model, tokenizer = load(args, fast=not args.reference)
+    with processes(args) as parallel:
+        if parallel.size > 1:
+            raise UsageError(
+                f"{parallel.processes} processes were started to write one text: argument"
+                f" --tensor-parallel must be {parallel.processes}, is {parallel.tensor}"
+            )
+        write(args, params, parallel)
+
+
+def write(args: argparse.Namespace, params: SamplingParams, parallel: Parallel) -> None:
+    """Continues the text; where several processes hold the model, one of them reads and speaks."""
+    text, seed = parallel.once(lambda: (read_text(args.prompt), secrets.randbits(64)))
+    if params.seed is None and params.num_beams == 1:  # all must draw alike
+        params = dataclasses.replace(params, seed=seed)
+    speculate = speculation(args, parallel)
+    model, tokenizer = load(args, parallel, fast=not args.reference)
     prompt = tokenizer.encode(text, bos=tokenizer.add_bos, normalize=args.normalize)
     with memory_errors(), usage_errors():
         if args.json or args.samples > 1 or params.num_beams > 1:
             for result in generate(model, tokenizer, [prompt], params, speculate=speculate):
-                show(text, result, args.json)
+                if parallel.first:
+                    show(text, result, args.json)
         else:
             for piece in stream(model, tokenizer, prompt, params, speculate=speculate):
-                print(piece, end="", flush=True)
-            print()
+                if parallel.first:
+                    print(piece, end="", flush=True)
+            if parallel.first:
+                print()
 
 
 def sampling_params(args: argparse.Namespace) -> SamplingParams:

@@ -8,7 +8,6 @@ from kogpt.evaluation.protocol import RULES, Preset, Protocol, load_preset, pres
 from kogpt.evaluation.report import make_report, outcome_of, read_report, tables
 from kogpt.evaluation.running import Evaluator, Run, TaskData, evaluate, read_data
 from kogpt.evaluation.task import Prompt, Task, load_task, task_names
-from kogpt.evaluation.workers import Workers
 
 __all__ = [
     "Evaluator",
@@ -24,7 +23,6 @@ __all__ = [
     "Run",
     "Task",
     "TaskData",
-    "Workers",
     "compare",
     "compare_reports",
     "comparison_table",

@@ -22,18 +22,21 @@ class Journal:
     The files lie beside the report: `.NAME.journal-0` and so on.
     """
 
-    def __init__(self, report: Path | None, model: str, rank: int = 0) -> None:
+    def __init__(self, report: Path | None, model: str, rank: int | None = 0) -> None:
         """Reads what is there of any process.
 
         Args:
             report: the file that is to be written in the end; None keeps nothing.
             model: all that a number depends on but the ids.
-            rank: of this process.
+            rank: of this process among those that share the work; None keeps nothing new, where
+                another process computes the same.
         """
         self._model = model
         self._found: dict[str, Values] = {}
         self._report = report
-        self._path = report and report.with_name(f".{report.name}.journal-{rank}")
+        self._path: Path | None = None
+        if report is not None and rank is not None:
+            self._path = report.with_name(f".{report.name}.journal-{rank}")
         for path in self._files():
             self._found.update(_read(path))
 

@@ -18,9 +18,9 @@ from kogpt.evaluation.prompting import Encoder, Question, ask, ask_nothing, exam
 from kogpt.evaluation.protocol import CALIBRATED, PER_CHARACTER, PER_TOKEN, SUM, Protocol
 from kogpt.evaluation.shots import draw_shots, sample_rows
 from kogpt.evaluation.task import Prompt, Task, load_task
-from kogpt.evaluation.workers import Workers
 from kogpt.generation.requests import evaluation_mode
 from kogpt.model import KoGPT
+from kogpt.parallel import Parallel
 from kogpt.tokenizer import Tokenizer
 
 
@@ -172,7 +172,7 @@ class Evaluator:
         model: KoGPT,
         tokenizer: Tokenizer,
         journal: Journal | None = None,
-        workers: Workers | None = None,
+        parallel: Parallel | None = None,
         watch: Watch | None = None,
     ) -> None:
         """Takes a model.
@@ -181,12 +181,12 @@ class Evaluator:
             model: any, in evaluation mode.
             tokenizer: its tokenizer.
             journal: where finished batches are kept; None keeps none.
-            workers: the processes that share the work; None is this one alone.
+            parallel: the processes that share the work; None is this one alone.
             watch: is told of progress.
         """
         self.model, self.tokenizer = model, tokenizer
         self.journal = journal or Journal(None, "")
-        self.workers = workers or Workers()
+        self.parallel = parallel or Parallel()
         self.watch = watch
 
     def run(self, task: Task, prompt: Prompt, protocol: Protocol, data: TaskData) -> Iterator[Run]:
@@ -241,11 +241,11 @@ class Evaluator:
         self._tell(sum(len(parts[at]) for at in found))
         reader = SharedReader(self.model, queries, max(map(len, batches)))
         # Shared by number: what a process knows already need not be known to the others.
-        for at in [at for at in self.workers.share(range(len(parts))) if at not in found]:
+        for at in [at for at in self.parallel.share(range(len(parts))) if at not in found]:
             found[at] = [[answer.value for answer in row] for row in reader.read(parts[at])]
             self.journal.put(names[at], found[at])
-            self._tell(len(parts[at]) * self.workers.size)
-        found = self.workers.gather(found)
+            self._tell(len(parts[at]) * self.parallel.size)
+        found = self.parallel.gather(found)
         values: Values = [[] for _ in queries]
         for at, batch in enumerate(batches):
             for query, answers in zip(batch, found[at], strict=True):

@@ -1,0 +1,138 @@
+"""Models of which every process makes and reads its own part, so that nobody holds the whole."""
+
+import copy
+import os
+import re
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import torch
+from torch import nn
+
+from kogpt.adapters.loading import Folders, put_adapter, read_adapters
+from kogpt.box import BOX
+from kogpt.checkpoint.dtypes import compute_dtype, parse_dtype
+from kogpt.checkpoint.loading import ROOM_TO_RUN
+from kogpt.checkpoint.reader import open_checkpoint
+from kogpt.checkpoint.resources import require_memory
+from kogpt.model import KoGPT, KoGPTConfig
+from kogpt.parallel.parts import fill, held
+from kogpt.parallel.processes import Parallel
+from kogpt.parallel.sharding import settle
+from kogpt.parallel.tensor import tensor_parallel
+
+Cut = Callable[[KoGPT], None]
+
+
+def load_parallel(
+    path: str | os.PathLike[str] | None,
+    parallel: Parallel,
+    dtype: str | torch.dtype | None = None,
+    *,
+    adapters: Folders = (),
+    cut: Cut | None = None,
+) -> KoGPT:
+    """Loads a model, ready to run, of which this process reads its own part.
+
+    Args:
+        path, dtype: as for `kogpt.checkpoint.load_model`.
+        parallel: the processes; the model goes to this one's device.
+        adapters: folders of adapters to use with it.
+        cut: is given the model without values (on the meta device), to cut it and to add what it
+            likes; what it adds has values or is found in the checkpoint. None cuts it by tensor
+            parallel alone.
+
+    Raises:
+        InputRefusedError: the checkpoint is damaged, dangerous, or not of this architecture.
+        NotEnoughResourcesError: the device has no room for this process's part.
+        ValueError: the model does not fall into so many parts, or `dtype` is none that weights
+            come in.
+    """
+    with open_checkpoint(BOX if path is None else path) as reader:
+        config = reader.require_config()
+        reader.check(config)
+        stored = compute_dtype(reader.stored_dtype, parallel.device)
+        added = read_adapters(adapters, config)
+
+        def prepare(model: KoGPT) -> None:
+            for adapter in added:
+                put_adapter(model, adapter)
+            (cut or partial(tensor_parallel, parallel=parallel))(model)
+
+        model = _hollow(config, stored if dtype is None else parse_dtype(dtype), prepare)
+        names = _materialise(model, parallel.device, str(reader.path))
+        for name, parameter in model.named_parameters():
+            if name in names:
+                fill(parameter, _rows_of(reader.read, stored_name(name)))
+    settle(model)
+    return model.eval()
+
+
+def new_parallel(
+    config: KoGPTConfig, parallel: Parallel, generator: torch.Generator, *, cut: Cut | None = None
+) -> KoGPT:
+    """A new model in float32, with the weights that `KoGPT.init_weights` draws for one process.
+
+    Args:
+        config: its shape.
+        parallel: the processes; the model goes to this one's device.
+        generator: of a CPU, in the same state on every process.
+        cut: as for `load_parallel`.
+    """
+    model = _hollow(config, torch.float32, cut or partial(tensor_parallel, parallel=parallel))
+    _materialise(model, parallel.device, "the model")
+    type(model).init_weights(_Passing(model), generator)
+    settle(model)
+    return model
+
+
+def stored_name(name: str) -> str:
+    """A parameter's name in a checkpoint: adapters have the layers that they surround as `base`."""
+    return re.sub(r"(\.base)+\.", ".", name)
+
+
+def _rows_of(
+    read: Callable[[str, slice], torch.Tensor], name: str
+) -> Callable[[slice], torch.Tensor]:
+    return lambda rows: read(name, rows)
+
+
+def _hollow(config: KoGPTConfig, dtype: torch.dtype, cut: Cut) -> KoGPT:
+    """The shapes of a model, cut."""
+    with torch.device("meta"):
+        model = KoGPT(config).to(dtype)
+    cut(model)
+    return model
+
+
+def _materialise(model: KoGPT, device: torch.device, what: str) -> set[str]:
+    """Gives memory to what has none; returns the names of those parameters."""
+    names = {name for name, parameter in model.named_parameters() if parameter.is_meta}
+    needed = sum(held(p).nbytes for name, p in model.named_parameters() if name in names)
+    require_memory(device, needed + ROOM_TO_RUN, what)
+    # As `to_empty` does, which would empty the rest as well. Rotary tables make themselves anew.
+    model._apply(lambda t: torch.empty_like(t, device=device) if t.is_meta else t.to(device))
+    return names
+
+
+class _Passing(KoGPT):
+    """Lets `init_weights` meet the layers of a cut model one by one, each whole while it is met."""
+
+    def __init__(self, model: KoGPT) -> None:
+        nn.Module.__init__(self)
+        self.config = model.config
+        self._layers = list(model.modules())  # in a list: no modules of this one
+
+    def modules(self, remove_duplicate: bool = True) -> Iterator[nn.Module]:
+        for layer in self._layers:
+            parameters = dict(layer.named_parameters(recurse=False))
+            if not parameters:
+                continue
+            whole = copy.copy(layer)
+            whole._parameters = dict(layer._parameters)  # with those that are None
+            for name, parameter in parameters.items():
+                values = torch.empty(parameter.shape, dtype=parameter.dtype)
+                whole._parameters[name] = nn.Parameter(values)
+            yield whole
+            for name, parameter in parameters.items():
+                fill(parameter, whole.get_parameter(name).detach().__getitem__)

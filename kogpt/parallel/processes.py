@@ -1,0 +1,219 @@
+"""The processes of a run, as `torchrun` starts them, and what they tell each other.
+
+They stand in a grid. Those of a row hold one model together, each a part of every matrix (tensor
+parallel); the rows share the data. One process alone is a grid of one, and tells nobody anything.
+"""
+
+import os
+import re
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from functools import cached_property
+from types import TracebackType
+from typing import TypeVar
+
+import torch
+from torch import Tensor, distributed
+from torch.distributed import DeviceMesh, init_device_mesh
+
+from kogpt.errors import KoGPTError
+
+T = TypeVar("T")
+
+SECONDS = 1800.0  # that processes wait for each other: as long as a batch on a CPU may take
+
+# How gloo and NCCL put it that another process is gone or late.
+LOST = re.compile(
+    r"gloo|nccl|connection (was )?(closed|reset|refused)|broken pipe|timed? ?out|barrier", re.I
+)
+
+
+class Parallel:
+    """The processes of this run.
+
+    Use as a context manager: entering connects them, which each does within `seconds`; leaving it
+    by the loss of another process is a KoGPTError of one line.
+
+    Attributes:
+        process: number of this process.
+        processes: how many there are.
+        tensor: how many hold a model together.
+        size: shares that the data fall into, `processes / tensor`.
+        rank: the share of this process.
+        device: where this process computes.
+        seconds: longest wait for another process.
+    """
+
+    def __init__(
+        self,
+        process: int = 0,
+        processes: int = 1,
+        *,
+        tensor: int = 1,
+        device: torch.device | str = "cpu",
+        seconds: float = SECONDS,
+    ) -> None:
+        """Describes the processes; one alone where nothing is said.
+
+        Raises:
+            ValueError: so many cannot hold models together; names both numbers.
+        """
+        if tensor < 1 or processes % tensor:
+            raise ValueError(
+                f"tensor parallel {tensor} does not divide the {processes} processes of this run"
+                " (torchrun --nproc-per-node N starts N)"
+            )
+        self.process, self.processes, self.tensor = process, processes, tensor
+        self.rank, self.size = process // tensor, processes // tensor
+        self.device = torch.device(device)
+        self.seconds = seconds
+
+    @classmethod
+    def launched(
+        cls,
+        tensor: int = 1,
+        device: torch.device | str | None = None,
+        seconds: float = SECONDS,
+    ) -> "Parallel":
+        """The processes that `torchrun` started, or this one alone.
+
+        Args:
+            tensor: how many hold a model together.
+            device: where to compute; None or "cuda" is a GPU for each process of a machine, None
+                without GPUs the CPU.
+            seconds: longest wait for another process.
+
+        Raises:
+            ValueError: as the constructor.
+        """
+        process, processes = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        if device.type == "cuda" and device.index is None and processes > 1:
+            local = int(os.environ.get("LOCAL_RANK", 0))
+            device = torch.device("cuda", local % torch.cuda.device_count())
+        return cls(process, processes, tensor=tensor, device=device, seconds=seconds)
+
+    def __enter__(self) -> "Parallel":
+        if self.processes == 1:
+            return self
+        backend = "gloo"  # results and messages travel between CPUs
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
+            backend = "cpu:gloo,cuda:nccl"
+        try:
+            distributed.init_process_group(backend, timeout=timedelta(seconds=self.seconds))
+        except (distributed.DistError, RuntimeError, ValueError) as error:
+            raise KoGPTError(f"{self}: the processes do not find each other: {error}") from None
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self.processes == 1:
+            return
+        # To take leave of those who are gone may wait for them, over NCCL.
+        if error is None or self.device.type == "cpu":
+            distributed.destroy_process_group()
+        if isinstance(error, RuntimeError) and LOST.search(str(error)):
+            raise KoGPTError(
+                f"{self}: another process has ended, or kept silent for {self.seconds:.0f} s"
+            ) from error
+
+    def __str__(self) -> str:
+        return f"process {self.process} of {self.processes}"
+
+    @property
+    def alone(self) -> bool:
+        """Whether there is no other process."""
+        return self.processes == 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this process is the one that speaks, and writes what is written once."""
+        return self.process == 0
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process is the first of those that hold one model together."""
+        return self.process % self.tensor == 0
+
+    @cached_property
+    def mesh(self) -> DeviceMesh:
+        """The grid, with dimensions "data" and "tensor"; all processes make it at once."""
+        assert not self.alone, "one process is no mesh"
+        shape = (self.size, self.tensor)
+        return init_device_mesh(self.device.type, shape, mesh_dim_names=("data", "tensor"))
+
+    def share(self, work: Sequence[T]) -> Sequence[T]:
+        """What this process does of the work."""
+        return work[self.rank :: self.size]
+
+    def turns(self, work: Sequence[T]) -> list[tuple[T, bool]]:
+        """What this process does of the work, in as many turns as every other process.
+
+        Processes that gather each other's weights must all come to every pass. Where there is no
+        work left for one of them, it does some that is done elsewhere, and that does not count.
+
+        Returns:
+            Pairs: the work, and whether it counts.
+        """
+        count = -(-len(work) // self.size)
+        places = (self.rank + turn * self.size for turn in range(count))
+        return [(work[min(place, len(work) - 1)], place < len(work)) for place in places]
+
+    def gather(self, done: dict[int, T]) -> dict[int, T]:
+        """What all processes did."""
+        if self.alone:
+            return done
+        parts: list[dict[int, T]] = [{} for _ in range(self.processes)]
+        distributed.all_gather_object(parts, done)
+        return {key: value for part in parts for key, value in part.items()}
+
+    def sum(self, value: Tensor) -> Tensor:
+        """The sum over all shares of the data; to the bit the same on every process."""
+        return self._sum(value, every=self.tensor)
+
+    def sum_all(self, value: Tensor) -> Tensor:
+        """The sum over all processes; to the bit the same on every one."""
+        return self._sum(value, every=1)
+
+    def add_up(self, count: int) -> int:
+        """The sum of a number of each process."""
+        return int(self.sum_all(torch.tensor(count)))
+
+    def _sum(self, value: Tensor, every: int) -> Tensor:
+        if self.alone:
+            return value
+        mine = value.detach().cpu().contiguous()
+        parts = [torch.empty_like(mine) for _ in range(self.processes)]
+        distributed.all_gather(parts, mine)
+        return torch.stack(parts[::every]).sum(0).to(value.device)
+
+    def once(self, function: Callable[[], T]) -> T:
+        """What the function returns on the first process, which alone calls it.
+
+        Where it raises, the others leave without a word.
+        """
+        if self.alone:
+            return function()
+        box: list[tuple[T] | None] = [None]
+        try:
+            if self.first:
+                box = [(function(),)]
+        finally:
+            distributed.broadcast_object_list(box, src=0)
+        if box[0] is None:
+            raise SystemExit(1)
+        return box[0][0]
+
+    def wait(self) -> None:
+        """Goes on when all have come here.
+
+        Raises:
+            RuntimeError: one of them has ended, or did not come in time.
+        """
+        if not self.alone:
+            distributed.all_reduce(torch.zeros(1))

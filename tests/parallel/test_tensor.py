@@ -1,0 +1,94 @@
+"""One model held by several processes computes what one process computes."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from kogpt.checkpoint import load_model
+from kogpt.errors import InputRefusedError
+from kogpt.model import KVCache
+from kogpt.parallel import Parallel
+from kogpt.parallel.loading import load_parallel
+from kogpt.parallel.parts import held
+from kogpt.parallel.tensor import check_divides
+from tests.parallel.launch import run
+from tests.parallel.tiny import CONFIG, some_ids, tiny_model, write_tiny
+
+ODD = dataclasses.replace(CONFIG, vocab_size=89)
+
+
+def compare(parallel, folder):
+    """Largest differences between the model in parts and the whole one, read from one folder."""
+    model, expected = load_parallel(folder, parallel), load_model(folder)
+    ids, starts = some_ids(), torch.tensor([0, 3, 11, 1])
+    with torch.inference_mode():
+        cache, plain = KVCache(12), KVCache(12)
+        parts = [model(ids[:, :7], cache, starts), model(ids[:, 7:], cache, starts)]
+        cached = torch.cat(parts, 1) - expected(ids, None, starts)
+        expected(ids, plain)
+        whole = model(ids) - expected(ids)
+        last = model.logits(model.transformer(ids)[:, -1:]) - expected(ids)[:, -1:]
+    model(ids).square().sum().backward()
+    expected(ids).square().sum().backward()
+    wanted = dict(expected.named_parameters())
+    gradients = [
+        ((p.grad.full_tensor() - wanted[name].grad).norm() / wanted[name].grad.norm()).item()
+        for name, p in model.named_parameters()
+    ]
+    logits = model(ids).tolist()
+    return {
+        "logits": [x.abs().max().item() for x in (whole, last)],
+        # Rows of padding hold finite values of no meaning.
+        "padded": cached[starts[:, None] <= torch.arange(12)].abs().max().item(),
+        "gradients": max(gradients),
+        "cache": cache.nbytes / plain.nbytes,
+        "held": sum(held(p).numel() for p in model.parameters()),
+        "bits": [parallel.once(lambda: logits) == logits],
+    }
+
+
+@pytest.mark.parametrize("config", [CONFIG, ODD], ids=["even", "odd"])
+def test_logits_cache_and_gradients_of_two_processes_are_those_of_one(tmp_path, config):
+    for found in run(2, compare, str(write_tiny(tmp_path / "model", config)), tensor=2):
+        assert max(found["logits"]) < 1e-5
+        assert found["padded"] < 1e-5
+        assert found["gradients"] < 1e-5
+        assert found["cache"] == 0.5
+        assert found["bits"] == [True]  # what is drawn from them cannot differ
+        count = config.num_parameters
+        if config is CONFIG:
+            assert count / 2 < found["held"] < 0.52 * count  # norms, and biases of sums, are whole
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({}, "tensor parallel 3 does not divide the model's 4 heads"),
+        ({"n_head": 3, "n_embd": 36}, "tensor parallel 3 does not divide the model's 73 inner"),
+    ],
+)
+def test_a_model_that_cannot_be_cut_evenly_is_refused_with_both_numbers(change, message):
+    config = dataclasses.replace(CONFIG, n_inner=73, **change)
+    with pytest.raises(ValueError, match=message):
+        check_divides(config, 3)
+
+
+def test_processes_that_cannot_hold_models_together_are_refused_with_both_numbers():
+    with pytest.raises(ValueError, match="tensor parallel 2 does not divide the 3 processes"):
+        Parallel(0, 3, tensor=2)
+
+
+def test_one_process_alone_holds_the_whole_model(tmp_path):
+    folder = write_tiny(tmp_path / "model")
+    model, expected = load_parallel(folder, Parallel()), tiny_model()
+    for (name, p), (_, q) in zip(
+        model.named_parameters(), expected.named_parameters(), strict=True
+    ):
+        assert torch.equal(p, q), name
+    assert torch.equal(model(some_ids()), expected.eval()(some_ids()))
+
+
+def test_a_damaged_checkpoint_is_refused(tmp_path):
+    with pytest.raises(InputRefusedError):
+        load_parallel(tmp_path, Parallel())
