@@ -17,6 +17,7 @@ from kogpt.checkpoint.pickle_file import PickleFile
 from kogpt.checkpoint.quantization import Quantization, parse_quantization
 from kogpt.checkpoint.quantized import Matrix, QuantizedMatrices
 from kogpt.checkpoint.safetensors_file import SafetensorsFile
+from kogpt.checkpoint.sliced import SlicedCheckpoint, is_sliced
 from kogpt.checkpoint.sources import Source, WeightsFile
 from kogpt.errors import InputRefusedError
 from kogpt.kernels.linear import Weight
@@ -192,8 +193,9 @@ def open_checkpoint(path: str | os.PathLike[str]) -> CheckpointReader:
     """Opens a checkpoint: reads headers, but no weights.
 
     Args:
-        path: a folder in one of `LAYOUTS`, or of mesh-transformer-jax (`step_N`), or a file of
-            weights itself, with `config.json` beside it.
+        path: a folder in one of `LAYOUTS`, in slices (`kogpt.checkpoint.sliced`), or of
+            mesh-transformer-jax (`step_N`), or a file of weights itself, with `config.json` beside
+            it.
 
     Raises:
         InputRefusedError: it is missing, damaged, dangerous or of another kind.
@@ -201,6 +203,8 @@ def open_checkpoint(path: str | os.PathLike[str]) -> CheckpointReader:
     path = Path(path)
     if is_mesh_checkpoint(path):
         return CheckpointReader(path, [MeshCheckpoint(path)], *_read_config(path / "config.json"))
+    if is_sliced(path):
+        return CheckpointReader(path, [SlicedCheckpoint(path)], *_read_config(path / "config.json"))
     weights = _locate(path)
     config, quantization = _read_config(weights.parent / "config.json")
     if weights.name.endswith(".index.json"):

@@ -63,6 +63,7 @@ def write_checkpoint(
     max_shard_size: int = MAX_SHARD_SIZE,
     allow_nonfinite: Collection[str] = (),
     labels: Sequence[str] | None = None,
+    read: Read | None = None,
 ) -> None:
     """Writes the weights of a model in memory as a checkpoint folder, complete or not at all.
 
@@ -77,6 +78,8 @@ def write_checkpoint(
         max_shard_size: bytes.
         allow_nonfinite: patterns of names of tensors that may hold NaN or infinity.
         labels: names of a classifier's outputs, for `config.json`; None numbers them.
+        read: gives rows of a tensor by name, on the CPU, in network order and the head last; None
+            takes them from `tensors`, which else need have but shapes and dtypes.
 
     Raises:
         InputRefusedError: wrong names or shapes, NaN or infinity, or `dst` exists.
@@ -99,9 +102,10 @@ def write_checkpoint(
     needed = sum(shard.nbytes for shard in shards) + sum(map(_size, (files or {}).values()))
     require_disk(Path(dst), needed + ROOM_FOR_SMALL_FILES)
 
-    def read(name: str, rows: slice) -> Tensor:
+    def own(name: str, rows: slice) -> Tensor:
         return tensors[name].detach()[rows].cpu()
 
+    read = read or own
     metadata = {"format": "pt", "license": license_notice}
     with Staging(Path(dst)) as staging:
         records = write_shards(staging, shards, read, metadata, allow_nonfinite=allow_nonfinite)
@@ -176,7 +180,7 @@ def _write_data(
     """Streams the tensors of one shard to its file, from `offset` on."""
     digests = {spec.name: hashlib.sha256() for spec in shard.tensors}
     seen = {spec.name: Statistics(spec.dtype) for spec in shard.tensors}
-    with _Output(path, offset) as output, Lanes("hash", "measure", "write") as lanes:
+    with Output(path, offset) as output, Lanes("hash", "measure", "write") as lanes:
         for spec in shard.tensors:
             for rows in spec.slices():
                 values = read(spec.name, rows).to(spec.dtype).contiguous()
@@ -207,7 +211,7 @@ def _check_finite(name: str, seen: Statistics, allowed: Collection[str]) -> None
         )
 
 
-class _Output:
+class Output:
     """A growing file that keeps the disk busy from early on, instead of all at the end.
 
     What is on the disk is dropped from the system's cache, which else would fill with it and
@@ -221,7 +225,7 @@ class _Output:
         self._flusher = ThreadPoolExecutor(1, thread_name_prefix="flush")
         self._flush: Future[None] | None = None
 
-    def __enter__(self) -> "_Output":
+    def __enter__(self) -> "Output":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -283,7 +287,7 @@ def finish(
     }
     with writing(staging.folder):
         headers = {
-            shard.name: _write_header(staging.folder / shard.name, shard.header(metadata))
+            shard.name: write_header(staging.folder / shard.name, shard.header(metadata))
             for shard in shards
         }
         written = {name: write_content(staging.folder / name, c) for name, c in contents.items()}
@@ -318,7 +322,7 @@ def _config(
     return values | ({"quantization_config": quantization.to_dict()} if quantization else {})
 
 
-def _write_header(path: Path, header: bytes) -> dict[str, Any]:
+def write_header(path: Path, header: bytes) -> dict[str, Any]:
     descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
     try:
         write_fully(descriptor, header, 0)
