@@ -481,6 +481,7 @@ def add_schedule_arguments(
 def add_computing_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("how it is computed").add_argument
     add("--compile", action="store_true", default=None, help="torch.compile; wants a C++ compiler")
+    add_parallel_argument(parser)
     add("--device", help="default: cuda where there is one")
     add_memory_arguments(parser)
 

@@ -3,6 +3,7 @@
 import argparse
 
 from kogpt.commands.common import memory_errors, print_json, run_settings, usage_errors
+from kogpt.parallel import Parallel
 from kogpt.training import FinetuningConfig, finetune
 
 
@@ -11,6 +12,8 @@ def run(args: argparse.Namespace) -> None:
         config = FinetuningConfig(**run_settings(args, FinetuningConfig))
         with memory_errors():
             results = finetune(config)
+    if not Parallel.launched(config.tensor_parallel, config.device).first:
+        return
     if args.json:
         print_json(results)
     else:

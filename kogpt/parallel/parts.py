@@ -6,15 +6,23 @@ next to each other. What follows needs the box alone, and so serves tensors that
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, TypeGuard
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
-from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 SLICE = 8 << 20  # bytes that are in hand at a time
 
 ReadRows = Callable[[slice], Tensor]
+
+
+class Rows(Protocol):
+    """What gives rows of a tensor, as a tensor itself does."""
+
+    def __getitem__(self, rows: slice) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -34,10 +42,22 @@ class Part:
         return 0 in self.shape
 
 
+def is_cut(tensor: Tensor) -> "TypeGuard[DTensor]":
+    """Whether a tensor is a DTensor; by a method of it, since the type takes long to import."""
+    return hasattr(tensor, "full_tensor")
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor with all its parts, on every process; all must ask for it."""
+    return tensor.full_tensor() if is_cut(tensor) else tensor
+
+
 def part_of(tensor: Tensor) -> Part:
     """The part of a tensor that this process holds: of a DTensor its shard, else all of it."""
-    if not isinstance(tensor, DTensor):
+    if not is_cut(tensor):
         return Part((0,) * tensor.ndim, tuple(tensor.shape))
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
     # First by columns of the grid, then by rows: what is cut by both is one box still, because the
     # second cut goes through the pieces of the first (`_StridedShard`).
     shape, offsets = compute_local_shape_and_global_offset(
@@ -49,12 +69,12 @@ def part_of(tensor: Tensor) -> Part:
 def held(tensor: Tensor) -> Tensor:
     """What this process holds of a tensor; shares its memory, and is no part of a graph."""
     detached = tensor.detach()
-    return detached.to_local() if isinstance(detached, DTensor) else detached
+    return detached.to_local() if is_cut(detached) else detached
 
 
 def copies(tensor: Tensor, processes: int) -> int:
     """How many of all processes hold the same part of a tensor."""
-    if not isinstance(tensor, DTensor):
+    if not is_cut(tensor):
         return processes
     owners = 1
     for size, placement in zip(tensor.device_mesh.shape, tensor.placements, strict=True):

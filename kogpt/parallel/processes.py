@@ -6,19 +6,20 @@ parallel); the rows share the data. One process alone is a grid of one, and tell
 
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
 from functools import cached_property
 from types import TracebackType
-from typing import TypeVar
+from typing import ParamSpec, TypeVar
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor, distributed, nn
 from torch.distributed import DeviceMesh, init_device_mesh
 
 from kogpt.errors import KoGPTError
 
 T = TypeVar("T")
+P = ParamSpec("P")
 
 SECONDS = 1800.0  # that processes wait for each other: as long as a batch on a CPU may take
 
@@ -208,6 +209,22 @@ class Parallel:
         if box[0] is None:
             raise SystemExit(1)
         return box[0][0]
+
+    def as_forward(self, model: nn.Module, function: Callable[P, T]) -> Callable[P, T]:
+        """Makes the calls of a function passes of a model; see `kogpt.parallel.sharding`."""
+        if self.alone:
+            return function
+        from kogpt.parallel.sharding import as_forward
+
+        return as_forward(model, function)
+
+    def clip(self, parameters: Iterable[nn.Parameter], limit: float) -> float:
+        """Scales gradients down to a norm of `limit`; returns what it was."""
+        if self.alone:
+            return torch.nn.utils.clip_grad_norm_(parameters, limit).item()
+        from kogpt.parallel.sharding import clip
+
+        return clip(parameters, limit, self)
 
     def wait(self) -> None:
         """Goes on when all have come here.

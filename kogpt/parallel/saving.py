@@ -11,11 +11,11 @@ that `kogpt generate --model` and `kogpt convert` open.
 """
 
 import contextlib
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from kogpt.checkpoint.names import check_names, expand
 from kogpt.checkpoint.resources import require_disk
@@ -40,9 +40,8 @@ from kogpt.checkpoint.writer import (
     write_header,
 )
 from kogpt.model import KoGPTConfig
-from kogpt.parallel.parts import held, part_of
+from kogpt.parallel.parts import held, is_cut, part_of, whole
 from kogpt.parallel.processes import Parallel
-from kogpt.parallel.sharding import whole
 
 Tensors = Mapping[str, Tensor]
 
@@ -113,7 +112,7 @@ def _own(tensors: Tensors, parallel: Parallel) -> dict[str, Tensor]:
 
 
 def _is_first_copy(tensor: Tensor, parallel: Parallel) -> bool:
-    if not isinstance(tensor, DTensor):
+    if not is_cut(tensor):
         return parallel.first
     mesh = tensor.device_mesh
     if "data" not in (mesh.mesh_dim_names or ()) and parallel.rank != 0:
@@ -146,6 +145,29 @@ def _write_slices(folder: Path, tensors: Tensors, parallel: Parallel, notice: st
             output.sync()
         write_header(path, header)
         fsync_path(folder)
+
+
+def write_whole(path: Path, tensors: Tensors, parallel: Parallel) -> None:
+    """Writes tensors that are cut as one safetensors file, by the first process.
+
+    All processes call it. One tensor at a time is whole in memory. The file is absent, or as
+    before, or complete.
+    """
+    header = encode_header(((n, t.dtype, tuple(t.shape)) for n, t in tensors.items()), {})
+    wholes = (whole(tensor.detach()) for tensor in tensors.values())
+    if parallel.first:
+        temporary = path.with_name(f"{path.name}.tmp")
+        with writing(path), Output(temporary, 0) as output:
+            output.append(memoryview(header))
+            for values in wholes:
+                output.append(raw_bytes(values.cpu()))
+            output.sync()
+            os.rename(temporary, path)
+            fsync_path(path.parent)
+    else:
+        for _ in wholes:
+            pass
+    parallel.wait()
 
 
 def export(

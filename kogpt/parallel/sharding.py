@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from typing import ParamSpec, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.fsdp import (
     CPUOffloadPolicy,
     FSDPModule,
@@ -18,11 +18,12 @@ from torch.distributed.fsdp import (
     fully_shard,
     register_fsdp_forward_method,
 )
-from torch.distributed.tensor import DTensor
 
 from kogpt.model import KoGPT
-from kogpt.parallel.parts import copies, held
+from kogpt.parallel.parts import copies, held, is_cut
 from kogpt.parallel.processes import Parallel
+
+PASS = "pass_of"  # the model's method that makes of a function a forward pass
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -61,9 +62,19 @@ def shard(
             fully_shard(norm, mesh=mesh, mp_policy=as_is, offload_policy=where)
         policy = narrow if precision == "bfloat16" else as_is
         fully_shard(block, mesh=mesh, mp_policy=policy, offload_policy=where)
+    # Soft prompts are small, and some are networks that must find their weights where they left
+    # them: every process holds them, with the head of a classifier that is trained beside.
+    small = {p for p in model.parameters() if p.requires_grad} if model.prefix_ids else set()
     # The rest gives up its weights as well, so that parameters are shards whenever they are asked
     # for, though the head is needed again at once.
-    fully_shard(model, mesh=mesh, mp_policy=as_is, offload_policy=where, reshard_after_forward=True)
+    fully_shard(
+        model,
+        mesh=mesh,
+        mp_policy=as_is,
+        offload_policy=where,
+        reshard_after_forward=True,
+        ignored_params=small,
+    )
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
@@ -82,7 +93,7 @@ def settle(model: KoGPT) -> None:
             module.reshard()
 
 
-def as_forward(model: KoGPT, function: Callable[P, R]) -> Callable[P, R]:
+def as_forward(model: nn.Module, function: Callable[P, R]) -> Callable[P, R]:
     """Makes the calls of a function count as forward passes of a sharded model.
 
     In it the model can be used in any way: embedding, norm and head lie there whole, and
@@ -92,19 +103,30 @@ def as_forward(model: KoGPT, function: Callable[P, R]) -> Callable[P, R]:
     """
     if not isinstance(model, FSDPModule):
         return function
-    name = f"forward_of_{id(function)}"
-    setattr(model, name, function)
-    register_fsdp_forward_method(model, name)
-    made: Callable[P, R] = getattr(model, name)
-    return made
+    if not hasattr(model, PASS):
+        setattr(model, PASS, lambda function: function())
+        register_fsdp_forward_method(model, PASS)
+
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        result: R = getattr(model, PASS)(lambda: function(*args, **kwargs))
+        return result
+
+    return call
 
 
-def add_up(parameters: Iterable[nn.Parameter]) -> None:
-    """Adds up gradients of which every process has a term yet: of factors that are not cut."""
+def add_up(parameters: Iterable[nn.Parameter], parallel: Parallel) -> None:
+    """Adds up gradients of which every process has a term yet.
+
+    Those are of factors beside a layer that is cut, and of soft prompts, which every process holds.
+    """
     for parameter in parameters:
         grad = parameter.grad
-        if isinstance(grad, DTensor) and isinstance(parameter, DTensor):
+        if grad is None:
+            continue
+        if is_cut(grad) and is_cut(parameter):
             parameter.grad = grad.redistribute(placements=parameter.placements)
+        elif not is_cut(grad):
+            grad.copy_(parallel.sum(grad))
 
 
 def gradient_norm(parameters: Iterable[nn.Parameter], parallel: Parallel) -> float:
@@ -125,7 +147,7 @@ def clip(parameters: Iterable[nn.Parameter], limit: float, parallel: Parallel) -
     to be called before every step of an optimizer, since it also finishes the gradients' sums.
     """
     parameters = list(parameters)
-    add_up(parameters)
+    add_up(parameters, parallel)
     norm = gradient_norm(parameters, parallel)
     scale = limit / (norm + 1e-6)
     if scale < 1:
@@ -133,8 +155,3 @@ def clip(parameters: Iterable[nn.Parameter], limit: float, parallel: Parallel) -
             if parameter.grad is not None:
                 held(parameter.grad).mul_(scale)
     return norm
-
-
-def whole(tensor: Tensor) -> Tensor:
-    """A tensor with all its parts, on every process; all must ask for it."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

@@ -25,6 +25,7 @@ MAY_CHANGE = frozenset(
         "keep",
         "curve",
         "tensorboard",
+        "tensor_parallel",
         "tokenizer",  # a resumed run takes that of its checkpoint
     }
 )
@@ -61,6 +62,8 @@ class RunConfig:
         optimizer: "adamw", or "adamw-8bit" with moments of 8 bits, which needs torchao and a C++
             compiler.
         offload: keep the optimizer's state on the CPU, and compute the update there.
+        tensor_parallel: of the processes that torchrun started, how many hold the model together;
+            the rest share the rows of a step, and each holds a part of what is trained.
         compile: run the network through `torch.compile`, which needs a C++ compiler.
         activation_checkpointing: recompute each block in the backward pass to save memory.
         device: where to train.
@@ -93,6 +96,7 @@ class RunConfig:
     weights: str = FLOAT32
     optimizer: str = ADAMW
     offload: bool = False
+    tensor_parallel: int = 1
     compile: bool = False
     activation_checkpointing: bool = False
     device: str = "cpu"
@@ -148,7 +152,11 @@ class RunConfig:
     @property
     def micro_batch(self) -> int:
         """Sequences that go through the network at once."""
-        return min(self.micro_batch_size or self.batch_size, self.batch_size)
+        return self.micro_batch_of(1)
+
+    def micro_batch_of(self, shares: int) -> int:
+        """The same, where so many processes share the rows of a step."""
+        return min(self.micro_batch_size or self.batch_size, -(-self.batch_size // shares))
 
     def warmup(self, steps: int) -> int:
         """Steps of linear rise in a run of `steps`."""

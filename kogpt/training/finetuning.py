@@ -8,7 +8,8 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -20,18 +21,17 @@ from kogpt.adapters import (
     attach_head,
     attach_lora,
     attach_prompt,
-    write_adapter,
 )
+from kogpt.adapters.files import adapter_content
+from kogpt.adapters.files import write_content as write_adapter_content
 from kogpt.checkpoint import load_model, write_checkpoint
 from kogpt.checkpoint.convert import license_of
 from kogpt.checkpoint.staging import (
-    Staging,
     fsync_path,
     refuse_existing,
     to_json,
     write_atomically,
 )
-from kogpt.checkpoint.writer import write_content
 from kogpt.errors import InputRefusedError
 from kogpt.evaluation.metrics import interval, measure, require_sklearn
 from kogpt.evaluation.provenance import commit
@@ -39,6 +39,8 @@ from kogpt.evaluation.task import DEGREE, Task, load_task
 from kogpt.generation.requests import evaluation_mode
 from kogpt.kernels.frozen import FrozenLinear
 from kogpt.model import KoGPT
+from kogpt.parallel import Parallel
+from kogpt.parallel.parts import Rows, fill
 from kogpt.tokenizer import Tokenizer, load_tokenizer
 from kogpt.training.batching import Plan, cut
 from kogpt.training.config import (
@@ -54,10 +56,11 @@ from kogpt.training.config import (
     FinetuningConfig,
 )
 from kogpt.training.examples import Splits, is_task, read_examples, read_task
-from kogpt.training.job import Files, Job
+from kogpt.training.job import Job
 from kogpt.training.log import LOG_NAME, read_log
 from kogpt.training.loop import run_job
 from kogpt.training.loss import autocast
+from kogpt.training.model import load_weights
 from kogpt.training.objectives import (
     HELD_OUT_LOSS,
     Classification,
@@ -70,7 +73,9 @@ from kogpt.training.objectives import (
     to_device,
 )
 from kogpt.training.optimizer import trained
-from kogpt.training.state import read_tensors, write_tensors
+from kogpt.training.sharing import cut as share_out
+from kogpt.training.sharing import refuse_unshared
+from kogpt.training.state import Files, stored_tensors, write_step, write_tensors
 
 WEIGHTS_NAME = "trained.safetensors"
 BEST_NAME, STEP = "best.safetensors", "step"
@@ -98,9 +103,11 @@ def finetune(config: FinetuningConfig, stream: TextIO | None = None) -> dict[str
     """
     if is_task(config.data):
         require_sklearn()
-    if not config.resume:
-        refuse_existing(config.out)
-    return run_job(config, Finetuning.start, stream).finish()
+    with Parallel.launched(config.tensor_parallel, config.device) as parallel:
+        refuse_unshared(config, parallel)
+        if not config.resume:
+            parallel.once(lambda: refuse_existing(config.out))
+        return run_job(config, Finetuning.start, stream, parallel).finish()
 
 
 class Finetuning(Job[FinetuningConfig, ExampleBatch]):
@@ -113,8 +120,10 @@ class Finetuning(Job[FinetuningConfig, ExampleBatch]):
         tokenizer: Tokenizer,
         objective: Objective[Any, Any],
         splits: Splits[Any],
+        parallel: Parallel,
     ) -> None:
         self.config, self.model, self.tokenizer = config, model, tokenizer
+        self.parallel = parallel
         self.objective, self.splits = objective, splits
         self.data = splits.fingerprint()
         found = map(objective.example, splits.training)
@@ -129,18 +138,21 @@ class Finetuning(Job[FinetuningConfig, ExampleBatch]):
         self.plan = Plan(lengths, config.batch_size, config.seed, room)
 
     @classmethod
-    def start(cls, config: FinetuningConfig, last: Path | None, stream: TextIO) -> "Finetuning":
+    def start(
+        cls, config: FinetuningConfig, last: Path | None, stream: TextIO, parallel: Parallel
+    ) -> "Finetuning":
         """The job at its beginning, or where checkpoint `last` was written."""
         task = load_task(config.data[0]) if is_task(config.data) else None
         kind = find_objective(config, task)
         tokenizer = load_tokenizer(config.model)
-        model = start_model(config, outputs_of(kind, task))
+        model = start_model(config, outputs_of(kind, task), parallel)
         if last is not None:
-            restore(model, read_tensors(last / WEIGHTS_NAME))
+            with stored_tensors(last / WEIGHTS_NAME) as tensors:
+                restore(model, tensors)
         objective = make_objective(kind, config, model, tokenizer, task)
         splits = read_examples(config) if task is None else read_task(task, config)
         print(f"encoding {len(splits.training):,} examples", file=stream, flush=True)
-        return cls(config, model, tokenizer, objective, splits)
+        return cls(config, model, tokenizer, objective, splits, parallel)
 
     def num_steps(self) -> int:
         return self.config.steps or self.plan.num_steps(self.config.epochs)
@@ -149,7 +161,7 @@ class Finetuning(Job[FinetuningConfig, ExampleBatch]):
         rows = [[self.examples[i] for i in row] for row in self.plan.step(step)]
         return [
             to_device(self.objective.collate(micro), self.model.device)
-            for micro in cut(rows, self.config.micro_batch)
+            for micro in cut(rows, self.config.micro_batch_of(self.parallel.size))
         ]
 
     def loss(self, batch: ExampleBatch) -> Tensor:
@@ -170,31 +182,32 @@ class Finetuning(Job[FinetuningConfig, ExampleBatch]):
         if not self.splits.validation:
             return {}
         figures = self.figures(self.splits.validation)
-        if self.config.keep_weights == BEST and self._is_best(step, figures):
-            write_tensors(self._best, {STEP: torch.tensor(step), **trained(self.model)})
+        if self.config.keep_weights == BEST:
+            if self.parallel.once(lambda: self._is_best(step, figures)):
+                tensors = {STEP: torch.tensor(step), **trained(self.model)}
+                write_tensors(self._best, tensors, self.parallel)
         return figures
 
     def figures(self, rows: Sequence[Any]) -> dict[str, float]:
         """Figures of a split, by the model as it is."""
         with evaluation_mode(self.model), autocast(self.model, self.config.precision):
-            return self.objective.figures(self.model, rows)
+            figures = self.parallel.as_forward(self.model, self.objective.figures)
+            return figures(self.model, rows)
 
     def save(self, folder: Path, files: Files) -> None:
-        with Staging(folder) as staging:
-            for name, content in {WEIGHTS_NAME: dict(trained(self.model)), **files}.items():
-                write_content(staging.folder / name, content)
-            staging.commit()
+        write_step(folder, {WEIGHTS_NAME: trained(self.model), **files}, self.parallel)
 
     def finish(self) -> dict[str, Any]:
         """Takes the weights to keep, measures them, and writes the result."""
         step = self.num_steps()
         if self.config.keep_weights == BEST and self._best.exists():
-            best = read_tensors(self._best)
-            step = int(best.pop(STEP))
-            restore(self.model, best)
+            with stored_tensors(self._best) as best:
+                step = int(best.pop(STEP)[:])
+                restore(self.model, best)
         results = self._results(step)
         publish(self)
-        write_atomically(self.config.out / RESULTS_NAME, to_json(results))
+        if self.parallel.first:
+            write_atomically(self.config.out / RESULTS_NAME, to_json(results))
         return results
 
     @property
@@ -228,8 +241,9 @@ class Finetuning(Job[FinetuningConfig, ExampleBatch]):
         """Figures of a split, with intervals where there are metrics."""
         with evaluation_mode(self.model), autocast(self.model, self.config.precision):
             if not isinstance(self.objective, TaskObjective):
-                return {"rows": len(rows), **self.objective.figures(self.model, rows)}
-            outcome, loss = self.objective.judge(self.model, rows)
+                return {"rows": len(rows), **self.figures(rows)}
+            judge = self.parallel.as_forward(self.model, self.objective.judge)
+            outcome, loss = judge(self.model, rows)
         measured = {
             name: {"value": measure(name, outcome)[0], "interval": list(interval(name, outcome))}
             for name in self.objective.metrics
@@ -281,20 +295,26 @@ def make_objective(
     return (Classification if kind == HEAD else Regression)(*reading, task)
 
 
-def start_model(config: FinetuningConfig, outputs: int) -> KoGPT:
+def start_model(config: FinetuningConfig, outputs: int, parallel: Parallel) -> KoGPT:
     """The model with what the method puts into it.
 
     Raises:
         InputRefusedError: it cannot be loaded, or holds no integers for QLoRA.
         ValueError: what the method puts in does not fit it.
     """
+    dtype = base_dtype(config)
+    if config.method in (FULL, LORA):
+        add = partial(attach_method, config=config, outputs=outputs)
+        return load_weights(Path(config.model), dtype, config, parallel, add)
+    # Whole at first: integers are not cut, and a prompt begins as rows of the table.
     quantized = config.method == QLORA
-    model = load_model(config.model, base_dtype(config), config.device, quantized=quantized)
+    model = load_model(config.model, dtype, parallel.device, quantized=quantized)
     if quantized and not any(isinstance(module, FrozenLinear) for module in model.modules()):
         raise InputRefusedError(
             f"{config.model}: holds no integers to keep: kogpt convert --quantize int4, or lora"
         )
     attach_method(model, config, outputs)
+    share_out(model, config, parallel)
     return model
 
 
@@ -322,7 +342,7 @@ def attach_method(model: KoGPT, config: FinetuningConfig, outputs: int) -> None:
 
 
 @torch.no_grad()
-def restore(model: KoGPT, tensors: dict[str, Tensor]) -> None:
+def restore(model: KoGPT, tensors: Mapping[str, Rows]) -> None:
     """Puts back what was trained.
 
     Raises:
@@ -333,23 +353,42 @@ def restore(model: KoGPT, tensors: dict[str, Tensor]) -> None:
         odd = min(parameters.keys() ^ tensors.keys())
         raise InputRefusedError(f"cannot resume with another model: {odd} is in one of both")
     for name, parameter in parameters.items():
-        parameter.copy_(tensors[name])
+        fill(parameter, tensors[name].__getitem__)
 
 
 def publish(job: Finetuning) -> None:
     """Writes the result into the run's folder, over what an interrupted run may have left."""
-    config = job.config
+    config, base = job.config, Path(job.config.model)
+    notice = config.license_notice or license_of(base, job.model.config)
     if config.method != FULL:
-        write_adapter(config.out, job.model, config.model, config.license_notice)
+        content = adapter_content(job.model)  # of all processes
+        if job.parallel.first:
+            write_adapter_content(config.out, content, base, notice)
         return
     staged = config.folder / "result"
-    shutil.rmtree(staged, ignore_errors=True)
+    job.parallel.once(lambda: shutil.rmtree(staged, ignore_errors=True))
+    write_result(staged, job, notice)
+    if job.parallel.first:
+        replace(staged, config.out)
+
+
+def write_result(staged: Path, job: Finetuning, notice: str) -> None:
+    """Writes all weights as a checkpoint."""
     files = {path.name: path for path in job.tokenizer.files}
-    notice = config.license_notice or license_of(Path(config.model), job.model.config)
-    tensors = job.model.state_dict()
-    write_checkpoint(staged, job.model.config, tensors, files=files, license_notice=notice)
+    if job.parallel.alone:
+        tensors = job.model.state_dict()
+        write_checkpoint(staged, job.model.config, tensors, files=files, license_notice=notice)
+        return
+    from kogpt.parallel.saving import export  # slow to import
+
+    parameters = dict(job.model.named_parameters())
+    export(staged, job.model.config, parameters, job.parallel, files=files, license_notice=notice)
+
+
+def replace(staged: Path, out: Path) -> None:
+    """Puts the files of a checkpoint into a folder, over what is there."""
     # Its config comes last: before, the folder is no checkpoint.
     for path in sorted(staged.iterdir(), key=lambda path: path.name == "config.json"):
-        os.replace(path, config.out / path.name)
+        os.replace(path, out / path.name)
     staged.rmdir()
-    fsync_path(config.out)
+    fsync_path(out)

@@ -8,7 +8,9 @@ from typing import Generic, Protocol, TypeVar
 from torch import Tensor
 
 from kogpt.model import KoGPT
+from kogpt.parallel import Parallel
 from kogpt.training.config import RunConfig
+from kogpt.training.state import Files
 
 
 class Batch(Protocol):
@@ -26,8 +28,6 @@ class Batch(Protocol):
     def tokens(self) -> int: ...
 
 
-Files = Mapping[str, bytes | Mapping[str, Tensor]]
-
 B = TypeVar("B", bound=Batch)
 C = TypeVar("C", bound=RunConfig)
 
@@ -39,11 +39,13 @@ class Job(ABC, Generic[C, B]):
         config: all settings.
         model: is trained where its parameters require gradients.
         data: fingerprint of the data, by which a resumed run knows them again.
+        parallel: the processes that do it together.
     """
 
     config: C
     model: KoGPT
     data: str
+    parallel: Parallel
 
     @abstractmethod
     def num_steps(self) -> int:

@@ -92,6 +92,25 @@ class Progress:
         self.stream.flush()
 
 
+class Silent(Progress):
+    """Says and writes nothing: one process tells of what several do together."""
+
+    def __init__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def record(self, step: int, tokens: int, entry: Mapping[str, float]) -> None:
+        pass
+
+    def trained(self, step: int, loss: float, tokens_per_second: float) -> None:
+        pass
+
+    def say(self, text: str) -> None:
+        pass
+
+
 def clock(seconds: float) -> str:
     """A time span as h:mm:ss."""
     minutes, second = divmod(round(seconds), 60)

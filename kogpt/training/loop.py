@@ -1,19 +1,22 @@
 """The loop: steps, the log, validations and checkpoints of any job."""
 
+import io
 import math
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Generic, TextIO, TypeVar
 
 import torch
 
 from kogpt.errors import KoGPTError
+from kogpt.parallel import Parallel
 from kogpt.training.activation_checkpointing import checkpoint_activations
 from kogpt.training.curve import CURVE_NAME, draw_curve, require_matplotlib
-from kogpt.training.job import B, C, Files, Job
-from kogpt.training.log import LOG_NAME, Progress, read_log
+from kogpt.training.job import B, C, Job
+from kogpt.training.log import LOG_NAME, Progress, Silent, read_log
 from kogpt.training.loss import autocast
 from kogpt.training.optimizer import (
     make_optimizer,
@@ -25,38 +28,46 @@ from kogpt.training.schedule import learning_rate
 from kogpt.training.state import (
     MOMENTS_NAME,
     STATE_NAME,
+    Files,
     TrainingState,
     checkpoints,
     claimed,
     discard_all_but,
     read_state,
-    read_tensors,
+    stored_tensors,
 )
 
 J = TypeVar("J", bound=Job[Any, Any])
 
 
-def run_job(config: C, make_job: Callable[[C, Path | None, TextIO], J], stream: TextIO | None) -> J:
+def run_job(
+    config: C,
+    make_job: Callable[[C, Path | None, TextIO, Parallel], J],
+    stream: TextIO | None,
+    parallel: Parallel,
+) -> J:
     """Does a job, from the newest checkpoint in its folder if it shall be resumed.
 
     Args:
         config: all settings.
         make_job: makes the job, given the checkpoint that it goes on from, or None.
         stream: where progress is told; None for stderr.
+        parallel: the processes that do it together; the first tells and writes of it.
 
     Returns:
         The job, done.
     """
-    stream = stream or sys.stderr
+    stream = (stream or sys.stderr) if parallel.first else io.StringIO()
     if config.curve:
         require_matplotlib()
-    with claimed(config):
-        last = next(reversed(checkpoints(config.folder)), None)
-        job = make_job(config, last, stream)
+    with ExitStack() as stack:
+        parallel.once(lambda: stack.enter_context(claimed(config)))
+        last = parallel.once(lambda: next(reversed(checkpoints(config.folder)), None))
+        job = make_job(config, last, stream, parallel)
         trainer = Trainer(job)
         if last is not None:
             trainer.restore(last)
-        with Progress(config, trainer.step, trainer.steps, stream) as progress:
+        with trainer.progress(stream) as progress:
             progress.say(trainer.describe())
             trainer.run(progress)
     return job
@@ -73,26 +84,35 @@ class Trainer(Generic[C, B]):
     """
 
     def __init__(self, job: Job[C, B]) -> None:
-        self.job, self.config = job, job.config
+        self.job, self.config, self.parallel = job, job.config, job.parallel
         self.step, self.steps, self.tokens = 0, job.num_steps(), 0
         self.optimizer = make_optimizer(job.model, self.config)
         self._begun = TrainingState(0, 0, self.config.to_dict(), job.data)
         if self.config.activation_checkpointing:
             checkpoint_activations(job.model)
-        self._loss = torch.compile(job.loss, dynamic=False) if self.config.compile else job.loss
+        loss = torch.compile(job.loss, dynamic=False) if self.config.compile else job.loss
+        self._loss = self.parallel.as_forward(job.model, loss)
         self._seconds, self._read = 0.0, 0  # since the log was written
 
     def restore(self, checkpoint: Path) -> None:
         """Goes back to where `checkpoint`, which the job was made from, was written."""
         state = read_state(checkpoint)
         state.require_equal(self._begun)
-        moments = read_tensors(checkpoint / MOMENTS_NAME)
-        restore_optimizer(self.optimizer, self.job.model, moments, state.step)
+        with stored_tensors(checkpoint / MOMENTS_NAME) as moments:
+            restore_optimizer(self.optimizer, self.job.model, moments, state.step)
         self.step, self.tokens = state.step, state.tokens
+
+    def progress(self, stream: TextIO) -> Progress:
+        """What tells of the run, if this process does."""
+        if not self.parallel.first:
+            return Silent()
+        return Progress(self.config, self.step, self.steps, stream)
 
     def describe(self) -> str:
         """One line on what is about to happen."""
         start = f"from step {self.step:,}" if self.step else "from the start"
+        if not self.parallel.alone:
+            start += f", in {self.parallel.processes} processes"
         return f"{self.job.describe()}; {self.steps:,} steps, {start}"
 
     def run(self, progress: Progress) -> None:
@@ -124,11 +144,10 @@ class Trainer(Generic[C, B]):
             KoGPTError: either is not a finite number; the weights are as before the step.
         """
         # Dropout is a function of the step, like the data: a resumed run needs no other memory.
-        torch.manual_seed(self.config.seed * 1_000_003 + self.step)
+        # Processes that hold one model together must drop the same; those with other rows need not.
+        torch.manual_seed((self.parallel.rank << 40) + self.config.seed * 1_000_003 + self.step)
         loss = self._accumulate(self.job.batches(self.step, self.steps))
-        norm = torch.nn.utils.clip_grad_norm_(
-            self.job.model.parameters(), self.config.gradient_clip
-        ).item()
+        norm = self.parallel.clip(self.job.model.parameters(), self.config.gradient_clip)
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise KoGPTError(
                 f"step {self.step + 1}: the loss is {loss}, the norm of its gradient {norm}; "
@@ -145,13 +164,13 @@ class Trainer(Generic[C, B]):
         device = self.job.model.device
         count = sum(batch.count for batch in batches)
         total = torch.zeros((), device=device)
-        for batch in batches:
+        for batch, counts in self.parallel.turns(batches):
             with autocast(self.job.model, self.config.precision):
                 loss = self._loss(batch) / count
-            loss.backward()
-            total += loss.detach()
-            self.tokens += batch.tokens
-        return total.item()
+            (loss if counts else loss * 0).backward()
+            total += loss.detach() * counts
+        self.tokens += sum(batch.tokens for batch in batches)
+        return self.parallel.sum(total).item()
 
     def _log(self, progress: Progress, loss: float, norm: float) -> None:
         speed = self._read / self._seconds
@@ -178,6 +197,8 @@ class Trainer(Generic[C, B]):
         moments = optimizer_tensors(self.optimizer, self.job.model)
         files: Files = {STATE_NAME: state.to_json(), MOMENTS_NAME: moments}
         self.job.save(folder / f"step-{self.step:08}", files)
+        if not self.parallel.first:
+            return
         discard_all_but(config.keep, folder)
         if config.curve:
             draw_curve(read_log(folder / LOG_NAME), folder / CURVE_NAME)

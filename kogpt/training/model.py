@@ -1,6 +1,8 @@
 """The model a run begins with: new, from a checkpoint, or where the run was left."""
 
 import dataclasses
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -8,42 +10,84 @@ import torch
 from kogpt.checkpoint import load_model
 from kogpt.errors import InputRefusedError
 from kogpt.model import PRESETS, KoGPT, KoGPTConfig
+from kogpt.parallel import Parallel
 from kogpt.tokenizer import Tokenizer, load_tokenizer
-from kogpt.training.config import FLOAT32, TrainingConfig
+from kogpt.training.config import FLOAT32, RunConfig, TrainingConfig
+from kogpt.training.sharing import cut
 
 
-def load_start(config: TrainingConfig, last: Path | None) -> tuple[KoGPT, Tokenizer]:
+def load_start(
+    config: TrainingConfig, last: Path | None, parallel: Parallel
+) -> tuple[KoGPT, Tokenizer]:
     """The model, its weights as the config says, and its tokenizer.
 
     Args:
         config: says what to begin with.
         last: the newest checkpoint of a run that goes on.
+        parallel: the processes; each makes or reads its own part.
 
     Raises:
         InputRefusedError: one of them is missing or damaged, or they do not fit each other.
     """
     dtype = torch.float32 if config.weights == FLOAT32 else torch.bfloat16
     if last is not None:
-        return load_model(last, dtype=dtype), load_tokenizer(last)
+        return load_weights(last, dtype, config, parallel), load_tokenizer(last)
     folder = config.tokenizer or Path(config.model)
     if not folder.is_dir():
         raise InputRefusedError(f"{folder} is no folder with a tokenizer; name one")
     tokenizer = load_tokenizer(folder)
     if Path(config.model).is_dir():
-        model = load_model(config.model, dtype=dtype)
+        model = load_weights(Path(config.model), dtype, config, parallel)
         _check_vocabulary(model.config, tokenizer, config.model)
     else:
-        model = _new_model(config, tokenizer).to(dtype)
+        model = _new_model(config, tokenizer, parallel).to(dtype)
     return model, tokenizer
 
 
-def _new_model(config: TrainingConfig, tokenizer: Tokenizer) -> KoGPT:
+def load_weights(
+    path: Path,
+    dtype: torch.dtype,
+    config: RunConfig,
+    parallel: Parallel,
+    add: Callable[[KoGPT], None] = lambda model: None,
+) -> KoGPT:
+    """A model from a checkpoint, to be trained; in several processes each reads its own part.
+
+    Args:
+        path: of the checkpoint.
+        dtype: of the weights.
+        config: of the run.
+        parallel: the processes.
+        add: puts into the model what is to be in it beside.
+    """
+    if parallel.alone:
+        model = load_model(path, dtype, parallel.device)
+        add(model)
+        return model
+    from kogpt.parallel.loading import load_parallel  # slow to import
+
+    def prepare(model: KoGPT) -> None:
+        add(model)
+        cut(model, config, parallel)
+
+    return load_parallel(path, parallel, dtype, cut=prepare)
+
+
+def _new_model(config: TrainingConfig, tokenizer: Tokenizer, parallel: Parallel) -> KoGPT:
     known = config.model in PRESETS
     shape = PRESETS[config.model] if known else KoGPTConfig.from_file(config.model)
     _check_vocabulary(shape, tokenizer, config.model)
     ids = {f"{role}_token_id": getattr(tokenizer, f"{role}_id") for role in ("bos", "eos", "pad")}
-    model = KoGPT(dataclasses.replace(shape, **ids))
-    model.init_weights(torch.Generator().manual_seed(config.seed))
+    shape = dataclasses.replace(shape, **ids)
+    generator = torch.Generator().manual_seed(config.seed)
+    if not parallel.alone:
+        from kogpt.parallel.loading import new_parallel  # slow to import
+
+        return new_parallel(
+            shape, parallel, generator, cut=partial(cut, config=config, parallel=parallel)
+        )
+    model = KoGPT(shape)
+    model.init_weights(generator)
     return model
 
 

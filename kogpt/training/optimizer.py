@@ -9,6 +9,7 @@ from torch.optim.adamw import adamw
 
 from kogpt.errors import KoGPTError
 from kogpt.kernels.building import CannotBuildError, find_compiler
+from kogpt.parallel.parts import Rows, fill, is_cut
 from kogpt.training.config import EIGHT_BITS, FLOAT32, STOCHASTIC, RunConfig
 
 STEP, MASTER = "step", "master"
@@ -158,13 +159,13 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dic
 
 
 def restore_optimizer(
-    optimizer: torch.optim.Optimizer, model: nn.Module, tensors: Mapping[str, Tensor], step: int
+    optimizer: torch.optim.Optimizer, model: nn.Module, tensors: Mapping[str, Rows], step: int
 ) -> None:
     """Puts the state back as it was after `step` steps."""
     for name, parameter in trained(model).items():
         state = initial_state(optimizer, parameter)
         for key, tensor in _parts(state):
-            tensor.copy_(tensors[f"{name}.{key}"])
+            fill(tensor, tensors[f"{name}.{key}"].__getitem__)
         state[STEP].fill_(step)
         optimizer.state[parameter] = state
 
@@ -184,7 +185,7 @@ def initial_state(optimizer: torch.optim.Optimizer, parameter: Tensor) -> dict[s
 def _parts(state: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
     """The tensors of a parameter's state but its step, those inside of others one by one."""
     for key, tensor in state.items():
-        if hasattr(tensor, "__tensor_flatten__"):
+        if hasattr(tensor, "__tensor_flatten__") and not is_cut(tensor):
             for part in tensor.__tensor_flatten__()[0]:
                 yield f"{key}.{part}", getattr(tensor, part)
         elif key != STEP:

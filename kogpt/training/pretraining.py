@@ -11,16 +11,20 @@ from typing import TextIO
 from torch import Tensor
 
 from kogpt.checkpoint import write_checkpoint
+from kogpt.checkpoint.staging import to_json
 from kogpt.model import KoGPT
+from kogpt.parallel import Parallel
 from kogpt.tokenizer import Tokenizer
 from kogpt.training.config import TrainingConfig
 from kogpt.training.data import EncodedDocuments, PackedSequences, encode_documents
 from kogpt.training.documents import read_documents
-from kogpt.training.job import Files, Job
+from kogpt.training.job import Job
 from kogpt.training.loop import run_job
 from kogpt.training.loss import next_token_loss, score_documents
 from kogpt.training.model import load_start
-from kogpt.training.state import checkpoints
+from kogpt.training.optimizer import trained
+from kogpt.training.sharing import refuse_unshared
+from kogpt.training.state import Files, checkpoints, write_slices
 
 
 def train(config: TrainingConfig, stream: TextIO | None = None) -> Path:
@@ -42,7 +46,9 @@ def train(config: TrainingConfig, stream: TextIO | None = None) -> Path:
         NotEnoughResourcesError: no room for a checkpoint.
         ValueError: a setting does not fit the model.
     """
-    run_job(config, Pretraining.start, stream)
+    with Parallel.launched(config.tensor_parallel, config.device) as parallel:
+        refuse_unshared(config, parallel)
+        run_job(config, Pretraining.start, stream, parallel)
     return checkpoints(config.out)[-1]
 
 
@@ -72,8 +78,11 @@ class Pretraining(Job[TrainingConfig, Sequences]):
         tokenizer: Tokenizer,
         training: EncodedDocuments,
         held_out: EncodedDocuments,
+        parallel: Parallel | None = None,
     ) -> None:
-        self.config, self.model = config, model.to(config.device)
+        self.parallel = parallel or Parallel(device=config.device)
+        self.config = config
+        self.model = model.to(config.device) if self.parallel.alone else model
         self.training, self.held_out = training, held_out
         self.length = sequence_length(config, model.config.n_positions)
         self.sequences = PackedSequences(training, self.length, config.seed)
@@ -82,24 +91,26 @@ class Pretraining(Job[TrainingConfig, Sequences]):
         self._tokenizer_files = {path.name: path.read_bytes() for path in tokenizer.files}
 
     @classmethod
-    def start(cls, config: TrainingConfig, last: Path | None, stream: TextIO) -> "Pretraining":
+    def start(
+        cls, config: TrainingConfig, last: Path | None, stream: TextIO, parallel: Parallel
+    ) -> "Pretraining":
         """The job at its beginning, or where checkpoint `last` was written."""
-        model, tokenizer = load_start(config, last)
+        model, tokenizer = load_start(config, last, parallel)
         print(f"reading {', '.join(map(str, config.data))}", file=stream, flush=True)
         documents = read_documents(config.data, config.column)
-        return cls(config, model, tokenizer, *encode_documents(documents, tokenizer))
+        return cls(config, model, tokenizer, *encode_documents(documents, tokenizer), parallel)
 
     def num_steps(self) -> int:
         exact = self.config.epochs * self.sequences.per_epoch / self.config.batch_size
         return self.config.steps or math.ceil(exact)
 
     def batches(self, step: int, steps: int) -> list[Sequences]:
-        rows = self.sequences.batch(step, self.config.batch_size).to(self.config.device)
+        rows = self.sequences.batch(step, self.config.batch_size).to(self.parallel.device)
         short = step < self.config.short_part * steps
         width = (self.config.short_length if short else None) or self.length
         return [
             Sequences(micro[:, :-1].reshape(-1, width), micro[:, 1:].reshape(-1, width))
-            for micro in rows.split(self.config.micro_batch)
+            for micro in rows.split(self.config.micro_batch_of(self.parallel.size))
         ]
 
     def loss(self, batch: Sequences) -> Tensor:
@@ -117,17 +128,19 @@ class Pretraining(Job[TrainingConfig, Sequences]):
         if not len(self.held_out):
             return {}
         documents = self.held_out.first(self.config.validation_documents or len(self.held_out))
-        score = score_documents(self.model, documents, precision=self.config.precision)
+        judge = self.parallel.as_forward(self.model, score_documents)
+        score = judge(self.model, documents, precision=self.config.precision)
         return {"held_out_loss": score.loss, "held_out_bits_per_byte": score.bits_per_byte}
 
     def save(self, folder: Path, files: Files) -> None:
-        write_checkpoint(
-            folder,
-            self.model.config,
-            self.model.state_dict(),
-            files={**self._tokenizer_files, **files},
-            license_notice=self.config.license_notice,
-        )
+        files, notice = {**self._tokenizer_files, **files}, self.config.license_notice
+        shape = self.model.config
+        if self.parallel.alone:
+            tensors = self.model.state_dict()
+            write_checkpoint(folder, shape, tensors, files=files, license_notice=notice)
+        else:
+            files |= {".": trained(self.model), "config.json": to_json(shape.to_dict())}
+            write_slices(folder, files, self.parallel, notice)
 
 
 def sequence_length(config: TrainingConfig, n_positions: int) -> int:

@@ -11,20 +11,24 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
-from kogpt.checkpoint.staging import fsync_path, to_json, writing
+from kogpt.checkpoint.safetensors_file import SafetensorsFile
+from kogpt.checkpoint.sliced import SlicedCheckpoint
+from kogpt.checkpoint.sources import Source
+from kogpt.checkpoint.staging import Staging, fsync_path, to_json, writing
 from kogpt.checkpoint.writer import write_content
 from kogpt.errors import InputRefusedError, KoGPTError
+from kogpt.parallel import Parallel
 from kogpt.training.config import MAY_CHANGE, RunConfig
 from kogpt.training.log import LOG_NAME
+
+Files = Mapping[str, bytes | Mapping[str, Tensor]]
 
 STATE_NAME = "training.json"
 MOMENTS_NAME = "optimizer.safetensors"
@@ -100,20 +104,68 @@ def read_state(checkpoint: Path) -> TrainingState:
         raise InputRefusedError(f"{path}: no training state ({error})") from None
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Reads tensors that a run wrote beside its state.
+class StoredRows:
+    """A tensor on the disk, of which rows are read."""
+
+    def __init__(self, source: Source, name: str) -> None:
+        self._source, self._name = source, name
+
+    def __getitem__(self, rows: slice) -> Tensor:
+        return self._source.read(self._name, rows)
+
+
+@contextmanager
+def stored_tensors(path: Path) -> Iterator[dict[str, StoredRows]]:
+    """Tensors that a run wrote beside its state.
+
+    Args:
+        path: of the file, `NAME.safetensors`. Where several processes wrote, `NAME` is a folder of
+            slices instead.
 
     Raises:
-        InputRefusedError: the file is missing or damaged.
+        InputRefusedError: they are missing or damaged.
     """
+    folder = path.with_suffix("")
     try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
+        source = SlicedCheckpoint(folder) if folder.is_dir() else SafetensorsFile(path)
+    except (OSError, InputRefusedError) as error:
         raise InputRefusedError(f"{path}: no {path.stem} state ({error})") from None
+    with closing(source):
+        yield {name: StoredRows(source, name) for name in source.tensors}
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+def write_step(folder: Path, files: Files, parallel: Parallel) -> None:
+    """Writes a checkpoint of a run, complete or not at all.
+
+    Tensors of several processes, `NAME.safetensors`, become a folder of slices, `NAME`.
+    """
+    if not parallel.alone:
+        return write_slices(folder, files, parallel)
+    with Staging(folder) as staging:
+        for name, content in files.items():
+            write_content(staging.folder / name, content)
+        staging.commit()
+
+
+def write_slices(folder: Path, files: Files, parallel: Parallel, notice: str = "none") -> None:
+    """`write_step` of several processes; "." is the folder itself."""
+    from kogpt.parallel.saving import save_slices  # slow to import
+
+    groups = {
+        name.removesuffix(".safetensors"): content
+        for name, content in files.items()
+        if not isinstance(content, bytes)
+    }
+    others = {name: content for name, content in files.items() if isinstance(content, bytes)}
+    save_slices(folder, groups, others, parallel, license_notice=notice)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], parallel: Parallel) -> None:
     """Writes tensors so that the file is absent, or as before, or complete."""
+    if not parallel.alone:
+        from kogpt.parallel.saving import write_whole  # slow to import
+
+        return write_whole(path, tensors, parallel)
     temporary = path.with_name(f"{path.name}.tmp")
     with writing(path):
         write_content(temporary, tensors)

@@ -15,9 +15,9 @@ from kogpt.checkpoint import convert, load_model, open_checkpoint, verify
 from kogpt.checkpoint.sliced import SlicedCheckpoint
 from kogpt.errors import InputRefusedError
 from kogpt.parallel.loading import load_parallel
-from kogpt.parallel.parts import cut_like
+from kogpt.parallel.parts import cut_like, whole
 from kogpt.parallel.saving import export, save_slices
-from kogpt.parallel.sharding import as_forward, whole
+from kogpt.parallel.sharding import as_forward
 from kogpt.training.optimizer import optimizer_tensors
 from tests.parallel.launch import begin, finish, run
 from tests.parallel.test_steps import cutter, difference, loss_of

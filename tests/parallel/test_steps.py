@@ -8,8 +8,8 @@ from kogpt.adapters.config import TARGETS
 from kogpt.checkpoint import load_model
 from kogpt.evaluation.likelihood import Query, log_likelihoods
 from kogpt.parallel.loading import load_parallel, new_parallel
-from kogpt.parallel.parts import held
-from kogpt.parallel.sharding import as_forward, clip, shard, whole
+from kogpt.parallel.parts import held, whole
+from kogpt.parallel.sharding import as_forward, clip, shard
 from kogpt.parallel.tensor import tensor_parallel
 from kogpt.training.activation_checkpointing import checkpoint_activations
 from kogpt.training.loss import next_token_loss

@@ -1,0 +1,44 @@
+"""How several processes share a run: what each holds of the model, and what cannot be shared."""
+
+from kogpt.model import KoGPT
+from kogpt.parallel import Parallel
+from kogpt.training.config import ADAMW, FLOAT32, RunConfig
+
+
+def cut(model: KoGPT, config: RunConfig, parallel: Parallel) -> None:
+    """Leaves of a model what this process holds of it while it is trained.
+
+    Args:
+        model: changed in place; without values yet, or whole and the same on every process.
+        config: of the run.
+        parallel: the processes.
+
+    Raises:
+        ValueError: the model does not fall into so many parts.
+    """
+    if parallel.alone:
+        return
+    from kogpt.parallel.sharding import shard  # slow to import, as the next
+    from kogpt.parallel.tensor import tensor_parallel
+
+    tensor_parallel(model, parallel)
+    shard(model, parallel, precision=config.precision)
+
+
+def refuse_unshared(config: RunConfig, parallel: Parallel) -> None:
+    """Refuses settings that only one process alone can follow.
+
+    Raises:
+        ValueError: names the first.
+    """
+    if parallel.alone:
+        return
+    asked = {
+        f"weights {config.weights}": config.weights != FLOAT32,
+        f"optimizer {config.optimizer}": config.optimizer != ADAMW,
+        "offload": config.offload,
+        "compile": config.compile,
+    }
+    for setting, is_asked in asked.items():
+        if is_asked:
+            raise ValueError(f"{setting} is for one process, there are {parallel.processes}")
