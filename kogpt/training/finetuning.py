@@ -8,10 +8,10 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeVar
 
 import torch
 from torch import Tensor
@@ -76,6 +76,8 @@ from kogpt.training.optimizer import trained
 from kogpt.training.sharing import cut as share_out
 from kogpt.training.sharing import refuse_unshared
 from kogpt.training.state import Files, stored_tensors, write_step, write_tensors
+
+T = TypeVar("T")
 
 WEIGHTS_NAME = "trained.safetensors"
 BEST_NAME, STEP = "best.safetensors", "step"
@@ -160,7 +162,7 @@ class Finetuning(Job[FinetuningConfig, ExampleBatch]):
     def batches(self, step: int, steps: int) -> list[ExampleBatch]:
         rows = [[self.examples[i] for i in row] for row in self.plan.step(step)]
         return [
-            to_device(self.objective.collate(micro), self.model.device)
+            to_device(self.objective.collate(micro), self.parallel.device)
             for micro in cut(rows, self.config.micro_batch_of(self.parallel.size))
         ]
 
@@ -190,9 +192,16 @@ class Finetuning(Job[FinetuningConfig, ExampleBatch]):
 
     def figures(self, rows: Sequence[Any]) -> dict[str, float]:
         """Figures of a split, by the model as it is."""
-        with evaluation_mode(self.model), autocast(self.model, self.config.precision):
-            figures = self.parallel.as_forward(self.model, self.objective.figures)
-            return figures(self.model, rows)
+        return self._judged(self.objective.figures, rows)
+
+    def _judged(self, judge: Callable[[KoGPT, Sequence[Any]], T], rows: Sequence[Any]) -> T:
+        """What is made of rows by the model as it is."""
+
+        def judged() -> T:
+            with evaluation_mode(self.model), autocast(self.model, self.config.precision):
+                return judge(self.model, rows)
+
+        return self.parallel.as_forward(self.model, judged)()
 
     def save(self, folder: Path, files: Files) -> None:
         write_step(folder, {WEIGHTS_NAME: trained(self.model), **files}, self.parallel)
@@ -239,11 +248,9 @@ class Finetuning(Job[FinetuningConfig, ExampleBatch]):
 
     def _measured(self, rows: Sequence[Any]) -> dict[str, Any]:
         """Figures of a split, with intervals where there are metrics."""
-        with evaluation_mode(self.model), autocast(self.model, self.config.precision):
-            if not isinstance(self.objective, TaskObjective):
-                return {"rows": len(rows), **self.figures(rows)}
-            judge = self.parallel.as_forward(self.model, self.objective.judge)
-            outcome, loss = judge(self.model, rows)
+        if not isinstance(self.objective, TaskObjective):
+            return {"rows": len(rows), **self.figures(rows)}
+        outcome, loss = self._judged(self.objective.judge, rows)
         measured = {
             name: {"value": measure(name, outcome)[0], "interval": list(interval(name, outcome))}
             for name in self.objective.metrics

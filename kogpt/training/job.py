@@ -39,13 +39,13 @@ class Job(ABC, Generic[C, B]):
         config: all settings.
         model: is trained where its parameters require gradients.
         data: fingerprint of the data, by which a resumed run knows them again.
-        parallel: the processes that do it together.
+        parallel: the processes that do it together; one, unless it is told of more.
     """
 
     config: C
     model: KoGPT
     data: str
-    parallel: Parallel
+    parallel: Parallel = Parallel()
 
     @abstractmethod
     def num_steps(self) -> int:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Generic, TextIO, TypeVar
 
 import torch
+from torch import Tensor
 
 from kogpt.errors import KoGPTError
 from kogpt.parallel import Parallel
@@ -90,8 +91,8 @@ class Trainer(Generic[C, B]):
         self._begun = TrainingState(0, 0, self.config.to_dict(), job.data)
         if self.config.activation_checkpointing:
             checkpoint_activations(job.model)
-        loss = torch.compile(job.loss, dynamic=False) if self.config.compile else job.loss
-        self._loss = self.parallel.as_forward(job.model, loss)
+        self._loss = torch.compile(job.loss, dynamic=False) if self.config.compile else job.loss
+        self._forward = self.parallel.as_forward(job.model, self._mean_loss)
         self._seconds, self._read = 0.0, 0  # since the log was written
 
     def restore(self, checkpoint: Path) -> None:
@@ -161,16 +162,19 @@ class Trainer(Generic[C, B]):
 
     def _accumulate(self, batches: Sequence[B]) -> float:
         """Adds up the gradient of the mean loss, a micro-batch at a time."""
-        device = self.job.model.device
         count = sum(batch.count for batch in batches)
-        total = torch.zeros((), device=device)
+        total = torch.zeros(())  # of the CPU, and then where losses are
         for batch, counts in self.parallel.turns(batches):
-            with autocast(self.job.model, self.config.precision):
-                loss = self._loss(batch) / count
+            loss = self._forward(batch, count)
             (loss if counts else loss * 0).backward()
-            total += loss.detach() * counts
+            total = total + loss.detach() * counts
         self.tokens += sum(batch.tokens for batch in batches)
         return self.parallel.sum(total).item()
+
+    def _mean_loss(self, batch: B, count: int) -> Tensor:
+        """What a micro-batch adds to the mean loss over the `count` targets of a step."""
+        with autocast(self.job.model, self.config.precision):
+            return self._loss(batch) / count
 
     def _log(self, progress: Progress, loss: float, norm: float) -> None:
         speed = self._read / self._seconds

@@ -22,7 +22,7 @@ def cut(model: KoGPT, config: RunConfig, parallel: Parallel) -> None:
     from kogpt.parallel.tensor import tensor_parallel
 
     tensor_parallel(model, parallel)
-    shard(model, parallel, precision=config.precision)
+    shard(model, parallel, precision=config.precision, offload=config.offload)
 
 
 def refuse_unshared(config: RunConfig, parallel: Parallel) -> None:
@@ -36,7 +36,6 @@ def refuse_unshared(config: RunConfig, parallel: Parallel) -> None:
     asked = {
         f"weights {config.weights}": config.weights != FLOAT32,
         f"optimizer {config.optimizer}": config.optimizer != ADAMW,
-        "offload": config.offload,
         "compile": config.compile,
     }
     for setting, is_asked in asked.items():

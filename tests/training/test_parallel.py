@@ -93,6 +93,7 @@ def test_a_run_that_changes_its_processes_midway_ends_as_one_of_one(settings, fi
     [
         (2, 1, {"method": "full", "objective": "head"}),
         (2, 2, {"method": "full"}),
+        (2, 1, {"method": "full", "offload": True}),
         (4, 2, {"method": "lora", "rank": 4, "activation_checkpointing": True}),
         (2, 1, {"method": "lora", "objective": "head", "pack": False}),
         (2, 1, {"method": "p-tuning"}),
@@ -141,7 +142,6 @@ def result(config, base):
     [
         ({"precision": "bfloat16", "weights": "bfloat16-master"}, "weights bfloat16-master"),
         ({"optimizer": "adamw-8bit"}, "optimizer adamw-8bit"),
-        ({"offload": True}, "offload"),
         ({"compile": True}, "compile"),
     ],
 )
