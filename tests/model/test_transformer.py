@@ -1,6 +1,7 @@
 """The network against itself: cached, chunked, padded, cast, counted."""
 
 import inspect
+import math
 
 import pytest
 import torch
@@ -141,16 +142,35 @@ def test_a_cast_leaves_the_rotary_table_float32_and_a_blank_one_is_made_anew():
     assert torch.equal(blank.to_empty(device="cpu").table, table)
 
 
-def test_the_rotation_is_a_product_of_complex_numbers():
+def test_the_rotation_turns_every_pair_by_its_angle():
     rotary = RotaryEmbedding(6, 100)
     positions = torch.tensor([[0, 1, 50, 99]])
     x = torch.randn(1, 4, 2, 10, dtype=torch.float64)
-    frequencies = 10000.0 ** (-torch.arange(0, 6, 2, dtype=torch.float64) / 6)
-    turn = torch.exp(1j * positions[..., None, None] * frequencies)  # (1, T, 1, R/2)
-    pairs = torch.view_as_complex(x[..., :6].reshape(1, 4, 2, 3, 2))
-    expected = torch.cat((torch.view_as_real(pairs * turn).flatten(-2), x[..., 6:]), dim=-1)
+    expected = x.clone()
+    for place, position in enumerate(positions[0].tolist()):
+        for pair in range(3):
+            angle = position * 10000.0 ** (-2 * pair / 6)
+            turn = torch.tensor(
+                [[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]],
+                dtype=torch.float64,
+            )
+            dims = slice(2 * pair, 2 * pair + 2)
+            expected[0, place, :, dims] = x[0, place, :, dims] @ turn.T
     # The table is float32: an angle of up to 99 rad carries an error of up to 4e-6.
     torch.testing.assert_close(rotary(positions)(x), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("rotary_dim", "head_dim"), [(6, 7), (8, 8), (0, 4)])
+def test_a_traced_rotation_is_the_same_and_so_is_its_gradient(dtype, rotary_dim, head_dim):
+    rotate = RotaryEmbedding(rotary_dim, 50)(torch.arange(9)[None])
+    x = torch.randn(2, 9, 3, head_dim, dtype=dtype).requires_grad_()
+    found = []
+    for call in (rotate, torch.compile(lambda x: rotate(x), backend="eager", fullgraph=True)):
+        y = call(x)
+        found.append((y, *torch.autograd.grad(y.square().sum(), x)))
+    for eager, traced in zip(*found, strict=True):
+        torch.testing.assert_close(traced, eager, atol=5e-6, rtol=0)
 
 
 def test_gradients_of_the_network_are_those_of_its_function():
