@@ -7,6 +7,8 @@ from math import isfinite
 import torch
 from torch import nn
 
+from kogpt.model import KoGPT
+
 TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc_in", "fc_out")
 ENCODERS = ("none", "mlp", "lstm")
 
@@ -83,14 +85,13 @@ def freeze(model: nn.Module) -> None:
             parameter.requires_grad_(False)
 
 
-def home(model: nn.Module) -> torch.device:
+def home(model: KoGPT) -> torch.device:
     """Where what is added to a model goes: to the model's device.
 
     What is added to a model that is yet to get its values (on the meta device) has its own, on the
     CPU.
     """
-    device = next(model.parameters()).device
-    return torch.device("cpu") if device.type == "meta" else device
+    return torch.device("cpu") if model.device.type == "meta" else model.device
 
 
 def _check_count(name: str, value: int) -> None:

@@ -8,25 +8,26 @@ once, in the forward pass.
 Dimension key: `N` tokens, `M` tokens of a chunk, `C` width, `V` vocabulary.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+Head = Callable[[Tensor], Tensor]
+
 NO_TARGET = -100
 CHUNK_BYTES = 64 << 20  # of the logits of a chunk, in float32
 FEWEST_ROWS = 16
 
 
-def chunked_cross_entropy(
-    hidden: Tensor, head: nn.Module, targets: Tensor, rows_at_once: int
-) -> Tensor:
+def chunked_cross_entropy(hidden: Tensor, head: Head, targets: Tensor, rows_at_once: int) -> Tensor:
     """Summed cross entropy of `targets` under `head(hidden)`; differentiable once.
 
-    Rows without a target never reach the head. The head may be any module that treats each row
-    alone, frozen or not: what it computes in is its own affair, or autocast's. Softmax, loss and
-    the sum of the chunks' gradients are at least float32.
+    Rows without a target never reach the head. The head may be anything that treats each row alone,
+    and is trained if it is a module that is not frozen: what it computes in is its own affair, or
+    autocast's. Softmax, loss and the sum of the chunks' gradients are at least float32.
 
     Args:
         hidden: (N, C).
@@ -37,7 +38,8 @@ def chunked_cross_entropy(
     Returns:
         The sum in nats, at least float32, 0 where there is no target.
     """
-    trained = [parameter for parameter in head.parameters() if parameter.requires_grad]
+    parameters = head.parameters() if isinstance(head, nn.Module) else ()
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
     if not torch.is_grad_enabled():
         hidden, trained = hidden.detach(), []
     loss: Tensor = _ChunkedCrossEntropy.apply(hidden, head, targets, rows_at_once, *trained)
@@ -54,7 +56,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     def forward(
         ctx: Any,
         hidden: Tensor,
-        head: nn.Module,
+        head: Head,
         targets: Tensor,
         rows_at_once: int,
         *trained: Tensor,
