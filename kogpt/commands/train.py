@@ -9,5 +9,5 @@ from kogpt.training import TrainingConfig, train
 def run(args: argparse.Namespace) -> None:
     with usage_errors():
         config = TrainingConfig(**run_settings(args, TrainingConfig))
-    with memory_errors():
-        train(config)
+        with memory_errors():
+            train(config)

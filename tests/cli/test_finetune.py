@@ -77,3 +77,13 @@ def test_what_cannot_be_used_is_one_line_and_exit_code_3(finetune, tmp_path):
     damaged = write_jsonl(tmp_path / "rows.jsonl", [("가", "나")])
     damaged.write_text("{}\n", encoding="utf-8")
     assert "line 1: 'prompt' is missing" in refusal(*finetune(data=str(damaged)), code=3)
+
+
+def test_training_refuses_what_does_not_fit_the_model_as_wrong_usage(tmp_path):
+    text = tmp_path / "texts.txt"
+    text.write_text("이 영화는 재미있다\n" * 20, encoding="utf-8")
+    out = tmp_path / "out"
+    arguments = ("--tokenizer", "kogpt/nano", "--out", str(out), "--sequence-length", "4096")
+    done = kogpt("train", str(text), *arguments, "--no-curve", code=2)
+    assert "kogpt: sequence_length is 4096, it must be at most the model's 1024" in done.stderr
+    assert not out.exists()
