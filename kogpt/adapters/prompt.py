@@ -7,7 +7,8 @@ know nothing of it.
 Dimension key as in the model, and `n` virtual tokens.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -72,11 +73,13 @@ class PromptedEmbedding(nn.Module):
     Attributes:
         base: the embedding: `nn.Embedding`, or this again where there is a prompt already.
         prompt: gives the rows of the virtual tokens (n, C); asked once in a forward pass.
+        real_ids_alone: no id is virtual for now, and the prompt need not be asked.
     """
 
     def __init__(self, base: nn.Module, prompt: SoftPrompt) -> None:
         super().__init__()
         self.base, self.prompt = base, prompt
+        self.real_ids_alone = False
 
     @property
     def weight(self) -> Tensor:
@@ -97,6 +100,8 @@ class PromptedEmbedding(nn.Module):
         return first
 
     def forward(self, input_ids: Tensor) -> Tensor:
+        if self.real_ids_alone:
+            return self.base(input_ids)
         places = input_ids - self.first_id
         is_virtual = places >= 0
         x = self.base(input_ids.masked_fill(is_virtual, 0))
@@ -152,12 +157,29 @@ def put_prompt(model: KoGPT, prompt: SoftPrompt) -> None:
 
 def prompt_embeddings(model: KoGPT) -> Tensor | None:
     """The embeddings of all virtual tokens (n, C), float32, as they are computed now; or None."""
-    parts: list[Tensor] = []
+    parts = [table.prompt().detach().float() for table in _tables(model)]
+    return torch.cat(parts[::-1]) if parts else None
+
+
+@contextmanager
+def real_ids_alone(model: KoGPT) -> Iterator[None]:
+    """Promises that the model will read no virtual tokens here, so that none is computed."""
+    tables = list(_tables(model))
+    for table in tables:
+        table.real_ids_alone = True
+    try:
+        yield
+    finally:
+        for table in tables:
+            table.real_ids_alone = False
+
+
+def _tables(model: KoGPT) -> Iterator[PromptedEmbedding]:
+    """The embeddings that add virtual tokens, the last ones first."""
     table: nn.Module = model.transformer.wte
     while isinstance(table, PromptedEmbedding):
-        parts.append(table.prompt().detach().float())
+        yield table
         table = table.base
-    return torch.cat(parts[::-1]) if parts else None
 
 
 def _new_prompt(config: PromptConfig, width: int) -> SoftPrompt:

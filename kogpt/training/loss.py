@@ -11,6 +11,7 @@ from torch import Tensor
 from kogpt.model import KoGPT
 from kogpt.training.cross_entropy import NO_TARGET, chunk_rows, chunked_cross_entropy
 from kogpt.training.data import EncodedDocuments
+from kogpt.training.shared_prefix import hidden_states
 
 TOKENS_AT_ONCE = 4096
 
@@ -20,10 +21,10 @@ def next_token_loss(
 ) -> Tensor:
     """Summed cross entropy of `targets` (B, T) after `inputs` (B, T), in nats, float32.
 
-    Targets of -100 do not count, and their rows do not reach the head. `starts` is as for
-    `KoGPT.forward`.
+    Targets of -100 do not count, and their rows do not reach the head. `inputs` and `starts` are as
+    for `hidden_states`.
     """
-    hidden = model.transformer(inputs, starts=starts)  # (B, T, C)
+    hidden = hidden_states(model, inputs, starts)  # (B, T, C)
     rows = chunk_rows(model.config.vocab_size)
     return chunked_cross_entropy(hidden.flatten(0, 1), model.lm_head, targets.flatten(), rows)
 

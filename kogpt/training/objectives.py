@@ -30,6 +30,7 @@ from kogpt.tokenizer import Tokenizer
 from kogpt.training.batching import lay_out
 from kogpt.training.examples import Completion
 from kogpt.training.loss import NO_TARGET, next_token_loss
+from kogpt.training.shared_prefix import hidden_states
 
 HELD_OUT_LOSS = "held_out_loss"
 TOKENS_AT_ONCE = 8192  # where nothing is learnt
@@ -284,7 +285,7 @@ class LastToken(TaskObjective[HeadExample]):
     def outputs_of(self, model: KoGPT, batch: ExampleBatch) -> Tensor:
         """What the head says of each example, (N, L), float32."""
         assert batch.lasts is not None, "heads look at last tokens"
-        hidden = model.transformer(batch.input_ids, starts=batch.starts)
+        hidden = hidden_states(model, batch.input_ids, batch.starts)
         row, last = batch.lasts
         outputs = model.get_submodule("score")(hidden[row, last].float()).float()
         return outputs.view(batch.count, -1, self.outputs).mean(1)

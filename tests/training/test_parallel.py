@@ -95,11 +95,11 @@ def test_a_run_that_changes_its_processes_midway_ends_as_one_of_one(settings, fi
         [
             (2, 1, {"method": "full", "objective": "head"}),
             (4, 2, {"method": "lora", "rank": 4, "activation_checkpointing": True}),
-            (2, 2, {"method": "prompt-tuning"}),
+            (2, 2, {"method": "prompt-tuning", "pack": False}),
             (2, 2, {"method": "full"}),
             (2, 1, {"method": "full", "offload": True}),
             (2, 1, {"method": "lora", "objective": "head", "pack": False}),
-            (2, 1, {"method": "p-tuning"}),
+            (2, 1, {"method": "p-tuning", "pack": False}),
         ],
         3,
     ),
