@@ -6,34 +6,25 @@ import pytest
 import torch
 
 from kogpt.adapters import PromptConfig, attach_prompt
-from kogpt.model import KoGPT, KoGPTConfig
+from kogpt.model import KoGPT
 from kogpt.training.activation_checkpointing import checkpoint_activations
 from kogpt.training.shared_prefix import hidden_states
-
-SHAPE = KoGPTConfig(
-    vocab_size=97,
-    n_positions=32,
-    n_embd=32,
-    n_layer=3,
-    n_head=4,
-    rotary_dim=4,
-    attn_pdrop=0.0,
-    embd_pdrop=0.0,
-    resid_pdrop=0.0,
-)
+from tests.training.conftest import TINY
 
 
 def prompted(encoder: str, *more: str, **changes: float) -> KoGPT:
     """A model with a soft prompt of 5 tokens, and further ones."""
     torch.manual_seed(0)
-    model = KoGPT(dataclasses.replace(SHAPE, **changes)).double().train()
+    model = KoGPT(dataclasses.replace(TINY, **changes)).double().train()
     for kind in (encoder, *more):
         attach_prompt(model, PromptConfig(5, kind, 6), torch.Generator().manual_seed(1))
     return model.double()
 
 
 def rows(model: KoGPT, texts: int = 4, length: int = 9) -> torch.Tensor:
-    text = torch.randint(97, (texts, length), generator=torch.Generator().manual_seed(2))
+    text = torch.randint(
+        TINY.vocab_size, (texts, length), generator=torch.Generator().manual_seed(2)
+    )
     return torch.cat((torch.tensor([model.prefix_ids]).expand(texts, -1), text), dim=1)
 
 
@@ -69,7 +60,7 @@ def test_states_and_gradients_are_those_of_rows_read_whole(encoder, checkpointed
     shapes = calls(model)
     found = hidden_states(model, ids)
     n = len(model.prefix_ids)
-    assert shapes == [(1, n, 32), (4, 9, 32)]
+    assert shapes == [(1, n, TINY.n_embd), (4, 9, TINY.n_embd)]
     assert torch.allclose(found, wanted, rtol=0, atol=1e-12)
     actual = gradients(model, found)
     assert actual.keys() == expected.keys()
@@ -92,9 +83,9 @@ def test_rows_drop_out_each_on_its_own(name):
     model = prompted("none", **{name: 0.5})
     ids, shapes = rows(model), calls(model)
     hidden = hidden_states(model, ids)
-    assert shapes == [(4, 14, 32)] and not torch.equal(hidden[0, :5], hidden[1, :5])
+    assert shapes == [(4, 14, TINY.n_embd)] and not torch.equal(hidden[0, :5], hidden[1, :5])
     hidden_states(model.eval(), ids)
-    assert shapes[1:] == [(1, 5, 32), (4, 9, 32)]
+    assert shapes[1:] == [(1, 5, TINY.n_embd), (4, 9, TINY.n_embd)]
 
 
 def test_packed_rows_single_rows_and_prompts_alone_are_read_whole():
@@ -103,4 +94,4 @@ def test_packed_rows_single_rows_and_prompts_alone_are_read_whole():
     hidden_states(model, ids, torch.zeros_like(ids))
     hidden_states(model, ids[:1])
     hidden_states(model, ids[:, :5])
-    assert shapes == [(4, 14, 32), (1, 14, 32), (4, 5, 32)]
+    assert shapes == [(4, 14, TINY.n_embd), (1, 14, TINY.n_embd), (4, 5, TINY.n_embd)]
