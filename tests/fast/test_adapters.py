@@ -41,7 +41,7 @@ def adapters(tmp_path_factory):
         model = load_model(dtype="float32")
         trained_lora(model, LoRAConfig(targets=targets, rank=4, alpha=0.4), seed=len(name))
         if name == "headed":
-            attach_head(model, 3)
+            attach_head(model, 3, torch.Generator().manual_seed(3))
         write_adapter(parent / name, model)
     model = load_model(dtype="float32")
     attach_prompt(model, PromptConfig(6), torch.Generator().manual_seed(1))
@@ -67,10 +67,14 @@ def read(model: KoGPT, ids: torch.Tensor, sizes: list[int]) -> torch.Tensor:
 
 
 def error(model: KoGPT, plain: KoGPT, sizes: list[int]) -> float:
-    """The largest difference of logits, over the largest."""
-    ids = torch.randint(4, 8000, (2, 40 - len(model.prefix_ids)))
+    """Norm of the difference of logits, over theirs.
+
+    Not the largest difference, which of a head's few outputs is another with each draw.
+    """
+    random = torch.Generator().manual_seed(2)
+    ids = torch.randint(4, 8000, (2, 40 - len(model.prefix_ids)), generator=random)
     wanted = read(plain, ids, [40])
-    return float((read(model, ids, sizes) - wanted).abs().max() / wanted.abs().max())
+    return float((read(model, ids, sizes) - wanted).norm() / wanted.norm())
 
 
 @pytest.mark.parametrize("names", SETS, ids=" ".join)
@@ -82,7 +86,7 @@ def test_logits_are_those_of_the_model_to_read(folder, adapters, names):
     bare = load_fast(folder, torch.float32), load_model(folder, torch.float32)
     for sizes in ([40], [20, *[1] * 20]):
         # Integers meet x rounded to 16 bits, or to 8 of many rows: no more than without adapters.
-        assert error(fast, plain, sizes) <= 2 * error(*bare, sizes) + 1e-5
+        assert error(fast, plain, sizes) <= 1.5 * error(*bare, sizes) + 1e-5
 
 
 def test_updates_change_floats_and_lie_beside_integers(folder, adapters):
