@@ -36,7 +36,7 @@ from kogpt.training.memory import (
     MemoryTracker,
     Parts,
 )
-from kogpt.training.optimizer import initial_state, trained
+from kogpt.training.optimizer import initial_state, make_optimizer, trained
 from kogpt.training.pretraining import Sequences
 
 FORWARD, LOSS, UPDATE = "forward", "loss", "update"
@@ -70,7 +70,19 @@ def rehearse_training(stage: Stage, config: FinetuningConfig) -> Peaks:
     number, and in the blocks between it takes no more than at the ends, so two short rehearsals
     tell of any number of blocks.
     """
+    if config.optimizer == EIGHT_BITS:
+        _fill_tables(config)
     return _by_length(stage, partial(take_step, config=config))
+
+
+def _fill_tables(config: FinetuningConfig) -> None:
+    """Has torchao compute the numbers that codes stand for, once and for all.
+
+    It keeps them as long as the process lives: those of a rehearsal would have no contents, and
+    spoil all later training.
+    """
+    layer = nn.Linear(64, 64, bias=False)  # large enough for 8 bits
+    initial_state(make_optimizer(layer, config), layer.weight)
 
 
 def rehearse_reading(stage: Stage, dtype: torch.dtype, batch: int, length: int) -> Peaks:

@@ -134,6 +134,22 @@ def test_8_bit_states_take_a_quarter():
     assert small[FIRST][OPTIMIZER] < 0.3 * plain[FIRST][OPTIMIZER]
 
 
+def test_a_rehearsal_leaves_torchaos_numbers_as_they_are():
+    """They are computed once in a process: those of a rehearsal would be those of all training."""
+    pytest.importorskip("torchao", reason="8-bit states come from torchao")
+    states = "import torch; from torchao.optim.subclass_8bit import OptimState8bit as State"
+    states += "; print([State.zeros((256,), signed).qmap.tolist() for signed in (True, False)])"
+    rehearse = (
+        "from tests.training.test_rehearsal import config, rehearse_training, stage; "
+        "rehearse_training(stage(), config(method='full', optimizer='adamw-8bit')); "
+    )
+    found, wanted = (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        for code in (rehearse + states, states)
+    )
+    assert found.stdout == wanted.stdout and "-0.99" in wanted.stdout
+
+
 def test_reading_fills_a_cache():
     with MemoryTracker() as real:
         read(stage(), real, torch.float32, batch=3, length=64)
