@@ -34,8 +34,10 @@ KORSTS = "--data korsts --batch-size 64 --validate-every 50"
 # Name of a run: what it is told besides model, seed and folders.
 RUNS = {
     "full": f"{NSMC} --method full --learning-rate 5e-4 --epochs 2",
-    "lora": f"{NSMC} --method lora {ALL_LAYERS} --learning-rate 2e-3 --epochs 2",
-    "qlora": f"{NSMC} --method qlora {ALL_LAYERS} --learning-rate 2e-3 --epochs 2",
+    "lora": f"{NSMC} --method lora {ALL_LAYERS} --learning-rate 1e-3 --epochs 3"
+    " --keep-weights last",
+    "qlora": f"{NSMC} --method qlora {ALL_LAYERS} --learning-rate 1e-3 --epochs 3"
+    " --keep-weights last",
     "p-tuning": f"{NSMC} --method p-tuning --virtual-tokens 20 --learning-rate 2e-3 --epochs 1",
     "prompt-tuning": f"{NSMC} --method prompt-tuning --virtual-tokens 20 --learning-rate 3e-2"
     " --epochs 1",
