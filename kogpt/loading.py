@@ -32,6 +32,7 @@ def load(
         device: where the model goes; None for the CPU.
         fast: the model prepared for decoding (`kogpt.fast`): the same function, some times as fast,
             and weights stay as they are stored, in 16, 8 or 4 bits. Not to train or take apart.
+            GPT-J's block has such a form; other models come as they do without.
         adapter: folder of an adapter of the model, or of several: updates add up, soft prompts
             follow one another, the head of a classifier becomes `model.score`.
 
@@ -45,7 +46,7 @@ def load(
     if fast:
         from kogpt.fast import load_fast
 
-        model: KoGPT = load_fast(path, dtype=dtype, device=device, adapters=adapter)
+        model = load_fast(path, dtype=dtype, device=device, adapters=adapter)
     else:
         from kogpt.adapters import load_adapters
 

@@ -14,6 +14,7 @@ from kogpt.checkpoint.resources import require_memory
 from kogpt.checkpoint.shards import TensorSpec
 from kogpt.kernels import FrozenLinear, Weight
 from kogpt.model import KoGPT
+from kogpt.model.variants import class_of
 
 ROOM_TO_RUN = 64 << 20  # bytes, beside the weights
 
@@ -23,7 +24,7 @@ def load_model(
     dtype: str | torch.dtype | None = None,
     device: str | torch.device | None = None,
     *,
-    model_class: type[KoGPT] = KoGPT,
+    model_class: type[KoGPT] | None = None,
     quantized: bool = False,
 ) -> KoGPT:
     """Loads a model, ready to run (dropout off).
@@ -34,7 +35,7 @@ def load_model(
         dtype: to compute in. None takes what is stored, except that float16 on a CPU becomes
             float32: a CPU is never silently half.
         device: to load to; None for the CPU.
-        model_class: `KoGPT`, or a subclass with the same names and shapes.
+        model_class: of the model; None for the one that belongs to its `config.json`.
         quantized: keep matrices of 8 and 4 bits as they are stored, in `FrozenLinear` layers: to
             train adapters beside them in little memory. Otherwise they are widened to `dtype`.
 
@@ -44,9 +45,10 @@ def load_model(
         ValueError: `dtype` is none that weights come in.
     """
     device = torch.device(device or "cpu")
-    with open_checkpoint(BOX if path is None else path) as reader:
+    with open_checkpoint(BOX if path is None else path, model_class) as reader:
         config = reader.require_config()
         reader.check(config)
+        model_class = model_class or class_of(config)
         target = compute_dtype(reader.stored_dtype, device) if dtype is None else parse_dtype(dtype)
         kept = [name for name in reader.names if quantized and _is_integer(reader, name)]
         narrow = sum(map(reader.stored_bytes, kept))
@@ -57,7 +59,7 @@ def load_model(
         for name in kept:
             weight = _load_weight(reader, name, target, device)
             _freeze(model, name.removesuffix(".weight"), weight)
-        names = [name for name in expand(config) if name not in kept]
+        names = [name for name in expand(config, model_class) if name not in kept]
         state = {name: _load(reader, name, target, device) for name in names}
     model.load_state_dict(state, strict=True, assign=True)
     for module in model.modules():

@@ -1,39 +1,22 @@
-"""Names and shapes of the tensors in a GPT-J checkpoint, in network order.
+"""Names and shapes of the tensors in a checkpoint, in network order.
 
-A shape is written with the letters of the network's dimension key: `C` n_embd, `F` inner dim,
-`V` vocabulary. The released names are also ours, so the table of that layout is the identity;
-the table of mesh-transformer-jax lies in `mesh.py`.
+They are those of the network itself, for KoGPT the released ones. Tables of other layouts lie in
+`layouts.py` and `mesh.py`.
 """
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from fnmatch import fnmatchcase
+from functools import cache
+
+import torch
 
 from kogpt.errors import InputRefusedError
 from kogpt.model.config import KoGPTConfig
+from kogpt.model.transformer import KoGPT
+from kogpt.model.variants import class_of
 
-EMBEDDING = {"transformer.wte.weight": "VC"}
-
-# Of every block, behind the prefix `transformer.h.{i}.`
-BLOCK = {
-    "ln_1.weight": "C",
-    "ln_1.bias": "C",
-    "attn.q_proj.weight": "CC",
-    "attn.k_proj.weight": "CC",
-    "attn.v_proj.weight": "CC",
-    "attn.out_proj.weight": "CC",
-    "mlp.fc_in.weight": "FC",
-    "mlp.fc_in.bias": "F",
-    "mlp.fc_out.weight": "CF",
-    "mlp.fc_out.bias": "C",
-}
-
-HEAD = {
-    "transformer.ln_f.weight": "C",
-    "transformer.ln_f.bias": "C",
-    "lm_head.weight": "VC",
-    "lm_head.bias": "V",
-}
+Shapes = dict[str, tuple[int, ...]]
 
 # The head of a classifier (outputs, C), which may lie beside the language model's.
 CLASSIFIER = "score.weight"
@@ -41,7 +24,9 @@ CLASSIFIER = "score.weight"
 # Buffers that some libraries saved with the weights: the causal mask, the value put where it
 # masks, and tables of rotary angles. All are derived, so they are passed over by name.
 IGNORED = re.compile(
-    r"transformer\.h\.\d+\.attn\.(bias|masked_bias|embed_positions)|transformer\.embed_positions"
+    r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias|embed_positions)"
+    r"|transformer\.embed_positions"
+    r"|gpt_neox\.(layers\.\d+\.attention\.)?(bias|masked_bias|rotary_emb\.inv_freq)"
 )
 
 # What the 4 and 8 bit formats put beside or in place of `*.weight`.
@@ -52,14 +37,23 @@ QUANTISED = re.compile(
 )
 
 
-def expand(config: KoGPTConfig) -> dict[str, tuple[int, ...]]:
-    """Every tensor of a model of this shape: name -> shape, in network order."""
-    sizes = {"C": config.n_embd, "F": config.inner_dim, "V": config.vocab_size}
-    letters = dict(EMBEDDING)
-    for layer in range(config.n_layer):
-        letters |= {f"transformer.h.{layer}.{name}": shape for name, shape in BLOCK.items()}
-    letters |= HEAD
-    return {name: tuple(sizes[letter] for letter in shape) for name, shape in letters.items()}
+def expand(config: KoGPTConfig, model_class: type[KoGPT] | None = None) -> Shapes:
+    """Every tensor of a model: name -> shape, in network order.
+
+    Args:
+        config: the shape of the model.
+        model_class: of the model; None for the one that belongs to the config.
+    """
+    return dict(_expand(config, model_class or class_of(config)))
+
+
+def _shapes_of(config: KoGPTConfig, model_class: Callable[[KoGPTConfig], KoGPT]) -> Shapes:
+    with torch.device("meta"):
+        model = model_class(config)
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
+_expand: Callable[..., Shapes] = cache(_shapes_of)
 
 
 def is_ignored(name: str) -> bool:
@@ -77,14 +71,16 @@ def check_names(
     config: KoGPTConfig,
     where: str,
     allow_extra: Collection[str] = (),
+    model_class: type[KoGPT] | None = None,
 ) -> list[str]:
-    """Holds the names and shapes found in a checkpoint against those of its config.
+    """Holds the names and shapes found in a checkpoint against those of a model.
 
     Args:
         found: name -> shape of all that the checkpoint holds.
         config: the shape of the model.
         where: the checkpoint, for messages.
         allow_extra: patterns of names of additional tensors to let pass.
+        model_class: of the model; None for the one that belongs to the config.
 
     Returns:
         The names let pass.
@@ -92,7 +88,8 @@ def check_names(
     Raises:
         InputRefusedError: the first name that is missing, unknown or misshapen.
     """
-    wanted = expand(config)
+    model_class = model_class or class_of(config)
+    wanted = expand(config, model_class)
     for name in found:
         if QUANTISED.fullmatch(name):
             raise InputRefusedError(
@@ -111,7 +108,8 @@ def check_names(
     for name in extra:
         if not any(fnmatchcase(name, pattern) for pattern in allow_extra):
             raise InputRefusedError(
-                f"{where}: {name} is no part of a GPT-J; name it in --allow-extra to leave it out"
+                f"{where}: {name} is no part of a {model_class.__name__}; name it in --allow-extra"
+                " to leave it out"
             )
     return extra
 

@@ -4,6 +4,7 @@ import os
 from collections.abc import Collection
 from functools import reduce
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from torch import Tensor
 from kogpt.checkpoint.dtypes import check_float, dtype_name
 from kogpt.checkpoint.files import refuse_foreign, require_regular
 from kogpt.checkpoint.index import ShardIndex, read_index
+from kogpt.checkpoint.layouts import LAYOUTS, Layout, ReleasedTensors
 from kogpt.checkpoint.mesh import MeshCheckpoint, is_mesh_checkpoint
 from kogpt.checkpoint.names import CLASSIFIER, check_names, is_ignored, is_passed_over
 from kogpt.checkpoint.pickle_file import PickleFile
@@ -22,9 +24,11 @@ from kogpt.checkpoint.sources import Source, WeightsFile
 from kogpt.errors import InputRefusedError
 from kogpt.kernels.linear import Weight
 from kogpt.model.config import KoGPTConfig, read_json_object
+from kogpt.model.transformer import KoGPT
+from kogpt.model.variants import read_config
 
 # Where a folder keeps its weights, in the order of preference.
-LAYOUTS = (
+WEIGHTS = (
     "model.safetensors",
     "model.safetensors.index.json",
     "pytorch_model.bin",
@@ -42,6 +46,15 @@ FOREIGN = {
 }
 
 
+class Description(NamedTuple):
+    """What a folder says of its weights; see `CheckpointReader`."""
+
+    config: KoGPTConfig | None
+    model_class: type[KoGPT] | None
+    quantization: Quantization | None
+    layout: Layout | None
+
+
 class CheckpointReader:
     """An open checkpoint. Use as a context manager.
 
@@ -50,6 +63,7 @@ class CheckpointReader:
         folder: the folder its files are in.
         files: every file that holds weights, and the index where there is one.
         config: the shape of the model, where a `config.json` tells it.
+        model_class: of the model; None for the one that belongs to the config.
         quantization: how matrices are stored; None for as floats.
         names: the model's tensors, in the order found.
         ignored: tensors that are passed over: derived buffers, the head of a classifier.
@@ -59,13 +73,12 @@ class CheckpointReader:
         self,
         path: Path,
         parts: list[WeightsFile],
-        config: KoGPTConfig | None,
-        quantization: Quantization | None = None,
+        description: "Description",
         index: ShardIndex | None = None,
     ) -> None:
         self.path = path
         self.folder = path if path.is_dir() else path.parent
-        self.config, self.quantization = config, quantization
+        self.config, self.model_class, self.quantization, layout = description
         self._parts = parts
         self._owner: dict[str, Source] = {}
         for part in parts:
@@ -79,6 +92,9 @@ class CheckpointReader:
             self._check_index(index)
         self.files = [path for part in parts for path in part.paths]
         self.files += [] if index is None else [index.path]
+        if layout is not None:
+            self._rename(layout)
+        quantization = self.quantization
         self._matrices = {} if quantization is None else self._find_matrices(quantization)
         self.names = [name for name in self._owner if not is_passed_over(name)]
         self.ignored = [name for name in self._owner if is_passed_over(name)]
@@ -152,12 +168,18 @@ class CheckpointReader:
             InputRefusedError: something is missing, unknown, misshapen or quantised.
         """
         shapes = {name: self.shape(name) for name in self._owner}
-        allowed = check_names(shapes, config, str(self.path), allow_extra)
+        allowed = check_names(shapes, config, str(self.path), allow_extra, self.model_class)
         for name in (*self.names, *filter(CLASSIFIER.__eq__, self.ignored)):
             if name not in allowed:
                 check_float(self.dtype(name), name, str(self._owner[name].path))
         self.names = [name for name in self.names if name not in allowed]
         return allowed
+
+    def _rename(self, layout: Layout) -> None:
+        """Puts our tensors in the place of those of a released layout."""
+        released = ReleasedTensors(self.path, dict(self._owner), self.require_config(), layout)
+        self._owner = {n: part for n, part in self._owner.items() if n not in released.parts}
+        self._owner |= dict.fromkeys(released.tensors, released)
 
     def _find_matrices(self, quantization: Quantization) -> dict[str, Matrix]:
         """Puts quantised matrices in the place of the tensors that stand for them."""
@@ -189,24 +211,27 @@ class CheckpointReader:
             )
 
 
-def open_checkpoint(path: str | os.PathLike[str]) -> CheckpointReader:
+def open_checkpoint(
+    path: str | os.PathLike[str], model_class: type[KoGPT] | None = None
+) -> CheckpointReader:
     """Opens a checkpoint: reads headers, but no weights.
 
     Args:
-        path: a folder in one of `LAYOUTS`, in slices (`kogpt.checkpoint.sliced`), or of
+        path: a folder with one of `WEIGHTS`, in slices (`kogpt.checkpoint.sliced`), or of
             mesh-transformer-jax (`step_N`), or a file of weights itself, with `config.json` beside
             it.
+        model_class: of the model; None for the one that belongs to the config.
 
     Raises:
         InputRefusedError: it is missing, damaged, dangerous or of another kind.
     """
     path = Path(path)
     if is_mesh_checkpoint(path):
-        return CheckpointReader(path, [MeshCheckpoint(path)], *_read_config(path / "config.json"))
+        return CheckpointReader(path, [MeshCheckpoint(path)], _describe(path, model_class))
     if is_sliced(path):
-        return CheckpointReader(path, [SlicedCheckpoint(path)], *_read_config(path / "config.json"))
+        return CheckpointReader(path, [SlicedCheckpoint(path)], _describe(path, model_class))
     weights = _locate(path)
-    config, quantization = _read_config(weights.parent / "config.json")
+    description = _describe(weights.parent, model_class)
     if weights.name.endswith(".index.json"):
         extension = ".bin" if weights.name.endswith(".bin.index.json") else ".safetensors"
         index = read_index(weights, extension)
@@ -214,7 +239,7 @@ def open_checkpoint(path: str | os.PathLike[str]) -> CheckpointReader:
     else:
         index, parts = None, _open_all([weights])
     try:
-        return CheckpointReader(path, parts, config, quantization, index)
+        return CheckpointReader(path, parts, description, index)
     except BaseException:
         _close_all(parts)
         raise
@@ -226,22 +251,27 @@ def _locate(path: Path) -> Path:
         raise InputRefusedError(f"{path}: no such file or folder")
     if not path.is_dir():
         return path
-    for name in LAYOUTS:
+    for name in WEIGHTS:
         if os.path.lexists(path / name):
             return path / name
     for pattern, what in FOREIGN.items():
         for found in path.glob(pattern):
             raise InputRefusedError(f"{found}: {what}")
-    raise InputRefusedError(f"{path}: holds no weights; expected one of {', '.join(LAYOUTS)}")
+    raise InputRefusedError(f"{path}: holds no weights; expected one of {', '.join(WEIGHTS)}")
 
 
-def _read_config(path: Path) -> tuple[KoGPTConfig | None, Quantization | None]:
+def _describe(folder: Path, model_class: type[KoGPT] | None) -> Description:
+    path = folder / "config.json"
     if not path.exists():
-        return None, None
+        return Description(None, model_class, None, None)
     require_regular(path)
-    table = read_json_object(path).get("quantization_config")
+    values = read_json_object(path)
+    table = values.get("quantization_config")
     quantization = None if table is None else parse_quantization(table, str(path))
-    return KoGPTConfig.from_file(path), quantization
+    config = read_config(path) if model_class is None else model_class.config_class.from_file(path)
+    kind = values["model_type"]
+    layout = LAYOUTS.get(kind) if isinstance(kind, str) else None
+    return Description(config, model_class, quantization, layout)
 
 
 def _open_all(paths: list[Path]) -> list[WeightsFile]:

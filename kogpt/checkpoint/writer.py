@@ -42,6 +42,7 @@ from kogpt.checkpoint.staging import (
 from kogpt.checkpoint.statistics import Statistics
 from kogpt.errors import InputRefusedError
 from kogpt.model.config import KoGPTConfig
+from kogpt.model.transformer import KoGPT
 
 FLUSH = 256 << 20  # bytes after which the disk is set to work, rather than all at the end
 MEMORY = 256 << 20  # bytes, held at most: slices in flight, their casts, and buffers
@@ -64,6 +65,7 @@ def write_checkpoint(
     allow_nonfinite: Collection[str] = (),
     labels: Sequence[str] | None = None,
     read: Read | None = None,
+    model_class: type[KoGPT] | None = None,
 ) -> None:
     """Writes the weights of a model in memory as a checkpoint folder, complete or not at all.
 
@@ -80,6 +82,7 @@ def write_checkpoint(
         labels: names of a classifier's outputs, for `config.json`; None numbers them.
         read: gives rows of a tensor by name, on the CPU, in network order and the head last; None
             takes them from `tensors`, which else need have but shapes and dtypes.
+        model_class: of the model; None for the one that belongs to the config.
 
     Raises:
         InputRefusedError: wrong names or shapes, NaN or infinity, or `dst` exists.
@@ -87,10 +90,11 @@ def write_checkpoint(
         NotEnoughResourcesError: the disk has no room.
     """
     target = None if dtype is None else parse_dtype(dtype)
-    check_names({name: tuple(t.shape) for name, t in tensors.items()}, config, str(dst))
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    check_names(shapes, config, str(dst), model_class=model_class)
     specs = [
         TensorSpec(name, target or tensors[name].dtype, shape)
-        for name, shape in expand(config).items()
+        for name, shape in expand(config, model_class).items()
     ]
     head = tensors.get(CLASSIFIER)
     if head is not None:

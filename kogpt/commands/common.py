@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Protocol, get_args, get_type_hints
 
 from kogpt.cli import UsageError
 from kogpt.errors import InputRefusedError, NotEnoughResourcesError
-from kogpt.model import PRESETS, KoGPT, KoGPTConfig
+from kogpt.model import KoGPT, KoGPTConfig
+from kogpt.model.variants import PRESETS, read_config
 from kogpt.tokenizer import Tokenizer, load_tokenizer
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ def speculation(
 
 def config_of(name: str) -> KoGPTConfig:
     """A preset by its name, or else the `config.json` at that path."""
-    return PRESETS[name] if name in PRESETS else KoGPTConfig.from_file(name)
+    return PRESETS[name] if name in PRESETS else read_config(name)
 
 
 @contextmanager

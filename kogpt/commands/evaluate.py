@@ -50,7 +50,8 @@ from kogpt.evaluation.prompting import CONTENT_FREE, Encoder, ask, example
 from kogpt.evaluation.protocol import CALIBRATED
 from kogpt.evaluation.provenance import commit, fingerprint
 from kogpt.evaluation.running import draw_set, num_sets, rules_of
-from kogpt.model import KoGPT, KoGPTConfig
+from kogpt.model import KoGPT
+from kogpt.model.variants import read_config
 from kogpt.parallel import Parallel
 from kogpt.tokenizer import Tokenizer, load_tokenizer
 
@@ -262,6 +263,6 @@ def shown(work: Work, args: argparse.Namespace) -> Iterator[str]:
 def reader(args: argparse.Namespace) -> tuple[Tokenizer, int, tuple[int, ...]]:
     """What a prompt depends on of a model: tokenizer, context, and what texts begin with."""
     folder = Path(args.model or BOX)
-    config = KoGPTConfig.from_file(folder / "config.json")
+    config = read_config(folder / "config.json")
     prefix = virtual_ids(read_adapters(args.adapter, config), config)
     return load_tokenizer(args.model), config.n_positions, tuple(prefix)

@@ -12,7 +12,8 @@ from kogpt.checkpoint.quantization import Quantization
 from kogpt.checkpoint.resources import available_memory
 from kogpt.cli import SHORTAGE, UsageError
 from kogpt.commands.common import config_of, print_report, run_settings, usage_errors
-from kogpt.model import PRESETS, KoGPTConfig
+from kogpt.model import KoGPTConfig
+from kogpt.model.variants import PRESETS
 from kogpt.training.config import FULL, QLORA, FinetuningConfig
 from kogpt.training.planning import GROUP_SIZE, INFERENCE, Work, plan
 from kogpt.training.rehearsal import Stage

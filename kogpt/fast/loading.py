@@ -9,18 +9,19 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kogpt.adapters import Adapter, read_adapters, virtual_ids
+from kogpt.adapters import Adapter, load_adapters, read_adapters, virtual_ids
 from kogpt.adapters.head import put_head
 from kogpt.adapters.loading import Folders
 from kogpt.box import BOX
 from kogpt.checkpoint.dtypes import compute_dtype, parse_dtype
-from kogpt.checkpoint.loading import ROOM_TO_RUN
+from kogpt.checkpoint.loading import ROOM_TO_RUN, load_model
 from kogpt.checkpoint.reader import CheckpointReader, open_checkpoint
 from kogpt.checkpoint.resources import require_memory
 from kogpt.fast.fusing import common_format, side_by_side
 from kogpt.fast.model import FastBlock, FastKoGPT, FastTransformer, Linear, LowRank, Norm
 from kogpt.kernels import Weight, extension_available
-from kogpt.model import KoGPTConfig
+from kogpt.model import KoGPT, KoGPTConfig
+from kogpt.model.variants import class_of
 
 READERS = 2  # one thread alone copies at half of the speed of memory
 PIECE = 16 << 20  # bytes read at once: small enough for memory to be used again and again
@@ -31,8 +32,8 @@ def load_fast(
     dtype: str | torch.dtype | None = None,
     device: str | torch.device | None = None,
     adapters: Folders = (),
-) -> FastKoGPT:
-    """Loads a model prepared for decoding.
+) -> KoGPT:
+    """Loads a model prepared for decoding; one of another block than GPT-J's as `load_model` does.
 
     Args:
         path: as for `kogpt.load_model`; a quantised folder stays as it is in memory too.
@@ -51,10 +52,24 @@ def load_fast(
     device = torch.device(device or "cpu")
     with open_checkpoint(BOX if path is None else path) as reader:
         config = reader.require_config()
+        if class_of(config) is not KoGPT:
+            return _unprepared(path, dtype, device, adapters)
         reader.check(config)
         loader = _Loader(reader, config, dtype, device, read_adapters(adapters, config))
         require_memory(device, loader.nbytes + ROOM_TO_RUN, str(reader.path))
         return loader.model().eval()
+
+
+def _unprepared(
+    path: str | os.PathLike[str] | None,
+    dtype: str | torch.dtype | None,
+    device: torch.device,
+    adapters: Folders,
+) -> KoGPT:
+    """The readable network, whose products and attention are those that there are for any block."""
+    model = load_model(path, dtype, device)
+    load_adapters(model, adapters)
+    return model
 
 
 class Place(NamedTuple):

@@ -196,7 +196,7 @@ class FastTransformer(Transformer):
         positions = self.positions(input_ids, cache, starts)
         if cache is None or not self.takes(T, cache):
             attend = ManyTokens(self.rotary(positions), cache, starts)
-            hidden = self.read(self.embed(input_ids), attend)
+            hidden = self.read(self.look_up(input_ids), attend)
         else:
             lengths = torch.full((B,), cache.length, device=input_ids.device)
             hidden = self.run_few(StepInput(input_ids, lengths, starts), cache)
@@ -215,7 +215,7 @@ class FastTransformer(Transformer):
         sizes = B * self.n_head, len(self.blocks)
         counters, flags = torch.zeros(sum(sizes), dtype=torch.int32, device=device).split(sizes)
         attend = FewTokens(step, cache, self.angles, counters.view(B, -1), flags[:, None])
-        x = self.embed(step.input_ids)
+        x = self.look_up(step.input_ids)
         rows = x.flatten(0, 1)  # (B T, C)
         if not all(block.has_chain(rows) for block in self.blocks):
             return self.read(x, attend)
@@ -229,7 +229,7 @@ class FastTransformer(Transformer):
             x = block(x, attend)
         return self.norm(x)
 
-    def embed(self, input_ids: Tensor) -> Tensor:
+    def look_up(self, input_ids: Tensor) -> Tensor:
         """The tokens' embeddings (B, T, C)."""
         return F.embedding(input_ids, self.embedding).to(self.norm.weight.dtype)
 

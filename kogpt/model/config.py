@@ -6,17 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 from kogpt.errors import InputRefusedError
-
-# What GPT-J is, beyond sizes. A config that says otherwise describes another network.
-FIXED = {
-    "model_type": "gptj",
-    "activation_function": "gelu_new",
-    "tie_word_embeddings": False,
-    "scale_attn_weights": True,
-}
 
 # No GPT-J is near these; larger values come from damaged or hostile files.
 LIMITS = {
@@ -35,7 +27,15 @@ MAX_FILE_SIZE = 1 << 20
 class KoGPTConfig:
     """Sizes and probabilities of a GPT-J, by default those of KoGPT (6,166,502,400 parameters).
 
+    Another network that is more than a `KoGPT` with other sizes has a subclass of this, with the
+    fields that it adds and a `model_type` of its own, by which its checkpoints are told apart.
+
     Attributes:
+        model_type: what `config.json` calls the network.
+        released_type: what it calls the network in the layout of its own release.
+        architecture: its class in transformers.
+        fixed: what the network is beyond sizes; a file that says otherwise describes another.
+        absent: what a key that a file leaves out stands for, where that is not the default here.
         vocab_size: rows of the embedding and of the head.
         n_positions: longest sequence, in tokens.
         n_embd: width of the residual stream.
@@ -55,6 +55,22 @@ class KoGPTConfig:
     Raises:
         InputRefusedError: a value makes no sense; the message names it.
     """
+
+    model_type: ClassVar[str] = "gptj"
+    released_type: ClassVar[str] = "gptj"
+    architecture: ClassVar[str] = "GPTJForCausalLM"
+    fixed: ClassVar[Mapping[str, Any]] = {
+        "activation_function": "gelu_new",
+        "tie_word_embeddings": False,
+        "scale_attn_weights": True,
+    }
+    # The library that writes most files leaves out what equals its own default.
+    absent: ClassVar[Mapping[str, Any]] = {
+        "attn_pdrop": 0.0,
+        "embd_pdrop": 0.0,
+        "bos_token_id": None,
+        "eos_token_id": None,
+    }
 
     vocab_size: int = 64512
     n_positions: int = 2048
@@ -126,47 +142,52 @@ class KoGPTConfig:
         return PRESETS[name]
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "KoGPTConfig":
-        """Reads the keys of a `config.json`; what is absent takes GPT-J's default.
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Reads the keys of a `config.json`.
 
-        Keys about other things (tasks, library versions, dtypes) are passed over.
+        Keys about other things (tasks, library versions, dtypes) are passed over. A file of the
+        network that this one was made from is read too, as far as it goes.
 
         Raises:
             InputRefusedError: the file describes another architecture, or lacks a size.
         """
         if "model_type" not in values:
             raise InputRefusedError("model_type is missing: this is not a model's config.json")
-        for key, fixed in FIXED.items():
+        parents = [parent for parent in cls.__mro__ if issubclass(parent, KoGPTConfig)]
+        known = [kind for each in parents for kind in (each.model_type, each.released_type)]
+        if values["model_type"] not in known:
+            raise InputRefusedError(
+                f"model_type is {values['model_type']!r}, this model's is {cls.model_type!r}"
+            )
+        for key, fixed in cls.fixed.items():
             if values.get(key, fixed) != fixed:
-                raise InputRefusedError(f"{key} is {values[key]!r}, a GPT-J has {fixed!r}")
+                raise InputRefusedError(
+                    f"{key} is {values[key]!r}, in {cls.model_type} it is {fixed!r}"
+                )
         sizes = ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head")
         if missing := [name for name in sizes if name not in values]:
             raise InputRefusedError(f"{missing[0]} is missing from the config")
         fields = {f.name for f in dataclasses.fields(cls)}
         given = {key: value for key, value in values.items() if key in fields}
-        # The library that wrote the file leaves out what equals its own default, which is zero.
-        absent = {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "bos_token_id": None, "eos_token_id": None}
-        return cls(**{**absent, **given})
+        return cls(**{**cls.absent, **given})
 
     @classmethod
-    def from_file(cls, path: str | PathLike[str]) -> "KoGPTConfig":
+    def from_file(cls, path: str | PathLike[str]) -> Self:
         """Reads a `config.json`.
 
         Raises:
             InputRefusedError: it cannot be read as one; the message names the file.
         """
+        values = read_json_object(Path(path))
         try:
-            return cls.from_dict(read_json_object(Path(path)))
+            return cls.from_dict(values)
         except InputRefusedError as error:
-            message = str(error)
-            raise InputRefusedError(
-                message if str(path) in message else f"{path}: {message}"
-            ) from None
+            raise InputRefusedError(f"{path}: {error}") from None
 
     def to_dict(self) -> dict[str, Any]:
         """The `config.json` of this shape, as the wider ecosystem reads it."""
-        fixed = {"architectures": ["GPTJForCausalLM"], **FIXED}
-        return {**fixed, **dataclasses.asdict(self)}
+        kind = {"architectures": [self.architecture], "model_type": self.model_type}
+        return {**kind, **self.fixed, **dataclasses.asdict(self)}
 
 
 def read_json_object(path: Path) -> dict[str, Any]:

@@ -30,10 +30,13 @@ class Rotation(NamedTuple):
         rotary_dim = 2 * self.cos.size(-1)
         turned, rest = x.split((rotary_dim, x.size(-1) - rotary_dim), dim=-1)
         wide = turned.to(torch.promote_types(x.dtype, torch.float32))
-        pairs = self._turn(wide.unflatten(-1, (-1, 2)))  # (B, T, H, R/2, 2)
-        return torch.cat((pairs.flatten(-2).to(x.dtype), rest), dim=-1)
+        return torch.cat((self.rotate(wide).to(x.dtype), rest), dim=-1)
 
-    def _turn(self, pairs: Tensor) -> Tensor:
+    def rotate(self, x: Tensor) -> Tensor:
+        """Rotates all of `x` (B, T, H, R), neighbours being pairs; the place to pair others."""
+        return self.turn(x.unflatten(-1, (-1, 2))).flatten(-2)
+
+    def turn(self, pairs: Tensor) -> Tensor:
         """Rotates pairs (B, T, H, R/2, 2), of at least float32."""
         if torch.compiler.is_compiling():  # which makes no code of complex numbers
             even, odd = pairs.unbind(-1)
@@ -52,6 +55,7 @@ class RotaryEmbedding(nn.Module):
     is cast: half precision cannot tell neighbouring positions apart beyond a few hundred.
     """
 
+    rotation_class: type[Rotation] = Rotation
     table: Tensor  # (2, n_positions, R/2): cosines, sines
 
     def __init__(self, rotary_dim: int, n_positions: int, base: float = 10000.0) -> None:
@@ -75,4 +79,4 @@ class RotaryEmbedding(nn.Module):
     def forward(self, positions: Tensor) -> Rotation:
         """Rotation of `positions` (B or 1, T), each in [0, n_positions)."""
         cos, sin = self.table[:, positions].unsqueeze(-2)  # (B, T, 1, R/2) each
-        return Rotation(cos, sin)
+        return self.rotation_class(cos, sin)

@@ -104,13 +104,18 @@ class Transformer(nn.Module):
         self, input_ids: Tensor, cache: KVCache | None = None, starts: Tensor | None = None
     ) -> Tensor:
         """Hidden states (B, T, C) of `input_ids`; the arguments are those of `KoGPT.forward`."""
-        rotate = self.rotary(self.positions(input_ids, cache, starts))
-        x = self.drop(self.wte(input_ids))  # (B, T, C)
+        positions = self.positions(input_ids, cache, starts)
+        rotate = self.rotary(positions)
+        x = self.drop(self.embed(input_ids, positions))  # (B, T, C)
         for block in self.h:
             x = block(x, rotate, cache, starts)
         if cache is not None:
             cache.advance(input_ids.size(1))
         return self.ln_f(x)
+
+    def embed(self, input_ids: Tensor, positions: Tensor) -> Tensor:
+        """What the first block reads, (B, T, C); the place to add what depends on positions."""
+        return self.wte(input_ids)
 
     def positions(self, input_ids: Tensor, cache: KVCache | None, starts: Tensor | None) -> Tensor:
         """Position of each new token in its own text, (B or 1, T); padding counts as position 0.
@@ -135,9 +140,11 @@ class KoGPT(nn.Module):
     `torch.device("meta")` for the shapes alone.
 
     To change the architecture, subclass: `Block` names its attention, MLP and norm classes,
-    this class its block and its positions.
+    this class its block, its transformer, its positions and its head.
     """
 
+    config_class: type[KoGPTConfig] = KoGPTConfig
+    transformer_class: type[Transformer] = Transformer
     block_class: type[Block] = Block
     # What every text begins with, before its own ids: the virtual tokens of a soft prompt.
     prefix_ids: Sequence[int] = ()
@@ -146,14 +153,18 @@ class KoGPT(nn.Module):
         super().__init__()
         self.config = config
         blocks = [self.block_class(config, layer) for layer in range(config.n_layer)]
-        self.transformer = Transformer(config, blocks, self.make_rotary(config))
-        self.lm_head = nn.Linear(config.n_embd, config.vocab_size)
+        self.transformer = self.transformer_class(config, blocks, self.make_rotary(config))
+        self.lm_head = self.make_head(config)
         self.init_weights()
 
     @staticmethod
     def make_rotary(config: KoGPTConfig) -> nn.Module:
         """The module that turns positions into what blocks apply to queries and keys."""
         return RotaryEmbedding(config.rotary_width, config.n_positions)
+
+    def make_head(self, config: KoGPTConfig) -> nn.Module:
+        """The module that turns hidden states into scores of all tokens."""
+        return nn.Linear(config.n_embd, config.vocab_size)
 
     def forward(
         self, input_ids: Tensor, cache: KVCache | None = None, starts: Tensor | None = None
@@ -200,8 +211,9 @@ class KoGPT(nn.Module):
                 module.weight.normal_(0.0, self.config.initializer_range, generator=generator)
             if isinstance(module, nn.Linear) and module.bias is not None:
                 module.bias.zero_()
-            if isinstance(module, nn.LayerNorm):
-                module.reset_parameters()
+            if isinstance(module, self.block_class.norm_class):
+                for name, parameter in module.named_parameters():
+                    parameter.fill_(float(name == "weight"))
 
     @classmethod
     def from_pretrained(
@@ -210,7 +222,7 @@ class KoGPT(nn.Module):
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> "KoGPT":
-        """Loads a checkpoint folder; see `kogpt.load_model`, which this calls."""
+        """Loads a checkpoint folder into this class; see `kogpt.load_model`, which this calls."""
         from kogpt.checkpoint import load_model  # the network itself depends on no file format
 
         return load_model(path, dtype=dtype, device=device, model_class=cls)

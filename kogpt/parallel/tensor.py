@@ -129,6 +129,8 @@ def check_divides(config: KoGPTConfig, tensor: int) -> None:
 
 def plan(model: KoGPT, tensor: int) -> dict[str, ParallelStyle]:
     """How each layer is cut, by name."""
+    if not isinstance(model.lm_head, nn.Linear):
+        raise ValueError("tensor parallel cuts a head of its own; this model's is the embedding")
     table = _innermost(model, "transformer.wte")
     layers: dict[str, ParallelStyle] = {
         name: Whole(gives_local=True) for name in (table, "transformer.ln_f", "lm_head")
@@ -140,7 +142,9 @@ def plan(model: KoGPT, tensor: int) -> dict[str, ParallelStyle]:
         layers["score"] = Whole(gives_local=True)
     for layer in range(model.config.n_layer):
         block = f"transformer.h.{layer}"
-        layers[f"{block}.ln_1"] = Whole(gives_local=False)
+        for name, part in model.get_submodule(block).named_modules():
+            if isinstance(part, model.block_class.norm_class):
+                layers[f"{block}.{name}"] = Whole(gives_local=False)
         for name in ("attn.q_proj", "attn.k_proj", "attn.v_proj", "mlp.fc_in"):
             layers |= _linear(model, f"{block}.{name}", by_outputs=True)
         for name in ("attn.out_proj", "mlp.fc_out"):

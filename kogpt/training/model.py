@@ -9,7 +9,8 @@ import torch
 
 from kogpt.checkpoint import load_model
 from kogpt.errors import InputRefusedError
-from kogpt.model import PRESETS, KoGPT, KoGPTConfig
+from kogpt.model import KoGPT, KoGPTConfig
+from kogpt.model.variants import PRESETS, class_of, read_config
 from kogpt.parallel import Parallel
 from kogpt.tokenizer import Tokenizer, load_tokenizer
 from kogpt.training.config import FLOAT32, RunConfig, TrainingConfig
@@ -75,7 +76,7 @@ def load_weights(
 
 def _new_model(config: TrainingConfig, tokenizer: Tokenizer, parallel: Parallel) -> KoGPT:
     known = config.model in PRESETS
-    shape = PRESETS[config.model] if known else KoGPTConfig.from_file(config.model)
+    shape = PRESETS[config.model] if known else read_config(config.model)
     _check_vocabulary(shape, tokenizer, config.model)
     ids = {f"{role}_token_id": getattr(tokenizer, f"{role}_id") for role in ("bos", "eos", "pad")}
     shape = dataclasses.replace(shape, **ids)
@@ -86,7 +87,7 @@ def _new_model(config: TrainingConfig, tokenizer: Tokenizer, parallel: Parallel)
         return new_parallel(
             shape, parallel, generator, cut=partial(cut, config=config, parallel=parallel)
         )
-    model = KoGPT(shape)
+    model = class_of(shape)(shape)
     model.init_weights(generator)
     return model
 

@@ -22,6 +22,7 @@ from kogpt.generation.speculative import PREFILL_CHUNK
 from kogpt.kernels import FrozenLinear, Weight
 from kogpt.kernels.extension import suppose_gpu
 from kogpt.model import KoGPT, KoGPTConfig, KVCache
+from kogpt.model.variants import class_of
 from kogpt.training.config import EIGHT_BITS, FinetuningConfig
 from kogpt.training.finetuning import attach_method, base_dtype
 from kogpt.training.job import Files, Job
@@ -53,13 +54,13 @@ class Stage:
         shape: of the model.
         gpu: whether the tensors stand for those of a GPU.
         quantization: how matrices are stored that are no floats; None for none.
-        model_class: `KoGPT`, or a subclass whose blocks are all alike.
+        model_class: one whose blocks are all alike; None for the one that belongs to the shape.
     """
 
     shape: KoGPTConfig
     gpu: bool
     quantization: Quantization | None = None
-    model_class: type[KoGPT] = KoGPT
+    model_class: type[KoGPT] | None = None
 
 
 def rehearse_training(stage: Stage, config: FinetuningConfig) -> Peaks:
@@ -225,7 +226,7 @@ def make_model(stage: Stage, dtype: torch.dtype) -> KoGPT:
     """A new model, in the form in which `load_model` gives one."""
     # Of attention's dropout a GPU keeps a seed, where a CPU keeps all weights.
     shape = dataclasses.replace(stage.shape, attn_pdrop=0.0) if stage.gpu else stage.shape
-    model = stage.model_class(shape)
+    model = (stage.model_class or class_of(shape))(shape)
     state = {name: tensor.to(dtype) for name, tensor in model.state_dict().items()}
     model.load_state_dict(state, assign=True)
     layers = [name for name, part in model.named_modules() if isinstance(part, nn.Linear)]

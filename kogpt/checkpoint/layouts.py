@@ -1,0 +1,217 @@
+"""Released layouts of the neighbours, read under our names.
+
+A table goes from our layers to theirs, in network order; what follows a layer's name, `weight` or
+`bias`, is the same in both. Sources: transformers' `gpt2` and `gpt_neox`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from kogpt.checkpoint.names import expand
+from kogpt.checkpoint.shards import TensorSpec
+from kogpt.checkpoint.sources import Source
+from kogpt.errors import InputRefusedError
+from kogpt.model.config import KoGPTConfig
+from kogpt.model.variants import GPT2Config, GPTNeoXConfig
+
+
+@dataclass(frozen=True)
+class Row:
+    """Where a layer of ours is in theirs.
+
+    Attributes:
+        theirs: name of the layer.
+        transposed: whether matrices are (inputs, outputs), as in GPT-2's Conv1D.
+        third: which third of the outputs it is: queries, keys or values; None for all.
+        by_head: whether each head has its own thirds, or the layer has them.
+        twin: another name, under which the same tensor may lie once more.
+    """
+
+    theirs: str
+    transposed: bool = False
+    third: int | None = None
+    by_head: bool = False
+    twin: str | None = None
+
+    def shape(self, ours: tuple[int, ...]) -> tuple[int, ...]:
+        """That of the tensor as it is stored."""
+        outputs = ours[0] * (1 if self.third is None else 3)
+        shape = (outputs, *ours[1:])
+        return shape[::-1] if self.transposed else shape
+
+    def places(self, rows: range, outputs: int, head_dim: int) -> Tensor:
+        """Which of the stored outputs are these rows of our `outputs`."""
+        places = torch.arange(rows.start, rows.stop)
+        if self.third is None:
+            return places
+        size = head_dim if self.by_head else outputs  # of what is cut into thirds, a third
+        return (places // size * 3 + self.third) * size + places % size
+
+
+def _conv1d(theirs: str, third: int | None = None) -> Row:
+    return Row(theirs, transposed=True, third=third)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A released layout.
+
+    Attributes:
+        outer: rows of the layers outside of blocks.
+        blocks: what the names of the blocks' layers begin with, before the index.
+        block: rows of the layers of a block.
+        variants: what names begin with -> what they begin with in other versions of the layout.
+    """
+
+    outer: Mapping[str, Row]
+    blocks: str
+    block: Mapping[str, Row]
+    variants: Mapping[str, str]
+
+    def find(self, name: str) -> tuple[Row, str]:
+        """The row of a tensor of ours, and the name of the tensor that it lies in."""
+        layer, _, leaf = name.rpartition(".")
+        if not layer.startswith("transformer.h."):
+            row = self.outer[layer]
+            return row, f"{row.theirs}.{leaf}"
+        index, _, layer = layer.removeprefix("transformer.h.").partition(".")
+        row = self.block[layer]
+        return row, f"{self.blocks}.{index}.{row.theirs}.{leaf}"
+
+
+GPT2 = Layout(
+    outer={
+        "transformer.wte": Row("transformer.wte", twin="lm_head"),
+        "transformer.wpe": Row("transformer.wpe"),
+        "transformer.ln_f": Row("transformer.ln_f"),
+    },
+    blocks="transformer.h",
+    block={
+        "ln_1": Row("ln_1"),
+        "attn.q_proj": _conv1d("attn.c_attn", third=0),
+        "attn.k_proj": _conv1d("attn.c_attn", third=1),
+        "attn.v_proj": _conv1d("attn.c_attn", third=2),
+        "attn.out_proj": _conv1d("attn.c_proj"),
+        "mlp.fc_in": _conv1d("mlp.c_fc"),
+        "mlp.fc_out": _conv1d("mlp.c_proj"),
+        "ln_2": Row("ln_2"),
+    },
+    variants={"transformer.": ""},  # the network without its head has no prefix
+)
+
+GPT_NEOX = Layout(
+    outer={
+        "transformer.wte": Row("gpt_neox.embed_in"),
+        "transformer.ln_f": Row("gpt_neox.final_layer_norm"),
+        "lm_head": Row("embed_out"),
+    },
+    blocks="gpt_neox.layers",
+    block={
+        "ln_1": Row("input_layernorm"),
+        "attn.q_proj": Row("attention.query_key_value", third=0, by_head=True),
+        "attn.k_proj": Row("attention.query_key_value", third=1, by_head=True),
+        "attn.v_proj": Row("attention.query_key_value", third=2, by_head=True),
+        "attn.out_proj": Row("attention.dense"),
+        "mlp.fc_in": Row("mlp.dense_h_to_4h"),
+        "mlp.fc_out": Row("mlp.dense_4h_to_h"),
+        "ln_2": Row("post_attention_layernorm"),
+    },
+    variants={"embed_out.": "lm_head."},  # from transformers 5 on
+)
+
+# By the model_type of the config.
+LAYOUTS: Mapping[str, Layout] = {
+    GPT2Config.released_type: GPT2,
+    GPTNeoXConfig.released_type: GPT_NEOX,
+}
+
+
+class ReleasedTensors:
+    """The tensors of a checkpoint in a released layout, under our names.
+
+    Attributes:
+        path: the checkpoint.
+        tensors: those of the model, by our names.
+        parts: names of all tensors that they lie in.
+    """
+
+    def __init__(
+        self, path: Path, owner: Mapping[str, Source], config: KoGPTConfig, layout: Layout
+    ) -> None:
+        """Finds the tensors and holds them against the config; reads sizes alone.
+
+        Args:
+            path: the checkpoint, for messages.
+            owner: of each tensor stored.
+            config: the shape of the model.
+            layout: in which they are stored.
+
+        Raises:
+            InputRefusedError: one is missing or misshapen; the message has its stored name.
+        """
+        self.path, self._owner, self._head_dim = path, owner, config.head_dim
+        self.tensors: dict[str, TensorSpec] = {}
+        self._rows: dict[str, tuple[Row, str]] = {}
+        self._twins: dict[str, str] = {}
+        for name, shape in expand(config).items():
+            row, theirs = layout.find(name)
+            theirs = self._stored_name(theirs, layout)
+            self._rows[name] = row, theirs
+            self.tensors[name] = TensorSpec(name, self._hold(theirs, row.shape(shape)), shape)
+            if row.twin is not None and (twin := f"{row.twin}.weight") in owner:
+                self._hold(twin, shape)
+                self._twins[name] = twin
+        self.parts = {theirs for _, theirs in self._rows.values()} | {*self._twins.values()}
+        self._last: tuple[str, Tensor] | None = None
+
+    def read(self, name: str, rows: slice = slice(None)) -> Tensor:
+        """Rows of a tensor of ours.
+
+        Raises:
+            InputRefusedError: a tensor that may be stored twice is so, and differs.
+        """
+        (row, theirs), outputs = self._rows[name], self.tensors[name].shape[0]
+        places = row.places(range(*rows.indices(outputs)), outputs, self._head_dim)
+        if row.transposed and len(self.tensors[name].shape) > 1:
+            return self._whole(theirs)[:, places].T.contiguous()
+        first, last = int(places[0]), int(places[-1])
+        values = self._owner[theirs].read(theirs, slice(first, last + 1))[places - first]
+        if name in self._twins:
+            self._compare(theirs, self._twins[name], rows, values)
+        return values
+
+    def _stored_name(self, name: str, layout: Layout) -> str:
+        """The name, or the one that it has in other versions of the layout, if that is there."""
+        for beginning, other in layout.variants.items():
+            changed = other + name.removeprefix(beginning)
+            if name.startswith(beginning) and name not in self._owner and changed in self._owner:
+                return changed
+        return name
+
+    def _hold(self, name: str, shape: tuple[int, ...]) -> torch.dtype:
+        if name not in self._owner:
+            raise InputRefusedError(f"{self.path}: {name} is missing")
+        found = self._owner[name].tensors[name]
+        if found.shape != shape:
+            raise InputRefusedError(
+                f"{self.path}: {name} has shape {list(found.shape)}, the config asks for"
+                f" {list(shape)}"
+            )
+        return found.dtype
+
+    def _whole(self, theirs: str) -> Tensor:
+        """A tensor of theirs, kept for what else lies in it: its columns cannot be read alone."""
+        if self._last is None or self._last[0] != theirs:
+            self._last = None  # before the next is read
+            self._last = theirs, self._owner[theirs].read(theirs)
+        return self._last[1]
+
+    def _compare(self, name: str, twin: str, rows: slice, values: Tensor) -> None:
+        if not torch.equal(self._owner[twin].read(twin, rows), values):
+            raise InputRefusedError(
+                f"{self.path}: {twin} differs from {name}, whose weights it should share"
+            )

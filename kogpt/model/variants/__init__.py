@@ -1,0 +1,57 @@
+"""Neighbours of KoGPT from the same parts, and which class belongs to a config."""
+
+from os import PathLike
+from pathlib import Path
+
+from kogpt.errors import InputRefusedError
+from kogpt.model.config import PRESETS as KOGPT_PRESETS
+from kogpt.model.config import KoGPTConfig, read_json_object
+from kogpt.model.transformer import KoGPT
+from kogpt.model.variants import gpt2, gpt_neox
+from kogpt.model.variants.gpt2 import GPT2, GPT2Config
+from kogpt.model.variants.gpt_neox import GPTNeoX, GPTNeoXConfig
+
+CLASSES: dict[str, type[KoGPT]] = {
+    model_class.config_class.model_type: model_class for model_class in (KoGPT, GPT2, GPTNeoX)
+}
+
+PRESETS: dict[str, KoGPTConfig] = {**KOGPT_PRESETS, **gpt2.PRESETS, **gpt_neox.PRESETS}
+
+__all__ = [
+    "CLASSES",
+    "GPT2",
+    "PRESETS",
+    "GPT2Config",
+    "GPTNeoX",
+    "GPTNeoXConfig",
+    "class_of",
+    "read_config",
+]
+
+
+def class_of(config: KoGPTConfig) -> type[KoGPT]:
+    """The class of the models that a config describes.
+
+    Raises:
+        ValueError: it is none of `CLASSES`; such a model's class has to be given.
+    """
+    if config.model_type not in CLASSES:
+        raise ValueError(f"no model class for a config of model_type {config.model_type!r}")
+    return CLASSES[config.model_type]
+
+
+def read_config(path: str | PathLike[str]) -> KoGPTConfig:
+    """Reads a `config.json` of any model of `CLASSES`, in the layout of its release or in ours.
+
+    Raises:
+        InputRefusedError: it cannot be read, or is of another model; the message names the file.
+    """
+    kind = read_json_object(Path(path)).get("model_type", KoGPTConfig.model_type)
+    for model_class in CLASSES.values():
+        config_class = model_class.config_class
+        if kind in (config_class.model_type, config_class.released_type):
+            return config_class.from_file(path)
+    known = ", ".join(one.config_class.released_type for one in CLASSES.values())
+    raise InputRefusedError(
+        f"{path}: model_type is {kind!r}; known are {known}, and others if given their class"
+    )

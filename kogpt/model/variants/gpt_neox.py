@@ -1,0 +1,140 @@
+"""GPT-NeoX: GPT-J's parallel block with a norm for each branch, biases and halves that rotate.
+
+EleutherAI's Polyglot-Ko models are such. Source: Black et al. (arXiv 2204.06745), section 2.1.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Self
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kogpt.errors import InputRefusedError
+from kogpt.model.cache import KVCache
+from kogpt.model.config import KoGPTConfig
+from kogpt.model.rotary import Rotation
+from kogpt.model.transformer import MLP, Block, KoGPT
+from kogpt.model.variants.biased import BiasedAttention
+from kogpt.model.variants.positions import HalfRotaryEmbedding
+
+
+@dataclass(frozen=True)
+class GPTNeoXConfig(KoGPTConfig):
+    """Sizes and probabilities of a GPT-NeoX, by default Polyglot-Ko's (1,331,810,304 parameters).
+
+    Attributes:
+        rotary_base: of the angles' powers. The other attributes are those of `KoGPTConfig`.
+    """
+
+    model_type: ClassVar[str] = "kogpt-gpt-neox"
+    released_type: ClassVar[str] = "gpt_neox"
+    architecture: ClassVar[str] = "GPTNeoX"
+    fixed: ClassVar[Mapping[str, Any]] = {
+        "activation_function": "gelu",
+        "tie_word_embeddings": False,
+        "use_parallel_residual": True,
+        "attention_bias": True,
+    }
+
+    vocab_size: int = 30080
+    n_embd: int = 2048
+    n_layer: int = 24
+    rotary_base: float = 10000.0
+    attn_pdrop: float = 0.0
+    embd_pdrop: float = 0.0
+    eos_token_id: int | None = 2
+
+    @property
+    def num_parameters(self) -> int:
+        C, F, V = self.n_embd, self.inner_dim, self.vocab_size
+        attention, mlp, norm = 4 * (C * C + C), 2 * C * F + F + C, 2 * C
+        return self.n_layer * (attention + mlp + 2 * norm) + 2 * V * C + norm
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Reads the keys of a `config.json`, of those released too."""
+        released = values.get("model_type") == cls.released_type
+        return super().from_dict(_our_keys(values) if released else values)
+
+
+# Of the released config.json, theirs -> ours.
+KEYS = {
+    "hidden_size": "n_embd",
+    "num_hidden_layers": "n_layer",
+    "num_attention_heads": "n_head",
+    "intermediate_size": "n_inner",
+    "max_position_embeddings": "n_positions",
+    "layer_norm_eps": "layer_norm_epsilon",
+    "hidden_act": "activation_function",
+    "attention_dropout": "attn_pdrop",
+    "hidden_dropout": "embd_pdrop",
+}
+
+
+def _our_keys(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A released config by our keys: the rotated share of a head as a number of dims."""
+    ours = {KEYS.get(key, key): value for key, value in values.items()}
+    rope = {"partial_rotary_factor": values.get("rotary_pct", 0.25)}
+    rope |= {"rope_theta": values.get("rotary_emb_base", 10000)}
+    rope |= values.get("rope_parameters") or {}
+    if (kind := rope.get("rope_type", "default")) != "default":
+        raise InputRefusedError(f"rope_type is {kind!r}, only 'default' is known")
+    try:
+        head_dim = ours["n_embd"] // ours["n_head"]
+        ours["rotary_dim"] = int(head_dim * rope["partial_rotary_factor"])
+        ours["rotary_base"] = float(rope["rope_theta"])
+    except KeyError as error:
+        theirs = next(key for key, name in KEYS.items() if name == error.args[0])
+        raise InputRefusedError(f"{theirs} is missing from the config") from None
+    except (TypeError, ValueError, ZeroDivisionError, OverflowError):
+        raise InputRefusedError("the sizes or the rotation in the config are no numbers") from None
+    return {**ours, "resid_pdrop": ours.get("embd_pdrop", 0.0)}
+
+
+class GELUMLP(MLP):
+    """The same two layers around the exact GELU."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.dropout(self.fc_out(F.gelu(self.fc_in(x))))  # (B, T, C)
+
+
+class GPTNeoXBlock(Block):
+    """Attention and MLP side by side, each behind a norm of its own."""
+
+    attention_class = BiasedAttention
+    mlp_class = GELUMLP
+
+    def __init__(self, config: KoGPTConfig, layer: int) -> None:
+        super().__init__(config, layer)
+        self.ln_2 = self.norm_class(config.n_embd, eps=config.layer_norm_epsilon)
+
+    def forward(
+        self, x: Tensor, rotate: Rotation, cache: KVCache | None, starts: Tensor | None
+    ) -> Tensor:
+        return x + self.attn(self.ln_1(x), rotate, cache, starts) + self.mlp(self.ln_2(x))
+
+
+class GPTNeoX(KoGPT):
+    """The language model of GPT-NeoX."""
+
+    config_class = GPTNeoXConfig
+    block_class = GPTNeoXBlock
+
+    @staticmethod
+    def make_rotary(config: KoGPTConfig) -> nn.Module:
+        assert isinstance(config, GPTNeoXConfig)
+        return HalfRotaryEmbedding(config.rotary_width, config.n_positions, config.rotary_base)
+
+    def make_head(self, config: KoGPTConfig) -> nn.Module:
+        return nn.Linear(config.n_embd, config.vocab_size, bias=False)
+
+
+_POLYGLOT = GPTNeoXConfig()  # 1.3B, to whose sizes the others hold
+
+PRESETS = {
+    "polyglot-ko-1.3b": _POLYGLOT,
+    "polyglot-ko-3.8b": replace(_POLYGLOT, n_layer=32, n_embd=3072, n_head=24),
+    "polyglot-ko-5.8b": replace(_POLYGLOT, n_layer=28, n_embd=4096, n_head=16),
+    "polyglot-ko-12.8b": replace(_POLYGLOT, n_layer=40, n_embd=5120, n_head=40),
+}
