@@ -18,8 +18,8 @@ def streamed(model: KoGPT) -> Iterator[Tensor]:
     """The weights that are read whole for one token."""
     if isinstance(model, FastKoGPT):
         return model.streamed()
-    embedding = model.transformer.wte.weight
-    return (weight for weight in model.parameters() if weight is not embedding)
+    looked_up = {model.transformer.wte.weight} - set(model.lm_head.parameters())
+    return (weight for weight in model.parameters() if weight not in looked_up)
 
 
 def cache_bytes(config: KoGPTConfig, dtype: torch.dtype) -> int:

@@ -345,7 +345,9 @@ def attach_method(model: KoGPT, config: FinetuningConfig, outputs: int) -> None:
         attach_prompt(model, config.soft_prompt, generator)
     if outputs:
         attach_head(model, outputs, generator)
-        model.lm_head.requires_grad_(False)  # nothing asks for tokens
+        for name, parameter in model.named_parameters():
+            if name.startswith("lm_head."):
+                parameter.requires_grad_(False)  # nothing asks for tokens
 
 
 @torch.no_grad()

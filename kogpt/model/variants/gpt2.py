@@ -9,15 +9,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 
-from kogpt.model.cache import KVCache
 from kogpt.model.config import KoGPTConfig
-from kogpt.model.rotary import Rotation
-from kogpt.model.transformer import Block, KoGPT
-from kogpt.model.variants.biased import BiasedAttention
-from kogpt.model.variants.positions import LearnedPositions
+from kogpt.model.transformer import KoGPT
+from kogpt.model.variants.parts import (
+    BiasedAttention,
+    LearnedPositions,
+    SequentialBlock,
+    TiedHead,
+)
 
 
 @dataclass(frozen=True)
@@ -57,32 +58,9 @@ class GPT2Config(KoGPTConfig):
         return self.n_layer * (attention + mlp + 2 * norm) + (V + self.n_positions) * C + norm
 
 
-class TiedHead(nn.Module):
-    """An output head whose weights are the embedding's; it has none of its own."""
-
-    def __init__(self, embedding: nn.Embedding) -> None:
-        super().__init__()
-        self._embedding = (embedding,)  # in a tuple: a module would be named twice
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        return F.linear(hidden, self._embedding[0].weight)
-
-
-class SequentialBlock(Block):
-    """First attention, then the MLP, which reads what attention has added."""
-
-    def __init__(self, config: KoGPTConfig, layer: int) -> None:
-        super().__init__(config, layer)
-        self.ln_2 = self.norm_class(config.n_embd, eps=config.layer_norm_epsilon)
-
-    def forward(
-        self, x: Tensor, rotate: Rotation, cache: KVCache | None, starts: Tensor | None
-    ) -> Tensor:
-        x = x + self.attn(self.ln_1(x), rotate, cache, starts)
-        return x + self.mlp(self.ln_2(x))  # (B, T, C)
-
-
 class GPT2Block(SequentialBlock):
+    """Attention with biases, then the MLP."""
+
     attention_class = BiasedAttention
 
 
@@ -99,7 +77,9 @@ class GPT2(KoGPT):
 
 PRESETS = {
     "kogpt2": GPT2Config(),
-    # Layers, width and heads as published; the vocabulary is of 100,000 pieces or near it.
+    # Layers, width and heads as published (table 1), the vocabulary as it is told to be: 100,000
+    # pieces or near it. So counted, "1.3B" has 1.42e9 parameters; the others have what they are
+    # called by.
     **{
         f"hyperclova-{name}": GPT2Config(
             vocab_size=100_000, n_positions=2048, n_layer=layers, n_embd=width, n_head=heads

@@ -11,12 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kogpt.errors import InputRefusedError
-from kogpt.model.cache import KVCache
 from kogpt.model.config import KoGPTConfig
-from kogpt.model.rotary import Rotation
-from kogpt.model.transformer import MLP, Block, KoGPT
-from kogpt.model.variants.biased import BiasedAttention
-from kogpt.model.variants.positions import HalfRotaryEmbedding
+from kogpt.model.transformer import MLP, KoGPT
+from kogpt.model.variants.parts import BiasedAttention, HalfRotaryEmbedding, TwoNormBlock
 
 
 @dataclass(frozen=True)
@@ -99,20 +96,11 @@ class GELUMLP(MLP):
         return self.dropout(self.fc_out(F.gelu(self.fc_in(x))))  # (B, T, C)
 
 
-class GPTNeoXBlock(Block):
-    """Attention and MLP side by side, each behind a norm of its own."""
+class GPTNeoXBlock(TwoNormBlock):
+    """Attention with biases and the MLP, side by side."""
 
     attention_class = BiasedAttention
     mlp_class = GELUMLP
-
-    def __init__(self, config: KoGPTConfig, layer: int) -> None:
-        super().__init__(config, layer)
-        self.ln_2 = self.norm_class(config.n_embd, eps=config.layer_norm_epsilon)
-
-    def forward(
-        self, x: Tensor, rotate: Rotation, cache: KVCache | None, starts: Tensor | None
-    ) -> Tensor:
-        return x + self.attn(self.ln_1(x), rotate, cache, starts) + self.mlp(self.ln_2(x))
 
 
 class GPTNeoX(KoGPT):
