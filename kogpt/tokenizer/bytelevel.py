@@ -1,21 +1,8 @@
-"""The tokenizer of the release: byte-level BPE in a tokenizer.json, read with `tokenizers`."""
+"""The tokenizer of the release: byte-level BPE in a tokenizer.json."""
 
-import threading
-from pathlib import Path
-from typing import Any
-
-import tokenizers
 from tokenizers import pre_tokenizers
 
-from kogpt.errors import InputRefusedError
-from kogpt.tokenizer.base import Tokenizer
-from kogpt.tokenizer.files import (
-    MAX_JSON_BYTES,
-    one_line,
-    parse_json_object,
-    read_companions,
-    read_limited,
-)
+from kogpt.tokenizer.jsonfile import JSONTokenizer
 from kogpt.tokenizer.streaming import StreamDecoder
 
 
@@ -30,59 +17,14 @@ def _byte_of_letter() -> dict[str, int]:
 
 BYTE_OF_LETTER = _byte_of_letter()
 
-# Four times the largest vocabularies in use; a file may write any number as the id of a piece.
-MAX_VOCAB_SIZE = 1 << 20
 
+class ByteLevelTokenizer(JSONTokenizer):
+    """A byte-level BPE `tokenizer.json`; for arguments and errors see `JSONTokenizer`."""
 
-class ByteLevelTokenizer(Tokenizer):
-    """A byte-level BPE `tokenizer.json`.
-
-    Splitting, merging, normalising and the matching of added tokens are the library's, so ids are
-    those of the reference by construction.
-
-    Args:
-        directory: Folder that holds tokenizer.json and perhaps its companions.
-
-    Raises:
-        InputRefusedError: The file is too large, damaged, or not a byte-level tokenizer.
-    """
-
-    def __init__(self, directory: str | Path) -> None:
-        path = Path(directory) / "tokenizer.json"
-        companions = read_companions(path.parent)
-        backend = _read_backend(path)
-        # Pieces that only the companions call special; transformers does the same.
-        vocab = backend.get_vocab()
-        named = companions.names.values()
-        backend.add_special_tokens([piece for piece in named if piece in vocab])
-
-        self._backend = backend
-        self._lock = threading.Lock()  # for the backend's switch between typed and special text
-        self.files = [path, *companions.files]
-        self.vocab_size = 1 + max(vocab.values(), default=-1)
-        if not 0 < self.vocab_size <= MAX_VOCAB_SIZE:
-            raise InputRefusedError(f"{path}: {self.vocab_size} ids, not 1 to {MAX_VOCAB_SIZE}")
-        self.special_ids = frozenset(
-            id for id, token in backend.get_added_tokens_decoder().items() if token.special
-        )
-        self._resolve_special(companions.names, companions.add_bos)
-
-    def piece_to_id(self, piece: str) -> int | None:
-        return self._backend.token_to_id(piece)
-
-    def token_bytes(self, id: int) -> bytes:
-        return b"" if id in self.special_ids else self._written_bytes(id)
+    decoder = "ByteLevel"
 
     def stream_decoder(self, *, skip_special: bool = True) -> StreamDecoder:
         return StreamDecoder(self.token_bytes if skip_special else self._written_bytes)
-
-    def _piece(self, id: int) -> str | None:
-        return self._backend.id_to_token(id)
-
-    def _encode(self, text: str, allow_special: bool) -> list[int]:
-        with self._lock:
-            self._backend.encode_special_tokens = not allow_special
-            return self._backend.encode(text, add_special_tokens=False).ids
 
     def _written_bytes(self, id: int) -> bytes:
         piece = self.id_to_piece(id)
@@ -90,34 +32,3 @@ class ByteLevelTokenizer(Tokenizer):
             return bytes(BYTE_OF_LETTER[letter] for letter in piece)
         except KeyError:  # an added token holds plain text, such as an emoji
             return piece.encode()
-
-
-def _read_backend(path: Path) -> tokenizers.Tokenizer:
-    data = read_limited(path, MAX_JSON_BYTES)
-    _check_kind(path, parse_json_object(path, data))
-    try:
-        backend = tokenizers.Tokenizer.from_str(data.decode())
-    except Exception as error:  # the library raises Exception itself, nothing narrower
-        raise InputRefusedError(f"{path}: not a valid tokenizer.json: {one_line(error)}") from error
-    # Settings of a training run or a server that may have been saved along: never cut or pad a
-    # text behind the user's back, never split it at random.
-    backend.no_truncation()
-    backend.no_padding()
-    backend.model.dropout = None
-    return backend
-
-
-def _check_kind(path: Path, content: dict[str, Any]) -> None:
-    """Refuses what is not byte-level BPE: other decoders join pieces in ways not followed here, and
-    prefixes of subwords, which byte-level BPE has none of, can abort the library (0.23.3)."""
-    model, decoder = content.get("model"), content.get("decoder")
-    if not isinstance(model, dict) or model.get("type") != "BPE":
-        raise InputRefusedError(f"{path}: its model is not BPE")
-    for key in ("continuing_subword_prefix", "end_of_word_suffix"):
-        if model.get(key):
-            raise InputRefusedError(f"{path}: {key} is set, so its model is not byte-level BPE")
-    if not isinstance(decoder, dict) or decoder.get("type") != "ByteLevel":
-        raise InputRefusedError(
-            f"{path}: its decoder is not ByteLevel; only byte-level BPE is read from a "
-            "tokenizer.json, sentencepiece from its tokenizer.model"
-        )

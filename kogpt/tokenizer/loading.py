@@ -7,6 +7,8 @@ from kogpt.box import BOX
 from kogpt.errors import InputRefusedError
 from kogpt.tokenizer.base import Tokenizer
 from kogpt.tokenizer.bytelevel import ByteLevelTokenizer
+from kogpt.tokenizer.jsonfile import FILE, decoder_of
+from kogpt.tokenizer.metaspace import MetaspaceTokenizer
 from kogpt.tokenizer.spm import SentencePieceTokenizer
 
 
@@ -21,6 +23,7 @@ def load_tokenizer(directory: str | PathLike[str] | None = None) -> Tokenizer:
     directory = BOX if directory is None else Path(directory)
     if (directory / "tokenizer.model").exists():
         return SentencePieceTokenizer(directory)
-    if (directory / "tokenizer.json").exists():
-        return ByteLevelTokenizer(directory)
+    if (directory / FILE).exists():
+        is_metaspace = decoder_of(directory / FILE) == MetaspaceTokenizer.decoder
+        return MetaspaceTokenizer(directory) if is_metaspace else ByteLevelTokenizer(directory)
     raise InputRefusedError(f"{directory}: holds neither tokenizer.model nor tokenizer.json")

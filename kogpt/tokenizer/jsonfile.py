@@ -1,0 +1,118 @@
+"""A `tokenizer.json`, read with the library that wrote it, `tokenizers`."""
+
+import threading
+from abc import abstractmethod
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from kogpt.errors import InputRefusedError
+from kogpt.tokenizer.base import Tokenizer
+from kogpt.tokenizer.files import (
+    MAX_JSON_BYTES,
+    one_line,
+    parse_json_object,
+    read_companions,
+    read_limited,
+)
+
+FILE = "tokenizer.json"
+
+# Four times the largest vocabularies in use; a file may write any number as the id of a piece.
+MAX_VOCAB_SIZE = 1 << 20
+
+
+class JSONTokenizer(Tokenizer):
+    """A BPE `tokenizer.json`; a subclass knows how its pieces become text.
+
+    Splitting, merging, normalising and the matching of added tokens are the library's, so ids are
+    those of the reference by construction.
+
+    Args:
+        directory: Folder that holds tokenizer.json and perhaps its companions.
+
+    Raises:
+        InputRefusedError: The file is too large, damaged, or of another kind.
+    """
+
+    decoder: str  # the type of the file's decoder
+
+    def __init__(self, directory: str | Path) -> None:
+        path = Path(directory) / FILE
+        companions = read_companions(path.parent)
+        backend = _read_backend(path, self.decoder)
+        # Pieces that only the companions call special; transformers does the same.
+        vocab = backend.get_vocab()
+        named = companions.names.values()
+        backend.add_special_tokens([piece for piece in named if piece in vocab])
+
+        self._backend = backend
+        self._lock = threading.Lock()  # for the backend's switch between typed and special text
+        self.files = [path, *companions.files]
+        self.vocab_size = 1 + max(vocab.values(), default=-1)
+        if not 0 < self.vocab_size <= MAX_VOCAB_SIZE:
+            raise InputRefusedError(f"{path}: {self.vocab_size} ids, not 1 to {MAX_VOCAB_SIZE}")
+        self.special_ids = frozenset(
+            id for id, token in backend.get_added_tokens_decoder().items() if token.special
+        )
+        self._resolve_special(companions.names, companions.add_bos)
+
+    def piece_to_id(self, piece: str) -> int | None:
+        return self._backend.token_to_id(piece)
+
+    def token_bytes(self, id: int) -> bytes:
+        return b"" if id in self.special_ids else self._written_bytes(id)
+
+    def _piece(self, id: int) -> str | None:
+        return self._backend.id_to_token(id)
+
+    def _encode(self, text: str, allow_special: bool) -> list[int]:
+        with self._lock:
+            self._backend.encode_special_tokens = not allow_special
+            return self._backend.encode(text, add_special_tokens=False).ids
+
+    @abstractmethod
+    def _written_bytes(self, id: int) -> bytes:
+        """The bytes of an id's piece, be it special or not; ValueError if it has none."""
+
+
+def decoder_of(path: Path) -> object:
+    """What the file says of its decoder, for choosing among the kinds.
+
+    Raises:
+        InputRefusedError: it is too large, or no JSON object.
+    """
+    decoder = parse_json_object(path, read_limited(path, MAX_JSON_BYTES)).get("decoder")
+    return decoder.get("type") if isinstance(decoder, dict) else None
+
+
+def _read_backend(path: Path, decoder: str) -> tokenizers.Tokenizer:
+    data = read_limited(path, MAX_JSON_BYTES)
+    _check_kind(path, parse_json_object(path, data), decoder)
+    try:
+        backend = tokenizers.Tokenizer.from_str(data.decode())
+    except Exception as error:  # the library raises Exception itself, nothing narrower
+        raise InputRefusedError(f"{path}: not a valid tokenizer.json: {one_line(error)}") from error
+    # Settings of a training run or a server that may have been saved along: never cut or pad a
+    # text behind the user's back, never split it at random.
+    backend.no_truncation()
+    backend.no_padding()
+    backend.model.dropout = None
+    return backend
+
+
+def _check_kind(path: Path, content: dict[str, Any], wanted: str) -> None:
+    """Refuses what is not BPE with that decoder: others join pieces in ways not followed here, and
+    prefixes of subwords, which such BPE has none of, can abort the library (0.23.3)."""
+    model, decoder = content.get("model"), content.get("decoder")
+    if not isinstance(model, dict) or model.get("type") != "BPE":
+        raise InputRefusedError(f"{path}: its model is not BPE")
+    for key in ("continuing_subword_prefix", "end_of_word_suffix"):
+        if model.get(key):
+            raise InputRefusedError(f"{path}: {key} is set, which is not read")
+    if not isinstance(decoder, dict) or decoder.get("type") != wanted:
+        raise InputRefusedError(
+            f"{path}: its decoder is not {wanted}; of a tokenizer.json only ByteLevel and"
+            " Metaspace are read, sentencepiece from its tokenizer.model"
+        )
