@@ -15,6 +15,7 @@ from kogpt.adapters.lora import LoRALinear
 from kogpt.box import BOX
 from kogpt.checkpoint import CheckpointReader, open_checkpoint
 from kogpt.checkpoint.convert import companions, license_of
+from kogpt.checkpoint.layouts import AssembledTensors, layout_of
 from kogpt.checkpoint.names import CLASSIFIER, expand
 from kogpt.checkpoint.resources import human, require_disk
 from kogpt.checkpoint.shards import MAX_SHARD_SIZE, TensorSpec, plan_shards
@@ -150,7 +151,11 @@ class _Merge:
         return values
 
     def run(self, max_shard_size: int, quiet: bool) -> MergeReport:
-        shards = plan_shards(self.specs(), max_shard_size)
+        specs, read, layout = self.specs(), self.read, layout_of(self.config)
+        if layout is not None:
+            assembled = AssembledTensors(specs, read, self.config, layout)
+            specs, read = assembled.specs, assembled.read
+        shards = plan_shards(specs, max_shard_size)
         nbytes = sum(shard.nbytes for shard in shards)
         sweep(self.dst)
         refuse_existing(self.dst)
@@ -160,7 +165,7 @@ class _Merge:
         further = None if self.head is None else describe_classifier(len(self.head))
         bar = tqdm(total=nbytes, unit="B", unit_scale=True, disable=True if quiet else None)
         with Staging(self.dst) as staging, bar:
-            records = write_shards(staging, shards, self.read, metadata, progress=bar.update)
+            records = write_shards(staging, shards, read, metadata, progress=bar.update)
             files = companions(self.reader.folder)
             finish(staging, self.config, shards, records, metadata, files=files, further=further)
         return MergeReport(

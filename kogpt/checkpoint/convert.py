@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from kogpt.checkpoint.dtypes import dtype_name, parse_dtype
 from kogpt.checkpoint.files import require_regular
+from kogpt.checkpoint.layouts import AssembledTensors, layout_of
 from kogpt.checkpoint.manifest import MANIFEST_NAME
 from kogpt.checkpoint.names import expand
 from kogpt.checkpoint.overflow import FitCounts, clamp_finite, count_misfits
@@ -160,9 +161,8 @@ class _Job:
         self.quantization = self._decide_quantization()
         self.misfits = FitCounts()
         self.dtype = self._decide_dtype()
-        shapes = expand(self.config)
-        self.quantizer = Quantizer(self._read, self.quantization, shapes, self.dtype)
-        self.shards = plan_shards(self.quantizer.specs, options.max_shard_size)
+        self.stored = self._decide_layout()
+        self.shards = plan_shards(self.stored.specs, options.max_shard_size)
         license_notice = options.license_notice or license_of(reader.folder, self.config)
         self.metadata = {"format": "pt", "license": license_notice, "source_sha256": UNKNOWN_HASH}
         self.was_complete = False
@@ -181,6 +181,15 @@ class _Job:
                 )
             quantization.check_fits(self.config, str(self.reader.path))
         return quantization
+
+    def _decide_layout(self) -> Quantizer | AssembledTensors:
+        """What is written: the released layout, or, of what is rounded, our names."""
+        shapes = expand(self.config)
+        quantizer = Quantizer(self._read, self.quantization, shapes, self.dtype)
+        layout = layout_of(self.config)
+        if layout is None or self.quantization is not None:
+            return quantizer
+        return AssembledTensors(quantizer.specs, quantizer.read, self.config, layout)
 
     def _decide_dtype(self) -> torch.dtype:
         stored, asked = self.reader.stored_dtype, self.options.dtype
@@ -226,7 +235,7 @@ class _Job:
             records = write_shards(
                 staging,
                 self.shards,
-                self.quantizer.read,
+                self.stored.read,
                 self.metadata,
                 allow_nonfinite=self.options.allow_nonfinite,
                 progress=progress,
@@ -286,7 +295,7 @@ class _Job:
             TensorLine(
                 spec.name,
                 spec.shape,
-                self.reader.stored_as(self.quantizer.source[spec.name]),
+                self.reader.stored_as(self.stored.source[spec.name]),
                 dtype_name(spec.dtype),
                 spec.nbytes,
                 shard.name,

@@ -1,10 +1,11 @@
-"""Released layouts of the neighbours, read under our names.
+"""Released layouts of the neighbours: read under our names, and written as they were.
 
 A table goes from our layers to theirs, in network order; what follows a layer's name, `weight` or
-`bias`, is the same in both. Sources: transformers' `gpt2` and `gpt_neox`.
+`bias`, is the same in both. Both ways use the one table. Sources: transformers' `gpt2` and
+`gpt_neox`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from kogpt.checkpoint.shards import TensorSpec
 from kogpt.checkpoint.sources import Source
 from kogpt.errors import InputRefusedError
 from kogpt.model.config import KoGPTConfig
-from kogpt.model.variants import GPT2Config, GPTNeoXConfig
+from kogpt.model.variants import CLASSES, GPT2Config, GPTNeoXConfig
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ class Layout:
         """The row of a tensor of ours, and the name of the tensor that it lies in."""
         layer, _, leaf = name.rpartition(".")
         if not layer.startswith("transformer.h."):
-            row = self.outer[layer]
+            row = self.outer.get(layer) or Row(layer)
             return row, f"{row.theirs}.{leaf}"
         index, _, layer = layer.removeprefix("transformer.h.").partition(".")
         row = self.block[layer]
@@ -128,6 +129,22 @@ LAYOUTS: Mapping[str, Layout] = {
     GPT2Config.released_type: GPT2,
     GPTNeoXConfig.released_type: GPT_NEOX,
 }
+
+
+def layout_of(config: KoGPTConfig) -> Layout | None:
+    """The layout that a model is written in; None where our names are the released ones."""
+    return LAYOUTS.get(config.released_type) if config.model_type in CLASSES else None
+
+
+def reading_order(config: KoGPTConfig) -> list[str]:
+    """Names of our tensors in the order in which they are read to be written."""
+    layout, shapes = layout_of(config), expand(config)
+    if layout is None:
+        return list(shapes)
+    ordered: dict[str, list[str]] = {}
+    for name in shapes:
+        ordered.setdefault(layout.find(name)[1], []).append(name)
+    return [name for names in ordered.values() for name in names]
 
 
 class ReleasedTensors:
@@ -215,3 +232,60 @@ class ReleasedTensors:
             raise InputRefusedError(
                 f"{self.path}: {twin} differs from {name}, whose weights it should share"
             )
+
+
+class AssembledTensors:
+    """The tensors of a released layout, put together from ours as they are read.
+
+    Attributes:
+        specs: the tensors, in network order.
+        source: name of a tensor -> that of ours that lies in it, the first if several do.
+    """
+
+    def __init__(
+        self,
+        specs: Iterable[TensorSpec],
+        read: Callable[[str, slice], Tensor],
+        config: KoGPTConfig,
+        layout: Layout,
+    ) -> None:
+        """Plans the tensors.
+
+        Args:
+            specs: of ours.
+            read: gives rows of ours.
+            config: the shape of the model.
+            layout: to be written in.
+        """
+        self._read_ours, self._head_dim = read, config.head_dim
+        self._parts: dict[str, list[tuple[Row, TensorSpec]]] = {}
+        for spec in specs:
+            row, theirs = layout.find(spec.name)
+            self._parts.setdefault(theirs, []).append((row, spec))
+        firsts = {theirs: parts[0] for theirs, parts in self._parts.items()}
+        self.specs = [
+            TensorSpec(theirs, spec.dtype, row.shape(spec.shape))
+            for theirs, (row, spec) in firsts.items()
+        ]
+        self.source = {theirs: spec.name for theirs, (_, spec) in firsts.items()}
+        self._last: tuple[str, Tensor] | None = None
+
+    def read(self, name: str, rows: slice) -> Tensor:
+        """Rows of a tensor."""
+        row, spec = self._parts[name][0]
+        if len(self._parts[name]) == 1 and not row.transposed:
+            return self._read_ours(spec.name, rows)
+        if self._last is None or self._last[0] != name:
+            self._last = None  # before the next is put together
+            self._last = name, self._assemble(self._parts[name])
+        return self._last[1][rows]
+
+    def _assemble(self, parts: list[tuple[Row, TensorSpec]]) -> Tensor:
+        row, spec = parts[0]
+        outputs = spec.shape[0]
+        shape = (outputs * (1 if row.third is None else 3), *spec.shape[1:])
+        whole = torch.empty(shape, dtype=spec.dtype)
+        for part, own in parts:
+            places = part.places(range(outputs), outputs, self._head_dim)
+            whole[places] = self._read_ours(own.name, slice(0, outputs)).to(spec.dtype)
+        return whole.T.contiguous() if row.transposed and whole.ndim > 1 else whole

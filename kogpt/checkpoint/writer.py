@@ -18,6 +18,7 @@ from torch import Tensor
 
 from kogpt.checkpoint.dtypes import dtype_name, parse_dtype
 from kogpt.checkpoint.lanes import Lanes
+from kogpt.checkpoint.layouts import AssembledTensors, layout_of
 from kogpt.checkpoint.manifest import (
     FORMAT,
     INDEX_NAME,
@@ -100,16 +101,19 @@ def write_checkpoint(
     if head is not None:
         specs.append(classifier_spec(head.size(0), config))
     further = None if head is None else describe_classifier(head.size(0), labels)
+
+    def own(name: str, rows: slice) -> Tensor:
+        return tensors[name].detach()[rows].cpu()
+
+    read, layout = read or own, layout_of(config)
+    if layout is not None:
+        assembled = AssembledTensors(specs, read, config, layout)
+        specs, read = assembled.specs, assembled.read
     shards = plan_shards(specs, max_shard_size)
     sweep(Path(dst))
     refuse_existing(Path(dst))
     needed = sum(shard.nbytes for shard in shards) + sum(map(_size, (files or {}).values()))
     require_disk(Path(dst), needed + ROOM_FOR_SMALL_FILES)
-
-    def own(name: str, rows: slice) -> Tensor:
-        return tensors[name].detach()[rows].cpu()
-
-    read = read or own
     metadata = {"format": "pt", "license": license_notice}
     with Staging(Path(dst)) as staging:
         records = write_shards(staging, shards, read, metadata, allow_nonfinite=allow_nonfinite)
@@ -322,7 +326,9 @@ def _config(
     dtypes = {spec.dtype for spec in specs if spec.name != CLASSIFIER}
     name = dtype_name(reduce(torch.promote_types, dtypes))  # integers give way to floats
     # The older and the newer name of the key in the wider ecosystem.
-    values = {**config.to_dict(), "torch_dtype": name, "dtype": name}
+    ours = quantization is not None or layout_of(config) is None
+    values = config.to_dict() if ours else config.to_released_dict()
+    values |= {"torch_dtype": name, "dtype": name}
     return values | ({"quantization_config": quantization.to_dict()} if quantization else {})
 
 

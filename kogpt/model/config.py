@@ -189,6 +189,10 @@ class KoGPTConfig:
         kind = {"architectures": [self.architecture], "model_type": self.model_type}
         return {**kind, **self.fixed, **dataclasses.asdict(self)}
 
+    def to_released_dict(self) -> dict[str, Any]:
+        """The same in the layout of the network's own release, for KoGPT no other."""
+        return self.to_dict()
+
 
 def read_json_object(path: Path) -> dict[str, Any]:
     """Reads a small JSON file whose top is an object.

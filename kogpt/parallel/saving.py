@@ -17,7 +17,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from kogpt.checkpoint.names import check_names, expand
+from kogpt.checkpoint.layouts import reading_order
+from kogpt.checkpoint.names import check_names
 from kogpt.checkpoint.resources import require_disk
 from kogpt.checkpoint.safetensors_file import encode_header
 from kogpt.checkpoint.shards import TensorSpec
@@ -198,7 +199,7 @@ def export(
     refuse_existing(dst)
     if not parallel.first:
         # In the order in which they are written, and the head of a classifier last.
-        for name in dict.fromkeys([*expand(config), *tensors]):
+        for name in dict.fromkeys([*reading_order(config), *tensors]):
             whole(tensors[name].detach())
         return parallel.wait()
     last: tuple[str, Tensor] = ("", Tensor())

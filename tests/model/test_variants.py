@@ -88,6 +88,17 @@ def test_a_converted_model_agrees_with_transformers_to_1e_5(converted, theirs, i
     verify(converted, quiet=True)
 
 
+def test_a_converted_folder_opens_in_transformers_as_it_is(converted, theirs, ids):
+    again, info = type(theirs).from_pretrained(converted, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    with torch.no_grad():
+        assert torch.equal(again(ids).logits, theirs(ids).logits)
+    state = theirs.state_dict()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in again.state_dict().items())
+    same = {k: v for k, v in again.config.to_dict().items() if k in ("rope_parameters", "n_inner")}
+    assert {**theirs.config.to_dict(), **same} == theirs.config.to_dict()
+
+
 def test_a_released_folder_is_read_as_it_is(folder, theirs, ids):
     assert distance(load_model(folder), theirs, ids) < 1e-5
     count = sum(parameter.numel() for parameter in theirs.parameters())
@@ -155,6 +166,8 @@ def test_quantised_weights_are_close_to_those_they_came_from(folder, kind, tmp_p
     with torch.no_grad():
         whole, narrow = load_model(folder)(ids), load_model(target)(ids)
         held = load_model(target, quantized=True)(ids)
+    kind = json.loads((target / "config.json").read_text())["model_type"]
+    assert kind.startswith("kogpt-")  # which no other library takes for its own
     assert 0 < (narrow - whole).norm() / whole.norm() < (0.02 if kind == "int8" else 0.2)
     torch.testing.assert_close(held, narrow, atol=1e-4, rtol=0)
 

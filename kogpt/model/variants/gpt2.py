@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 from torch import nn
 
+from kogpt.errors import InputRefusedError
 from kogpt.model.config import KoGPTConfig
 from kogpt.model.transformer import KoGPT
 from kogpt.model.variants.parts import (
@@ -51,11 +52,22 @@ class GPT2Config(KoGPTConfig):
     eos_token_id: int | None = 1
     pad_token_id: int | None = 3
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.rotary_dim != 0:
+            raise InputRefusedError(
+                f"rotary_dim is {self.rotary_dim!r}, in a GPT-2 nothing rotates"
+            )
+
     @property
     def num_parameters(self) -> int:
         C, F, V = self.n_embd, self.inner_dim, self.vocab_size
         attention, mlp, norm = 4 * (C * C + C), 2 * C * F + F + C, 2 * C
         return self.n_layer * (attention + mlp + 2 * norm) + (V + self.n_positions) * C + norm
+
+    def to_released_dict(self) -> dict[str, Any]:
+        kind = {"architectures": ["GPT2LMHeadModel"], "model_type": self.released_type}
+        return {key: value for key, value in self.to_dict().items() if key != "rotary_dim"} | kind
 
 
 class GPT2Block(SequentialBlock):

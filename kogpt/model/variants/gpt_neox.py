@@ -54,6 +54,15 @@ class GPTNeoXConfig(KoGPTConfig):
         released = values.get("model_type") == cls.released_type
         return super().from_dict(_our_keys(values) if released else values)
 
+    def to_released_dict(self) -> dict[str, Any]:
+        names = {ours: theirs for theirs, ours in KEYS.items()}
+        values = {names.get(key, key): value for key, value in self.to_dict().items()}
+        values["intermediate_size"] = self.inner_dim
+        values["rotary_pct"] = self.rotary_width / self.head_dim
+        values["rotary_emb_base"] = self.rotary_base
+        kind = {"architectures": ["GPTNeoXForCausalLM"], "model_type": self.released_type}
+        return {k: v for k, v in values.items() if k not in ("rotary_dim", "rotary_base")} | kind
+
 
 # Of the released config.json, theirs -> ours.
 KEYS = {
@@ -86,7 +95,7 @@ def _our_keys(values: Mapping[str, Any]) -> dict[str, Any]:
         raise InputRefusedError(f"{theirs} is missing from the config") from None
     except (TypeError, ValueError, ZeroDivisionError, OverflowError):
         raise InputRefusedError("the sizes or the rotation in the config are no numbers") from None
-    return {**ours, "resid_pdrop": ours.get("embd_pdrop", 0.0)}
+    return {"resid_pdrop": ours.get("embd_pdrop", 0.0), **ours}  # theirs has one for both
 
 
 class GELUMLP(MLP):
