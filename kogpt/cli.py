@@ -120,6 +120,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--model", metavar="DIR", help="checkpoint folder (default: the one in the box)"
     )
+    add_architecture_argument(group)
     group.add_argument(
         "--adapter",
         action="append",
@@ -133,6 +134,14 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         help="dtype to compute in (default: the stored one; on a CPU float16 becomes float32)",
     )
     group.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)")
+
+
+def add_architecture_argument(group: argparse._ActionsContainer) -> None:
+    group.add_argument(
+        "--architecture",
+        metavar="FILE.py:CLASS",
+        help="a model class of your own, a subclass of KoGPT; runs the file",
+    )
 
 
 def add_text_arguments(parser: argparse.ArgumentParser) -> None:
@@ -388,9 +397,12 @@ def add_train(commands: Commands) -> None:
     )
     parser.add_argument(
         "--model",
+        "--config",
+        dest="model",
         metavar="PRESET|FILE|DIR",
         help="shape, or checkpoint to start from (default: nano)",
     )
+    add_architecture_argument(parser)
     parser.add_argument(
         "--tokenizer", metavar="DIR", help="needed from scratch; a checkpoint brings its own"
     )
@@ -408,6 +420,7 @@ def add_finetune(commands: Commands) -> None:
     parser = add_command(commands, "finetune", "train a model on a task or on examples")
     add = parser.add_argument
     add("--model", required=True, metavar="DIR", help="checkpoint folder to begin with")
+    add_architecture_argument(parser)
     add(
         "--data",
         required=True,

@@ -22,6 +22,7 @@ def load(
     *,
     fast: bool = False,
     adapter: str | PathLike[str] | Sequence[str | PathLike[str]] = (),
+    model_class: type[KoGPT] | None = None,
 ) -> tuple[KoGPT, Tokenizer]:
     """Loads the model and the tokenizer of one folder.
 
@@ -35,6 +36,8 @@ def load(
             GPT-J's block has such a form; other models come as they do without.
         adapter: folder of an adapter of the model, or of several: updates add up, soft prompts
             follow one another, the head of a classifier becomes `model.score`.
+        model_class: a subclass of `KoGPT` to load into; None for the class that belongs to the
+            folder's `model_type`.
 
     Returns:
         The model, in evaluation mode, and the tokenizer.
@@ -43,13 +46,13 @@ def load(
         InputRefusedError: a file is missing, damaged, or of a kind that cannot be used.
         NotEnoughResourcesError: the memory does not hold the model.
     """
-    if fast:
+    if fast and model_class is None:
         from kogpt.fast import load_fast
 
         model = load_fast(path, dtype=dtype, device=device, adapters=adapter)
     else:
         from kogpt.adapters import load_adapters
 
-        model = load_model(path, dtype=dtype, device=device)
+        model = load_model(path, dtype=dtype, device=device, model_class=model_class)
         load_adapters(model, adapter)
     return model, load_tokenizer(path)

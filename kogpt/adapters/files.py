@@ -49,6 +49,9 @@ PICKLE_NAME = "adapter_model.bin"
 LORA_PREFIX, PROMPT_PREFIX = "base_model.model.", "base_model."
 
 
+LayerShapes = dict[str, tuple[int, int]]
+
+
 @dataclass(frozen=True)
 class Update:
     """The update of one linear layer: alpha / r B A.
@@ -91,8 +94,17 @@ class Adapter:
     license: str | None = None
 
 
-def read_adapter(folder: str | os.PathLike[str], config: KoGPTConfig) -> Adapter:
+def read_adapter(
+    folder: str | os.PathLike[str],
+    config: KoGPTConfig,
+    model_class: type[KoGPT] | None = None,
+) -> Adapter:
     """Reads an adapter for a model of this shape.
+
+    Args:
+        folder: of the adapter.
+        config: the shape of the model.
+        model_class: of the model; None for the one that belongs to the config.
 
     Raises:
         InputRefusedError: it is missing, damaged, of a kind that is not read, or for another
@@ -110,13 +122,15 @@ def read_adapter(folder: str | os.PathLike[str], config: KoGPTConfig) -> Adapter
         if isinstance(table, PromptTable):
             adapter = _read_prompt(weights, folder, table, config)
         else:
-            adapter = _read_lora(weights, folder, table, config)
+            shapes = linear_layers(config, model_class)
+            adapter = _read_lora(weights, folder, table, config, shapes)
         weights.refuse_rest()
     return adapter
 
 
-def _read_lora(weights: "_Weights", folder: Path, table: LoRATable, config: KoGPTConfig) -> Adapter:
-    shapes = linear_layers(config)
+def _read_lora(
+    weights: "_Weights", folder: Path, table: LoRATable, config: KoGPTConfig, shapes: LayerShapes
+) -> Adapter:
     found = {name.removeprefix(LORA_PREFIX).rpartition(".lora_")[0] for name in weights.names}
     updates = {}
     for layer in table.layers(shapes, found):
@@ -141,10 +155,10 @@ def _read_prompt(
     return Adapter(folder, prompt=prompt, head=head, license=weights.license)
 
 
-def linear_layers(config: KoGPTConfig) -> dict[str, tuple[int, int]]:
+def linear_layers(config: KoGPTConfig, model_class: type[KoGPT] | None = None) -> LayerShapes:
     """All layers that can have an update, with (N, K), in network order."""
     layers = {}
-    for name, shape in expand(config).items():
+    for name, shape in expand(config, model_class).items():
         layer, _, kind = name.rpartition(".")
         if kind == "weight" and layer.rpartition(".")[2] in TARGETS:
             layers[layer] = (shape[0], shape[1])

@@ -15,14 +15,18 @@ Folder = str | os.PathLike[str]
 Folders = Folder | Sequence[Folder]
 
 
-def read_adapters(folders: Folders, config: KoGPTConfig) -> list[Adapter]:
+def read_adapters(
+    folders: Folders, config: KoGPTConfig, model_class: type[KoGPT] | None = None
+) -> list[Adapter]:
     """Reads one adapter, or several that are to be used together, for a model of this shape.
+
+    `config` and `model_class` are as for `read_adapter`.
 
     Raises:
         InputRefusedError: as `read_adapter`; or two have a head, or their prompts fill the context.
     """
     folders = [folders] if isinstance(folders, str | os.PathLike) else folders
-    adapters = [read_adapter(folder, config) for folder in folders]
+    adapters = [read_adapter(folder, config, model_class) for folder in folders]
     headed = [adapter for adapter in adapters if adapter.head is not None]
     if len(headed) > 1:
         raise InputRefusedError(f"{headed[1].folder}: has a head, and so has {headed[0].folder}")
@@ -54,7 +58,7 @@ def load_adapters(model: KoGPT, folders: Folders) -> None:
         InputRefusedError: as `read_adapters`.
         ValueError: the model has a head already, and so has an adapter.
     """
-    for adapter in read_adapters(folders, model.config):
+    for adapter in read_adapters(folders, model.config, type(model)):
         put_adapter(model, adapter)
 
 

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, get_args, get_type_hints
 
+from kogpt.architecture import load_architecture
 from kogpt.cli import UsageError
 from kogpt.errors import InputRefusedError, NotEnoughResourcesError
 from kogpt.model import KoGPT, KoGPTConfig
@@ -42,7 +43,8 @@ def load(
     args: argparse.Namespace, parallel: "Parallel | None" = None, fast: bool = False
 ) -> tuple[KoGPT, Tokenizer]:
     """Model and tokenizer that `--model`, `--adapter`, `--dtype` and `--device` ask for."""
-    return load_folder(args.model, args, parallel, fast, args.adapter)
+    own = None if args.architecture is None else load_architecture(args.architecture)
+    return load_folder(args.model, args, parallel, fast, args.adapter, own)
 
 
 def load_folder(
@@ -51,6 +53,7 @@ def load_folder(
     parallel: "Parallel | None" = None,
     fast: bool = False,
     adapters: Sequence[str] = (),
+    model_class: type[KoGPT] | None = None,
 ) -> tuple[KoGPT, Tokenizer]:
     """Model and tokenizer of one folder, as `--dtype` and `--device` ask for.
 
@@ -63,7 +66,9 @@ def load_folder(
     dtype = getattr(torch, args.dtype) if args.dtype else None
     if parallel is None or parallel.tensor == 1:
         device = parallel.device if parallel else device_of(args)
-        return load(path, dtype=dtype, device=device, fast=fast, adapter=adapters)
+        return load(path, dtype, device, fast=fast, adapter=adapters, model_class=model_class)
+    if model_class is not None:
+        raise UsageError("argument --architecture: only in one process")
     from kogpt.parallel.loading import load_parallel
 
     with usage_errors():

@@ -42,6 +42,8 @@ class RunConfig:
     Attributes:
         out: folder of the run.
         model: what to begin with.
+        architecture: class of a model of one's own, as `FILE.py:CLASS`; None for the one that
+            belongs to the model's config.
         steps: number of optimizer steps; None to count them from `epochs`.
         epochs: passes over the data, where `steps` is None.
         batch_size: sequences in one optimizer step.
@@ -80,6 +82,7 @@ class RunConfig:
 
     out: Path
     model: str
+    architecture: str | None = None
     steps: int | None = None
     epochs: float = 1.0
     batch_size: int = 8

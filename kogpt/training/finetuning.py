@@ -60,7 +60,7 @@ from kogpt.training.job import Job
 from kogpt.training.log import LOG_NAME, read_log
 from kogpt.training.loop import run_job
 from kogpt.training.loss import autocast
-from kogpt.training.model import load_weights
+from kogpt.training.model import load_weights, own_class
 from kogpt.training.objectives import (
     HELD_OUT_LOSS,
     Classification,
@@ -315,7 +315,8 @@ def start_model(config: FinetuningConfig, outputs: int, parallel: Parallel) -> K
         return load_weights(Path(config.model), dtype, config, parallel, add)
     # Whole at first: integers are not cut, and a prompt begins as rows of the table.
     quantized = config.method == QLORA
-    model = load_model(config.model, dtype, parallel.device, quantized=quantized)
+    own = own_class(config)
+    model = load_model(config.model, dtype, parallel.device, model_class=own, quantized=quantized)
     if quantized and not any(isinstance(module, FrozenLinear) for module in model.modules()):
         raise InputRefusedError(
             f"{config.model}: holds no integers to keep: kogpt convert --quantize int4, or lora"
@@ -386,7 +387,14 @@ def write_result(staged: Path, job: Finetuning, notice: str) -> None:
     files = {path.name: path for path in job.tokenizer.files}
     if job.parallel.alone:
         tensors = job.model.state_dict()
-        write_checkpoint(staged, job.model.config, tensors, files=files, license_notice=notice)
+        write_checkpoint(
+            staged,
+            job.model.config,
+            tensors,
+            files=files,
+            license_notice=notice,
+            model_class=own_class(job.config),
+        )
         return
     from kogpt.parallel.saving import export  # slow to import
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from kogpt.architecture import load_architecture
 from kogpt.checkpoint import load_model
 from kogpt.errors import InputRefusedError
 from kogpt.model import KoGPT, KoGPTConfig
@@ -62,9 +63,10 @@ def load_weights(
         add: puts into the model what is to be in it beside.
     """
     if parallel.alone:
-        model = load_model(path, dtype, parallel.device)
+        model = load_model(path, dtype, parallel.device, model_class=own_class(config))
         add(model)
         return model
+    _refuse_own_class(config)
     from kogpt.parallel.loading import load_parallel  # slow to import
 
     def prepare(model: KoGPT) -> None:
@@ -74,20 +76,34 @@ def load_weights(
     return load_parallel(path, parallel, dtype, cut=prepare)
 
 
+def own_class(config: RunConfig) -> type[KoGPT] | None:
+    """The class that a run names; None where it names none."""
+    return None if config.architecture is None else load_architecture(config.architecture)
+
+
+def _refuse_own_class(config: RunConfig) -> None:
+    if config.architecture is not None:
+        raise ValueError(f"architecture {config.architecture}: only in one process")
+
+
 def _new_model(config: TrainingConfig, tokenizer: Tokenizer, parallel: Parallel) -> KoGPT:
     known = config.model in PRESETS
     shape = PRESETS[config.model] if known else read_config(config.model)
+    model_class = own_class(config) or class_of(shape)
+    if not isinstance(shape, model_class.config_class):
+        shape = model_class.config_class.from_dict(shape.to_dict())
     _check_vocabulary(shape, tokenizer, config.model)
     ids = {f"{role}_token_id": getattr(tokenizer, f"{role}_id") for role in ("bos", "eos", "pad")}
     shape = dataclasses.replace(shape, **ids)
     generator = torch.Generator().manual_seed(config.seed)
     if not parallel.alone:
+        _refuse_own_class(config)
         from kogpt.parallel.loading import new_parallel  # slow to import
 
         return new_parallel(
             shape, parallel, generator, cut=partial(cut, config=config, parallel=parallel)
         )
-    model = class_of(shape)(shape)
+    model = model_class(shape)
     model.init_weights(generator)
     return model
 

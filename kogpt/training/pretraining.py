@@ -21,7 +21,7 @@ from kogpt.training.documents import read_documents
 from kogpt.training.job import Job
 from kogpt.training.loop import run_job
 from kogpt.training.loss import next_token_loss, score_documents
-from kogpt.training.model import load_start
+from kogpt.training.model import load_start, own_class
 from kogpt.training.optimizer import trained
 from kogpt.training.sharing import refuse_unshared
 from kogpt.training.state import Files, checkpoints, write_slices
@@ -137,7 +137,10 @@ class Pretraining(Job[TrainingConfig, Sequences]):
         shape = self.model.config
         if self.parallel.alone:
             tensors = self.model.state_dict()
-            write_checkpoint(folder, shape, tensors, files=files, license_notice=notice)
+            own = own_class(self.config)
+            write_checkpoint(
+                folder, shape, tensors, files=files, license_notice=notice, model_class=own
+            )
         else:
             files |= {".": trained(self.model), "config.json": to_json(shape.to_dict())}
             write_slices(folder, files, self.parallel, notice)
