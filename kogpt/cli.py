@@ -94,6 +94,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_merge(commands)
     add_verify(commands)
     add_inspect(commands)
+    add_diff(commands)
     add_train(commands)
     add_finetune(commands)
     add_plan(commands)
@@ -382,6 +383,19 @@ def add_inspect(commands: Commands) -> None:
         "--kernels",
         action="store_true",
         help="describe the fused attention instead: what was compiled, what each shape would run",
+    )
+    add_json_argument(parser, "the report")
+
+
+def add_diff(commands: Commands) -> None:
+    parser = add_command(commands, "diff", "tell what two models differ in, reading headers only")
+    what = "preset, config.json or checkpoint"
+    parser.add_argument("first", metavar="A", help=what)
+    parser.add_argument("second", metavar="B", help=what)
+    parser.add_argument(
+        "--architecture",
+        metavar="FILE.py:CLASS",
+        help="the class of B, if it is one of your own; runs the file",
     )
     add_json_argument(parser, "the report")
 

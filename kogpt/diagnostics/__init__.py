@@ -1,0 +1,1 @@
+"""Seeing where two models part, and what one does inside."""

@@ -1,0 +1,213 @@
+"""What tells two models apart: settings, parameters, and whether a checkpoint fits the other."""
+
+import math
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from kogpt.checkpoint.names import Shapes, expand
+from kogpt.checkpoint.reader import open_checkpoint
+from kogpt.model import KoGPT, KoGPTConfig
+from kogpt.model.variants import PRESETS, class_of, read_config
+
+# Settings that a model's function does not depend on, once it is trained.
+WITHOUT_EFFECT = {
+    *("attn_pdrop", "embd_pdrop", "resid_pdrop", "initializer_range"),
+    *("bos_token_id", "eos_token_id", "pad_token_id"),
+}
+LAYER = re.compile(r"(?<=\.h\.)\d+(?=\.)")
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model as far as headers tell of it.
+
+    Attributes:
+        name: what it was asked for by.
+        model_class: of the network.
+        settings: those that `config.json` holds.
+        shapes: of the parameters, in network order.
+    """
+
+    name: str
+    model_class: type[KoGPT]
+    settings: Mapping[str, Any]
+    shapes: Shapes
+
+    @property
+    def parameters(self) -> int:
+        """Their count."""
+        return sum(map(math.prod, self.shapes.values()))
+
+
+def find_model(name: str | os.PathLike[str], model_class: type[KoGPT] | None = None) -> Model:
+    """A model by a preset's name, its `config.json`, or its checkpoint, whose header is checked.
+
+    Args:
+        name: preset, file or folder.
+        model_class: of the model; None for the one that belongs to its config.
+
+    Raises:
+        InputRefusedError: it cannot be read, or a checkpoint is not what its config says.
+    """
+    config = _find_config(str(name), model_class)
+    model_class = model_class or class_of(config)
+    return Model(str(name), model_class, config.to_dict(), expand(config, model_class))
+
+
+def _find_config(name: str, model_class: type[KoGPT] | None) -> KoGPTConfig:
+    if name in PRESETS or Path(name).suffix == ".json":
+        config = PRESETS[name] if name in PRESETS else read_config(name)
+        if model_class is not None and not isinstance(config, model_class.config_class):
+            return model_class.config_class.from_dict(config.to_dict())
+        return config
+    with open_checkpoint(name, model_class) as reader:
+        reader.check(reader.require_config())
+        return reader.require_config()
+
+
+@dataclass(frozen=True)
+class Difference:
+    """What tells two models apart.
+
+    Attributes:
+        first: name of the one.
+        second: name of the other.
+        classes: of the two.
+        settings: those that differ, with both values; None where one has no such setting.
+        only_first: shapes of parameters that the second lacks.
+        only_second: shapes of parameters that the first lacks.
+        reshaped: shapes of parameters that both have, where they differ.
+        parameters: counts.
+        fits: whether a checkpoint of one is one of the other, by names and shapes.
+        obstacle: why not; or, where it fits, what makes it another function all the same. None
+            where nothing is known to.
+    """
+
+    first: str
+    second: str
+    classes: tuple[str, str]
+    settings: dict[str, tuple[Any, Any]]
+    only_first: Shapes
+    only_second: Shapes
+    reshaped: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
+    parameters: tuple[int, int]
+    fits: bool
+    obstacle: str | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it, as `--json` prints it."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        return "\n".join(self._lines())
+
+    def _lines(self) -> Iterator[str]:
+        rows = [("", self.first, self.second), ("class", *self.classes)]
+        rows += [(name, _shown(a), _shown(b)) for name, (a, b) in self.settings.items()]
+        rows.append(("parameters", f"{self.parameters[0]:,}", f"{self.parameters[1]:,}"))
+        yield from _table(rows)
+        for name, shape in _by_layers(self.only_first).items():
+            yield f"- {name}  {shape}"
+        for name, shape in _by_layers(self.only_second).items():
+            yield f"+ {name}  {shape}"
+        for name, shape in _by_layers(self.reshaped).items():
+            yield f"~ {name}  {shape}"
+        yield self._verdict()
+
+    def _verdict(self) -> str:
+        if not self.fits:
+            return f"a checkpoint of one does not fit the other: {self.obstacle}"
+        if self.obstacle is None:
+            return "a checkpoint of one fits the other"
+        return (
+            "a checkpoint of one fits the other by names and shapes, but is another function:"
+            f" {self.obstacle}"
+        )
+
+
+def compare(first: Model, second: Model) -> Difference:
+    """Holds two models against each other."""
+    a, b = first.shapes, second.shapes
+    settings = {
+        name: (first.settings.get(name), second.settings.get(name))
+        for name in dict.fromkeys([*first.settings, *second.settings])
+        if name != "architectures" and first.settings.get(name) != second.settings.get(name)
+    }
+    reshaped = {name: (a[name], b[name]) for name in a if name in b and a[name] != b[name]}
+    only_first = {name: shape for name, shape in a.items() if name not in b}
+    only_second = {name: shape for name, shape in b.items() if name not in a}
+    fits = not (reshaped or only_first or only_second)
+    classes = first.model_class.__name__, second.model_class.__name__
+    return Difference(
+        first.name,
+        second.name,
+        classes,
+        settings,
+        only_first,
+        only_second,
+        reshaped,
+        (first.parameters, second.parameters),
+        fits,
+        _doubt(classes, settings)
+        if fits
+        else _first_obstacle([*reshaped, *only_first, *only_second], a, b),
+    )
+
+
+def _first_obstacle(names: Iterable[str], a: Shapes, b: Shapes) -> str:
+    odd = set(names)
+    name = next(name for name in (*a, *b) if name in odd)
+    if name not in a or name not in b:
+        return f"only {'the second' if name not in a else 'the first'} has {name}"
+    return f"{name} is {_shape(a[name])} and {_shape(b[name])}"
+
+
+def _doubt(classes: tuple[str, str], settings: Mapping[str, Any]) -> str | None:
+    """What may make another function of the same parameters."""
+    telling = [name for name in settings if name not in WITHOUT_EFFECT]
+    if classes[0] != classes[1]:
+        telling.insert(0, f"classes {classes[0]} and {classes[1]}")
+    return ", ".join(telling) or None
+
+
+def _by_layers(entries: Mapping[str, Any]) -> dict[str, str]:
+    """Names with their shapes; those alike in several layers as one, `h.{0-27}`."""
+    layers: dict[tuple[str, str], list[int]] = {}
+    for name, shape in entries.items():
+        found = LAYER.search(name)
+        kind = LAYER.sub("{}", name), _shape(shape)
+        layers.setdefault(kind, []).extend([int(found[0])] if found else [])
+    return {
+        name.format("{" + _ranges(where) + "}"): shape for (name, shape), where in layers.items()
+    }
+
+
+def _ranges(numbers: list[int]) -> str:
+    """0, 1, 2, 5 as 0-2,5."""
+    parts: list[list[int]] = []
+    for number in sorted(numbers):
+        if parts and number == parts[-1][-1] + 1:
+            parts[-1] = [parts[-1][0], number]
+        else:
+            parts.append([number])
+    return ",".join("-".join(map(str, part)) for part in parts)
+
+
+def _shape(shape: Any) -> str:
+    if shape and isinstance(shape[0], tuple):
+        return " -> ".join(map(_shape, shape))
+    return " x ".join(map(str, shape))
+
+
+def _shown(value: Any) -> str:
+    return "-" if value is None else str(value)
+
+
+def _table(rows: list[tuple[str, str, str]]) -> Iterator[str]:
+    widths = [max(len(row[column]) for row in rows) for column in range(2)]
+    for row in rows:
+        yield f"{row[0]:<{widths[0]}}  {row[1]:<{widths[1]}}  {row[2]}"

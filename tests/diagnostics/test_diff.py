@@ -1,0 +1,79 @@
+"""What `kogpt diff` says of two models is what holds when one is loaded as the other."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from kogpt.checkpoint.writer import write_checkpoint
+from kogpt.cli import main
+from kogpt.diagnostics.diff import compare, find_model
+from kogpt.errors import InputRefusedError
+from kogpt.model import KoGPT
+from tests.checkpoint import tiny
+from tests.model import swaps
+from tests.model.test_swaps import CONFIG, SWAPS
+
+SWAPS_FILE = Path(swaps.__file__)
+
+
+def write(folder: Path, config=tiny.CONFIG) -> Path:
+    write_checkpoint(folder, config, KoGPT(config).state_dict())
+    return folder
+
+
+def test_a_model_differs_from_itself_in_nothing(tmp_path):
+    found = compare(find_model(write(tmp_path / "a")), find_model(write(tmp_path / "b")))
+    assert found.fits and found.obstacle is None
+    assert not (found.settings or found.only_first or found.only_second or found.reshaped)
+    assert str(found).endswith("a checkpoint of one fits the other")
+
+
+@pytest.mark.parametrize("name", SWAPS)
+def test_it_says_of_every_swap_whether_a_checkpoint_fits(name, tmp_path):
+    model_class, _, message = SWAPS[name]
+    folder = write(tmp_path / "plain", CONFIG)
+    found = compare(find_model(folder), find_model(folder / "config.json", model_class))
+    assert found.fits == (message is None)
+    if found.fits:
+        assert model_class.from_pretrained(folder)
+        assert f"classes KoGPT and {model_class.__name__}" in str(found)
+    else:
+        with pytest.raises(InputRefusedError):
+            model_class.from_pretrained(folder)
+
+
+def test_settings_that_change_the_function_are_told_where_shapes_do_not(tmp_path):
+    changed = dataclasses.replace(tiny.CONFIG, rotary_dim=8, attn_pdrop=0.3)
+    first, second = write(tmp_path / "a"), write(tmp_path / "b", changed)
+    found = compare(find_model(first), find_model(second))
+    assert found.settings == {"rotary_dim": (4, 8), "attn_pdrop": (0.1, 0.3)}
+    assert found.fits and found.obstacle == "rotary_dim"
+
+
+def test_what_is_alike_in_several_layers_is_one_line():
+    found = compare(find_model("kogpt-6b"), find_model("polyglot-ko-5.8b"))
+    text = str(found)
+    assert "+ transformer.h.{0-27}.ln_2.bias  4096" in text.splitlines()
+    assert "~ lm_head.weight  64512 x 4096 -> 30080 x 4096" in text.splitlines()
+    assert found.parameters == (6_166_502_400, 5_885_059_072)
+    shorter = compare(find_model("kogpt-j-base"), find_model("kogpt-j-base-24L"))
+    assert "+ transformer.h.{12-23}.mlp.fc_in.bias  3072" in str(shorter).splitlines()
+    assert shorter.obstacle == "only the second has transformer.h.12.ln_1.weight"
+
+
+def test_the_command_reads_presets_files_folders_and_own_classes(tmp_path, capsys):
+    folder = write(tmp_path / "model")
+    tiny.write_config(tmp_path / "config")
+    assert main(["diff", str(folder), str(tmp_path / "config" / "config.json"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["fits"] is True
+    own = ["--architecture", f"{SWAPS_FILE}:WithRMSNorm"]
+    assert main(["diff", "nano", "nano", *own]) == 0
+    said = capsys.readouterr().out
+    assert "- transformer.h.{0-5}.ln_1.bias  256" in said and "does not fit" in said
+
+
+def test_what_cannot_be_read_is_refused_by_name(tmp_path, capsys):
+    assert main(["diff", "nano", str(tmp_path / "none")]) == 3
+    assert f"{tmp_path / 'none'}: no such file or folder" in capsys.readouterr().err
