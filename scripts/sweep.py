@@ -1,0 +1,217 @@
+"""Trains variants of a shape on the same tokens, with several seeds, and draws their curves.
+
+    python scripts/sweep.py ../shared/data/nsmc/reviews.tsv.xz work \\
+        --variant plain \\
+        --variant "SwiGLU=tests/model/swaps.py:WithSwiGLU,n_inner=683" \\
+        --variant "sequential=tests/model/swaps.py:WithSequentialResidual"
+
+A variant is a name, and after it, where there is one, a class of one's own and fields of the config
+that are others. Every run is `kogpt train` in a process of its own and reads the same tokens as the
+other variants of its seed, in the same order, so variants are compared seed by seed: the table has
+the mean of their differences from the first, with its standard error. What is in `work` already is
+not run again, and what was interrupted goes on.
+"""
+
+import argparse
+import json
+import math
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kogpt.box import BOX
+from kogpt.training.log import LOG_NAME, read_log
+
+METRIC = "held_out_bits_per_byte"
+Curve = dict[int, float]  # tokens read -> held-out bits per byte
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A variant as it was asked for.
+
+    Attributes:
+        name: in tables and pictures.
+        architecture: FILE.py:CLASS; None for that of the shape.
+        fields: of the config, in the place of the shape's.
+    """
+
+    name: str
+    architecture: str | None
+    fields: dict[str, Any]
+
+    @classmethod
+    def parse(cls, text: str) -> "Variant":
+        """Reads `NAME[=FILE.py:CLASS][,FIELD=VALUE...]`."""
+        first, *fields = text.split(",")
+        name, _, architecture = first.partition("=")
+        pairs = (field.partition("=") for field in fields)
+        try:
+            given = {key: json.loads(value) for key, _, value in pairs}
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r}: a field is no FIELD=NUMBER") from None
+        return cls(name, architecture or None, given)
+
+
+def main() -> None:
+    args = parse_arguments()
+    args.work.mkdir(parents=True, exist_ok=True)
+    if not args.table:
+        for seed in args.seeds:
+            for variant in args.variants:
+                run(variant, seed, args)
+    found = {
+        variant.name: {seed: read_curve(args.work, variant, seed) for seed in args.seeds}
+        for variant in args.variants
+    }
+    sizes = {variant.name: parameters(variant, args) for variant in args.variants}
+    lines = "\n".join(table(found, sizes))
+    (args.work / "table.md").write_text(lines + "\n", encoding="utf-8")
+    draw(found, args.work / "sweep.png", f"{args.shape}, {len(args.seeds)} seeds")
+    print(lines)
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("data", type=Path, help="texts, as for kogpt train")
+    parser.add_argument("work", type=Path, help="folder for the runs")
+    parser.add_argument(
+        "--variant",
+        dest="variants",
+        action="append",
+        type=Variant.parse,
+        required=True,
+        metavar="NAME[=FILE.py:CLASS][,FIELD=VALUE...]",
+        help="the first is what others are held to",
+    )
+    parser.add_argument("--shape", default="nano", help="preset or config.json (default: nano)")
+    parser.add_argument("--tokenizer", type=Path, default=BOX, help="folder")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--tokens", type=float, default=524288, help="of each run")
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--sequence-length", type=int, default=256)
+    parser.add_argument("--learning-rate", type=float, default=2.5e-3)
+    parser.add_argument("--validations", type=int, default=8, help="in each run")
+    parser.add_argument("--documents", type=int, default=500, help="held out, to validate by")
+    parser.add_argument("--device", help="default: cuda where there is one")
+    parser.add_argument("--table", action="store_true", help="of what is there already")
+    return parser.parse_args()
+
+
+def run(variant: Variant, seed: int, args: argparse.Namespace) -> None:
+    """Starts a run, or goes on with it; one that is done does nothing."""
+    folder = folder_of(args.work, variant, seed)
+    steps = math.ceil(args.tokens / (args.batch_size * args.sequence_length))
+    options = {
+        "config": write_shape(variant, args),
+        "tokenizer": args.tokenizer,
+        "architecture": variant.architecture,
+        "seed": seed,
+        "steps": steps,
+        "batch-size": args.batch_size,
+        "sequence-length": args.sequence_length,
+        "learning-rate": args.learning_rate,
+        "warmup-steps": steps // 10,
+        "validate-every": max(1, steps // args.validations),
+        "validation-documents": args.documents,
+        "save-every": steps,
+        "device": args.device,
+        "out": folder,
+    }
+    command = [sys.executable, "-m", "kogpt", "train", str(args.data), "--resume", "--no-curve"]
+    for name, value in options.items():
+        command += [] if value is None else [f"--{name}", str(value)]
+    if not list(folder.glob(f"step-{steps:08}")):
+        subprocess.run(command, check=True)
+
+
+def folder_of(work: Path, variant: Variant, seed: int) -> Path:
+    return work / f"{variant.name}-{seed}"
+
+
+def write_shape(variant: Variant, args: argparse.Namespace) -> Path:
+    """The config of a variant, as a file."""
+    from kogpt.commands.common import config_of
+
+    values = config_of(args.shape).to_dict() | variant.fields
+    path = args.work / f"{variant.name}.json"
+    path.write_text(json.dumps(values, indent=2), encoding="utf-8")
+    return path
+
+
+def parameters(variant: Variant, args: argparse.Namespace) -> int:
+    """Count of a variant's parameters."""
+    from kogpt.architecture import load_architecture
+    from kogpt.diagnostics.diff import find_model
+
+    own = None if variant.architecture is None else load_architecture(variant.architecture)
+    return find_model(write_shape(variant, args), own).parameters
+
+
+def read_curve(work: Path, variant: Variant, seed: int) -> Curve:
+    """Held-out figures of a run; empty where it has none yet."""
+    path = folder_of(work, variant, seed) / LOG_NAME
+    entries = read_log(path) if path.exists() else []
+    return {entry["tokens"]: entry[METRIC] for entry in entries if METRIC in entry}
+
+
+def table(found: dict[str, dict[int, Curve]], sizes: dict[str, int]) -> Iterator[str]:
+    """Markdown: last figure of each seed, mean and deviation, difference from the first variant."""
+    yield "| variant | parameters | bits per byte | every seed | less than the first |"
+    yield "| --- | ---: | ---: | --- | ---: |"
+    first = next(iter(found.values()))
+    for name, curves in found.items():
+        ends = {seed: curve[max(curve)] for seed, curve in curves.items() if curve}
+        if not ends:
+            yield f"| {name} | {sizes[name]:,} | not yet run | | |"
+            continue
+        gains = [first[s][max(first[s])] - end for s, end in ends.items() if first[s]]
+        cells = [
+            name,
+            f"{sizes[name]:,}",
+            spread(list(ends.values())),
+            " ".join(f"{end:.4f}" for end in ends.values()),
+            "" if curves is first else spread(gains, error=True),
+        ]
+        yield f"| {' | '.join(cells)} |"
+
+
+def spread(values: Sequence[float], error: bool = False) -> str:
+    """Mean with the standard deviation, or error, where there are several."""
+    if len(values) < 2:
+        return " ".join(f"{value:.4f}" for value in values)
+    deviation = statistics.stdev(values) / (math.sqrt(len(values)) if error else 1)
+    return f"{statistics.mean(values):.4f} ± {deviation:.4f}"
+
+
+def draw(found: dict[str, dict[int, Curve]], path: Path, title: str) -> None:
+    """Mean over seeds as a line, from the lowest to the highest as a band."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 5), dpi=150, layout="constrained")
+    axes = figure.subplots()
+    for place, (name, curves) in enumerate(found.items()):
+        common = sorted(set.intersection(*(set(curve) for curve in curves.values())))
+        if not common:
+            continue
+        columns = [[curve[tokens] for curve in curves.values()] for tokens in common]
+        millions = [tokens / 1e6 for tokens in common]
+        color = f"C{place}"
+        means = [statistics.mean(column) for column in columns]
+        axes.plot(millions, means, "o-", color=color, markersize=3.5, label=name)
+        axes.fill_between(
+            millions, list(map(min, columns)), list(map(max, columns)), color=color, alpha=0.2, lw=0
+        )
+    axes.set(xlabel="tokens read, millions", ylabel="held-out bits per byte", title=title)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    figure.savefig(path, format="png")
+
+
+if __name__ == "__main__":
+    main()
