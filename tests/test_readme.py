@@ -62,7 +62,8 @@ def playground(tmp_path_factory) -> Path:
     tiny.write_config(release, config)
     torch.save(tiny.released_state(config), release / "pytorch_model.bin")
     write_byte_level(release)
-    (folder / "kogpt").symlink_to(ROOT / "kogpt")  # the page is read in a checkout
+    for name in ("kogpt", "tests"):
+        (folder / name).symlink_to(ROOT / name)  # the page is read in a checkout
     (folder / "data").mkdir()
     for name, film in (("test", "영화"), ("train", "드라마")):
         lines = [f"{i}\t{film}가 {i}번 {('별로', '좋았')[i % 2]}다\t{i % 2}" for i in range(60)]
@@ -94,6 +95,7 @@ def run_shell(line: str, folder: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.timeout(900)  # some twenty programs, one after the other
 def test_every_command_of_the_page_runs(playground):
     for line in runnable(ENGLISH):
         done = run_shell(line, playground)

@@ -19,6 +19,22 @@ class SwiGLU(MLP):
         return self.dropout(self.fc_out(F.silu(self.fc_gate(x)) * self.fc_in(x)))
 
 
+class SwiGLUBlock(Block):
+    mlp_class = SwiGLU
+
+
+class WithSwiGLU(KoGPT):
+    block_class = SwiGLUBlock
+
+
+class RMSNormBlock(Block):
+    norm_class = nn.RMSNorm
+
+
+class WithRMSNorm(KoGPT):
+    block_class = RMSNormBlock
+
+
 class SlidingWindow(Attention):
     window = 256
 
@@ -29,18 +45,41 @@ class SlidingWindow(Attention):
         return super().attend(q, k, v, first.clamp(min=padding))
 
 
+class SlidingWindowBlock(Block):
+    attention_class = SlidingWindow
+
+
+class WithSlidingWindow(KoGPT):
+    block_class = SlidingWindowBlock
+
+
 class GroupedQuery(Attention):
     groups = 2
 
     def __init__(self, config, layer):
         super().__init__(config, layer)
-        self.k_proj, self.v_proj = (
-            nn.Linear(config.n_embd, config.n_embd // self.groups, bias=False) for _ in "kv"
-        )
+        self.k_proj = nn.Linear(config.n_embd, config.n_embd // self.groups, bias=False)
+        self.v_proj = nn.Linear(config.n_embd, config.n_embd // self.groups, bias=False)
 
     def attend(self, q, k, v, starts):
         k, v = (x.repeat_interleave(self.groups, dim=2) for x in (k, v))
         return super().attend(q, k, v, starts)
+
+
+class GroupedQueryBlock(Block):
+    attention_class = GroupedQuery
+
+
+class WithGroupedQueries(KoGPT):
+    block_class = GroupedQueryBlock
+
+
+class WithSequentialResidual(KoGPT):
+    block_class = parts.SequentialBlock
+
+
+class WithLearnedPositions(KoGPT):  # and rotary_dim=0
+    transformer_class = parts.LearnedPositions
 
 
 class ALiBi(Attention):
@@ -52,51 +91,11 @@ class ALiBi(Attention):
         return mix(scores(q, k, attention_mask(T, S, starts, q.device)) + bias, v)
 
 
-class SwiGLUBlock(Block):
-    mlp_class = SwiGLU
-
-
-class RMSNormBlock(Block):
-    norm_class = nn.RMSNorm
-
-
-class SlidingWindowBlock(Block):
-    attention_class = SlidingWindow
-
-
-class GroupedQueryBlock(Block):
-    attention_class = GroupedQuery
-
-
 class ALiBiBlock(Block):
     attention_class = ALiBi
 
 
-class WithSwiGLU(KoGPT):
-    block_class = SwiGLUBlock
-
-
-class WithRMSNorm(KoGPT):
-    block_class = RMSNormBlock
-
-
-class WithSlidingWindow(KoGPT):
-    block_class = SlidingWindowBlock
-
-
-class WithGroupedQueries(KoGPT):
-    block_class = GroupedQueryBlock
-
-
-class WithSequentialResidual(KoGPT):
-    block_class = parts.SequentialBlock
-
-
-class WithLearnedPositions(KoGPT):  # with rotary_dim=0
-    transformer_class = parts.LearnedPositions
-
-
-class WithALiBi(KoGPT):  # with rotary_dim=0
+class WithALiBi(KoGPT):  # and rotary_dim=0
     block_class = ALiBiBlock
 
 

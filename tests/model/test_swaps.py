@@ -1,6 +1,7 @@
 """Every change of the README's "Changing the architecture" trains, decodes, saves and loads."""
 
 import inspect
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
@@ -15,6 +16,7 @@ from kogpt.checkpoint.writer import write_checkpoint
 from kogpt.errors import InputRefusedError
 from kogpt.kernels.attention import attention_mask
 from kogpt.model import KoGPT, KoGPTConfig, KVCache, transformer
+from kogpt.model.variants import parts
 from kogpt.tokenizer import load_tokenizer
 from kogpt.training.loss import next_token_loss
 from tests.model import swaps
@@ -241,6 +243,48 @@ def test_grouped_queries_cache_as_many_heads_as_there_are_keys():
     model, cache = filled(swaps.WithGroupedQueries, CONFIG), KVCache(48)
     model(draw(2, 10), cache)
     assert cache.nbytes == 2 * 2 * 48 * 16 * 4 * 2  # keys and values, rows, places, dims, layers
+
+
+def test_the_readme_shows_this_code_and_counts_its_lines():
+    page = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    section = page.partition("## Changing the architecture")[2].partition("\n## ")[0]
+    shown = re.findall(r"^```python\n(.*?)^```$", section, flags=re.MULTILINE | re.DOTALL)
+    code = inspect.getsource(swaps).partition('"""\n\n')[2]
+    assert "\n\n".join(shown) == code
+    rows = re.findall(r"^\| ([^|\[]+) \| (\d+) \|", section, flags=re.MULTILINE)
+    assert {name: int(lines) for name, lines in rows} == {
+        name: sum(map(lines_of, classes)) for name, classes in CLASSES_OF.items()
+    }
+
+
+CLASSES_OF = {
+    "SwiGLU": [swaps.SwiGLU, swaps.SwiGLUBlock, swaps.WithSwiGLU],
+    "RMSNorm": [swaps.RMSNormBlock, swaps.WithRMSNorm],
+    "sliding window": [swaps.SlidingWindow, swaps.SlidingWindowBlock, swaps.WithSlidingWindow],
+    "grouped queries": [swaps.GroupedQuery, swaps.GroupedQueryBlock, swaps.WithGroupedQueries],
+    "sequential residual": [
+        parts.TwoNormBlock,
+        parts.SequentialBlock,
+        swaps.WithSequentialResidual,
+    ],
+    "learned positions": [parts.LearnedPositions, swaps.WithLearnedPositions],
+    "ALiBi": [swaps.ALiBi, swaps.ALiBiBlock, swaps.WithALiBi],
+    "NTK-scaled rotation": [swaps.WithNTKScaling],
+    "half-rotated positions": [
+        parts.HalfRotation,
+        parts.HalfRotaryEmbedding,
+        swaps.WithHalfRotation,
+    ],
+    "tied head": [parts.TiedHead, swaps.WithTiedHead],
+}
+
+
+def lines_of(part: type) -> int:
+    """Lines of a class that are neither blank nor comments nor docstrings."""
+    source = inspect.getsource(part)
+    source = re.sub(r'^ *""".*?"""\n', "", source, flags=re.MULTILINE | re.DOTALL)
+    lines = [line.strip() for line in source.splitlines()]
+    return sum(1 for line in lines if line and not line.startswith("#"))
 
 
 def test_the_network_knows_nothing_of_its_variants():
