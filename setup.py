@@ -45,6 +45,7 @@ setup(
     packages=find_packages(include=["kogpt", "kogpt.*"]),
     package_data={
         "kogpt": ["py.typed", "nano/*", "kernels/csrc/*", "kernels/csrc/cpu/*"],
+        "kogpt.diagnostics": ["*.html", "*.css", "*.js"],
         "kogpt.evaluation": ["tasks/*", "presets/*"],
         "kogpt.evaluation.harness": ["*.yaml"],
     },

@@ -95,6 +95,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_verify(commands)
     add_inspect(commands)
     add_diff(commands)
+    add_lens(commands)
     add_train(commands)
     add_finetune(commands)
     add_plan(commands)
@@ -398,6 +399,21 @@ def add_diff(commands: Commands) -> None:
         help="the class of B, if it is one of your own; runs the file",
     )
     add_json_argument(parser, "the report")
+
+
+def add_lens(commands: Commands) -> None:
+    parser = add_command(
+        commands, "lens", "show where heads look and what each layer would write, for one prompt"
+    )
+    parser.add_argument("prompt", metavar="PROMPT", help="the text to read; - reads it from stdin")
+    add_model_arguments(parser)
+    add_text_arguments(parser)
+    add = parser.add_argument_group("what comes out").add_argument
+    add("--output", metavar="FILE", help="write a page to look at in a browser, all in one .html")
+    add("--png", metavar="FILE", help="draw a picture (needs matplotlib)")
+    add("--top", type=int, default=5, metavar="N", help="likeliest tokens to keep (default: 5)")
+    add("--last", type=int, default=128, metavar="N", help="tokens to show (default: the last 128)")
+    add_json_argument(parser, "all weights and predictions")
 
 
 def add_train(commands: Commands) -> None:

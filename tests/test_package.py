@@ -23,9 +23,10 @@ MAY_IMPORT = {
     "parallel": {"model", "checkpoint", "adapters"},
     "training": {
         *("model", "kernels", "tokenizer", "checkpoint", "adapters", "generation", "evaluation"),
-        "parallel",
+        *("parallel", "architecture"),
     },
     "benchmarking": {"model", "fast", "kernels", "generation"},
+    "diagnostics": {"model", "tokenizer", "checkpoint", "generation"},
     "evaluation": {
         *("model", "tokenizer", "checkpoint", "generation", "loading", "adapters", "parallel"),
     },

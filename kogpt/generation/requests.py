@@ -31,7 +31,7 @@ def make_requests(
     processors: list[LogitsProcessor] = []
     requests = []
     for index, (prompt, asked) in enumerate(zip(prompts, params, strict=True)):
-        ids = _prompt_ids(prompt, f"prompt {index}", model, tokenizer)
+        ids = prompt_ids(prompt, f"prompt {index}", model, tokenizer)
         room = context_of(model) - len(ids)
         fits = asked.max_new_tokens <= room
         requests.append(
@@ -85,7 +85,12 @@ def evaluation_mode(*models: KoGPT) -> Iterator[None]:
             module.training = True
 
 
-def _prompt_ids(prompt: Prompt, name: str, model: KoGPT, tokenizer: Tokenizer) -> list[int]:
+def prompt_ids(prompt: Prompt, name: str, model: KoGPT, tokenizer: Tokenizer) -> list[int]:
+    """At least one id that the model can read, with bos in front where it was trained so.
+
+    Raises:
+        InputRefusedError: `name`, the prompt, cannot be read whole.
+    """
     if isinstance(prompt, str):
         ids = tokenizer.encode(prompt, bos=tokenizer.add_bos)
     else:

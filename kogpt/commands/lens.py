@@ -1,0 +1,47 @@
+"""`kogpt lens`: where a model looks and what its layers would write, as a page and a picture."""
+
+import argparse
+from pathlib import Path
+
+from kogpt.box import BOX
+from kogpt.cli import UsageError
+from kogpt.commands.common import load, memory_errors, print_report, read_text, say, usage_errors
+from kogpt.diagnostics.lens import look
+from kogpt.diagnostics.lens_page import write_page
+from kogpt.diagnostics.lens_picture import draw_picture, require_matplotlib
+from kogpt.tokenizer import normalize_text
+
+
+def run(args: argparse.Namespace) -> None:
+    check_values(args)
+    prompt = normalize_text(read_text(args.prompt), args.normalize)
+    model, tokenizer = load(args)
+    with memory_errors(), usage_errors():
+        lens = look(model, tokenizer, prompt, top=args.top, last=args.last)
+    if lens.skipped:
+        say(f"the last {len(lens.tokens)} of {len(lens.tokens) + lens.skipped} tokens are shown")
+    name = Path(args.model or BOX).resolve().name
+    if args.output:
+        write_page(lens, Path(args.output), name)
+    if args.png:
+        draw_picture(lens, Path(args.png), name)
+    print_report(lens, args.json)
+
+
+def check_values(args: argparse.Namespace) -> None:
+    """Refuses what can be seen to be wrong before the model is loaded."""
+    for option in ("top", "last"):
+        if getattr(args, option) < 1:
+            raise UsageError(
+                f"argument --{option}: must be at least 1, not {getattr(args, option)}"
+            )
+    for option, kind in (("output", ".html"), ("png", ".png")):
+        value = getattr(args, option)
+        if value is None:
+            continue
+        if Path(value).suffix != kind:
+            raise UsageError(f"argument --{option}: must end in {kind}: {value}")
+        if not Path(value).absolute().parent.is_dir():
+            raise UsageError(f"argument --{option}: no such folder: {Path(value).parent}")
+    if args.png:
+        require_matplotlib()
