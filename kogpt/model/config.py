@@ -236,6 +236,19 @@ _KOGPT_J_BASE = KoGPTConfig(
     pad_token_id=0,
 )
 
+# For studies of a changed block, with the vocabulary of the model in the box.
+_STUDY = KoGPTConfig(
+    vocab_size=8000,
+    n_positions=1024,
+    n_embd=512,
+    n_layer=8,
+    n_head=8,
+    rotary_dim=32,
+    attn_pdrop=0.0,
+    embd_pdrop=0.0,
+    pad_token_id=3,
+)
+
 PRESETS = {
     "kogpt-6b": KoGPTConfig(),
     "gpt-j-6b": KoGPTConfig(
@@ -245,6 +258,9 @@ PRESETS = {
     "kogpt-j-base": _KOGPT_J_BASE,
     "kogpt-j-base-24L": dataclasses.replace(_KOGPT_J_BASE, n_layer=24),
     "kogpt-j-350m": dataclasses.replace(_KOGPT_J_BASE, n_layer=20, n_embd=1024, n_head=16),
+    "gpt-j-small": _STUDY,
+    "gpt-j-base": dataclasses.replace(_STUDY, n_layer=12, n_embd=768, n_head=12),
+    "gpt-j-large": dataclasses.replace(_STUDY, n_layer=24, n_embd=1024, n_head=16),
     # The model in the box.
     "nano": KoGPTConfig(
         vocab_size=8000,

@@ -1,0 +1,63 @@
+"""The sweep: variants of a shape on the same tokens, compared seed by seed."""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "scripts"))
+import sweep  # noqa: E402
+
+SHAPE = {
+    "model_type": "gptj",
+    **{"vocab_size": 8000, "n_positions": 32, "n_embd": 16, "n_layer": 1, "n_head": 2},
+    "rotary_dim": 4,
+}
+
+
+def test_variants_are_trained_on_the_same_tokens_and_told_apart(tmp_path):
+    rows = "".join(f"{i}번 영화는 정말 재미있다\n" for i in range(200))
+    (tmp_path / "texts.txt").write_text(rows, encoding="utf-8")
+    (tmp_path / "shape.json").write_text(json.dumps(SHAPE))
+    command = [sys.executable, "scripts/sweep.py", tmp_path / "texts.txt", tmp_path / "work"]
+    command += ["--shape", tmp_path / "shape.json", "--seeds", "0", "--tokens", "256"]
+    command += ["--batch-size", "4", "--sequence-length", "16", "--validations", "2"]
+    command += ["--documents", "2", "--device", "cpu", "--variant", "plain", "--variant"]
+    command += ["narrow=tests/model/swaps.py:WithSwiGLU,n_inner=8"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    lines = done.stdout.splitlines()
+    assert [line.split(" | ")[0] for line in lines[2:]] == ["| plain", "| narrow"]
+    assert (tmp_path / "work" / "sweep.png").stat().st_size > 10_000
+    logs = [(tmp_path / "work" / f"{name}-0" / "log.jsonl") for name in ("plain", "narrow")]
+    first, second = ([json.loads(line) for line in log.read_text().splitlines()] for log in logs)
+    assert [entry["tokens"] for entry in first] == [entry["tokens"] for entry in second]
+    assert first[-1]["tokens"] == 256 and first != second
+    again = subprocess.run([*command, "--table"], cwd=ROOT, capture_output=True, text=True)
+    assert again.stdout == done.stdout and not again.stderr
+
+
+def test_the_table_compares_seed_by_seed():
+    plain = {0: {10: 3.0, 20: 2.0}, 1: {10: 3.0, 20: 2.2}}
+    other = {0: {10: 3.0, 20: 1.9}, 1: {10: 3.0, 20: 2.08}}
+    lines = list(
+        sweep.table(
+            {"plain": plain, "other": other, "absent": {0: {}}},
+            dict.fromkeys(("plain", "other", "absent"), 1234),
+        )
+    )
+    assert lines[2] == "| plain | 1,234 | 2.1000 ± 0.1414 | 2.0000 2.2000 |  |"
+    # 0.10 and 0.12 less: a mean of 0.11, and 0.0141 / sqrt(2) for its error.
+    assert lines[3] == "| other | 1,234 | 1.9900 ± 0.1273 | 1.9000 2.0800 | 0.1100 ± 0.0100 |"
+    assert lines[4] == "| absent | 1,234 | not yet run | | |"
+
+
+def test_a_variant_is_read_from_its_text():
+    variant = sweep.Variant.parse("SwiGLU=a/b.py:C,n_inner=683,rotary_dim=0")
+    assert variant == sweep.Variant("SwiGLU", "a/b.py:C", {"n_inner": 683, "rotary_dim": 0})
+    assert sweep.Variant.parse("plain") == sweep.Variant("plain", None, {})
+    with pytest.raises(argparse.ArgumentTypeError, match="no FIELD=NUMBER"):
+        sweep.Variant.parse("x,n_inner=wide")
