@@ -21,7 +21,7 @@ from kogpt.parallel.sharding import as_forward
 from kogpt.training.optimizer import optimizer_tensors
 from tests.parallel.launch import begin, finish, run
 from tests.parallel.test_steps import cutter, difference, loss_of
-from tests.parallel.tiny import CONFIG, some_ids, tiny_model, write_tiny
+from tests.parallel.tiny import CONFIG, GPT2_CONFIG, some_ids, tiny_model, write_tiny
 from tests.scale import scaled, some
 
 CONFIG_FILE = {"config.json": json.dumps(CONFIG.to_dict()).encode()}
@@ -125,12 +125,17 @@ def test_a_folder_of_slices_is_converted_to_an_ordinary_one(tmp_path):
 
 def export_both(parallel, source, dst):
     model = load_parallel(source, parallel, cut=cutter(parallel))
-    export(Path(dst), CONFIG, dict(model.named_parameters()), parallel)
+    export(Path(dst), model.config, dict(model.named_parameters()), parallel)
 
 
-def test_a_sharded_model_is_exported_tensor_by_tensor_to_the_same_files(tmp_path):
-    source, folder = write_tiny(tmp_path / "model"), tmp_path / "exported"
-    run(4, export_both, str(source), str(folder), tensor=2)
+@pytest.mark.parametrize(
+    ("config", "processes", "tensor"), [(CONFIG, 4, 2), (GPT2_CONFIG, 2, 1)], ids=["kogpt", "gpt2"]
+)
+def test_a_sharded_model_is_exported_tensor_by_tensor_to_the_same_files(
+    tmp_path, config, processes, tensor
+):
+    source, folder = write_tiny(tmp_path / "model", config), tmp_path / "exported"
+    run(processes, export_both, str(source), str(folder), tensor=tensor)
     for path in source.iterdir():
         assert (folder / path.name).read_bytes() == path.read_bytes(), path.name
 

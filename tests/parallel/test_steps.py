@@ -15,7 +15,7 @@ from kogpt.training.activation_checkpointing import checkpoint_activations
 from kogpt.training.loss import next_token_loss
 from kogpt.training.optimizer import trained
 from tests.parallel.launch import run
-from tests.parallel.tiny import CONFIG, some_ids, write_tiny
+from tests.parallel.tiny import CONFIG, GPT2_CONFIG, NEOX_CONFIG, some_ids, write_tiny
 from tests.scale import some
 
 STEPS, LIMIT = 3, 0.1
@@ -122,6 +122,14 @@ def test_losses_norms_and_weights_are_those_of_one_process(tmp_path, processes, 
         assert found["norm"] == results[0]["norm"]  # to the bit
         assert max(found["held"]) < 1.1 * CONFIG.num_parameters / processes
         assert found["rotary"]
+
+
+@pytest.mark.parametrize("config", [GPT2_CONFIG, NEOX_CONFIG], ids=["gpt2", "gpt_neox"])
+def test_the_neighbours_take_the_same_steps_in_shares(tmp_path, config):
+    """One of them with a head that is the embedding, whose gradient has both uses in it."""
+    for found in run(2, steps, str(write_tiny(tmp_path / "model", config)), {}):
+        assert found["losses"] < 1e-5 and found["norms"] < 1e-5
+        assert found["weights"] < 1e-4  # as above
 
 
 @pytest.mark.parametrize(("processes", "tensor"), some(GRIDS, 1))

@@ -11,9 +11,16 @@ from kogpt.model import KVCache
 from kogpt.parallel import Parallel
 from kogpt.parallel.loading import load_parallel
 from kogpt.parallel.parts import held
-from kogpt.parallel.tensor import check_divides
+from kogpt.parallel.tensor import check_divides, plan
 from tests.parallel.launch import run
-from tests.parallel.tiny import CONFIG, some_ids, tiny_model, write_tiny
+from tests.parallel.tiny import (
+    CONFIG,
+    GPT2_CONFIG,
+    NEOX_CONFIG,
+    some_ids,
+    tiny_model,
+    write_tiny,
+)
 
 ODD = dataclasses.replace(CONFIG, vocab_size=89)
 
@@ -48,7 +55,7 @@ def compare(parallel, folder):
     }
 
 
-@pytest.mark.parametrize("config", [CONFIG, ODD], ids=["even", "odd"])
+@pytest.mark.parametrize("config", [CONFIG, ODD, NEOX_CONFIG], ids=["even", "odd", "gpt_neox"])
 def test_logits_cache_and_gradients_of_two_processes_are_those_of_one(tmp_path, config):
     for found in run(2, compare, str(write_tiny(tmp_path / "model", config)), tensor=2):
         assert max(found["logits"]) < 1e-5
@@ -72,6 +79,11 @@ def test_a_model_that_cannot_be_cut_evenly_is_refused_with_both_numbers(change, 
     config = dataclasses.replace(CONFIG, n_inner=73, **change)
     with pytest.raises(ValueError, match=message):
         check_divides(config, 3)
+
+
+def test_a_head_that_is_the_embedding_is_refused():
+    with pytest.raises(ValueError, match="this model's is the embedding"):
+        plan(tiny_model(GPT2_CONFIG), 2)
 
 
 def test_processes_that_cannot_hold_models_together_are_refused_with_both_numbers():
