@@ -1,6 +1,6 @@
 """GPT-2: attention and MLP one after the other, learned positions, a head that is the embedding.
 
-SKT-AI's KoGPT2 is one. HyperCLOVA is GPT-3's network (Kim et al., arXiv 2109.04650): this one, with
+SKT-AI's KoGPT2 is one. HyperCLOVA (Kim et al., arXiv 2109.04650) is GPT-3's network: this one, with
 attention that is sparse in every other layer, and that here is dense.
 Source: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners", section 2.3.
 """
@@ -89,9 +89,9 @@ class GPT2(KoGPT):
 
 PRESETS = {
     "kogpt2": GPT2Config(),
-    # Layers, width and heads as published (table 1), the vocabulary as it is told to be: 100,000
-    # pieces or near it. So counted, "1.3B" has 1.42e9 parameters; the others have what they are
-    # called by.
+    # Shapes for work from scratch. Layers, width and heads are the paper's as it is quoted, its text
+    # being unverified; the vocabulary is told to be of about 100,000 pieces. So counted, "1.3B" has
+    # 1.42e9 parameters, and the others have what they are called by.
     **{
         f"hyperclova-{name}": GPT2Config(
             vocab_size=100_000, n_positions=2048, n_layer=layers, n_embd=width, n_head=heads
