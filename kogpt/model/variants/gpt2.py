@@ -89,8 +89,8 @@ class GPT2(KoGPT):
 
 PRESETS = {
     "kogpt2": GPT2Config(),
-    # Shapes for work from scratch. Layers, width and heads are the paper's as it is quoted, its text
-    # being unverified; the vocabulary is told to be of about 100,000 pieces. So counted, "1.3B" has
+    # Shapes for work from scratch. Layers, width and heads are the paper's as it is quoted, which
+    # is unverified; its vocabulary is told to be of about 100,000 pieces. So counted, "1.3B" has
     # 1.42e9 parameters, and the others have what they are called by.
     **{
         f"hyperclova-{name}": GPT2Config(
