@@ -101,6 +101,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_plan(commands)
     add_benchmark(commands)
     add_evaluate(commands)
+    add_trace(commands)
     return parser
 
 
@@ -652,3 +653,34 @@ def add_protocol_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--limit", type=int, metavar="N", help="score a sample of N rows, always the same")
     add("--batch-size", type=int, metavar="N", help="rows read at once (default: 32)")
+
+
+def add_trace(commands: Commands) -> None:
+    parser = add_command(
+        commands, "trace", "run a text through two models and find where they part"
+    )
+    add = parser.add_argument
+    add("prompt", metavar="PROMPT", help="the text that both read; - reads it from stdin")
+    add("--model", metavar="DIR", help="checkpoint folder (default: the one in the box)")
+    add(
+        "--against",
+        metavar="DIR|transformers",
+        help="the reference: another folder, or the same by transformers (default: the same)",
+    )
+    dtypes = ("float64", "float32", "float16", "bfloat16")
+    add("--dtype", choices=dtypes, help="of the model (default: as for kogpt generate)")
+    add(
+        "--against-dtype",
+        choices=dtypes,
+        help="of the reference (default: that of the model; of the same folder, a finer one)",
+    )
+    add("--device", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)")
+    add_text_arguments(parser)
+    add(
+        "--tolerance",
+        type=float,
+        metavar="X",
+        help="largest own error, a relative norm, that is no fault (default: what rounding makes)",
+    )
+    add("--plot", metavar="FILE", help="draw layers against error: .png, .svg or .pdf")
+    add_json_argument(parser, "every tensor's errors")

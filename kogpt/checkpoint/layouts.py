@@ -5,7 +5,7 @@ A table goes from our layers to theirs, in network order; what follows a layer's
 `gpt_neox`.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,6 +82,14 @@ class Layout:
         index, _, layer = layer.removeprefix("transformer.h.").partition(".")
         row = self.block[layer]
         return row, f"{self.blocks}.{index}.{row.theirs}.{leaf}"
+
+    def version(self, name: str, there: Collection[str]) -> str:
+        """The name, or the one that it has in other versions of the layout, if that is there."""
+        for beginning, other in self.variants.items():
+            changed = other + name.removeprefix(beginning)
+            if name.startswith(beginning) and name not in there and changed in there:
+                return changed
+        return name
 
 
 GPT2 = Layout(
@@ -176,7 +184,7 @@ class ReleasedTensors:
         self._twins: dict[str, str] = {}
         for name, shape in expand(config).items():
             row, theirs = layout.find(name)
-            theirs = self._stored_name(theirs, layout)
+            theirs = layout.version(theirs, owner)
             self._rows[name] = row, theirs
             self.tensors[name] = TensorSpec(name, self._hold(theirs, row.shape(shape)), shape)
             if row.twin is not None and (twin := f"{row.twin}.weight") in owner:
@@ -200,14 +208,6 @@ class ReleasedTensors:
         if name in self._twins:
             self._compare(theirs, self._twins[name], rows, values)
         return values
-
-    def _stored_name(self, name: str, layout: Layout) -> str:
-        """The name, or the one that it has in other versions of the layout, if that is there."""
-        for beginning, other in layout.variants.items():
-            changed = other + name.removeprefix(beginning)
-            if name.startswith(beginning) and name not in self._owner and changed in self._owner:
-                return changed
-        return name
 
     def _hold(self, name: str, shape: tuple[int, ...]) -> torch.dtype:
         if name not in self._owner:

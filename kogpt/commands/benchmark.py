@@ -17,11 +17,11 @@ from kogpt.benchmarking import (
     process_age,
     streamed_bytes,
 )
-from kogpt.benchmarking.plot import KINDS, draw, require_matplotlib
+from kogpt.benchmarking.plot import draw
 from kogpt.box import BOX
 from kogpt.checkpoint.resources import require_memory
 from kogpt.cli import UsageError
-from kogpt.commands.common import load, memory_errors, print_report
+from kogpt.commands.common import check_plot, load, memory_errors, print_report
 from kogpt.model import KVCache
 
 
@@ -50,15 +50,6 @@ def check_values(args: argparse.Namespace) -> None:
                 raise UsageError(f"argument {option}: must be at least {low}, is {value}")
     if args.plot:
         check_plot(Path(args.plot))
-
-
-def check_plot(path: Path) -> None:
-    """Refuses a picture that could not be written once everything is measured."""
-    if path.suffix not in KINDS:
-        raise UsageError(f"argument --plot: must end in {' or '.join(KINDS)}: {path}")
-    if not path.absolute().parent.is_dir():
-        raise UsageError(f"argument --plot: no such folder: {path.parent}")
-    require_matplotlib()
 
 
 def check_room(bench: Bench, plan: Plan) -> None:

@@ -144,6 +144,17 @@ def memory_errors() -> Iterator[None]:
         raise NotEnoughResourcesError(f"not enough memory: {error}") from None
 
 
+def check_plot(path: Path) -> None:
+    """Refuses a picture that could not be written once everything is computed."""
+    from kogpt.benchmarking.plot import KINDS, require_matplotlib
+
+    if path.suffix not in KINDS:
+        raise UsageError(f"argument --plot: must end in {' or '.join(KINDS)}: {path}")
+    if not path.absolute().parent.is_dir():
+        raise UsageError(f"argument --plot: no such folder: {path.parent}")
+    require_matplotlib()
+
+
 def run_settings(args: argparse.Namespace, config: type) -> dict[str, Any]:
     """The settings that the command line gives, for a config of that type."""
     import torch

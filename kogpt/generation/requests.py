@@ -5,6 +5,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
+from torch import nn
+
 from kogpt.errors import InputRefusedError
 from kogpt.generation.params import SamplingParams
 from kogpt.generation.processors import LogitsProcessor
@@ -73,7 +75,7 @@ def refuse_unreadable(ids: Sequence[int], name: str, model: KoGPT, tokenizer: To
 
 
 @contextmanager
-def evaluation_mode(*models: KoGPT) -> Iterator[None]:
+def evaluation_mode(*models: nn.Module) -> Iterator[None]:
     """Turns dropout off for a while."""
     training = [module for model in models for module in model.modules() if module.training]
     for model in models:

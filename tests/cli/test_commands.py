@@ -20,7 +20,7 @@ from kogpt.kernels import building
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = (
     *("generate", "chat", "score", "tokenize", "convert", "verify", "inspect", "train"),
-    *("benchmark", "merge", "plan", "lens"),
+    *("benchmark", "merge", "plan", "lens", "trace", "diff"),
 )
 
 

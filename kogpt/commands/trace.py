@@ -1,0 +1,122 @@
+"""`kogpt trace`: the first tensor at which two models part."""
+
+import argparse
+import math
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from kogpt.box import BOX
+from kogpt.checkpoint import load_model
+from kogpt.checkpoint.dtypes import dtype_name
+from kogpt.cli import UsageError
+from kogpt.commands.common import check_plot, device_of, memory_errors, print_report, read_text
+from kogpt.diagnostics.trace import trace
+from kogpt.errors import InputRefusedError, KoGPTError
+from kogpt.generation.requests import refuse_unreadable
+from kogpt.model import KoGPT
+from kogpt.tokenizer import load_tokenizer
+
+TRANSFORMERS = "transformers"
+
+
+def run(args: argparse.Namespace) -> None:
+    refuse_wrong_use(args)
+    device = device_of(args)
+    folder = Path(args.model or BOX)
+    dtype = getattr(torch, args.dtype) if args.dtype else None
+    with memory_errors():
+        model = load_ours(folder, dtype, device)
+        input_ids = read_prompt(args, model, folder)
+        dtypes = model.dtype, reference_dtype(args, model.dtype)
+        other = load_other(args, folder, dtypes[1], device)
+        names = names_of((folder, Path(args.against or folder)), dtypes)
+        report = trace(model, other, input_ids, tolerance=args.tolerance, names=names)
+    if args.plot:
+        from kogpt.diagnostics.trace_plot import draw
+
+        draw(report, Path(args.plot))
+    print_report(report, args.json)
+
+
+def refuse_wrong_use(args: argparse.Namespace) -> None:
+    """Refuses what can be seen to be wrong before a model is loaded."""
+    if args.tolerance is not None and not 0 < args.tolerance < math.inf:
+        raise UsageError(f"argument --tolerance: must be above 0, is {args.tolerance}")
+    if args.plot:
+        check_plot(Path(args.plot))
+    if args.against == TRANSFORMERS and find_spec(TRANSFORMERS) is None:
+        raise KoGPTError("--against transformers needs it: pip install transformers")
+
+
+def read_prompt(args: argparse.Namespace, model: KoGPT, folder: Path) -> torch.Tensor:
+    """The ids (1, T) of the text, as `kogpt generate` would have the model read it."""
+    tokenizer = load_tokenizer(folder)
+    text = read_text(args.prompt)
+    ids = tokenizer.encode(text, bos=tokenizer.add_bos, normalize=args.normalize)
+    if not ids:
+        raise InputRefusedError("the prompt is empty")
+    refuse_unreadable(ids, "the prompt", model, tokenizer)
+    return torch.tensor([ids])
+
+
+def reference_dtype(args: argparse.Namespace, dtype: torch.dtype) -> torch.dtype:
+    """What the reference computes in: what is asked for; else, of the same folder, a finer one.
+
+    Raises:
+        UsageError: nothing would differ.
+    """
+    folders = [Path(path or args.model or BOX).resolve() for path in (args.model, args.against)]
+    same = args.against != TRANSFORMERS and folders[0] == folders[1]
+    if args.against_dtype:
+        chosen = getattr(torch, args.against_dtype)
+    elif same:
+        chosen = torch.float32 if dtype.itemsize < 4 else torch.float64
+    else:
+        chosen = dtype
+    if same and chosen == dtype:
+        raise UsageError(
+            f"argument --against-dtype: nothing differs: both are {folders[0].name}"
+            f" in {dtype_name(dtype)}"
+        )
+    return chosen
+
+
+def load_ours(folder: Path, dtype: torch.dtype | None, device: torch.device) -> KoGPT:
+    """The readable network of a folder, in float64 too."""
+    if dtype == torch.float64:
+        return load_model(folder, torch.float32, device).double()
+    return load_model(folder, dtype, device)
+
+
+def load_other(
+    args: argparse.Namespace, folder: Path, dtype: torch.dtype, device: torch.device
+) -> nn.Module:
+    """The reference: ours of another folder or dtype, or transformers' network of the same."""
+    if args.against != TRANSFORMERS:
+        return load_ours(Path(args.against or folder), dtype, device)
+    from transformers import AutoModelForCausalLM  # no requirement, and slow to import
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    try:
+        other: nn.Module = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, attn_implementation="eager", local_files_only=True
+        )
+    except (OSError, ValueError, ImportError) as error:
+        raise InputRefusedError(f"{folder}: transformers cannot load it: {error}") from None
+    return other.to(device)
+
+
+def names_of(paths: tuple[Path, Path], dtypes: tuple[torch.dtype, torch.dtype]) -> tuple[str, str]:
+    """What both sides are called: folders by their last part, unless that tells them not apart."""
+    short = [path.resolve().name for path in paths]
+    shown = (
+        [str(path) for path in paths] if short[0] == short[1] and paths[0] != paths[1] else short
+    )
+    first, second = (
+        f"{name} ({dtype_name(dtype)})" for name, dtype in zip(shown, dtypes, strict=True)
+    )
+    return first, second
