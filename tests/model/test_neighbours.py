@@ -126,3 +126,17 @@ def test_quantising_scoring_and_planning_from_the_command_line(folder, tmp_path,
     plan = ["plan", "--model", str(folder), "--method", "lora", "--sequence", "64", "--batch", "2"]
     assert main([*plan, "--memory", "24GB", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)
+
+
+def test_measuring_from_the_command_line(folder, tmp_path, capsys):
+    pytest.importorskip("sklearn")
+    for name, film in (("test", "영화"), ("train", "드라마")):
+        rows = [f"{i}\t{film}가 {i}번 {('별로', '좋았')[i % 2]}다\t{i % 2}" for i in range(40)]
+        table = "\n".join(["id\tdocument\tlabel", *rows])
+        (tmp_path / f"ratings_{name}.txt").write_text(table, encoding="utf-8")
+    command = ["evaluate", "nsmc", "--model", str(folder), "--data", str(tmp_path)]
+    report = tmp_path / "report.json"
+    assert main([*command, "--shots", "2", "--limit", "8", "--output", str(report)]) == 0
+    (run,) = json.loads(report.read_text(encoding="utf-8"))["runs"]
+    assert 0 <= run["results"][0]["mean"] <= 100
+    assert "accuracy" in capsys.readouterr().out
