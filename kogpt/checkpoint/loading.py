@@ -14,6 +14,7 @@ from kogpt.checkpoint.resources import require_memory
 from kogpt.checkpoint.shards import TensorSpec
 from kogpt.kernels import FrozenLinear, Weight
 from kogpt.model import KoGPT
+from kogpt.model.hollow import hollow
 from kogpt.model.variants import class_of
 
 ROOM_TO_RUN = 64 << 20  # bytes, beside the weights
@@ -54,8 +55,7 @@ def load_model(
         narrow = sum(map(reader.stored_bytes, kept))
         wide = config.num_parameters - sum(math.prod(reader.shape(name)) for name in kept)
         require_memory(device, narrow + wide * target.itemsize + ROOM_TO_RUN, str(reader.path))
-        with torch.device("meta"):
-            model = model_class(config)
+        model = hollow(model_class, config)
         for name in kept:
             weight = _load_weight(reader, name, target, device)
             _freeze(model, name.removesuffix(".weight"), weight)

@@ -9,10 +9,9 @@ from collections.abc import Callable, Collection, Mapping
 from fnmatch import fnmatchcase
 from functools import cache
 
-import torch
-
 from kogpt.errors import InputRefusedError
 from kogpt.model.config import KoGPTConfig
+from kogpt.model.hollow import hollow
 from kogpt.model.transformer import KoGPT
 from kogpt.model.variants import class_of
 
@@ -48,9 +47,8 @@ def expand(config: KoGPTConfig, model_class: type[KoGPT] | None = None) -> Shape
 
 
 def _shapes_of(config: KoGPTConfig, model_class: Callable[[KoGPTConfig], KoGPT]) -> Shapes:
-    with torch.device("meta"):
-        model = model_class(config)
-    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    state = hollow(model_class, config).state_dict()
+    return {name: tuple(tensor.shape) for name, tensor in state.items()}
 
 
 _expand: Callable[..., Shapes] = cache(_shapes_of)

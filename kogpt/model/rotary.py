@@ -61,14 +61,15 @@ class RotaryEmbedding(nn.Module):
     def __init__(self, rotary_dim: int, n_positions: int, base: float = 10000.0) -> None:
         super().__init__()
         self.rotary_dim, self.n_positions, self.base = rotary_dim, n_positions, base
-        self.register_buffer("table", self._angles(), persistent=False)
+        self.register_buffer("table", self._angles(torch.empty(0).device), persistent=False)
 
-    def _angles(self, device: torch.device | None = None) -> Tensor:
-        # The order of operations and the float32 of the reference, to the last bit.
-        exponents = torch.arange(0, self.rotary_dim, 2, device=device) / max(self.rotary_dim, 1)
-        positions = torch.arange(self.n_positions, device=device).float()
+    def _angles(self, device: torch.device) -> Tensor:
+        # The order of operations and the float32 of the reference, to the last bit. On a CPU, for
+        # all devices alike.
+        exponents = torch.arange(0, self.rotary_dim, 2, device="cpu") / max(self.rotary_dim, 1)
+        positions = torch.arange(self.n_positions, device="cpu").float()
         angles = positions[:, None] * (1.0 / self.base**exponents)
-        return torch.stack((angles.cos(), angles.sin()))
+        return torch.stack((angles.cos(), angles.sin())).to(device)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "RotaryEmbedding":
         super()._apply(fn, recurse)

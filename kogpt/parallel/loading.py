@@ -16,6 +16,7 @@ from kogpt.checkpoint.loading import ROOM_TO_RUN
 from kogpt.checkpoint.reader import open_checkpoint
 from kogpt.checkpoint.resources import require_memory
 from kogpt.model import KoGPT, KoGPTConfig
+from kogpt.model.hollow import hollow
 from kogpt.model.variants import class_of
 from kogpt.parallel.parts import fill, held
 from kogpt.parallel.processes import Parallel
@@ -100,8 +101,7 @@ def _rows_of(
 
 def _hollow(config: KoGPTConfig, dtype: torch.dtype, cut: Cut) -> KoGPT:
     """The shapes of a model, cut."""
-    with torch.device("meta"):
-        model = class_of(config)(config).to(dtype)
+    model = hollow(class_of(config), config).to(dtype)
     cut(model)
     return model
 

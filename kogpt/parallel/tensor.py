@@ -31,6 +31,7 @@ from torch.distributed.tensor.parallel import (
 )
 
 from kogpt.model import KoGPT, KoGPTConfig
+from kogpt.model.variants.parts import TiedHead
 from kogpt.parallel.processes import Parallel
 
 
@@ -129,7 +130,7 @@ def check_divides(config: KoGPTConfig, tensor: int) -> None:
 
 def plan(model: KoGPT, tensor: int) -> dict[str, ParallelStyle]:
     """How each layer is cut, by name."""
-    if not isinstance(model.lm_head, nn.Linear):
+    if isinstance(model.lm_head, TiedHead):
         raise ValueError("tensor parallel cuts a head of its own; this model's is the embedding")
     table = _innermost(model, "transformer.wte")
     layers: dict[str, ParallelStyle] = {
