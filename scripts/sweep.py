@@ -65,7 +65,7 @@ def main() -> None:
             for variant in args.variants:
                 run(variant, seed, args)
     found = {
-        variant.name: {seed: read_curve(args.work, variant, seed) for seed in args.seeds}
+        variant.name: {seed: read_curve(variant, seed, args) for seed in args.seeds}
         for variant in args.variants
     }
     sizes = {variant.name: parameters(variant, args) for variant in args.variants}
@@ -152,11 +152,12 @@ def parameters(variant: Variant, args: argparse.Namespace) -> int:
     return find_model(write_shape(variant, args), own).parameters
 
 
-def read_curve(work: Path, variant: Variant, seed: int) -> Curve:
-    """Held-out figures of a run; empty where it has none yet."""
-    path = folder_of(work, variant, seed) / LOG_NAME
+def read_curve(variant: Variant, seed: int, args: argparse.Namespace) -> Curve:
+    """Held-out figures of a run; empty where it has not read all its tokens yet."""
+    path = folder_of(args.work, variant, seed) / LOG_NAME
     entries = read_log(path) if path.exists() else []
-    return {entry["tokens"]: entry[METRIC] for entry in entries if METRIC in entry}
+    curve = {entry["tokens"]: entry[METRIC] for entry in entries if METRIC in entry}
+    return curve if max(curve, default=0) >= args.tokens else {}
 
 
 def table(found: dict[str, dict[int, Curve]], sizes: dict[str, int]) -> Iterator[str]:
@@ -195,9 +196,10 @@ def draw(found: dict[str, dict[int, Curve]], path: Path, title: str) -> None:
     figure = Figure(figsize=(8, 5), dpi=150, layout="constrained")
     axes = figure.subplots()
     for place, (name, curves) in enumerate(found.items()):
-        common = sorted(set.intersection(*(set(curve) for curve in curves.values())))
-        if not common:
+        curves = {seed: curve for seed, curve in curves.items() if curve}
+        if not curves:
             continue
+        common = sorted(set.intersection(*(set(curve) for curve in curves.values())))
         columns = [[curve[tokens] for curve in curves.values()] for tokens in common]
         millions = [tokens / 1e6 for tokens in common]
         color = f"C{place}"
