@@ -6,9 +6,12 @@ parallel); the rows share the data. One process alone is a grid of one, and tell
 
 import os
 import re
+import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from functools import cached_property
+from pathlib import Path
 from types import TracebackType
 from typing import ParamSpec, TypeVar
 
@@ -118,6 +121,7 @@ class Parallel:
         # To take leave of those who are gone may wait for them, over NCCL.
         if error is None or self.device.type == "cpu":
             distributed.destroy_process_group()
+            _let_threads_rest()
         if isinstance(error, RuntimeError) and LOST.search(str(error)):
             raise KoGPTError(
                 f"{self}: another process has ended, or kept silent for {self.seconds:.0f} s"
@@ -234,3 +238,29 @@ class Parallel:
         """
         if not self.alone:
             distributed.all_reduce(torch.zeros(1))
+
+
+def _let_threads_rest(seconds: float = 10.0) -> None:
+    """Waits, on Linux, until gloo's threads sleep; for so long at most.
+
+    PyTorch ends these threads when nothing refers to their group any more, and its caches of cut
+    tensors refer to it for good. One that is still letting go of the last message's tensor when
+    the interpreter ends is killed within a destructor, which aborts the whole process
+    (https://github.com/pytorch/pytorch/pull/179291).
+    """
+    until = time.monotonic() + seconds
+    quiet = 0
+    # Thrice in a row, since a thread that waits for the interpreter's lock sleeps as well.
+    while quiet < 3 and time.monotonic() < until:
+        time.sleep(0.001)  # without the lock
+        quiet = 0 if _threads_run("pt_gloo_runloop") else quiet + 1
+
+
+def _threads_run(name: str) -> bool:
+    """Whether a thread of this process that has this name does anything but sleep."""
+    for task in Path("/proc/self/task").glob("*/stat"):
+        with suppress(OSError):  # it has just ended
+            said = task.read_text()
+            if f"({name})" in said and ") S " not in said:
+                return True
+    return False
