@@ -151,11 +151,9 @@ class _Merge:
         return values
 
     def run(self, max_shard_size: int, quiet: bool) -> MergeReport:
-        specs, read, layout = self.specs(), self.read, layout_of(self.config)
-        if layout is not None:
-            assembled = AssembledTensors(specs, read, self.config, layout)
-            specs, read = assembled.specs, assembled.read
-        shards = plan_shards(specs, max_shard_size)
+        layout = layout_of(self.config)
+        stored = AssembledTensors(self.specs(), self.read, self.config, layout)
+        shards = plan_shards(stored.specs, max_shard_size)
         nbytes = sum(shard.nbytes for shard in shards)
         sweep(self.dst)
         refuse_existing(self.dst)
@@ -165,9 +163,17 @@ class _Merge:
         further = None if self.head is None else describe_classifier(len(self.head))
         bar = tqdm(total=nbytes, unit="B", unit_scale=True, disable=True if quiet else None)
         with Staging(self.dst) as staging, bar:
-            records = write_shards(staging, shards, read, metadata, progress=bar.update)
-            files = companions(self.reader.folder)
-            finish(staging, self.config, shards, records, metadata, files=files, further=further)
+            records = write_shards(staging, shards, stored.read, metadata, progress=bar.update)
+            finish(
+                staging,
+                self.config,
+                shards,
+                records,
+                metadata,
+                files=companions(self.reader.folder),
+                layout=layout,
+                further=further,
+            )
         return MergeReport(
             source=str(self.reader.path),
             adapters=[str(adapter.folder) for adapter in self.adapters],

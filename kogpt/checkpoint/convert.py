@@ -143,7 +143,7 @@ def convert(
         NotEnoughResourcesError: the disk has no room.
     """
     options = options or ConversionOptions()
-    with open_checkpoint(src) as reader:
+    with open_checkpoint(src, config=options.config) as reader:
         job = _Job(reader, Path(dst), options)
         if not options.dry_run:
             job.run()
@@ -161,7 +161,13 @@ class _Job:
         self.quantization = self._decide_quantization()
         self.misfits = FitCounts()
         self.dtype = self._decide_dtype()
-        self.stored = self._decide_layout()
+        # What is rounded keeps our names: others could not read it anyway.
+        self.layout = None if self.quantization is not None else layout_of(self.config)
+        shapes = expand(self.config)
+        self.rounded = Quantizer(self._read, self.quantization, shapes, self.dtype)
+        self.stored = AssembledTensors(
+            self.rounded.specs, self.rounded.read, self.config, self.layout
+        )
         self.shards = plan_shards(self.stored.specs, options.max_shard_size)
         license_notice = options.license_notice or license_of(reader.folder, self.config)
         self.metadata = {"format": "pt", "license": license_notice, "source_sha256": UNKNOWN_HASH}
@@ -181,15 +187,6 @@ class _Job:
                 )
             quantization.check_fits(self.config, str(self.reader.path))
         return quantization
-
-    def _decide_layout(self) -> Quantizer | AssembledTensors:
-        """What is written: the released layout, or, of what is rounded, our names."""
-        shapes = expand(self.config)
-        quantizer = Quantizer(self._read, self.quantization, shapes, self.dtype)
-        layout = layout_of(self.config)
-        if layout is None or self.quantization is not None:
-            return quantizer
-        return AssembledTensors(quantizer.specs, quantizer.read, self.config, layout)
 
     def _decide_dtype(self) -> torch.dtype:
         stored, asked = self.reader.stored_dtype, self.options.dtype
@@ -249,6 +246,7 @@ class _Job:
             records,
             metadata,
             files=self.companions,
+            layout=self.layout,
             source=hashes,
             quantization=self.quantization,
         )
@@ -295,7 +293,7 @@ class _Job:
             TensorLine(
                 spec.name,
                 spec.shape,
-                self.reader.stored_as(self.stored.source[spec.name]),
+                self.reader.stored_as(self.rounded.source[self.stored.source[spec.name]]),
                 dtype_name(spec.dtype),
                 spec.nbytes,
                 shard.name,

@@ -16,8 +16,9 @@ from kogpt.checkpoint.names import expand
 from kogpt.checkpoint.shards import TensorSpec
 from kogpt.checkpoint.sources import Source
 from kogpt.errors import InputRefusedError
+from kogpt.model import variants
 from kogpt.model.config import KoGPTConfig
-from kogpt.model.variants import CLASSES, GPT2Config, GPTNeoXConfig
+from kogpt.model.transformer import KoGPT
 
 
 @dataclass(frozen=True)
@@ -62,12 +63,14 @@ class Layout:
     """A released layout.
 
     Attributes:
+        model_class: of the models that are released so.
         outer: rows of the layers outside of blocks.
         blocks: what the names of the blocks' layers begin with, before the index.
         block: rows of the layers of a block.
         variants: what names begin with -> what they begin with in other versions of the layout.
     """
 
+    model_class: type[KoGPT]
     outer: Mapping[str, Row]
     blocks: str
     block: Mapping[str, Row]
@@ -93,6 +96,7 @@ class Layout:
 
 
 GPT2 = Layout(
+    model_class=variants.GPT2,
     outer={
         "transformer.wte": Row("transformer.wte", twin="lm_head"),
         "transformer.wpe": Row("transformer.wpe"),
@@ -113,6 +117,7 @@ GPT2 = Layout(
 )
 
 GPT_NEOX = Layout(
+    model_class=variants.GPTNeoX,
     outer={
         "transformer.wte": Row("gpt_neox.embed_in"),
         "transformer.ln_f": Row("gpt_neox.final_layer_norm"),
@@ -134,14 +139,24 @@ GPT_NEOX = Layout(
 
 # By the model_type of the config.
 LAYOUTS: Mapping[str, Layout] = {
-    GPT2Config.released_type: GPT2,
-    GPTNeoXConfig.released_type: GPT_NEOX,
+    layout.model_class.config_class.released_type: layout for layout in (GPT2, GPT_NEOX)
 }
 
 
-def layout_of(config: KoGPTConfig) -> Layout | None:
-    """The layout that a model is written in; None where our names are the released ones."""
-    return LAYOUTS.get(config.released_type) if config.model_type in CLASSES else None
+def layout_of(config: KoGPTConfig, model_class: type[KoGPT] | None = None) -> Layout | None:
+    """The layout that a model is written in; None for our names.
+
+    These are the released ones of KoGPT, and those of any class of one's own, which others would
+    take for what it was made from.
+
+    Args:
+        config: the shape of the model.
+        model_class: of the model; None for the one that belongs to the config.
+    """
+    layout = LAYOUTS.get(config.released_type)
+    if layout is None or config.model_type != layout.model_class.config_class.model_type:
+        return None
+    return layout if model_class in (None, layout.model_class) else None
 
 
 def reading_order(config: KoGPTConfig) -> list[str]:
@@ -182,7 +197,7 @@ class ReleasedTensors:
         self.tensors: dict[str, TensorSpec] = {}
         self._rows: dict[str, tuple[Row, str]] = {}
         self._twins: dict[str, str] = {}
-        for name, shape in expand(config).items():
+        for name, shape in expand(config, layout.model_class).items():
             row, theirs = layout.find(name)
             theirs = layout.version(theirs, owner)
             self._rows[name] = row, theirs
@@ -203,8 +218,8 @@ class ReleasedTensors:
         places = row.places(range(*rows.indices(outputs)), outputs, self._head_dim)
         if row.transposed and len(self.tensors[name].shape) > 1:
             return self._whole(theirs)[:, places].T.contiguous()
-        first, last = int(places[0]), int(places[-1])
-        values = self._owner[theirs].read(theirs, slice(first, last + 1))[places - first]
+        first, stop = (int(places[0]), int(places[-1]) + 1) if len(places) else (0, 0)
+        values = self._owner[theirs].read(theirs, slice(first, stop))[places - first]
         if name in self._twins:
             self._compare(theirs, self._twins[name], rows, values)
         return values
@@ -235,7 +250,7 @@ class ReleasedTensors:
 
 
 class AssembledTensors:
-    """The tensors of a released layout, put together from ours as they are read.
+    """The tensors of a checkpoint to be written, put together from ours as they are read.
 
     Attributes:
         specs: the tensors, in network order.
@@ -247,7 +262,7 @@ class AssembledTensors:
         specs: Iterable[TensorSpec],
         read: Callable[[str, slice], Tensor],
         config: KoGPTConfig,
-        layout: Layout,
+        layout: Layout | None,
     ) -> None:
         """Plans the tensors.
 
@@ -255,12 +270,12 @@ class AssembledTensors:
             specs: of ours.
             read: gives rows of ours.
             config: the shape of the model.
-            layout: to be written in.
+            layout: to be written in; None passes ours on as they are.
         """
         self._read_ours, self._head_dim = read, config.head_dim
         self._parts: dict[str, list[tuple[Row, TensorSpec]]] = {}
         for spec in specs:
-            row, theirs = layout.find(spec.name)
+            row, theirs = layout.find(spec.name) if layout else (Row(spec.name), spec.name)
             self._parts.setdefault(theirs, []).append((row, spec))
         firsts = {theirs: parts[0] for theirs, parts in self._parts.items()}
         self.specs = [

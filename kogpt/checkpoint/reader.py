@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Collection
-from functools import reduce
+from functools import partial, reduce
 from pathlib import Path
 from typing import NamedTuple
 
@@ -62,7 +62,7 @@ class CheckpointReader:
         path: the folder or file it was opened by.
         folder: the folder its files are in.
         files: every file that holds weights, and the index where there is one.
-        config: the shape of the model, where a `config.json` tells it.
+        config: the shape of the model, where a `config.json` or the caller tells it.
         model_class: of the model; None for the one that belongs to the config.
         quantization: how matrices are stored; None for as floats.
         names: the model's tensors, in the order found.
@@ -212,7 +212,9 @@ class CheckpointReader:
 
 
 def open_checkpoint(
-    path: str | os.PathLike[str], model_class: type[KoGPT] | None = None
+    path: str | os.PathLike[str],
+    model_class: type[KoGPT] | None = None,
+    config: KoGPTConfig | None = None,
 ) -> CheckpointReader:
     """Opens a checkpoint: reads headers, but no weights.
 
@@ -221,17 +223,19 @@ def open_checkpoint(
             mesh-transformer-jax (`step_N`), or a file of weights itself, with `config.json` beside
             it.
         model_class: of the model; None for the one that belongs to the config.
+        config: the shape of the model, for a checkpoint without a `config.json`.
 
     Raises:
         InputRefusedError: it is missing, damaged, dangerous or of another kind.
     """
     path = Path(path)
+    describe = partial(_describe, model_class=model_class, config=config)
     if is_mesh_checkpoint(path):
-        return CheckpointReader(path, [MeshCheckpoint(path)], _describe(path, model_class))
+        return CheckpointReader(path, [MeshCheckpoint(path)], describe(path))
     if is_sliced(path):
-        return CheckpointReader(path, [SlicedCheckpoint(path)], _describe(path, model_class))
+        return CheckpointReader(path, [SlicedCheckpoint(path)], describe(path))
     weights = _locate(path)
-    description = _describe(weights.parent, model_class)
+    description = describe(weights.parent)
     if weights.name.endswith(".index.json"):
         extension = ".bin" if weights.name.endswith(".bin.index.json") else ".safetensors"
         index = read_index(weights, extension)
@@ -260,10 +264,13 @@ def _locate(path: Path) -> Path:
     raise InputRefusedError(f"{path}: holds no weights; expected one of {', '.join(WEIGHTS)}")
 
 
-def _describe(folder: Path, model_class: type[KoGPT] | None) -> Description:
+def _describe(
+    folder: Path, model_class: type[KoGPT] | None, config: KoGPTConfig | None
+) -> Description:
     path = folder / "config.json"
     if not path.exists():
-        return Description(None, model_class, None, None)
+        layout = None if config is None else LAYOUTS.get(config.released_type)
+        return Description(config, model_class, None, layout)
     require_regular(path)
     values = read_json_object(path)
     table = values.get("quantization_config")

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from kogpt.checkpoint.dtypes import dtype_name, parse_dtype
 from kogpt.checkpoint.lanes import Lanes
-from kogpt.checkpoint.layouts import AssembledTensors, layout_of
+from kogpt.checkpoint.layouts import AssembledTensors, Layout, layout_of
 from kogpt.checkpoint.manifest import (
     FORMAT,
     INDEX_NAME,
@@ -105,19 +105,28 @@ def write_checkpoint(
     def own(name: str, rows: slice) -> Tensor:
         return tensors[name].detach()[rows].cpu()
 
-    read, layout = read or own, layout_of(config)
-    if layout is not None:
-        assembled = AssembledTensors(specs, read, config, layout)
-        specs, read = assembled.specs, assembled.read
-    shards = plan_shards(specs, max_shard_size)
+    layout = layout_of(config, model_class)
+    stored = AssembledTensors(specs, read or own, config, layout)
+    shards = plan_shards(stored.specs, max_shard_size)
     sweep(Path(dst))
     refuse_existing(Path(dst))
     needed = sum(shard.nbytes for shard in shards) + sum(map(_size, (files or {}).values()))
     require_disk(Path(dst), needed + ROOM_FOR_SMALL_FILES)
     metadata = {"format": "pt", "license": license_notice}
     with Staging(Path(dst)) as staging:
-        records = write_shards(staging, shards, read, metadata, allow_nonfinite=allow_nonfinite)
-        finish(staging, config, shards, records, metadata, files=files or {}, further=further)
+        records = write_shards(
+            staging, shards, stored.read, metadata, allow_nonfinite=allow_nonfinite
+        )
+        finish(
+            staging,
+            config,
+            shards,
+            records,
+            metadata,
+            files=files or {},
+            layout=layout,
+            further=further,
+        )
 
 
 def classifier_spec(outputs: int, config: KoGPTConfig) -> TensorSpec:
@@ -271,9 +280,10 @@ def finish(
     metadata: Mapping[str, str],
     *,
     files: Mapping[str, Content],
+    layout: Layout | None = None,
     source: Mapping[str, Any] | None = None,
     quantization: Quantization | None = None,
-    further: Mapping[str, Any] | None = None,
+    further: dict[str, Any] | None = None,
 ) -> None:
     """Writes headers, index, config, other files and, last, the manifest; then commits.
 
@@ -284,12 +294,13 @@ def finish(
         records: of every tensor.
         metadata: of the headers.
         files: further files by name.
+        layout: of the tensors; None for our names.
         source: what the weights were converted from, for the manifest.
         quantization: how matrices are stored; None for as they are.
         further: keys of `config.json`.
     """
     contents: dict[str, Content] = {
-        "config.json": to_json({**_config(config, shards, quantization), **(further or {})}),
+        "config.json": to_json(_config(config, shards, layout, quantization) | (further or {})),
         INDEX_NAME: to_json(_index(shards)),
         **files,
     }
@@ -320,14 +331,16 @@ def _index(shards: list[Shard]) -> dict[str, Any]:
 
 
 def _config(
-    config: KoGPTConfig, shards: list[Shard], quantization: Quantization | None
+    config: KoGPTConfig,
+    shards: list[Shard],
+    layout: Layout | None,
+    quantization: Quantization | None,
 ) -> dict[str, Any]:
     specs = (spec for shard in shards for spec in shard.tensors)
     dtypes = {spec.dtype for spec in specs if spec.name != CLASSIFIER}
     name = dtype_name(reduce(torch.promote_types, dtypes))  # integers give way to floats
+    values = config.to_released_dict() if layout else config.to_dict()
     # The older and the newer name of the key in the wider ecosystem.
-    ours = quantization is not None or layout_of(config) is None
-    values = config.to_dict() if ours else config.to_released_dict()
     values |= {"torch_dtype": name, "dtype": name}
     return values | ({"quantization_config": quantization.to_dict()} if quantization else {})
 

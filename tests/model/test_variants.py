@@ -8,12 +8,30 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+from torch import nn
 from torch.nn import functional as F
 
-from kogpt.checkpoint import ConversionOptions, convert, inspect, load_model, verify
+from kogpt.checkpoint import (
+    ConversionOptions,
+    convert,
+    inspect,
+    load_model,
+    open_checkpoint,
+    verify,
+)
+from kogpt.checkpoint.writer import write_checkpoint
 from kogpt.errors import InputRefusedError
 from kogpt.model import KoGPT, KVCache
-from kogpt.model.variants import CLASSES, GPT2, PRESETS, GPTNeoX, class_of, read_config
+from kogpt.model.variants import (
+    CLASSES,
+    GPT2,
+    PRESETS,
+    GPT2Config,
+    GPTNeoX,
+    GPTNeoXConfig,
+    class_of,
+    read_config,
+)
 
 transformers = pytest.importorskip("transformers")
 logging.getLogger("transformers").setLevel(logging.ERROR)
@@ -75,6 +93,12 @@ def ids() -> torch.Tensor:
     return torch.randint(97, (2, 64), generator=torch.Generator().manual_seed(1))
 
 
+def assert_same_weights(first: Path, second: Path) -> None:
+    ours, others = load_model(first).state_dict(), load_model(second).state_dict()
+    assert ours.keys() == others.keys()
+    assert all(torch.equal(tensor, others[name]) for name, tensor in ours.items())
+
+
 def distance(model: KoGPT, theirs: torch.nn.Module, ids: torch.Tensor) -> float:
     with torch.no_grad():
         return float((model(ids) - theirs(ids).logits).abs().max())
@@ -119,6 +143,23 @@ def test_a_pickle_with_masks_and_a_tied_head_is_read_alike(theirs, folder, tmp_p
     torch.save(state, tmp_path / "pytorch_model.bin")
     assert distance(load_model(tmp_path), theirs, ids) < 1e-5
     assert len(inspect(tmp_path).ignored) == 6
+
+
+def test_a_bare_file_is_converted_by_the_config_given(theirs, folder, converted, tmp_path):
+    torch.save(theirs.state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(InputRefusedError, match=r"config\.json is missing"):
+        convert(tmp_path, tmp_path / "model")
+    options = ConversionOptions(config=read_config(folder / "config.json"))
+    convert(tmp_path / "pytorch_model.bin", tmp_path / "model", options)
+    assert_same_weights(tmp_path / "model", converted)
+
+
+def test_rows_are_those_of_the_whole_also_if_there_are_none(folder):
+    with open_checkpoint(folder) as reader:
+        for name in reader.names:
+            whole = reader.read(name)
+            for rows in (slice(2, 5), slice(0), slice(5, 5)):
+                assert torch.equal(reader.read(name, rows), whole[rows])
 
 
 def test_gradients_agree_to_1e_5_relative(folder, theirs, ids):
@@ -274,3 +315,49 @@ def test_the_class_asked_for_reads_no_other_model(tmp_path):
     reference("gpt2").save_pretrained(tmp_path)
     with pytest.raises(InputRefusedError, match="model_type is 'gpt2', this model's is 'gptj'"):
         KoGPT.from_pretrained(tmp_path)
+
+
+class Normed:
+    """A block with a layer that no neighbour has."""
+
+    def __init__(self, config, layer):
+        super().__init__(config, layer)
+        self.ln_3 = nn.LayerNorm(config.n_embd)
+
+    def forward(self, *given):
+        return self.ln_3(super().forward(*given))
+
+
+class NormedGPT2(GPT2):
+    block_class = type("NormedGPT2Block", (Normed, GPT2.block_class), {})
+
+
+class NormedGPTNeoX(GPTNeoX):
+    block_class = type("NormedGPTNeoXBlock", (Normed, GPTNeoX.block_class), {})
+
+
+OWN = {
+    "gpt2": (NormedGPT2, GPT2Config(**GPT2_SIZES)),
+    "gpt_neox": (NormedGPTNeoX, GPTNeoXConfig(**GPT2_SIZES, rotary_dim=6)),
+}
+
+
+@pytest.mark.parametrize("kind", OWN)
+def test_a_class_of_ones_own_is_saved_under_our_names(kind, tmp_path, ids):
+    """Others would take a released layout for the model that the class was made from."""
+    model_class, config = OWN[kind]
+    model = model_class(config).eval()
+    write_checkpoint(tmp_path / "own", config, model.state_dict(), model_class=model_class)
+    again = load_model(tmp_path / "own", model_class=model_class)
+    assert torch.equal(model(ids), again(ids))
+    written = json.loads((tmp_path / "own" / "config.json").read_text())
+    assert written["model_type"] == config.model_type != kind
+    with pytest.raises(InputRefusedError, match=r"ln_3\.(weight|bias) is no part of a GPT"):
+        load_model(tmp_path / "own")
+
+
+@pytest.mark.parametrize("kind", OWN)
+def test_a_released_model_is_no_model_of_ones_own(kind, tmp_path):
+    reference(kind).save_pretrained(tmp_path)
+    with pytest.raises(InputRefusedError, match=r"transformer\.h\.0\.ln_3\.weight is missing"):
+        load_model(tmp_path, model_class=OWN[kind][0])
