@@ -1,11 +1,9 @@
 """Runs an action in a process of its own in which system calls fail, kill or are recorded.
 
 The faults are injected between Python and the operating system (the functions of the module
-`os`), so the code under test has no hooks for them. Processes are forked from a server that has
-imported everything but run nothing.
+`os`), so the code under test has no hooks for them.
 """
 
-import multiprocessing
 import os
 import signal
 import threading
@@ -15,10 +13,9 @@ from pathlib import Path
 from kogpt.checkpoint import ConversionOptions, convert, write_checkpoint
 from kogpt.errors import KoGPTError
 from tests.checkpoint.tiny import CONFIG, tiny_state
+from tests.server import SERVER
 
 CHANGING = ("pwrite", "fsync", "fdatasync", "rename", "mkdir", "unlink", "rmdir")
-SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["tests.checkpoint.faults"])
 
 
 def convert_small(root: Path) -> None:

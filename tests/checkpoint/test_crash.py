@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 
 from kogpt.checkpoint import convert, verify
-from tests.checkpoint.faults import SERVER, convert_small, quantize_small, run, save_small
+from tests.checkpoint.faults import convert_small, quantize_small, run, save_small
 from tests.checkpoint.tiny import write_released
 from tests.scale import scaled
+from tests.server import SERVER
 
 SHARDS = 4
 

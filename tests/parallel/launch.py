@@ -5,33 +5,27 @@
 Each process calls `worker(parallel, *arguments)` with its `Parallel` entered.
 """
 
-import importlib
 import json
-import os
 import socket
-import subprocess
-import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from kogpt.cli import fail
+from kogpt.errors import KoGPTError
+from kogpt.parallel import Parallel
+from tests.server import Forked
+
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 60.0  # that processes wait for each other
-
-PROGRAM = """
-import sys
-from tests.parallel.launch import work
-sys.exit(work(*sys.argv[1:]))
-"""
 
 
 def environment(process: int, processes: int, port: int) -> dict[str, str]:
     """What torchrun tells a process."""
     told = {"RANK": process, "LOCAL_RANK": process, "WORLD_SIZE": processes}
-    told |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
-    told |= {"PYTHONPATH": ROOT}
-    return {**os.environ, **{name: str(value) for name, value in told.items()}}
+    told |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return {name: str(value) for name, value in told.items()}
 
 
 def free_port() -> int:
@@ -40,43 +34,30 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def start(processes: int, *program: str, **pipes: Any) -> list[subprocess.Popen]:
-    """Starts python with some arguments, so many times."""
+def start(processes: int, function: Callable[..., Any], *arguments: Any) -> list[Forked]:
+    """Starts processes that call a function and end with what it returns."""
     port = free_port()
     return [
-        subprocess.Popen(
-            [sys.executable, *program],
-            env=environment(process, processes, port),
-            cwd=ROOT,
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            **pipes,
-        )
+        Forked(environment(process, processes, port), function, *arguments)
         for process in range(processes)
     ]
 
 
 def begin(
     processes: int, worker: Callable[..., Any], *arguments: Any, tensor: int = 1, seconds=SECONDS
-) -> list[subprocess.Popen]:
+) -> list[Forked]:
     """Starts the processes of `run`."""
-    call = json.dumps([worker.__module__, worker.__name__, tensor, seconds, arguments])
-    return start(processes, "-c", PROGRAM, call)
+    return start(processes, work, worker, tensor, seconds, arguments)
 
 
-def finish(started: list[subprocess.Popen], timeout: float = 120) -> list[tuple[int, str, str]]:
+def finish(started: list[Forked], timeout: float = 120) -> list[tuple[int, str, str]]:
     """Exit code, output and errors of each."""
     until = time.monotonic() + timeout
-    ended = []
     try:
-        for process in started:
-            output, errors = process.communicate(timeout=max(0.1, until - time.monotonic()))
-            ended.append((process.returncode, output, errors))
+        return [process.finish(until) for process in started]
     finally:
         for process in started:
             process.kill()
-    return ended
 
 
 def run(processes: int, worker: Callable[..., Any], *arguments: Any, tensor: int = 1) -> list[Any]:
@@ -87,17 +68,8 @@ def run(processes: int, worker: Callable[..., Any], *arguments: Any, tensor: int
     return [json.loads(output) for _, output, _ in ended]
 
 
-def work(call: str) -> int:
+def work(worker: Callable[..., Any], tensor: int, seconds: float, arguments: Sequence[Any]) -> int:
     """One of the processes."""
-    import torch
-
-    from kogpt.cli import fail
-    from kogpt.errors import KoGPTError
-    from kogpt.parallel import Parallel
-
-    torch.set_num_threads(1)
-    module, name, tensor, seconds, arguments = json.loads(call)
-    worker = getattr(importlib.import_module(module), name)
     try:
         with Parallel.launched(tensor, "cpu", seconds) as parallel:
             result = worker(parallel, *arguments)

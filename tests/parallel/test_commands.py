@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -10,26 +9,22 @@ import time
 import numpy as np
 import pytest
 
+from kogpt.cli import main
 from tests.evaluation.tiny import write_task
 from tests.parallel.launch import ROOT, finish, start
 
-KOGPT = ("-m", "kogpt")
 PROMPT = "이 영화는 처음부터"
 
 
-def alone(*args: str, input: str | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, *KOGPT, *args],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        input=input,
-    )
+def alone(*args: str) -> str:
+    """What one process writes."""
+    ((code, output, errors),) = together(1, *args)
+    assert code == 0, errors
+    return output
 
 
 def together(processes: int, *args: str) -> list[tuple[int, str, str]]:
-    return finish(start(processes, *KOGPT, *args))
+    return finish(start(processes, main, args))
 
 
 def objects(lines: str) -> list[dict]:
@@ -44,14 +39,14 @@ def test_two_processes_write_what_one_writes_and_the_first_alone_speaks(how):
     first, second = together(2, *arguments, "--tensor-parallel", "2")
     assert (first[0], second[0]) == (0, 0), first[2] + second[2]
     expected = alone(*arguments, "--reference")
-    found, wanted = objects(first[1]), objects(expected.stdout)
+    found, wanted = objects(first[1]), objects(expected)
     scores = [[one.pop("score") for one in several] for several in (found, wanted)]
     assert found == wanted and len(found) > 1 and second[1] == ""
     assert scores[0] == pytest.approx(scores[1], abs=1e-5)
 
 
 def test_only_the_first_process_reads_the_prompt_and_all_draw_one_seed_under_torchrun():
-    launcher = ("-m", "torch.distributed.run", "--nproc-per-node", "2", *KOGPT)
+    launcher = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "kogpt")
     arguments = ("generate", "-", "--tensor-parallel", "2", "--max-new-tokens", "8", "--json")
     done = subprocess.run(
         [sys.executable, *launcher, *arguments],
@@ -67,13 +62,13 @@ def test_only_the_first_process_reads_the_prompt_and_all_draw_one_seed_under_tor
         *("generate", PROMPT, "--reference", "--max-new-tokens", "8"),
         *("--seed", str(found["seed"]), "--json"),
     )
-    assert found["text"] == objects(again.stdout)[0]["text"]
+    assert found["text"] == objects(again)[0]["text"]
 
 
 def test_guesses_of_a_model_in_parts_change_no_text():
     arguments = ("generate", "배우들 배우들 배우들", "--seed", "1", "--max-new-tokens", "20")
     first, _ = together(2, *arguments, "--speculate", "lookup", "--tensor-parallel", "2")
-    assert first[1] == alone(*arguments, "--reference").stdout != "", first[2]
+    assert first[1] == alone(*arguments, "--reference") != "", first[2]
 
 
 @pytest.mark.parametrize(
@@ -100,7 +95,7 @@ def test_evaluation_shares_rows_among_models_in_parts(tmp_path):
     ended = together(4, *arguments, "--tensor-parallel", "2", "--output", str(report))
     assert [code for code, _, _ in ended] == [0] * 4, ended[0][2]
     assert [output for _, output, _ in ended[1:]] == [""] * 3
-    expected = json.loads(alone(*arguments).stdout)["runs"]
+    expected = json.loads(alone(*arguments))["runs"]
     found = json.loads(ended[0][1])["runs"]
     for ours, theirs in zip(found, expected, strict=True):
         assert ours["results"] == theirs["results"]  # of right and wrong answers
@@ -114,11 +109,13 @@ def test_evaluation_shares_rows_among_models_in_parts(tmp_path):
 @pytest.mark.parametrize("lost", [0, 1])
 def test_a_process_that_is_killed_ends_the_other_with_one_line(lost):
     arguments = ("generate", PROMPT, "--min-new-tokens", "900", "--max-new-tokens", "900")
-    started = start(2, *KOGPT, *arguments, "--seed", "1", "--tensor-parallel", "2")
-    assert started[0].stdout.read(1) == PROMPT[0]  # it writes
+    started = start(2, main, (*arguments, "--seed", "1", "--tensor-parallel", "2"))
+    while not started[0].written():
+        assert started[0].poll() is None, started[0].written(1)
+        time.sleep(0.01)
     time.sleep(0.3)
     began = time.monotonic()
-    started[lost].send_signal(signal.SIGKILL)
+    started[lost].kill()
     ended = finish(started)
     assert time.monotonic() - began < 30
     code, _, errors = ended[1 - lost]

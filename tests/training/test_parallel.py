@@ -5,54 +5,30 @@ import io
 import json
 
 import pytest
-import torch
 
 from kogpt.adapters import load_adapters
 from kogpt.checkpoint import ConversionOptions, convert, load_model
+from kogpt.cli import fail
+from kogpt.errors import KoGPTError
 from kogpt.parallel import Parallel
-from kogpt.training import FinetuningConfig, TrainingConfig, finetune, train
+from kogpt.training import TrainingConfig, finetune, train
 from kogpt.training.log import read_log
 from kogpt.training.sharing import refuse_unshared
 from tests.parallel.launch import finish, start
 from tests.scale import some
 
-SCRIPT = """
-import io, json, sys
-from kogpt.cli import fail
-from kogpt.errors import KoGPTError
-from tests.training.test_parallel import do
-try:
-    do(json.loads(sys.argv[1]))
-except KoGPTError as error:
-    sys.exit(fail(str(error), error.exit_code))
-"""
 
-KINDS = {"train": TrainingConfig, "finetune": FinetuningConfig}
-
-
-def do(values):
-    """Does a run, given what `told` says of it."""
-    from pathlib import Path
-
-    kind = values.pop("kind")
-    for name, value in values.items():
-        if name in ("out", "tokenizer", "data_dir") and value is not None:
-            values[name] = Path(value)
-        if isinstance(value, list):
-            values[name] = tuple(map(Path, value) if kind == "train" else value)
-    torch.set_num_threads(1)
-    config = KINDS[kind](**values)
-    (train if kind == "train" else finetune)(config, io.StringIO())
-
-
-def told(config):
-    kind = next(name for name, of in KINDS.items() if isinstance(config, of))
-    return json.dumps({"kind": kind, **config.to_dict()})
+def do(config):
+    """Does a run, as a command would."""
+    try:
+        (train if isinstance(config, TrainingConfig) else finetune)(config, io.StringIO())
+    except KoGPTError as error:
+        return fail(str(error), error.exit_code)
 
 
 def together(processes, config):
     """Does a run in several processes; what each ended with."""
-    return finish(start(processes, "-c", SCRIPT, told(config)))
+    return finish(start(processes, do, config))
 
 
 def assert_done(ended):
