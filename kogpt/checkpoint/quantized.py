@@ -11,7 +11,7 @@ from kogpt.checkpoint.dtypes import check_float, dtype_name
 from kogpt.checkpoint.names import expand
 from kogpt.checkpoint.quantization import IN_WORD, Quantization, Scheme
 from kogpt.checkpoint.shards import TensorSpec
-from kogpt.checkpoint.sources import Source
+from kogpt.checkpoint.sources import Source, map_tensor
 from kogpt.errors import InputRefusedError
 from kogpt.kernels.linear import Weight, unpack_int4
 from kogpt.model.config import KoGPTConfig
@@ -89,8 +89,21 @@ class QuantizedMatrices:
         Raises:
             InputRefusedError: a scale is NaN or infinite.
         """
+        part = self.tensors[name].parts[0].name
+        return self._weight(name, self._owner[part].read(part, rows), rows)
+
+    def map_weight(self, name: str) -> Weight | None:
+        """A matrix whose numbers stay in their file; None where they cannot.
+
+        Raises:
+            InputRefusedError: a scale is NaN or infinite.
+        """
+        part = self.tensors[name].parts[0].name
+        values = map_tensor(self._owner[part], part)
+        return None if values is None else self._weight(name, values, slice(None))
+
+    def _weight(self, name: str, values: Tensor, rows: slice) -> Weight:
         matrix = self.tensors[name]
-        values = self._owner[matrix.parts[0].name].read(matrix.parts[0].name, rows)
         scale = self._part(f"{name}_scale", rows)
         if not scale.isfinite().all():
             where = self._owner[f"{name}_scale"].path

@@ -14,6 +14,8 @@ from kogpt.kernels.linear import pack_int4
 
 AT_ONCE = 1 << 19  # values rounded at a time: their floats and what comes of them in between
 
+SHAPE = "_shape"  # what the name of the tensor ends with that holds a packed matrix's N and K
+
 ReadFloats = Callable[[str, slice], Tensor]
 
 
@@ -21,7 +23,8 @@ class Quantizer:
     """Rounds matrices while they are read.
 
     Attributes:
-        specs: all tensors to be written, in network order.
+        specs: all tensors to be written, in network order; last those of 16 bytes that hold a
+            shape, behind which weights would not begin at a cache line.
         source: name of a tensor to be written -> name of the tensor it comes from.
     """
 
@@ -52,6 +55,7 @@ class Quantizer:
                 specs = scheme.stored(name, shape, dtype)
             self.specs += specs
             self.source |= {spec.name: name for spec in specs}
+        self.specs.sort(key=lambda spec: spec.name.endswith(SHAPE))
 
     def read(self, name: str, rows: slice) -> Tensor:
         """Rows of a tensor to be written.
@@ -62,6 +66,8 @@ class Quantizer:
         source = self.source[name]
         if source not in self._schemes:
             return self._read_floats(name, rows)
+        if name.endswith(SHAPE):
+            return torch.tensor(self._shapes[source])
         if self._matrix is None or self._matrix.name != source:
             shape, scheme = self._shapes[source], self._schemes[source]
             self._matrix = _Matrix(source, shape, scheme, self._dtype, self._read_floats)
@@ -93,8 +99,6 @@ class _Matrix:
         """Rows of what is stored under the name with a suffix; of the numbers in their order."""
         if suffix in ("", "_packed"):
             return self._numbers(rows)
-        if suffix == "_shape":
-            return torch.tensor(self._shape)
         if self._rounded < self._shape[0]:
             for some in TensorSpec(self.name, torch.int8, self._shape).slices():
                 self._numbers(some)

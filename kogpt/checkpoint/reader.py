@@ -20,7 +20,7 @@ from kogpt.checkpoint.quantization import Quantization, parse_quantization
 from kogpt.checkpoint.quantized import Matrix, QuantizedMatrices
 from kogpt.checkpoint.safetensors_file import SafetensorsFile
 from kogpt.checkpoint.sliced import SlicedCheckpoint, is_sliced
-from kogpt.checkpoint.sources import Source, WeightsFile
+from kogpt.checkpoint.sources import Source, WeightsFile, map_tensor
 from kogpt.errors import InputRefusedError
 from kogpt.kernels.linear import Weight
 from kogpt.model.config import KoGPTConfig, read_json_object
@@ -126,6 +126,21 @@ class CheckpointReader:
         if isinstance(source, QuantizedMatrices):
             return source.read_weight(name, rows)
         return Weight(self.read(name, rows))
+
+    def map_weight(self, name: str) -> Weight | None:
+        """The same of a whole tensor, whose numbers are read when they are used and not copied.
+
+        Returns:
+            None where the file cannot be mapped: a pickle, or one of another alignment.
+
+        Raises:
+            InputRefusedError: a scale is NaN or infinite.
+        """
+        source = self._owner[name]
+        if isinstance(source, QuantizedMatrices):
+            return source.map_weight(name)
+        values = map_tensor(source, name)
+        return None if values is None else Weight(values)
 
     def stored_as(self, name: str) -> str:
         """What the numbers of a tensor are in the file: `float16`, `int8`, `int4`."""

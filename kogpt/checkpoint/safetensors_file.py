@@ -6,11 +6,12 @@ A file is eight bytes of header length (little-endian), that many bytes of JSON,
 
 The reader accepts only what the format's description allows: no name twice, offsets that tile
 the data without gap or overlap, and a file of exactly that length. Weights are read by name and
-slice; nothing is held beyond the slice asked for.
+slice, and nothing is held beyond the slice asked for; or they are mapped, and nothing is read.
 """
 
 import json
 import math
+import mmap
 import os
 import reprlib
 from collections.abc import Iterable, Mapping
@@ -82,6 +83,7 @@ class SafetensorsFile:
             InputRefusedError: it breaks the format's rules; the message names file and key.
         """
         self.path = path
+        self._map: mmap.mmap | None = None
         self._file = path.open("rb", buffering=0)
         try:
             self.header = read_header(self._file, str(path))
@@ -117,6 +119,27 @@ class SafetensorsFile:
         if result.numel():
             self._read_exactly(result, offset, name)
         return result
+
+    def map(self, name: str) -> Tensor | None:
+        """A tensor whose memory is the system's cache of the file; outlives this object.
+
+        Nothing is read or copied until it is used, and processes that map the same file share it.
+        To write to the tensor changes a copy. To shorten the file under it kills the process, as
+        with any mapping; folders that are replaced as a whole, as those written here are, do not.
+
+        Returns:
+            None where the tensor does not begin at a multiple of `ALIGNMENT`.
+        """
+        entry = self.header.entries[name]
+        start, count = self.header.data_start + entry.begin, math.prod(entry.shape)
+        if start % ALIGNMENT or not count:
+            return None
+        if self._map is None:
+            self._map = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_COPY)
+            if hasattr(mmap, "MADV_WILLNEED"):
+                self._map.madvise(mmap.MADV_WILLNEED)  # a file that is not cached: read ahead
+        flat = torch.frombuffer(self._map, dtype=entry.dtype, count=count, offset=start)
+        return flat.view(entry.shape)
 
     def read_raw(self, begin: int, end: int) -> bytes:
         """Bytes of the file itself."""

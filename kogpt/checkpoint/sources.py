@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -30,6 +30,13 @@ class Source(Protocol):
     def read(self, name: str, rows: slice = ...) -> Tensor: ...
 
 
+@runtime_checkable
+class Mappable(Source, Protocol):
+    """A source whose tensors can lie in memory as they lie in the file."""
+
+    def map(self, name: str) -> Tensor | None: ...
+
+
 class WeightsFile(Source, Protocol):
     """An open file, or several, that hold tensors under their released names."""
 
@@ -37,3 +44,8 @@ class WeightsFile(Source, Protocol):
     def paths(self) -> list[Path]: ...
 
     def close(self) -> None: ...
+
+
+def map_tensor(source: Source, name: str) -> Tensor | None:
+    """A tensor whose memory is that of its file; None where it cannot be."""
+    return source.map(name) if isinstance(source, Mappable) else None

@@ -18,11 +18,23 @@ from kogpt.checkpoint.loading import ROOM_TO_RUN, load_model
 from kogpt.checkpoint.reader import CheckpointReader, open_checkpoint
 from kogpt.checkpoint.resources import require_memory
 from kogpt.fast.fusing import common_format, side_by_side
-from kogpt.fast.model import FastBlock, FastKoGPT, FastTransformer, Linear, LowRank, Norm
+from kogpt.fast.model import (
+    Enter,
+    FastBlock,
+    FastKoGPT,
+    FastTransformer,
+    Leave,
+    Linear,
+    LowRank,
+    Norm,
+)
 from kogpt.kernels import Weight, extension_available
 from kogpt.model import KoGPT, KoGPTConfig
 from kogpt.model.variants import class_of
 
+# Bytes of a matrix from which on it stays in its file: it need not be copied, which for billions
+# of weights takes seconds and memory for all of them, but each of a block is a product of its own.
+MAPPED = 8 << 20
 READERS = 2  # one thread alone copies at half of the speed of memory
 PIECE = 16 << 20  # bytes read at once: small enough for memory to be used again and again
 
@@ -112,7 +124,7 @@ class _Loader:
             blocks = list(pool.map(self.block, range(self.config.n_layer)))
         wte = self.embedding()
         transformer = FastTransformer(self.config, wte, blocks, self.norm("transformer.ln_f"))
-        head = Linear(self.matrix([["lm_head"]]), self.vector("lm_head.bias"))
+        (head,) = self.linears([["lm_head"]], self.vector("lm_head.bias"))
         model = FastKoGPT(self.config, transformer, head)
         model.prefix_ids = virtual_ids(self.adapters, self.config)
         for adapter in self.adapters:
@@ -123,7 +135,10 @@ class _Loader:
     def embedding(self) -> Tensor:
         """The tokens' embeddings, and behind them those of virtual tokens, (V + n, C)."""
         prompts = [adapter.prompt for adapter in self.adapters if adapter.prompt is not None]
-        wte = self.matrix([["transformer.wte"]], spare=sum(map(len, prompts))).values
+        name = "transformer.wte"
+        if not prompts and (mapped := self.mapped(name)) is not None:
+            return mapped.values
+        wte = self.matrix([[name]], spare=sum(map(len, prompts))).values
         if prompts:
             wte[self.config.vocab_size :] = torch.cat(prompts)
         return wte
@@ -131,22 +146,45 @@ class _Loader:
     def block(self, layer: int) -> FastBlock:
         C, F = self.config.n_embd, self.config.inner_dim
         attn, mlp = f"transformer.h.{layer}.attn", f"transformer.h.{layer}.mlp"
-        readers = [[f"{attn}.q_proj"], [f"{attn}.k_proj"], [f"{attn}.v_proj"], [f"{mlp}.fc_in"]]
-        bias = self.vector(f"{mlp}.fc_in.bias")
+        enter = [[f"{attn}.q_proj"], [f"{attn}.k_proj"], [f"{attn}.v_proj"], [f"{mlp}.fc_in"]]
+        leave = [[f"{attn}.out_proj", f"{mlp}.fc_out"]]
+        inner, outer = self.vector(f"{mlp}.fc_in.bias"), self.vector(f"{mlp}.fc_out.bias")
         return FastBlock(
             layer=layer,
             head_dim=self.config.head_dim,
-            widths=(C, C, C, F),
             norm=self.norm(f"transformer.h.{layer}.ln_1"),
-            enter=self.linear(readers, torch.cat((bias.new_zeros(3 * C), bias))),
-            leave=self.linear(
-                [[f"{attn}.out_proj", f"{mlp}.fc_out"]], self.vector(f"{mlp}.fc_out.bias")
-            ),
+            enter=Enter(self.linears(enter, inner), (C, C, C, F)),
+            leave=Leave(self.linears(leave, outer)),
         )
 
-    def linear(self, grid: Sequence[Sequence[str]], bias: Tensor) -> Linear:
-        """Linear layers as one, with the updates that are not in their weights."""
-        return Linear(self.matrix(grid), bias, self.low_rank(grid))
+    def linears(self, grid: Sequence[Sequence[str]], bias: Tensor) -> tuple[Linear, ...]:
+        """Linear layers, each where it lies in its file; or as one, if one of them cannot.
+
+        Args:
+            grid: rows of names, one under the other, each side by side.
+            bias: of the last; the others have none.
+        """
+        names = [name for row in grid for name in row]
+        mapped = [self.mapped(name) for name in names]
+        weights = [weight for weight in mapped if weight is not None]
+        if len(weights) == len(names):
+            biases = [*(None for _ in names[1:]), bias]
+            layers = zip(weights, biases, names, strict=True)
+            return tuple(Linear(w, b, self.low_rank([[name]])) for w, b, name in layers)
+        whole = self.matrix(grid)
+        above = bias.new_zeros(whole.shape[0] - len(bias))
+        return (Linear(whole, torch.cat((above, bias)), self.low_rank(grid)),)
+
+    def mapped(self, name: str) -> Weight | None:
+        """A large matrix where it lies in its file; None where it has to be copied or changed."""
+        full = f"{name}.weight"
+        if self.device.type != "cpu" or self.reader.stored_bytes(full) < MAPPED:
+            return None
+        if not self.is_integer(name):
+            changed = any(name in adapter.updates for adapter in self.adapters)
+            if changed or self.reader.dtype(full) != self.weight_dtype:
+                return None
+        return self.reader.map_weight(full)
 
     def low_rank(self, grid: Sequence[Sequence[str]]) -> LowRank | None:
         """The updates of integer matrices in a grid as one, each in its rows and columns."""

@@ -2,14 +2,15 @@
 
 GPT-J's parallel residual lets a block be two products: q, k, v and fc_in read the same normed input
 and are one matrix, out_proj and fc_out add into the same sum and are another. Weights stay as they
-are stored, in 16, 8 or 4 bits. The model to read, and the oracle of this one, is
+are stored, in 16, 8 or 4 bits; on a CPU large ones also where they are stored, in the file, and
+then each is a product of its own. The model to read, and the oracle of this one, is
 `kogpt/model/transformer.py`; both are called in the same way.
 
 Dimension key as there: `B` batch, `T` new tokens, `S` cached + new tokens, `H` heads, `D` head dim,
 `C` n_embd, `F` inner dim, `V` vocabulary.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -62,7 +63,7 @@ class Linear(NamedTuple):
     """A linear layer."""
 
     weight: Weight
-    bias: Tensor
+    bias: Tensor | None
     update: LowRank | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -77,31 +78,67 @@ class Linear(NamedTuple):
         return [part for part in parts if part is not None]
 
 
+class Enter(NamedTuple):
+    """Linear layers that read the same input: q_proj, k_proj, v_proj and fc_in.
+
+    Attributes:
+        linears: the layers, or one that is all of them, (3C + F, C).
+        widths: of what they give.
+    """
+
+    linears: tuple[Linear, ...]
+    widths: tuple[int, ...]
+
+    def __call__(self, x: Tensor) -> Sequence[Tensor]:
+        """What each layer gives of x."""
+        if len(self.linears) == 1:
+            return self.linears[0](x).split(self.widths, dim=-1)
+        return [each(x) for each in self.linears]
+
+
+class Leave(NamedTuple):
+    """Linear layers whose results are added: out_proj and fc_out.
+
+    Attributes:
+        linears: the layers, or one that is both, (C, C + F).
+    """
+
+    linears: tuple[Linear, ...]
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        """The sum of what each layer gives of its own input."""
+        if len(self.linears) == 1:
+            return self.linears[0](torch.cat(inputs, dim=-1))
+        (first, *others), (x, *xs) = self.linears, inputs
+        y = first(x)
+        for each, x in zip(others, xs, strict=True):
+            y += each(x)
+        return y
+
+
 @dataclass
 class FastBlock:
     """Attention and MLP side by side, as two products.
 
     Attributes:
         layer: which block of the model, and so of the cache.
-        widths: of q, k, v and the MLP's inner layer in what `enter` gives.
         norm: ln_1.
-        enter: q_proj, k_proj, v_proj and fc_in, (3C + F, C).
-        leave: out_proj and fc_out, (C, C + F).
+        enter: q_proj, k_proj, v_proj and fc_in.
+        leave: out_proj and fc_out.
     """
 
     layer: int
     head_dim: int
-    widths: tuple[int, int, int, int]
     norm: Norm
-    enter: Linear
-    leave: Linear
+    enter: Enter
+    leave: Leave
 
     def __call__(self, x: Tensor, attend: "Attend") -> Tensor:
-        q, k, v, hidden = self.enter(self.norm(x)).split(self.widths, dim=-1)
+        q, k, v, hidden = self.enter(self.norm(x))
         q, k, v = (part.unflatten(-1, (-1, self.head_dim)) for part in (q, k, v))
         mixed = attend(self.layer, q, k, v).flatten(2)  # (B, T, C)
         hidden = F.gelu(hidden, approximate="tanh")  # (B, T, F)
-        return x + self.leave(torch.cat((mixed, hidden), dim=-1))
+        return x + self.leave(mixed, hidden)
 
     def chained(self, x: Tensor, attend: "FewTokens") -> Tensor:
         """The same of rows (B T, C), as a chain of four kernels; `has_chain` tells whether it can.
@@ -109,17 +146,17 @@ class FastBlock:
         What attention gives takes the place of v, and so lies before the MLP's inner layer: the
         input of `leave`, with nothing copied.
         """
-        C = self.widths[0]
-        enter, leave = self.enter[:2], self.leave[:2]
-        y = step_linear(step_norm(x, *self.norm), *enter, gelu_from=3 * C)  # (B T, 3C + F)
-        ready = attend.in_place(self.layer, *y.split(self.widths, dim=-1)[:3])
-        return step_linear(y[:, 2 * C :], *leave, residual=x, late=C, ready=ready)
+        C, ((enter,), widths), ((leave,),) = x.size(1), self.enter, self.leave
+        y = step_linear(step_norm(x, *self.norm), *enter[:2], gelu_from=3 * C)  # (B T, 3C + F)
+        ready = attend.in_place(self.layer, *y.split(widths, dim=-1)[:3])
+        return step_linear(y[:, 2 * C :], *leave[:2], residual=x, late=C, ready=ready)
 
     def has_chain(self, x: Tensor) -> bool:
         """Whether there are kernels for a chain on rows (B T, C)."""
-        if self.enter.update is not None or self.leave.update is not None:
+        linears = (*self.enter.linears, *self.leave.linears)
+        if any(each.update is not None for each in linears):
             return False
-        return step_obstacle(x, self.enter.weight, self.leave.weight) is None
+        return step_obstacle(x, *(each.weight for each in linears)) is None
 
 
 class Attend(Protocol):
@@ -267,8 +304,9 @@ class FastKoGPT(KoGPT):
         """Every tensor that a token reads whole: all but the embedding, of which it reads a row."""
         transformer = self.transformer
         norms = [transformer.norm, *(block.norm for block in transformer.blocks)]
-        products = [part for block in transformer.blocks for part in (block.enter, block.leave)]
         for norm in norms:
             yield from (norm.weight, norm.bias)
-        for product in (*products, self.lm_head):
-            yield from product.tensors()
+        for block in transformer.blocks:
+            for each in (*block.enter.linears, *block.leave.linears):
+                yield from each.tensors()
+        yield from self.lm_head.tensors()

@@ -92,8 +92,9 @@ def test_logits_are_those_of_the_model_to_read(folder, adapters, names):
 def test_updates_change_floats_and_lie_beside_integers(folder, adapters):
     model = load_fast(folder, adapters=adapters / "more")
     block = model.transformer.blocks[0]
-    is_integer = block.enter.weight.scale is not None
-    assert (block.enter.update is not None) == (block.leave.update is not None) == is_integer
+    (enter,), (leave,) = block.enter.linears, block.leave.linears
+    is_integer = enter.weight.scale is not None
+    assert (enter.update is not None) == (leave.update is not None) == is_integer
     if is_integer:  # there is no chain of kernels with it
         assert not block.has_chain(torch.zeros(1, 256))
         assert len(list(model.streamed())) == len(list(load_fast(folder).streamed())) + 4 * 6
@@ -107,7 +108,7 @@ def test_weights_of_16_bits_are_rounded_once(adapters, tmp_path):
     merge(merged)
     attn = merged.transformer.h[0].attn
     wanted = torch.cat([attn.q_proj.weight, attn.k_proj.weight, attn.v_proj.weight]).bfloat16()
-    found = fast.transformer.blocks[0].enter.weight.values[: len(wanted)]
+    found = fast.transformer.blocks[0].enter.linears[0].weight.values[: len(wanted)]
     assert (found == wanted).float().mean() > 0.999  # sums in another order now and then
 
 

@@ -19,6 +19,7 @@ from kogpt.box import BOX
 from kogpt.checkpoint import load_model, open_checkpoint
 from kogpt.errors import NotEnoughResourcesError
 from kogpt.fast import FastKoGPT, load_fast
+from kogpt.fast.model import Linear
 from kogpt.generation import PromptLookup, SamplingParams, generate
 from kogpt.kernels import Weight, building, extension_available
 from kogpt.model import KoGPT, KoGPTConfig, KVCache
@@ -261,12 +262,19 @@ def rounds_its_inputs(model: KoGPT, fast: FastKoGPT) -> KoGPT:
     for block, prepared in zip(model.transformer.h, fast.transformer.blocks, strict=True):
         attn, mlp = block.attn, block.mlp
         for module in (attn.q_proj, attn.k_proj, attn.v_proj, mlp.fc_in):
-            module.register_forward_pre_hook(hook(prepared.enter.weight))
+            module.register_forward_pre_hook(hook(prepared.enter.linears[0].weight))
         for module in (attn.out_proj, mlp.fc_out):
-            module.register_forward_pre_hook(hook(prepared.leave.weight))
+            module.register_forward_pre_hook(hook(prepared.leave.linears[0].weight))
     if fast.lm_head.weight.scale is not None:
         model.lm_head.register_forward_pre_hook(hook(fast.lm_head.weight))
     return model
+
+
+def products_of(fast: FastKoGPT) -> list[Linear]:
+    blocks = fast.transformer.blocks
+    return [
+        each for block in blocks for part in (block.enter, block.leave) for each in part.linears
+    ]
 
 
 QUANTISED = [name for name in FORMATS if name.startswith("int")]
@@ -294,15 +302,16 @@ def test_integers_stay_in_memory_as_they_are_stored(box, name):
     assert stored["transformer.h.0.attn.q_proj.weight"] == f"int{bits}"
     C, F = config.n_embd, config.inner_dim
     for block in fast.transformer.blocks:
-        for product, numbers in ((block.enter, (3 * C + F) * C), (block.leave, C * (C + F))):
+        for (product, *_), numbers in (
+            (block.enter.linears, (3 * C + F) * C),
+            (block.leave.linears, C * (C + F)),
+        ):
             assert product.weight.bits == bits
             assert product.weight.values.nbytes == numbers * bits // 8
     head = fast.lm_head.weight
     assert (head.bits == 8) == (stored["lm_head.weight"] == "int8")
     # Beside them: scales, norms and biases, which are a small part, and the head where it is float.
-    values = sum(
-        p.weight.values.nbytes for b in fast.transformer.blocks for p in (b.enter, b.leave)
-    )
+    values = sum(product.weight.values.nbytes for product in products_of(fast))
     others = sum(x.nbytes for x in fast.streamed()) - values - head.values.nbytes
     assert others < 0.2 * (values + head.values.nbytes)
 
@@ -312,8 +321,7 @@ def test_a_float16_folder_is_kept_and_computed_with_in_float32(box):
         pytest.skip("no kernels for this processor, see above")
     folder = box("float16")
     model, fast = load_model(folder), load_fast(folder)
-    products = [part for block in fast.transformer.blocks for part in (block.enter, block.leave)]
-    for product in (*products, fast.lm_head):
+    for product in (*products_of(fast), fast.lm_head):
         assert product.weight.values.dtype == torch.float16 and product.bias.dtype == torch.float32
     assert fast.dtype == torch.float32
     cache = KVCache(8)

@@ -1,0 +1,149 @@
+"""Large matrices stay in their file, and what is computed with them stays the same."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from kogpt.adapters import TARGETS, LoRAConfig, load_adapters, write_adapter
+from kogpt.box import BOX
+from kogpt.checkpoint import ConversionOptions, convert, load_model
+from kogpt.fast import FastKoGPT, load_fast
+from kogpt.kernels import extension_available
+from kogpt.model import KVCache
+from tests.adapters.filled import trained_lora
+from tests.fast.conftest import FORMATS
+
+SIZES = ([40], [30, *[1] * 10], [5] * 8)
+KEEPS_16_BITS = extension_available(torch.device("cpu"))  # else they are widened to float32
+
+
+@pytest.fixture
+def mapping(monkeypatch):
+    """Makes every matrix a large one."""
+    monkeypatch.setattr("kogpt.fast.loading.MAPPED", 0)
+
+
+def files_of(fast: FastKoGPT) -> list[str | None]:
+    """The file of each matrix: of the embedding, the blocks in order, and the head."""
+    blocks = fast.transformer.blocks
+    products = [each for b in blocks for part in (b.enter, b.leave) for each in part.linears]
+    matrices = [fast.transformer.embedding]
+    matrices += [each.weight.values for each in (*products, fast.lm_head)]
+    ranges = []
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        addresses, *_, path = line.split(maxsplit=5)
+        start, end = (int(address, 16) for address in addresses.split("-"))
+        if path.startswith("/"):
+            ranges.append((start, end, path))
+    found = []
+    for matrix in matrices:
+        first = matrix.data_ptr()
+        last = first + matrix.nbytes - 1
+        names = [path for start, end, path in ranges if start <= first and last < end]
+        found.append(names[0] if names else None)
+    return found
+
+
+@torch.inference_mode()
+def read(model, sizes: list[int]) -> torch.Tensor:
+    ids = torch.randint(8000, (2, 40), generator=torch.Generator().manual_seed(3))
+    prefix = torch.tensor([model.prefix_ids], dtype=torch.long).expand(2, -1)
+    cache = KVCache(60)
+    rows = torch.cat((prefix, ids), dim=1)
+    return torch.cat([model(part, cache).float() for part in rows.split(sizes, dim=1)], dim=1)
+
+
+def assert_close(found: FastKoGPT, wanted, tolerance: float) -> None:
+    """The same logits but for rounding, relative to the norm."""
+    for sizes in SIZES:
+        a, b = read(found, sizes), read(wanted, sizes)
+        assert (a - b).norm() <= tolerance * b.norm()
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_format_computes_the_same_where_it_lies(box, name, monkeypatch):
+    folder = box(name)
+    copied = load_fast(folder, None)
+    monkeypatch.setattr("kogpt.fast.loading.MAPPED", 0)
+    mapped = load_fast(folder)
+    blocks = mapped.transformer.blocks
+    if name.startswith("int") or KEEPS_16_BITS:
+        assert all(len(b.enter.linears) == 4 and len(b.leave.linears) == 2 for b in blocks)
+        files = files_of(mapped)
+        assert len(files) == 2 + 6 * len(blocks)
+        is_here = [path is not None and path.startswith(str(folder)) for path in files]
+        # Embedding and head are float16, which is kept where there are kernels for it.
+        assert all(is_here[1:-1]) and is_here[0] == KEEPS_16_BITS
+    assert all(path is None for path in files_of(copied))
+    # Two products are rounded before they are added, where one was; rows of many are rounded to
+    # 8 bits by the whole row or by its two parts.
+    assert_close(mapped, copied, 2e-2 if name != "float16" else 1e-5)
+
+
+def test_a_copy_is_made_where_the_dtype_is_another(mapping, box):
+    fast = load_fast(box("bfloat16"), torch.float32)
+    assert set(files_of(fast)) == {None}
+    assert_close(fast, load_model(box("bfloat16"), torch.float32), 1e-5)
+
+
+def test_a_pickle_is_copied(mapping, tmp_path):
+    model = load_model(dtype=torch.float32)
+    shutil.copy(BOX / "config.json", tmp_path)
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    fast = load_fast(tmp_path)
+    assert set(files_of(fast)) == {None}
+    assert_close(fast, model, 1e-5)
+
+
+@pytest.fixture(scope="module")
+def single(tmp_path_factory) -> Path:
+    target = tmp_path_factory.mktemp("single") / "model"
+    convert(BOX, target, ConversionOptions(dtype="float32", quiet=True))
+    return target
+
+
+def test_tensors_that_begin_anywhere_are_copied(mapping, single, tmp_path):
+    """As in files of other writers, which need not know what vector registers like."""
+    shutil.copytree(single, tmp_path / "model")
+    (path,) = (tmp_path / "model").glob("*.safetensors")
+    data = path.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = data[8 : 8 + length] + b" " * 8
+    path.write_bytes(len(header).to_bytes(8, "little") + header + data[8 + length :])
+    fast = load_fast(path)
+    assert set(files_of(fast)) == {None}
+    assert_close(fast, load_model(single), 1e-5)
+
+
+def test_a_folder_may_be_replaced_or_removed_meanwhile(mapping, single, tmp_path):
+    shutil.copytree(single, tmp_path / "model")
+    fast, plain = load_fast(tmp_path / "model"), load_model(single)
+    shutil.rmtree(tmp_path / "model")
+    assert_close(fast, plain, 1e-5)
+
+
+def test_to_write_to_a_weight_is_to_write_to_a_copy(mapping, single):
+    (path,) = single.glob("*.safetensors")
+    before = path.read_bytes()
+    fast = load_fast(single)
+    fast.transformer.embedding.zero_()
+    assert not load_fast(single).transformer.embedding.equal(fast.transformer.embedding)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["bfloat16", "int8", "int4 with zero points"])
+def test_updates_change_copies_of_floats_and_lie_beside_integers(mapping, box, name, tmp_path):
+    model = load_model(dtype=torch.float32)
+    trained_lora(model, LoRAConfig(targets=TARGETS, rank=4, alpha=0.4), seed=4)
+    write_adapter(tmp_path / "lora", model)
+    fast = load_fast(box(name), adapters=tmp_path / "lora")
+    for path in files_of(fast)[1:-1]:
+        assert (path is not None) == name.startswith("int")
+    plain = load_model(box(name), torch.float32)
+    load_adapters(plain, tmp_path / "lora")
+    bare = load_fast(box(name)), load_model(box(name), torch.float32)
+    for sizes in SIZES:
+        errors = [(read(a, sizes) - read(b, sizes)).norm() for a, b in ((fast, plain), bare)]
+        assert errors[0] <= 1.5 * errors[1]
