@@ -27,6 +27,7 @@ from kogpt.fast.model import (
     Linear,
     LowRank,
     Norm,
+    has_product_kernel,
 )
 from kogpt.kernels import Weight, extension_available
 from kogpt.model import KoGPT, KoGPTConfig
@@ -170,10 +171,14 @@ class _Loader:
         if len(weights) == len(names):
             biases = [*(None for _ in names[1:]), bias]
             layers = zip(weights, biases, names, strict=True)
-            return tuple(Linear(w, b, self.low_rank([[name]])) for w, b, name in layers)
+            return tuple(self.linear(w, b, [[name]]) for w, b, name in layers)
         whole = self.matrix(grid)
         above = bias.new_zeros(whole.shape[0] - len(bias))
-        return (Linear(whole, torch.cat((above, bias)), self.low_rank(grid)),)
+        return (self.linear(whole, torch.cat((above, bias)), grid),)
+
+    def linear(self, weight: Weight, bias: Tensor | None, grid: Sequence[Sequence[str]]) -> Linear:
+        """A layer, with the updates that are not in its weight."""
+        return Linear(weight, bias, self.low_rank(grid), has_product_kernel(weight, self.dtype))
 
     def mapped(self, name: str) -> Weight | None:
         """A large matrix where it lies in its file; None where it has to be copied or changed."""

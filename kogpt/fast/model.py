@@ -31,6 +31,7 @@ from kogpt.kernels import (
 )
 from kogpt.kernels.decode import MAX_TOKENS, ROTARY_MULTIPLE, decode_obstacle
 from kogpt.kernels.extension import extension_available
+from kogpt.kernels.linear import MAX_ROWS, has_kernel
 from kogpt.model import KoGPT, KoGPTConfig, KVCache
 from kogpt.model.rotary import RotaryEmbedding, Rotation
 from kogpt.model.transformer import Transformer
@@ -60,14 +61,28 @@ class LowRank(NamedTuple):
 
 
 class Linear(NamedTuple):
-    """A linear layer."""
+    """A linear layer.
+
+    Attributes:
+        weight: W, (N, K).
+        bias: (N,).
+        update: what is added to W.
+        is_ready: whether kernels are known to take few rows of what this layer is given, so that
+            not each layer of each step has to ask again.
+    """
 
     weight: Weight
     bias: Tensor | None
     update: LowRank | None = None
+    is_ready: bool = False
 
     def __call__(self, x: Tensor) -> Tensor:
-        y = linear(x, self.weight, self.bias)
+        if self.is_ready and x.shape[:-1].numel() <= MAX_ROWS:
+            values, scale, _ = self.weight
+            y = torch.ops.kogpt.linear(x.flatten(0, -2), values, scale, self.bias)
+            y = y.view(*x.shape[:-1], y.size(-1))
+        else:
+            y = linear(x, self.weight, self.bias)
         if self.update is None:
             return y
         return y + F.linear(F.linear(x, self.update.A), self.update.B)
@@ -269,6 +284,13 @@ class FastTransformer(Transformer):
     def look_up(self, input_ids: Tensor) -> Tensor:
         """The tokens' embeddings (B, T, C)."""
         return F.embedding(input_ids, self.embedding).to(self.norm.weight.dtype)
+
+
+def has_product_kernel(weight: Weight, dtype: torch.dtype) -> bool:
+    """Whether `kogpt::linear` alone is the product of such a weight and few rows of a dtype."""
+    device = weight.values.device
+    row = torch.empty(1, weight.shape[1], dtype=dtype, device=device)
+    return weight.offset is None and has_kernel(row, weight) and extension_available(device)
 
 
 def has_decode_kernel(config: KoGPTConfig, device: torch.device, dtype: torch.dtype) -> bool:
