@@ -48,6 +48,9 @@ def load_fast(
 ) -> KoGPT:
     """Loads a model prepared for decoding; one of another block than GPT-J's as `load_model` does.
 
+    On a CPU, large matrices of safetensors files are not read but mapped: their memory is that of
+    the system's cache of the file.
+
     Args:
         path: as for `kogpt.load_model`; a quantised folder stays as it is in memory too.
         dtype: to compute in, and of weights that are not quantised. None takes what is stored; on a
