@@ -1,6 +1,7 @@
 """Large matrices stay in their file, and what is computed with them stays the same."""
 
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from tests.adapters.filled import trained_lora
 from tests.fast.conftest import FORMATS
 
 SIZES = ([40], [30, *[1] * 10], [5] * 8)
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks at maps in Linux's /proc")
 KEEPS_16_BITS = extension_available(torch.device("cpu"))  # else they are widened to float32
 
 
@@ -65,7 +67,7 @@ def assert_close(found: FastKoGPT, wanted, tolerance: float) -> None:
 @pytest.mark.parametrize("name", FORMATS)
 def test_every_format_computes_the_same_where_it_lies(box, name, monkeypatch):
     folder = box(name)
-    copied = load_fast(folder, None)
+    copied = load_fast(folder)
     monkeypatch.setattr("kogpt.fast.loading.MAPPED", 0)
     mapped = load_fast(folder)
     blocks = mapped.transformer.blocks
@@ -77,9 +79,9 @@ def test_every_format_computes_the_same_where_it_lies(box, name, monkeypatch):
         # Embedding and head are float16, which is kept where there are kernels for it.
         assert all(is_here[1:-1]) and is_here[0] == KEEPS_16_BITS
     assert all(path is None for path in files_of(copied))
-    # Two products are rounded before they are added, where one was; rows of many are rounded to
-    # 8 bits by the whole row or by its two parts.
-    assert_close(mapped, copied, 2e-2 if name != "float16" else 1e-5)
+    # float16 is computed in float32. Of bfloat16 two products are rounded to 8 bits before they are
+    # added, where one was; of integers inputs are, with VNNI, by the whole row or its two parts.
+    assert_close(mapped, copied, 1e-5 if name == "float16" else 1e-2)
 
 
 def test_a_copy_is_made_where_the_dtype_is_another(mapping, box):
