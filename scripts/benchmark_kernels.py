@@ -3,11 +3,12 @@
     python scripts/benchmark_kernels.py [--json FILE] [--plot FILE]
 
 Ceilings come first: a copy, a sum that only reads, a large product. Then causal attention forward
-and backward and a decode step, ours beside every backend of PyTorch's SDPA that takes the shape and
-flash-attn where it is installed; then the products of decoding, with weights in 16, 8 and 4 bits,
-ours beside those of PyTorch. Each shape is checked against float64 within the budget of the tests
-before it is timed. Contenders take turns, on random inputs whose buffers rotate past the L2 cache;
-calls queue up behind a pause, so that the GPU never waits for Python. Figures are medians.
+and backward, of one text and of several in a row, and a decode step, ours beside every backend of
+PyTorch's SDPA that takes the shape and flash-attn where it is installed; then the products of
+decoding, with weights in 16, 8 and 4 bits, ours beside those of PyTorch. Each shape is checked
+against float64 within the budget of the tests before it is timed. Contenders take turns, on random
+inputs whose buffers rotate past the L2 cache; calls queue up behind a pause, so that the GPU never
+waits for Python. Figures are medians.
 
 Prints Markdown, the goals among it. `--dry-run` runs everything small on the CPU, with figures that
 mean nothing.
@@ -38,6 +39,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the tests' error
 
 from kogpt.cli import FAILED, fail
 from kogpt.kernels import DecodeStep, Weight, decode_attention, extension_available
+from kogpt.kernels.attention import attention_mask
 from kogpt.kernels.linear import pack_int4
 from kogpt.model.rotary import RotaryEmbedding, Rotation
 from tests.kernels import budget
@@ -55,6 +57,7 @@ BACKWARD_FLOPS = 2.5  # of the forward pass: five products of matrices instead o
 PAUSE_CYCLES = 1_000_000  # a call; about half a millisecond, more than Python takes
 
 Call = Callable[[], object]
+Function = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,7 @@ class Sizes:
         heads: of every shape.
         tokens: in a batch of the forward and backward pass.
         prefills: (D, T) of those.
+        packed: (D, T, tokens of a text) of those with several texts in a row.
         goal_length: T for which there are goals.
         decodes: (B, S), for each of which there is a goal.
         products: (N, K) of the two in each of the `blocks`, and of the head.
@@ -83,6 +87,7 @@ class Sizes:
         (128, 2048),
         (64, 2048),
     )
+    packed: tuple[tuple[int, int, int], ...] = ((256, 2048, 128), (256, 2048, 512))
     goal_length: int = 2048
     decodes: tuple[tuple[int, int], ...] = ((1, 2048), (8, 1024), (64, 1024))
     products: tuple[tuple[int, int], ...] = ((28672, 4096), (4096, 20480), (64512, 4096))
@@ -98,6 +103,7 @@ DRY = Sizes(
     heads=2,
     tokens=64,
     prefills=((256, 16), (64, 32)),
+    packed=((256, 16, 8),),
     goal_length=16,
     decodes=((1, 48), (2, 24), (3, 24)),
     products=((96, 128), (64, 256), (160, 128)),
@@ -114,7 +120,7 @@ class Workload:
     """One shape and how long each contender takes for it.
 
     Attributes:
-        kind: "forward", "backward", "decode" or "product".
+        kind: "forward" or "backward", both also "packed ...", "decode" or "product".
         shape: in words.
         D: head dim; of a product bits of a weight.
         length: T of a forward or backward pass, S of a decode step, N of a product.
@@ -237,16 +243,19 @@ def measure_ceilings(bench: Bench) -> Ceilings:
 # --- forward and backward ---
 
 
-def by_backend(backend: SDPBackend, q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
+def by_backend(
+    backend: SDPBackend, q: Tensor, k: Tensor, v: Tensor, causal: bool, mask: Tensor | None = None
+) -> Tensor:
     """SDPA of (B, T, H, D) tensors by one backend alone."""
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     with sdpa_kernel(backend):
-        return scaled_dot_product_attention(q, k, v, is_causal=causal).transpose(1, 2)
+        out = scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
+    return out.transpose(1, 2)
 
 
-def prefill_functions() -> dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]]:
+def prefill_functions() -> dict[str, Function]:
     """Causal attention by each contender."""
-    functions: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    functions: dict[str, Function] = {
         OURS: lambda q, k, v: torch.ops.kogpt.attention(q, k, v, None)[0]
     }
     for name, backend in BACKENDS.items():
@@ -258,19 +267,42 @@ def prefill_functions() -> dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]]
     return functions
 
 
-def check_prefill(q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor) -> None:
+def packed_functions(starts: Tensor, length: int) -> dict[str, Function]:
+    """Causal attention within texts of one length that lie end to end in rows.
+
+    The peers have their mask for nothing. What a kernel for ragged rows could reach is flash's
+    time where each text is a row.
+    """
+    mask = attention_mask(starts.size(1), starts.size(1), starts, starts.device)
+
+    def apart(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        rows = [x.reshape(-1, length, *x.shape[2:]) for x in (q, k, v)]
+        return by_backend(SDPBackend.FLASH_ATTENTION, *rows, True).reshape(q.shape)
+
+    functions: dict[str, Function] = {
+        OURS: lambda q, k, v: torch.ops.kogpt.attention(q, k, v, starts)[0]
+    }
+    for name, backend in BACKENDS.items():
+        functions[f"{name}, mask"] = lambda q, k, v, backend=backend: by_backend(
+            backend, q, k, v, False, mask
+        )
+    return functions | {"SDPA flash, a row for each text": apart}
+
+
+def check_prefill(q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, starts: Tensor | None) -> None:
     """Asserts the budget of the first and the last row, in one head each."""
-    out, lse = torch.ops.kogpt.attention(q, k, v, None)
-    grads = torch.ops.kogpt.attention_backward(grad_out, q, k, v, out, lse, None)
+    out, lse = torch.ops.kogpt.attention(q, k, v, starts)
+    grads = torch.ops.kogpt.attention_backward(grad_out, q, k, v, out, lse, starts)
     for b, h in ((0, q.size(2) - 1), (-1, 0)):
         part = [x[b, :, h][None, :, None] for x in (q, k, v)]
+        part.append(None if starts is None else starts[b][None])
         budget.check_forward(out[b, :, h][None, :, None], lse[b, h][None, None], *part)
         parts = tuple(x[b, :, h][None, :, None] for x in grads)
         budget.check_backward(parts, grad_out[b, :, h][None, :, None], *part)
 
 
 def backward_call(
-    function: Callable[[Tensor, Tensor, Tensor], Tensor],
+    function: Function,
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -282,25 +314,31 @@ def backward_call(
     return lambda: torch.autograd.grad(out, leaves, grad_out, retain_graph=True)
 
 
-def measure_prefill(bench: Bench, D: int, T: int) -> Iterator[Workload]:
-    """The forward and the backward pass of one shape."""
+def measure_prefill(bench: Bench, D: int, T: int, length: int | None = None) -> Iterator[Workload]:
+    """The forward and the backward pass of one shape, of rows or of texts of a length in them."""
     H = bench.sizes.heads
     B = max(1, bench.sizes.tokens // T)
-    flops = 2.0 * B * H * T * T * D  # two products of T x T x D, half of each masked
+    flops = 2.0 * B * H * T * (length or T) * D  # two products for each text, half of each masked
     row = 2 * B * T * H * D  # bytes of each tensor
-    shape = f"D = {D}, {B} x {T}"
+    shape, kind = f"D = {D}, {B} x {T}", ""
     inputs = [[bench.random(B, T, H, D) for _ in range(4)] for _ in bench.sets(4 * row)]
-    check_prefill(*inputs[0])
+    if length is None:
+        starts, functions = None, prefill_functions()
+    else:
+        shape, kind = f"{shape}, texts of {length}", "packed "
+        tokens = torch.arange(T, device=bench.device)
+        starts = (tokens - tokens % length).repeat(B, 1)
+        functions = packed_functions(starts, length)
+    check_prefill(*inputs[0], starts)
 
-    forward = Workload("forward", shape, D, T, B, flops, 4 * row)
-    functions = prefill_functions()
+    forward = Workload(f"{kind}forward", shape, D, T, B, flops, 4 * row)
     bench.compare(
         {name: [lambda f=f, x=x: f(*x[:3]) for x in inputs] for name, f in functions.items()},
         forward,
     )
     yield forward
 
-    backward = Workload("backward", shape, D, T, B, BACKWARD_FLOPS * flops, 8 * row)
+    backward = Workload(f"{kind}backward", shape, D, T, B, BACKWARD_FLOPS * flops, 8 * row)
     calls: dict[str, list[Call]] = {}
     for name in forward.seconds:
         try:
@@ -626,6 +664,8 @@ def main() -> int:
     workloads = []
     for D, T in bench.sizes.prefills:
         workloads += measure_prefill(bench, D, T)
+    for D, T, length in bench.sizes.packed:
+        workloads += measure_prefill(bench, D, T, length)
     workloads += [measure_decode(bench, B, S) for B, S in bench.sizes.decodes]
     for bits, (N, K) in itertools.product((16, 8, 4), bench.sizes.products):
         workloads += measure_products(bench, bits, N, K)

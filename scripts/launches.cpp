@@ -119,13 +119,14 @@ std::string sizes(const char* first, int x, const char* second, int y) {
   return std::string(first) + " = " + std::to_string(x) + ", " + second + " = " + std::to_string(y);
 }
 
-void launch_prefill(Element element, int D, int T) {
+void launch_prefill(Element element, int D, int T, bool several) {
   AttentionBackwardParams params = {};
   AttentionParams& forward = params.forward;
   forward.B = forward.H = 1;
   forward.T = forward.S = T;
   forward.D = D;
   forward.element = element;
+  forward.several = several;
   if (attention_forward)
     check(attention_forward(forward, nullptr), "attention_forward", sizes("D", D, "T", T));
   if (attention_backward)
@@ -186,7 +187,9 @@ int main(int, char** arguments) {
   using kogpt::Format;
   for (const auto element : {kogpt::Element::kFloat16, kogpt::Element::kBFloat16}) {
     for (const int D : {64, 128, 256}) {
-      for (const int T : {1, 64, 2048}) kogpt::launch_prefill(element, D, T);
+      for (const int T : {1, 64, 2048}) {
+        for (const bool several : {false, true}) kogpt::launch_prefill(element, D, T, several);
+      }
       for (int T = 1; T <= kogpt::kMaxDecodeTokens; ++T) kogpt::launch_decode(element, D, T);
     }
     for (const int C : {256, 4096, 8192}) kogpt::launch_norm(element, C);

@@ -34,25 +34,21 @@ def attention(
         v: values (B, S, H, D).
         starts: the first position that is seen: by all queries of a row (B,), which then begins
             with padding; or by each query (B, T), where several texts lie in a row one after the
-            other. None for 0.
+            other: starts then never fall along a row, and none lies behind its query. None for 0.
         dropout_p: probability of dropping an attention weight.
 
     Returns:
         (B, T, H, D) in the dtype of `v`. Rows of padding hold finite values of no meaning.
     """
-    fused = not obstacle(q, k, v, dropout_p, starts)
+    fused = not obstacle(q, k, v, dropout_p)
     if on_gpu(q) and fused and extension_available(q.device):
-        starts = None if starts is None else starts.to(q.device, torch.int64)
+        starts = None if starts is None else starts.to(q.device, torch.int64).contiguous()
         return torch.ops.kogpt.attention(q, k, v, starts)[0]
     return sdpa(q, k, v, starts, dropout_p)
 
 
-def obstacle(
-    q: Tensor, k: Tensor, v: Tensor, dropout_p: float = 0.0, starts: Tensor | None = None
-) -> str | None:
+def obstacle(q: Tensor, k: Tensor, v: Tensor, dropout_p: float = 0.0) -> str | None:
     """What keeps the fused kernels from taking these tensors on any device; None if nothing."""
-    if starts is not None and starts.ndim > 1:
-        return "several texts in a row"
     if dropout_p > 0:
         return "dropout of attention weights"
     if q.dtype not in DTYPES:

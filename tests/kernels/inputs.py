@@ -80,3 +80,31 @@ def starts_of_interest(S: int) -> Tensor:
     """No padding, some, whole tiles of it, all but the last token, and nothing but padding."""
     starts = [start for start in (0, 1, 64, 127) if start < S - 1]
     return torch.tensor([*starts, S - 1, S])
+
+
+def packed_starts(T: int, S: int) -> Tensor:
+    """Starts (B, T) of several texts in a row, for queries that are the last T of S positions.
+
+    Texts of one token; that end with a tile, and one after or before; of any length; one text. The
+    last third of the row before the last is filling, each token of it a text.
+    """
+    generator = torch.Generator().manual_seed(T + S)
+    is_first = torch.zeros(5, S, dtype=torch.bool)
+    is_first[:, 0] = True
+    is_first[0] = True
+    for place in (63, 64, 128, 129):
+        is_first[1, place : place + 1] = True
+    is_first[2] |= torch.rand(S, generator=generator) < 0.1
+    is_first[3] |= torch.rand(S, generator=generator) < 0.02
+    is_first[3, S - S // 3 :] = True
+    starts = torch.where(is_first, torch.arange(S), 0).cummax(dim=1).values
+    return starts[:, S - T :].contiguous()
+
+
+def on_every_start(test: Callable) -> Callable:
+    """Runs a test with padding and with several texts in a row: `starts_of`, a function of T, S."""
+    kinds = [
+        pytest.param(lambda T, S: starts_of_interest(S), id="padded"),
+        pytest.param(packed_starts, id="packed"),
+    ]
+    return pytest.mark.parametrize("starts_of", kinds)(test)

@@ -99,22 +99,23 @@ def test_lse_is_float32_in_half_precision():
     assert attention_reference(q, k, v)[1].dtype == torch.float32
 
 
-PADDINGS = [None, [0, 3]]
+# Of T = 4 queries and S = 6 keys: no padding, some, and several texts in a row.
+STARTS = [None, [0, 3], [[0, 3, 3, 5], [2, 3, 4, 5]]]
 
 
 def leaves(T: int = 4, S: int = 6) -> tuple[torch.Tensor, ...]:
     return tuple(x.requires_grad_() for x in random_qkv(2, T, S, D=4))
 
 
-@pytest.mark.parametrize("padding", PADDINGS)
-def test_gradients_equal_finite_differences(padding):
-    starts = None if padding is None else torch.tensor(padding)
+@pytest.mark.parametrize("first", STARTS)
+def test_gradients_equal_finite_differences(first):
+    starts = None if first is None else torch.tensor(first)
     assert torch.autograd.gradcheck(lambda *qkv: by_op(*qkv, starts=starts), leaves())
 
 
-@pytest.mark.parametrize("padding", PADDINGS)
-def test_the_gradient_formulas_equal_those_of_autograd(padding):
-    starts = None if padding is None else torch.tensor(padding)
+@pytest.mark.parametrize("first", STARTS)
+def test_the_gradient_formulas_equal_those_of_autograd(first):
+    starts = None if first is None else torch.tensor(first)
     q, k, v = leaves()
     out, lse = attention_reference(q, k, v, starts)
     grad_out = random_qkv(2, 4, 4, D=4)[1]
@@ -139,16 +140,16 @@ def strided(B: int, T: int, D: int = 4) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("grad", [False, True])
-@pytest.mark.parametrize("padding", PADDINGS)
-def test_the_op_passes_opcheck(padding, grad):
-    starts = None if padding is None else torch.tensor(padding)
+@pytest.mark.parametrize("first", STARTS)
+def test_the_op_passes_opcheck(first, grad):
+    starts = None if first is None else torch.tensor(first)
     for qkv in (random_qkv(2, 4, 6), (strided(2, 4), strided(2, 6), strided(2, 6))):
         opcheck(OPS.attention, (*(x.detach().requires_grad_(grad) for x in qkv), starts))
 
 
-@pytest.mark.parametrize("padding", PADDINGS)
-def test_the_op_of_the_gradient_passes_opcheck(padding):
-    starts = None if padding is None else torch.tensor(padding)
+@pytest.mark.parametrize("first", STARTS)
+def test_the_op_of_the_gradient_passes_opcheck(first):
+    starts = None if first is None else torch.tensor(first)
     q, k, v = strided(2, 4), strided(2, 6), strided(2, 6)
     out, lse = OPS.attention(q, k, v, starts)
     no_strides = torch.ones(()).expand(out.shape)  # the gradient of a sum
@@ -167,9 +168,9 @@ def test_sizes_on_fake_cuda_tensors_are_those_of_real_ones():
         assert (found.shape, found.dtype, found.device) == (like.shape, like.dtype, like.device)
 
 
-@pytest.mark.parametrize("padding", PADDINGS)
-def test_both_ways_of_attention_compile_without_a_break(padding):
-    starts = None if padding is None else torch.tensor(padding)
+@pytest.mark.parametrize("first", STARTS)
+def test_both_ways_of_attention_compile_without_a_break(first):
+    starts = None if first is None else torch.tensor(first)
     for function in (attention, by_op):
         compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
         results = []

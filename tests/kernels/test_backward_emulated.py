@@ -14,9 +14,10 @@ from .inputs import (
     interleaved,
     on_every_kernel,
     on_every_shape,
+    on_every_start,
     one_hot,
+    packed_starts,
     random_qkv,
-    starts_of_interest,
 )
 
 
@@ -44,23 +45,25 @@ def test_every_length_is_within_the_error_budget(limit, D, dtype, T, S):
 
 
 @pytest.mark.parametrize(("T", "S"), [(2, 2), (66, 193)])
+@on_every_start
 @on_every_shape
-def test_padding_is_within_the_error_budget(limit, D, T, S):
-    starts = starts_of_interest(S)
+def test_hidden_keys_are_within_the_error_budget(limit, D, T, S, starts_of):
+    starts = starts_of(T, S)
     q, k, v, grad_out = random_qkv(T, S, D, B=len(starts))
     grads = gradients(grad_out, q, k, v, starts, limit=limit)
     check_backward(grads, grad_out, q, k, v, starts)
 
 
 @pytest.mark.parametrize(("T", "S"), [(65, 65), (66, 193)])
+@on_every_start
 @on_every_shape
-def test_each_gradient_sums_over_exactly_what_was_seen(limit, D, T, S):
+def test_each_gradient_sums_over_exactly_what_was_seen(limit, D, T, S, starts_of):
     """Where q or k is zero all weights of a query are alike, and one-hot rows label the terms.
 
     With values of 1 and -1 in turn and gradients of 1 in their first dim, the gradient of a score
     is (±1 - their mean) / count. Terms that were not seen must leave exact zeros.
     """
-    starts = starts_of_interest(S)
+    starts = starts_of(T, S)
     B, H = len(starts), 1
     seen = attention_mask(T, S, starts, starts.device)[:, 0].double()  # (B, T, S)
     weights = seen / seen.sum(dim=2, keepdim=True)
@@ -125,8 +128,10 @@ def test_head_major_views_give_the_same_bits(limit, D):
 
 
 @on_every_shape
-def test_no_bit_depends_on_the_order_of_blocks_or_the_rest_of_the_batch(limit, D):
-    starts = torch.tensor([0, 80, 3])
+@pytest.mark.parametrize(
+    "starts", [torch.tensor([0, 80, 3]), packed_starts(65, 129)[1:4]], ids=["padded", "packed"]
+)
+def test_no_bit_depends_on_the_order_of_blocks_or_the_rest_of_the_batch(limit, D, starts):
     q, k, v, grad_out = random_qkv(65, 129, D, B=3)
     grads = gradients(grad_out, q, k, v, starts, limit=limit)
     for seed in (0, 1):

@@ -32,7 +32,12 @@ def dry_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict, bytes]
 def test_ours_and_a_named_backend_stand_side_by_side(dry_run):
     printed, found, _ = dry_run
     kinds = [workload["kind"] for workload in found["workloads"]]
-    assert kinds == ["forward", "backward"] * 2 + ["decode"] * 3 + ["product"] * 18
+    assert kinds == [
+        *("forward", "backward") * 2,
+        *("packed forward", "packed backward"),
+        *["decode"] * 3,
+        *["product"] * 18,
+    ]
     for workload in found["workloads"]:
         assert "**KoGPT**" in workload["seconds"]
         if workload["kind"] != "product":

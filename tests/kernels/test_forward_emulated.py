@@ -13,9 +13,10 @@ from .inputs import (
     interleaved,
     on_every_kernel,
     on_every_shape,
+    on_every_start,
     one_hot,
+    packed_starts,
     random_qkv,
-    starts_of_interest,
 )
 
 # --- results ---
@@ -29,18 +30,20 @@ def test_every_length_is_within_the_error_budget(limit, D, dtype, T, S):
 
 
 @pytest.mark.parametrize(("T", "S"), [(2, 2), (66, 193)])
+@on_every_start
 @on_every_shape
-def test_padding_is_within_the_error_budget(limit, D, T, S):
-    starts = starts_of_interest(S)
+def test_hidden_keys_are_within_the_error_budget(limit, D, T, S, starts_of):
+    starts = starts_of(T, S)
     q, k, v, _ = random_qkv(T, S, D, B=len(starts))
     check_forward(*forward(q, k, v, starts, limit=limit), q, k, v, starts)
 
 
 @pytest.mark.parametrize(("T", "S"), [(65, 65), (66, 193)])
+@on_every_start
 @on_every_shape
-def test_each_query_sees_exactly_its_keys(limit, D, T, S):
+def test_each_query_sees_exactly_its_keys(limit, D, T, S, starts_of):
     """Queries of zeros weigh all keys alike, so outputs count the keys that were seen."""
-    starts = starts_of_interest(S)
+    starts = starts_of(T, S)
     B, H = len(starts), 1
     q = torch.zeros(B, T, H, D, dtype=torch.bfloat16)
     k, v = torch.randn(B, S, H, D).bfloat16(), one_hot(B, S, H, D)
@@ -119,8 +122,10 @@ def test_views_of_a_longer_cache_give_the_same_bits(limit, D):
 
 
 @on_every_shape
-def test_no_bit_depends_on_the_order_of_blocks_or_the_rest_of_the_batch(limit, D):
-    starts = torch.tensor([0, 80, 3])
+@pytest.mark.parametrize(
+    "starts", [torch.tensor([0, 80, 3]), packed_starts(65, 129)[1:4]], ids=["padded", "packed"]
+)
+def test_no_bit_depends_on_the_order_of_blocks_or_the_rest_of_the_batch(limit, D, starts):
     q, k, v, _ = random_qkv(65, 129, D, B=3)
     out, lse = forward(q, k, v, starts, limit=limit)
     for seed in (0, 1):

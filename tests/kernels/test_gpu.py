@@ -28,6 +28,7 @@ from kogpt.model.transformer import Attention, Block
 from kogpt.training import TrainingConfig, train
 from kogpt.training.loss import next_token_loss
 from tests.kernels import budget
+from tests.kernels.inputs import packed_starts
 
 pytestmark = pytest.mark.gpu
 
@@ -168,6 +169,12 @@ def test_left_padding_is_within_the_budget(T, S, D, dtype):
     check(*draw.qkv(len(starts), T, S, heads(T), D), starts)
 
 
+@pytest.mark.parametrize(("T", "S"), [(1, 65), (5, 130), (64, 64), (130, 130), (600, 900)])
+def test_several_texts_in_a_row_are_within_the_budget(T, S, D, dtype):
+    starts = packed_starts(T, S).to(DEVICE)
+    check(*Draw(dtype).qkv(len(starts), T, S, heads(T), D), starts)
+
+
 @pytest.mark.parametrize("T", [1, 130])
 def test_views_of_any_strides_are_read_as_they_are(T, D, dtype):
     B, S, H = 3, 130, heads(T)
@@ -218,13 +225,13 @@ def test_a_row_does_not_depend_on_its_batch(D, dtype):
     draw = Draw(dtype)
     for T in (4, 130):
         q, k, v = draw.qkv(5, T, 520, 3, D)
-        starts = draw.below(200, 5)
-        whole = *forward(q, k, v, starts), *backward(q, q, k, v, starts)
-        for b in range(5):
-            row = [x[b : b + 1] for x in (q, k, v, starts)]
-            alone = *forward(*row), *backward(row[0], *row)
-            for found, expected in zip(alone, whole, strict=True):
-                assert torch.equal(found[0], expected[b])
+        for starts in (draw.below(200, 5), packed_starts(T, 520).to(DEVICE)):
+            whole = *forward(q, k, v, starts), *backward(q, q, k, v, starts)
+            for b in range(5):
+                row = [x[b : b + 1] for x in (q, k, v, starts)]
+                alone = *forward(*row), *backward(row[0], *row)
+                for found, expected in zip(alone, whole, strict=True):
+                    assert torch.equal(found[0], expected[b])
 
 
 @pytest.mark.parametrize(("T", "S"), [(1, 2047), (511, 511), (129, 1000)])
@@ -460,11 +467,15 @@ def full_width() -> tuple[KoGPT, KoGPT, KoGPT]:
     return slice_of(KoGPTConfig(n_layer=3, vocab_size=4096), torch.bfloat16)
 
 
-@pytest.mark.parametrize("padded", [False, True], ids=["whole", "padded"])
+@pytest.mark.parametrize(
+    "starts",
+    [None, torch.tensor([0, 333]), packed_starts(700, 700)[1:3]],
+    ids=["whole", "padded", "packed"],
+)
 @torch.no_grad()
-def test_logits_of_a_slice_of_kogpt_are_within_the_budget(full_width, padded):
+def test_logits_of_a_slice_of_kogpt_are_within_the_budget(full_width, starts):
     ids = torch.randint(4096, (2, 700), device=DEVICE)
-    starts = torch.tensor([0, 333], device=DEVICE) if padded else None
+    starts = None if starts is None else starts.to(DEVICE)
     with ops_called() as ops:
         fused = full_width[0](ids, starts=starts)
     assert "kogpt::attention" in ops
@@ -528,6 +539,7 @@ def test_training_runs_through_the_fused_backward(compiled, tmp_path):
 SANITIZED = """
 import torch
 from kogpt.kernels import step_attention, step_linear, step_norm
+from tests.kernels.inputs import packed_starts
 from tests.kernels.test_gpu import Draw, backward, decode, draw_step, heads, require_kernels
 from tests.kernels.test_linear_gpu import rows_on_gpu, run, weight_on_gpu
 from tests.kernels.weights import FORMATS
@@ -538,8 +550,8 @@ for dtype, D in ((torch.float16, 64), (torch.bfloat16, 128), (torch.bfloat16, 25
     draw = Draw(dtype)
     for T, S in ((1, 70), (9, 9), (65, 65), (20, 130)):
         q, k, v = draw.qkv(2, T, S, heads(T), D)
-        for starts in (None, torch.tensor([0, S // 2], device="cuda")):
-            backward(q, q, k, v, starts)
+        for starts in (None, torch.tensor([0, S // 2]), packed_starts(T, S)[1:3]):
+            backward(q, q, k, v, starts if starts is None else starts.cuda())
     for T in (1, 8):
         step = draw_step(draw, torch.tensor([0, 260], device="cuda"), T, 2, D, capacity=300)
         decode(step)

@@ -28,7 +28,9 @@ struct Rows {
 // Causal attention of T queries that are the last T of S positions.
 //
 // Query t sits at position S - T + t. It sees the keys up to its own position that are not before
-// `starts` of its row, and always its own: padding then has finite values.
+// `starts` of its row, and always its own: padding then has finite values. Where several texts lie
+// in a row one after the other, each query has a start of its own, at most its position; starts
+// never fall along a row.
 struct AttentionParams {
   Rows q;                 // (B, T, H, D)
   Rows k;                 // (B, S, H, D)
@@ -39,6 +41,7 @@ struct AttentionParams {
   int32_t B, T, S, H, D;
   float scale;
   Element element;
+  bool several;  // texts in a row: starts are (B, T)
 };
 
 // The gradients of `AttentionParams`, whose `out` and `lse` are read here.

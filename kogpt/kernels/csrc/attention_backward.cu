@@ -230,7 +230,7 @@ KOGPT_DEVICE void row_statistics(float (&statistics)[2], const AttentionBackward
   }
 }
 
-template <typename Shape>
+template <typename Shape, typename Visible>
 __global__ void __launch_bounds__(Shape::kThreads) query_kernel(AttentionBackwardParams params) {
   using E = typename Shape::E;
   using At = typename Shape::At;
@@ -281,7 +281,7 @@ __global__ void __launch_bounds__(Shape::kThreads) query_kernel(AttentionBackwar
     multiply_rows<E>(x, left, grads ? passing.second(turn) : key_tile, 0);
 #pragma unroll
     for (int m = 0; m < kHigh; ++m) {
-      if (!grads && !visible.all(key, key + kKeys - 1, position)) {
+      if (!grads && !visible.all(key, key + kKeys - 1, position, kRows)) {
         hide(x[m], visible, key, position + warp_row + 16 * m);
       }
 #pragma unroll
@@ -328,7 +328,7 @@ struct KeyShape {
   using Left = std::conditional_t<kKept, KeptRows<D>, ReadRows<D, kHigh>>;
 };
 
-template <typename Shape>
+template <typename Shape, typename Visible>
 __global__ void __launch_bounds__(Shape::kThreads) key_kernel(AttentionBackwardParams params) {
   using E = typename Shape::E;
   using At = typename Shape::At;
@@ -348,8 +348,7 @@ __global__ void __launch_bounds__(Shape::kThreads) key_kernel(AttentionBackwardP
   const int warp_row = group_row + index % (Shape::kTwins / kHigh) * 16 * kHigh;
   const int warp_column = index / (Shape::kTwins / kHigh) * Shape::kColumns;
   const int past = p.S - p.T;  // position of query 0
-  // Padding is seen by nobody but the query at its own position.
-  const int end = key + kKeys <= visible.start ? min(key + kKeys - past, p.T) : p.T;
+  const int end = visible.end(key + kKeys, past, p.T);
   int query = max(key - past, 0) / kQueries * kQueries;
 
   const Tile<D> key_tile{0}, value_tile{Tile<D>::size(kKeys)};
@@ -383,7 +382,7 @@ __global__ void __launch_bounds__(Shape::kThreads) key_kernel(AttentionBackwardP
     const Tile<D> query_tile = passing.first(turn), grad_tile = passing.second(turn);
     float x[kHigh][kWarp / 8][4];  // scores, then weights; or gradients of weights, then of scores
     multiply_rows<E>(x, left, sums_keys ? grad_tile : query_tile, warp_column);
-    if (!sums_keys && !visible.all(key, key + kKeys - 1, past + query)) {
+    if (!sums_keys && !visible.all(key, key + kKeys - 1, past + query, kQueries)) {
 #pragma unroll
       for (int m = 0; m < kHigh; ++m) {
         hide_transposed(x[m], visible, key + warp_row + 16 * m, past + query + warp_column);
@@ -420,16 +419,22 @@ __global__ void __launch_bounds__(Shape::kThreads) key_kernel(AttentionBackwardP
 
 // --- launching ---
 
-template <typename Query, typename Key>
+template <typename Query, typename Key, typename Visible>
 cudaError_t launch_both(const AttentionBackwardParams& p, cudaStream_t stream) {
   const int heads = p.forward.H * p.forward.B;
   const Grid queries{ceil_div(p.forward.T, Query::kRows) * heads, 1, 1};
   const Grid keys{ceil_div(p.forward.S, Key::kKeys) * heads, 1, 1};
-  if (cudaError_t status =
-          launch(query_kernel<Query>, queries, Query::kThreads, Query::At::kBytes, stream, p)) {
+  if (cudaError_t status = launch(query_kernel<Query, Visible>, queries, Query::kThreads,
+                                  Query::At::kBytes, stream, p)) {
     return status;
   }
-  return launch(key_kernel<Key>, keys, Key::kThreads, Key::At::kBytes, stream, p);
+  return launch(key_kernel<Key, Visible>, keys, Key::kThreads, Key::At::kBytes, stream, p);
+}
+
+template <typename Query, typename Key>
+cudaError_t launch_both(const AttentionBackwardParams& p, cudaStream_t stream) {
+  return p.forward.several ? launch_both<Query, Key, SeveralTexts>(p, stream)
+                           : launch_both<Query, Key, OneText>(p, stream);
 }
 
 template <typename E, int D>

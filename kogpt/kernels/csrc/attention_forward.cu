@@ -170,7 +170,7 @@ struct Softmax {
   }
 };
 
-template <typename Shape>
+template <typename Shape, typename Visible>
 __global__ void __launch_bounds__(Shape::kThreads) forward_kernel(AttentionParams p) {
   using E = typename Shape::E;
   constexpr int D = Shape::D, kRows = Shape::kRows, kKeys = Shape::kKeys;
@@ -203,7 +203,7 @@ __global__ void __launch_bounds__(Shape::kThreads) forward_kernel(AttentionParam
     multiply_rows<E>(scores, ReadRows<D, 2>{query_tile, row}, key_tile, column);
 #pragma unroll
     for (int m = 0; m < 2; ++m) {
-      if (!visible.all(key, key + kKeys - 1, position)) {
+      if (!visible.all(key, key + kKeys - 1, position, kRows)) {
         hide(scores[m], visible, key + column, position + row + 16 * m);
       }
     }
@@ -245,7 +245,9 @@ __global__ void __launch_bounds__(Shape::kThreads) forward_kernel(AttentionParam
 template <typename Shape>
 cudaError_t launch_forward(const AttentionParams& p, cudaStream_t stream) {
   const Grid grid{ceil_div(p.T, Shape::kRows) * p.H * p.B, 1, 1};
-  return launch(forward_kernel<Shape>, grid, Shape::kThreads, Shape::kSharedBytes, stream, p);
+  const auto kernel =
+      p.several ? forward_kernel<Shape, SeveralTexts> : forward_kernel<Shape, OneText>;
+  return launch(kernel, grid, Shape::kThreads, Shape::kSharedBytes, stream, p);
 }
 
 // Two blocks on one multiprocessor hide each other's barriers; where only one fits, a larger one

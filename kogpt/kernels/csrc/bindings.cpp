@@ -111,10 +111,17 @@ Params common_params(const Tensor& q, const Tensor& out, const std::optional<Ten
   return params;
 }
 
+// Whether every query has a start of its own, and not every row.
+bool of_queries(const std::optional<Tensor>& starts) { return starts && starts->dim() == 2; }
+
 AttentionParams attention_params(const Tensor& q, const Tensor& k, const Tensor& v,
                                  const Tensor& out, const Tensor& lse,
                                  const std::optional<Tensor>& starts) {
   AttentionParams params = common_params<AttentionParams>(q, out, starts);
+  params.several = of_queries(starts);
+  require(!params.several || (starts->size(0) == params.B && starts->size(1) == params.T &&
+                              starts->is_contiguous()),
+          "starts of several texts in a row must be (B, T), contiguous");
   params.k = rows(k);
   params.v = rows(v);
   params.lse = pointer<float>(lse);
@@ -148,7 +155,7 @@ std::tuple<Tensor, Tensor> attention(const Tensor& q_given, const Tensor& k_give
   const DeviceGuard guard(q_given.get_device_index());
   const Tensor q = readable(q_given), k = readable(k_given), v = readable(v_given);
   const Tensor out = empty_rows(q), lse = empty_float(q, {q.size(0), q.size(2), q.size(1)});
-  if (q.size(1) <= kMaxDecodeTokens) {
+  if (q.size(1) <= kMaxDecodeTokens && !of_queries(starts)) {
     DecodeParams params = decode_params(q, k, v, out, starts);
     params.lse = pointer<float>(lse);
     params.length = k.size(1) - q.size(1);

@@ -252,11 +252,11 @@ KOGPT_DEVICE float* row_statistic(float* data, const AttentionParams& p, const W
   return data + (int64_t{work.b} * p.H + work.h) * p.T + t;
 }
 
-// Which keys a query sees, on positions in the row.
-struct Visible {
+// Which keys a query sees, on positions in the row, where a row is one text behind padding.
+struct OneText {
   int start;  // first key that is not padding
 
-  KOGPT_DEVICE Visible(const AttentionParams& p, int b)
+  KOGPT_DEVICE OneText(const AttentionParams& p, int b)
       : start(p.starts ? static_cast<int>(load_global<int64_t>(p.starts + b)) : 0) {}
 
   KOGPT_DEVICE bool operator()(int key, int position) const {
@@ -266,14 +266,57 @@ struct Visible {
   // First key that any query from `position` on sees.
   KOGPT_DEVICE int first_key(int position) const { return start < position ? start : position; }
 
-  // Whether every query from `position` on sees all keys from `key` to `last`.
-  KOGPT_DEVICE bool all(int key, int last, int position) const {
+  // Whether each of `queries` from `position` on sees all keys from `key` to `last`.
+  KOGPT_DEVICE bool all(int key, int last, int position, int /*queries*/) const {
     return start <= key && last <= position;
+  }
+
+  // The query, by index, from which on nobody sees a key before `key`: padding is seen by nobody
+  // but the query at its own position.
+  KOGPT_DEVICE int end(int key, int past, int T) const {
+    return key <= start ? min(key - past, T) : T;
+  }
+};
+
+// The same where texts lie in a row one after the other, and every query has the start of its own.
+struct SeveralTexts {
+  const AttentionParams& p;
+  int row;  // place of the row's start for position 0
+
+  KOGPT_DEVICE SeveralTexts(const AttentionParams& p, int b) : p(p), row(b * p.T - (p.S - p.T)) {}
+
+  // The low half of what is stored: nothing more is to spare in registers.
+  KOGPT_DEVICE int start(int position) const {
+    return load_global<int32_t>(p.starts + row + position);
+  }
+
+  KOGPT_DEVICE bool operator()(int key, int position) const {
+    return key <= position && (position >= p.S || start(position) <= key);
+  }
+
+  KOGPT_DEVICE int first_key(int position) const { return start(position); }
+
+  KOGPT_DEVICE bool all(int key, int last, int position, int queries) const {
+    return last <= position && position + queries <= p.S && start(position + queries - 1) <= key;
+  }
+
+  // By bisection, for starts never fall.
+  KOGPT_DEVICE int end(int key, int past, int T) const {
+    int low = 0, high = T;
+    while (low < high) {
+      const int middle = (low + high) / 2;
+      if (start(past + middle) < key) {
+        low = middle + 1;
+      } else {
+        high = middle;
+      }
+    }
+    return low;
   }
 };
 
 // Hides the keys that a row must not see: scores of keys `key`.. for queries from `position` on.
-template <int kBlocks>
+template <typename Visible, int kBlocks>
 KOGPT_DEVICE void hide(float (&scores)[kBlocks][4], const Visible& visible, int key, int position) {
 #pragma unroll
   for (int j = 0; j < kBlocks; ++j) {
@@ -287,7 +330,7 @@ KOGPT_DEVICE void hide(float (&scores)[kBlocks][4], const Visible& visible, int 
 }
 
 // The same for scores with keys in rows and queries in columns.
-template <int kBlocks>
+template <typename Visible, int kBlocks>
 KOGPT_DEVICE void hide_transposed(float (&scores)[kBlocks][4], const Visible& visible, int key,
                                   int position) {
 #pragma unroll

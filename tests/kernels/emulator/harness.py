@@ -65,6 +65,7 @@ class AttentionParams(Structure):
         *((name, c_int32) for name in ("B", "T", "S", "H", "D")),
         ("scale", c_float),
         ("element", c_int32),
+        ("several", c_bool),
     ]
 
 
@@ -264,10 +265,12 @@ def attention_params(
 ) -> AttentionParams:
     """The struct that forward and backward share."""
     B, T, H, D = q.shape
-    pointer = run.flat(starts)
     rows = run.rows(q), run.rows(k), run.rows(v)
+    pointers = lse, run.flat(starts)
+    several = starts is not None and starts.ndim == 2
+    sizes = B, T, k.size(1), H, D
     return AttentionParams(
-        *rows, out, lse, pointer, B, T, k.size(1), H, D, 1 / math.sqrt(D), ELEMENTS[q.dtype]
+        *rows, out, *pointers, *sizes, 1 / math.sqrt(D), ELEMENTS[q.dtype], several
     )
 
 
