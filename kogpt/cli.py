@@ -579,7 +579,15 @@ def add_plan(commands: Commands) -> None:
         metavar="N",
         help="tokens, those to be written included (default: the model's context)",
     )
-    add("--batch", "--batch-size", dest="batch_size", type=int, default=1, metavar="N", help="rows")
+    add(
+        "--batch",
+        "--batch-size",
+        dest="batch_size",
+        type=int,
+        default=1,
+        metavar="N",
+        help="rows (default: 1)",
+    )
     add("--gpus", type=int, metavar="N", help="0 is the CPU (default: 1 where there is one)")
     add(
         "--memory", metavar="SIZE", help="of each GPU, such as 80GB (default: that of this machine)"

@@ -14,9 +14,11 @@ from kogpt.cli import SHORTAGE, UsageError
 from kogpt.commands.common import config_of, print_report, run_settings, usage_errors
 from kogpt.model import KoGPTConfig
 from kogpt.model.variants import PRESETS
+from kogpt.parallel.tensor import check_divides
 from kogpt.training.config import FULL, QLORA, FinetuningConfig
 from kogpt.training.planning import GROUP_SIZE, INFERENCE, Work, plan
 from kogpt.training.rehearsal import Stage
+from kogpt.training.sharing import refuse_unshared
 
 UNITS = {
     "": 1,
@@ -62,6 +64,11 @@ def find_work(args: argparse.Namespace, gpus: int) -> Work:
     length, most = config.sequence_length, shape.n_positions
     if length and length > most:
         raise ValueError(f"sequence is {length}, it must be at most the model's {most}")
+    if args.method == INFERENCE and gpus > 1:
+        check_divides(shape, gpus)
+        quantization = None  # the network that several processes share widens integers
+    elif gpus > 1:
+        refuse_unshared(config, gpus)
     return Work(Stage(shape, gpus > 0, quantization), args.method, config, gpus)
 
 

@@ -30,6 +30,8 @@ MAY_CHANGE = frozenset(
     }
 )
 
+LARGEST_SEED = 2**32 - 1  # torch has 64 bits, of which steps and processes take some
+
 PRECISIONS = ("float32", "bfloat16")
 ADAMW, EIGHT_BITS = OPTIMIZERS = ("adamw", "adamw-8bit")
 FLOAT32, MASTER, STOCHASTIC = WEIGHTS = ("float32", "bfloat16-master", "bfloat16-stochastic")
@@ -123,8 +125,9 @@ class RunConfig:
             check_range(name, getattr(self, name), 1)
         for name in ("steps", "micro_batch_size", "sequence_length"):
             check_range(name, getattr(self, name), 1, optional=True)
-        for name in ("validate_every", "save_every", "seed", "weight_decay"):
+        for name in ("validate_every", "save_every", "weight_decay"):
             check_range(name, getattr(self, name), 0)
+        check_range("seed", self.seed, 0, LARGEST_SEED)
         check_range("warmup_steps", self.warmup_steps, 0, optional=True)
         check_range("final_learning_rate", self.final_learning_rate, 0, 1)
         for name in ("learning_rate", "gradient_clip", "epochs"):

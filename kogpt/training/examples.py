@@ -51,12 +51,13 @@ class Splits(Generic[R]):
     test: list[R]
     notes: tuple[str, ...] = ()
 
-    def fingerprint(self) -> str:
-        """Hash of what is learnt from, by which a resumed run knows its data again."""
-        digest = hashlib.sha256()
-        for row in self.training:
-            digest.update(repr(row).encode())
-        return digest.hexdigest()
+
+def fingerprint(examples: Sequence[NamedTuple], validation: Sequence[R]) -> str:
+    """Hash of what is learnt, as the prompt and the tokenizer make it, and of what chooses."""
+    digest = hashlib.sha256()
+    for part in (*examples, *validation):
+        digest.update(repr(part).encode())
+    return digest.hexdigest()
 
 
 def is_task(data: Sequence[str]) -> bool:
@@ -144,6 +145,7 @@ def _completion(value: object) -> Completion:
     for key in Completion._fields:
         if not isinstance(value.get(key), str):
             raise ValueError(f"{key!r} is missing or no text")
+        value[key].encode()  # half of a surrogate pair is no text either: a UnicodeEncodeError
     if unknown := value.keys() - set(Completion._fields):
         raise ValueError(f"unknown key {min(unknown)!r}; known are prompt and completion")
     return Completion(value["prompt"], value["completion"])

@@ -4,6 +4,7 @@ out/            the result: a checkpoint, or an adapter in PEFT's layout, and re
 out/run/        the run: step-*, the best weights so far, log, pictures
 """
 
+import dataclasses
 import os
 import shlex
 import shutil
@@ -55,7 +56,7 @@ from kogpt.training.config import (
     REGRESSION,
     FinetuningConfig,
 )
-from kogpt.training.examples import Splits, is_task, read_examples, read_task
+from kogpt.training.examples import Splits, fingerprint, is_task, read_examples, read_task
 from kogpt.training.job import Job
 from kogpt.training.log import LOG_NAME, read_log
 from kogpt.training.loop import run_job
@@ -106,7 +107,7 @@ def finetune(config: FinetuningConfig, stream: TextIO | None = None) -> dict[str
     if is_task(config.data):
         require_sklearn()
     with Parallel.launched(config.tensor_parallel, config.device) as parallel:
-        refuse_unshared(config, parallel)
+        refuse_unshared(config, parallel.processes)
         if not config.resume:
             parallel.once(lambda: refuse_existing(config.out))
         return run_job(config, Finetuning.start, stream, parallel).finish()
@@ -126,10 +127,10 @@ class Finetuning(Job[FinetuningConfig, ExampleBatch]):
     ) -> None:
         self.config, self.model, self.tokenizer = config, model, tokenizer
         self.parallel = parallel
-        self.objective, self.splits = objective, splits
-        self.data = splits.fingerprint()
+        self.objective, self.splits = objective, usable(splits, objective)
         found = map(objective.example, splits.training)
         self.examples = [example for example in found if example is not None]
+        self.data = fingerprint(self.examples, self.splits.validation)
         if not self.examples:
             raise InputRefusedError(
                 f"{' '.join(config.data)}: none of {len(splits.training)} rows fits the context of "
@@ -211,8 +212,10 @@ class Finetuning(Job[FinetuningConfig, ExampleBatch]):
         step = self.num_steps()
         if self.config.keep_weights == BEST and self._best.exists():
             with stored_tensors(self._best) as best:
-                step = int(best.pop(STEP)[:])
-                restore(self.model, best)
+                found = int(best.pop(STEP)[:])
+                if found <= step:  # else of a longer run that this one was cut from
+                    step = found
+                    restore(self.model, best)
         results = self._results(step)
         publish(self)
         if self.parallel.first:
@@ -256,6 +259,17 @@ class Finetuning(Job[FinetuningConfig, ExampleBatch]):
             for name in self.objective.metrics
         }
         return {"rows": len(outcome.gold), **measured, HELD_OUT_LOSS: loss}
+
+
+def usable(splits: Splits[Any], objective: Objective[Any, Any]) -> Splits[Any]:
+    """The splits without held-out rows of which nothing can be told, which are noted."""
+    kept = {name: objective.usable(getattr(splits, name)) for name in ("validation", "test")}
+    notes = [
+        f"{missing:,} rows of the {name} split are left out: too long, or nothing to learn"
+        for name, rows in kept.items()
+        if (missing := len(getattr(splits, name)) - len(rows))
+    ]
+    return dataclasses.replace(splits, **kept, notes=(*splits.notes, *notes))
 
 
 def find_objective(config: FinetuningConfig, task: Task | None) -> str:

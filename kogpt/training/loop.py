@@ -12,7 +12,7 @@ from typing import Any, Generic, TextIO, TypeVar
 import torch
 from torch import Tensor
 
-from kogpt.errors import KoGPTError
+from kogpt.errors import InputRefusedError, KoGPTError
 from kogpt.parallel import Parallel
 from kogpt.training.activation_checkpointing import checkpoint_activations
 from kogpt.training.curve import CURVE_NAME, draw_curve, require_matplotlib
@@ -99,6 +99,10 @@ class Trainer(Generic[C, B]):
         """Goes back to where `checkpoint`, which the job was made from, was written."""
         state = read_state(checkpoint)
         state.require_equal(self._begun)
+        if state.step > self.steps:
+            raise InputRefusedError(
+                f"{checkpoint}: is of step {state.step}, the run has {self.steps} steps"
+            )
         with stored_tensors(checkpoint / MOMENTS_NAME) as moments:
             restore_optimizer(self.optimizer, self.job.model, moments, state.step)
         self.step, self.tokens = state.step, state.tokens

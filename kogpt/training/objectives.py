@@ -85,6 +85,10 @@ class Objective(ABC, Generic[R, E]):
     def example(self, row: R) -> E | None:
         """A row in ids; None if nothing in it can be learnt."""
 
+    def usable(self, rows: Sequence[R]) -> list[R]:
+        """The rows of a split that `figures` can tell something of."""
+        return [row for row in rows if self.example(row) is not None]
+
     @abstractmethod
     def length(self, example: E) -> int:
         """Tokens that the network reads of an example."""
@@ -99,7 +103,7 @@ class Objective(ABC, Generic[R, E]):
 
     @abstractmethod
     def figures(self, model: KoGPT, rows: Sequence[R]) -> dict[str, float]:
-        """Figures of a split; `held_out_loss` and `main` are among them."""
+        """Figures of usable rows; `held_out_loss`, per target, and `main` are among them."""
 
     @property
     def better(self) -> int:
@@ -156,7 +160,7 @@ class Completions(Causal[Completion]):
 
     def figures(self, model: KoGPT, rows: Sequence[Completion]) -> dict[str, float]:
         """Loss in nats per token of the completions, their ends among them."""
-        queries = [self._query(row) for row in rows if self.example(row) is not None]
+        queries = list(map(self._query, rows))
         found = log_likelihoods(model, queries)
         tokens = sum(len(query.continuations[0]) for query in queries)
         return {HELD_OUT_LOSS: -math.fsum(row[0].value for row in found) / tokens}
@@ -204,12 +208,16 @@ class LabelWords(Causal[Row], TaskObjective[CausalExample]):
         encoder = Encoder(self.tokenizer, self.room, prefix=self.prefix)
         return self._example(encoder.encode(ask(self.prompt, row)), row.label)
 
+    def usable(self, rows: Sequence[Row]) -> list[Row]:
+        return list(rows)  # the evaluation's own rule: all that the model's context has room for
+
     def judge(self, model: KoGPT, rows: Sequence[Row]) -> tuple[Outcome, float]:
-        """As `kogpt evaluate` does it; the loss is that of the right answers, in nats."""
+        """As `kogpt evaluate` does it; the loss is of the right answers, in nats per token."""
         run = self._run(model, rows)
-        right = [row.label for row in run.rows]
-        values = np.array(run.sets[0].log_likelihoods)[range(len(right)), right]
-        return run.outcome(SUM), -float(values.mean())
+        right = range(len(run.rows)), [row.label for row in run.rows]
+        found = run.sets[0]
+        tokens = np.array(found.tokens)[right].sum()
+        return run.outcome(SUM), -float(np.array(found.log_likelihoods)[right].sum() / tokens)
 
     def _run(self, model: KoGPT, rows: Sequence[Row]) -> Run:
         data = TaskData(Rows(Path(self.task.name), "", list(rows), (), ()), list(rows), None)

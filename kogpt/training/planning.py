@@ -28,13 +28,20 @@ from kogpt.training.memory import (
     GRADIENTS,
     HOST,
     OPTIMIZER,
+    PARTS,
     WEIGHTS,
     Parts,
     on_device,
 )
-from kogpt.training.rehearsal import Stage, rehearse_reading, rehearse_training
+from kogpt.training.rehearsal import (
+    Stage,
+    bytes_of_integers,
+    rehearse_reading,
+    rehearse_training,
+)
 
 INFERENCE = "inference"
+LOADING = "loading, before it is divided"
 GATHERED = "gathered"  # weights of others, for as long as a block is computed
 GROUP_SIZE = 128  # of 4 bits, as `kogpt convert` has it
 # CUDA's context, its libraries' workspaces, and what PyTorch's allocator leaves unused between
@@ -77,7 +84,10 @@ class Work:
         else:
             peaks = rehearse_training(self.stage, self.config)
         if self.gpus > 1:
+            whole = max(parts[WEIGHTS] for parts in peaks.values())
             peaks = {phase: divided(parts, self) for phase, parts in peaks.items()}
+            if self.method not in (INFERENCE, FULL, LORA):  # see `start_model`
+                peaks[LOADING] = {**dict.fromkeys(PARTS, 0), WEIGHTS: whole}
         phase = max(peaks, key=lambda phase: on_device(peaks[phase]))
         host = max(parts[HOST] for parts in peaks.values())
         return Need(phase, {**peaks[phase], HOST: host})
@@ -141,7 +151,10 @@ class MemoryPlan:
     def _needs(self) -> Iterator[str]:
         gpus = self.work.gpus
         where = {0: "the CPU", 1: "the GPU"}.get(gpus, f"each of {gpus} GPUs")
-        yield f"memory on {where} when most is taken ({self.need.phase}):"
+        config = self.work.config
+        length = config.sequence_length or self.work.stage.shape.n_positions
+        rows = f"{config.batch_size:,} row{'s' * (config.batch_size > 1)} of {length:,} tokens"
+        yield f"memory on {where} when most is taken ({self.need.phase}), {rows}:"
         for part, size in self.need.parts.items():
             if size and part != HOST:
                 yield f"  {part:<12}{human(size):>12}"
@@ -215,17 +228,19 @@ def _less_state(work: Work) -> Iterator[tuple[str, Work]]:
     if work.method != FULL:
         return
     narrow, eight = {"precision": "bfloat16"}, f"--optimizer {EIGHT_BITS}"
-    if find_spec("torchao"):
+    alone = work.gpus < 2  # several processes share neither states of 8 bits nor narrow weights
+    if alone and find_spec("torchao"):
         yield eight, _changed(work, optimizer=EIGHT_BITS, weights=FLOAT32, offload=False)
         yield (
             f"{eight} --weights {STOCHASTIC}",
             _changed(work, optimizer=EIGHT_BITS, weights=STOCHASTIC, offload=False, **narrow),
         )
     yield "--offload", _changed(work, optimizer=ADAMW, weights=FLOAT32, offload=True)
-    yield (
-        f"--offload --weights {MASTER}",
-        _changed(work, optimizer=ADAMW, weights=MASTER, offload=True, **narrow),
-    )
+    if alone:
+        yield (
+            f"--offload --weights {MASTER}",
+            _changed(work, optimizer=ADAMW, weights=MASTER, offload=True, **narrow),
+        )
 
 
 def _less_trained(work: Work) -> Iterator[tuple[str, Work]]:
@@ -275,22 +290,24 @@ def divided(parts: Parts, work: Work) -> Parts:
     """What each of several GPUs holds, as `kogpt.parallel` divides it.
 
     Of a model that reads, weights and cache are divided, by tensor parallel. In training it is
-    weights, gradients and the optimizer's state, by FSDP; activations are each GPU's own. Gathered
-    are embedding, norm and head throughout, a block and the next in the dtype that products are
-    computed in, which leaves nothing to cast, and the gradients of a block until they are added up,
-    in float32.
+    weights, gradients and the optimizer's state, by FSDP; activations are each GPU's own, and so
+    are integers, whole. Gathered are embedding, norm and head throughout, a block and the next in
+    the dtype that products are computed in, which leaves nothing to cast, and the gradients of a
+    block until they are added up, in float32.
     """
     if work.method == INFERENCE:
         return {**parts, **{part: parts[part] // work.gpus for part in (WEIGHTS, CACHE)}}
     shape, config, dtype = work.stage.shape, work.config, base_dtype(work.config)
     passed = 2 if config.precision == "bfloat16" else dtype.itemsize
     rest = 2 * shape.vocab_size * shape.n_embd
-    block = (shape.num_parameters - rest) // shape.n_layer
+    integers = bytes_of_integers(work.stage)
+    block = 0 if integers else (shape.num_parameters - rest) // shape.n_layer
     gathered = rest * dtype.itemsize + 2 * block * passed
     if work.method == FULL:
         gathered += rest * dtype.itemsize + block * (passed + torch.float32.itemsize)
-    shared = {part: parts[part] // work.gpus for part in (WEIGHTS, GRADIENTS, OPTIMIZER)}
+    shared = {part: parts[part] // work.gpus for part in (GRADIENTS, OPTIMIZER)}
+    shared[WEIGHTS] = integers + (parts[WEIGHTS] - integers) // work.gpus
     if config.offload:  # FSDP then keeps all that is divided there, all parts in one machine
-        kept = parts[HOST] + parts[WEIGHTS] + parts[GRADIENTS]
-        return {**parts, WEIGHTS: 0, GRADIENTS: 0, CASTS: 0, GATHERED: gathered, HOST: kept}
+        kept = parts[HOST] + parts[WEIGHTS] - integers + parts[GRADIENTS]
+        return {**parts, WEIGHTS: integers, GRADIENTS: 0, CASTS: 0, GATHERED: gathered, HOST: kept}
     return {**parts, **shared, CASTS: 0, GATHERED: gathered}

@@ -47,7 +47,7 @@ def train(config: TrainingConfig, stream: TextIO | None = None) -> Path:
         ValueError: a setting does not fit the model.
     """
     with Parallel.launched(config.tensor_parallel, config.device) as parallel:
-        refuse_unshared(config, parallel)
+        refuse_unshared(config, parallel.processes)
         run_job(config, Pretraining.start, stream, parallel)
     return checkpoints(config.out)[-1]
 

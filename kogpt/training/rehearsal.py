@@ -239,6 +239,14 @@ def make_model(stage: Stage, dtype: torch.dtype) -> KoGPT:
     return model
 
 
+def bytes_of_integers(stage: Stage) -> int:
+    """What matrices take that are stored as integers, their scales among it."""
+    with empty_tensors(stage.gpu):
+        model = make_model(stage, torch.bfloat16)
+        frozen = [part for part in model.modules() if isinstance(part, FrozenLinear)]
+        return sum(buffer.nbytes for part in frozen for buffer in part.buffers(recurse=False))
+
+
 def _quantized(layer: nn.Module, scheme: Scheme) -> FrozenLinear:
     """A layer that keeps integers in the place of one."""
     weight, bias = layer.weight, layer.bias

@@ -25,13 +25,13 @@ def cut(model: KoGPT, config: RunConfig, parallel: Parallel) -> None:
     shard(model, parallel, precision=config.precision, offload=config.offload)
 
 
-def refuse_unshared(config: RunConfig, parallel: Parallel) -> None:
+def refuse_unshared(config: RunConfig, processes: int) -> None:
     """Refuses settings that only one process alone can follow.
 
     Raises:
         ValueError: names the first.
     """
-    if parallel.alone:
+    if processes == 1:
         return
     asked = {
         f"weights {config.weights}": config.weights != FLOAT32,
@@ -40,4 +40,4 @@ def refuse_unshared(config: RunConfig, parallel: Parallel) -> None:
     }
     for setting, is_asked in asked.items():
         if is_asked:
-            raise ValueError(f"{setting} is for one process, there are {parallel.processes}")
+            raise ValueError(f"{setting} is for one process, there are {processes}")

@@ -72,6 +72,32 @@ def test_several_gpus_divide_weights_gradients_and_states():
         assert four[part] == one[part] // 4
 
 
+def test_integers_are_whole_on_each_of_several_gpus():
+    work = (*NANO, "--method", "qlora", "--batch", "4", "--precision", "bfloat16")
+    one, four = (planned(*work, "--gpus", str(gpus))["bytes"]["weights"] for gpus in (1, 4))
+    shape = PRESETS["nano"]
+    matrices = shape.n_layer * (4 * shape.n_embd**2 + 2 * shape.n_embd * shape.inner_dim)
+    head = shape.vocab_size * (shape.n_embd + 2)  # in 8 bits, with a scale a row
+    integers = matrices * (1 / 2 + 2 / 128) + head
+    assert four == pytest.approx(integers + (one - integers) / 4, abs=4)
+    reading = (*NANO, "--method", "inference", "--gpus", "2", "--batch", "4")
+    assert planned(*reading, "--quantize", "int4") == planned(*reading)
+
+
+def test_a_soft_prompt_begins_with_the_whole_model_on_each_of_several_gpus():
+    work = (*WHOLE[:-1], "4", "--method", "prompt-tuning", *FRUGAL)
+    plan = planned(*work)
+    assert plan["phase"] == "loading, before it is divided"
+    assert plan["bytes"]["weights"] >= 2 * PRESETS["kogpt-6b"].num_parameters
+
+
+def test_several_gpus_are_not_offered_what_one_process_alone_can_do():
+    asked = (*NANO, "--method", "full", "--gpus", "2", "--memory", "1.1GB")
+    options = [way["options"] for way in planned(*asked, code=4)["ways"]]
+    assert any("--offload" in option for option in options)
+    assert not any("8bit" in option or "bfloat16-" in option for option in options)
+
+
 def test_reading_takes_weights_and_a_cache():
     reading = (*NANO, "--method", "inference", "--gpus", "1")
     plan, narrow = planned(*reading, "--batch", "4"), planned(*reading, "--quantize", "int8")
@@ -90,6 +116,8 @@ def test_the_model_in_the_box_is_planned_by_its_headers():
     [
         (("--method", "lora", "--memory", "much"), 2, "argument --memory: 'much' is no size"),
         (("--method", "lora", "--gpus", "-1"), 2, "argument --gpus: -1, it must be at least 0"),
+        (("--method", "full", "--gpus", "2", "--optimizer", "adamw-8bit"), 2, "is for one process"),
+        (("--method", "inference", "--gpus", "3"), 2, "tensor parallel 3 does not divide"),
         (("--method", "lora", "--sequence", "9999"), 2, "sequence is 9999, it must be at most"),
         (("--method", "lora", "--rank", "0"), 2, "rank is 0"),
         (("--method", "lora", "--model", "no-such"), 3, "no-such: no such file or folder"),

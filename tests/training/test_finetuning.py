@@ -16,9 +16,13 @@ from kogpt.adapters import load_adapters, load_classifier
 from kogpt.checkpoint import load_model, verify, write_checkpoint
 from kogpt.errors import InputRefusedError, KoGPTError
 from kogpt.evaluation import evaluate, measure
+from kogpt.evaluation.data import Row
+from kogpt.evaluation.task import load_task
 from kogpt.tokenizer import load_tokenizer
 from kogpt.training import finetune
+from kogpt.training.examples import Completion, hold_out
 from kogpt.training.log import read_log
+from kogpt.training.objectives import LabelWords
 from tests.training.examples import reviews, write_jsonl, write_pairs, write_task
 
 METHODS = ["full", "lora", "p-tuning", "prompt-tuning"]
@@ -198,6 +202,49 @@ def test_rows_that_cannot_be_learnt_are_counted(finetuning, tmp_path):
     assert "(5 left out: too long, or nothing to learn)" in told.getvalue()
 
 
+@pytest.mark.parametrize("held_out", [0, 1])
+def test_held_out_rows_of_which_nothing_can_be_told_are_noted(finetuning, tmp_path, held_out):
+    """Of these rows the empty one is held out, and of twice as many another one as well."""
+    rows = [(text, "나") for text, _ in reviews(12 + 10 * held_out, 0)]
+    empty = next(
+        row
+        for row in ((str(i), "") for i in range(1000))
+        if Completion(*row) in hold_out([Completion(*each) for each in (*rows, row)], 1000)[1]
+    )
+    data = write_jsonl(tmp_path / "rows.jsonl", [*rows, empty])
+    results = run(finetuning(data=(str(data),), steps=1))
+    assert results["examples"] == len(rows) - held_out
+    note = "1 rows of the validation split are left out: too long, or nothing to learn"
+    assert results["notes"] == [note]
+    assert ("validation" in results) == bool(held_out)
+    if held_out:
+        assert results["validation"]["rows"] == 1
+
+
+def test_heads_count_only_the_held_out_rows_that_they_read(finetuning, tmp_path):
+    test = [*reviews(40, 1000), ("너무 뻔해서 " * 60, 0)]
+    data = write_task(tmp_path, reviews(80, 0), test)
+    results = run(finetuning(data=(str(data),), objective="head", steps=1))
+    assert results["test"]["rows"] == 40
+    assert any(note.startswith("1 rows of the test split") for note in results["notes"])
+
+
+def test_the_held_out_loss_is_per_token_as_that_of_training(base, task, tmp_path):
+    text = task.read_text(encoding="utf-8").replace('" 최고"', '" 최고 만점"')
+    (tmp_path / "longer.toml").write_text(text, encoding="utf-8")
+    model, tokenizer = load_model(base), load_tokenizer(base)
+    longer = load_task(str(tmp_path / "longer.toml"))
+    objective = LabelWords(tokenizer, (), 64, longer, longer.prompt(None))
+    rows = [
+        Row(i, {"document": text}, frozenset({"document"}), label)
+        for i, (text, label) in enumerate(reviews(20, 0))
+    ]
+    batch = objective.collate([[objective.example(row)] for row in rows])
+    assert batch.count > 20  # an answer has more than one token
+    expected = objective.loss(model, batch).item() / batch.count
+    assert objective.figures(model, rows)["held_out_loss"] == pytest.approx(expected, rel=1e-5)
+
+
 @pytest.mark.parametrize("row", [("가", ""), ("너무 뻔해서 " * 60, "나")])
 def test_nothing_to_learn_is_refused(finetuning, tmp_path, row):
     data = write_jsonl(tmp_path / "rows.jsonl", [row] * 5)
@@ -214,6 +261,7 @@ def test_nothing_to_learn_is_refused(finetuning, tmp_path, row):
         ('{"prompt": 1, "completion": "나"}', "line 2: 'prompt' is missing or no text"),
         ('{"prompt": "가", "completion": "나", "weight": 1}', "line 2: unknown key 'weight'"),
         ("[" * 100_000, "line 2: "),
+        (r'{"prompt": "가", "completion": "\ud83d"}', "line 2: .*surrogate"),
     ],
 )
 def test_a_damaged_example_is_refused_by_line(finetuning, tmp_path, line, message):

@@ -10,7 +10,6 @@ from kogpt.adapters import load_adapters
 from kogpt.checkpoint import ConversionOptions, convert, load_model
 from kogpt.cli import fail
 from kogpt.errors import KoGPTError
-from kogpt.parallel import Parallel
 from kogpt.training import TrainingConfig, finetune, train
 from kogpt.training.log import read_log
 from kogpt.training.sharing import refuse_unshared
@@ -127,8 +126,8 @@ def result(config, base):
 )
 def test_what_only_one_process_can_do_is_refused(settings, changes, setting):
     with pytest.raises(ValueError, match=f"{setting} is for one process, there are 2"):
-        refuse_unshared(settings(**changes), Parallel(0, 2))
-    refuse_unshared(settings(**changes), Parallel())
+        refuse_unshared(settings(**changes), 2)
+    refuse_unshared(settings(**changes), 1)
 
 
 def test_a_folder_that_holds_a_run_is_refused_by_one_process_and_the_other_leaves(settings):

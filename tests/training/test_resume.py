@@ -157,6 +157,20 @@ def test_a_run_is_not_resumed_with_other_data(settings, reviews):
         train(settings(resume=True), io.StringIO())
 
 
+def test_a_finetuning_is_not_resumed_with_another_prompt(finetuning, task):
+    finetune(finetuning(steps=1), io.StringIO())
+    text = task.read_text(encoding="utf-8")
+    task.write_text(text.replace("{document} ->", "{document} :"), encoding="utf-8")
+    with pytest.raises(InputRefusedError, match="with other data"):
+        finetune(finetuning(steps=2, resume=True), io.StringIO())
+
+
+def test_a_run_is_not_resumed_to_fewer_steps_than_it_took(settings):
+    train(settings(steps=3), io.StringIO())
+    with pytest.raises(InputRefusedError, match="step-00000003: is of step 3, the run has 2 steps"):
+        train(settings(steps=2, resume=True), io.StringIO())
+
+
 @pytest.mark.parametrize("name", ["training.json", "optimizer.safetensors"])
 def test_a_damaged_training_state_is_refused_by_name(settings, name):
     last = train(settings(steps=1), io.StringIO())
