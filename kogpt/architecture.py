@@ -37,7 +37,7 @@ def _run(path: Path) -> object:
     sys.path.insert(0, str(path.resolve().parent))
     try:
         spec.loader.exec_module(module)
-    except (ImportError, SyntaxError, NameError, AttributeError, TypeError, ValueError) as error:
+    except Exception as error:
         raise InputRefusedError(f"{path}: {type(error).__name__}: {error}") from error
     finally:
         sys.path.pop(0)

@@ -41,7 +41,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(with_default_command(sys.argv[1:] if argv is None else argv))
     try:
         command = importlib.import_module(f"kogpt.commands.{args.command}")
-        return command.run(args) or 0
+        code = command.run(args) or 0
+        if sys.stdout:
+            sys.stdout.flush()  # while there is an exit code to tell of what goes wrong
+        return code
     except UsageError as error:
         return fail(f"{error}", USAGE)
     except KoGPTError as error:
@@ -49,15 +52,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return fail("interrupted", INTERRUPTED)
     except BrokenPipeError:
-        # Whoever read the output has left; give the interpreter's last flush somewhere to go.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard_output()  # whoever read it has left
         return FAILED
     except MemoryError as error:  # torch's own out-of-memory errors arrive as commands' KoGPTError
         return fail(f"not enough memory: {error}", SHORTAGE)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if full:
+            discard_output()  # which may be what is full
         return fail(f"{where}{error.strerror}", SHORTAGE if full else FAILED)
+
+
+def discard_output() -> None:
+    """Gives the interpreter's last flush of standard output somewhere to go."""
+    if sys.stdout:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def fail(message: str, code: int) -> int:

@@ -68,7 +68,8 @@ def peak_memory(device: torch.device) -> int | None:
         lines = (PROC / "status").read_text().splitlines()
     except OSError:  # no Linux
         return None
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+    found = (int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+    return next(found, None)
 
 
 def process_age() -> float | None:

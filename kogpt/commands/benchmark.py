@@ -23,6 +23,7 @@ from kogpt.checkpoint.resources import require_memory
 from kogpt.cli import UsageError
 from kogpt.commands.common import check_plot, load, memory_errors, print_report
 from kogpt.model import KVCache
+from kogpt.model.variants.parts import TiedHead
 
 
 def run(args: argparse.Namespace) -> None:
@@ -84,7 +85,9 @@ def measure(bench: Bench, plan: Plan, args: argparse.Namespace) -> Report:
 def about_model(bench: Bench, args: argparse.Namespace) -> dict[str, Any]:
     config = bench.model.config
     streamed = streamed_bytes(bench.model)
-    weights = config.num_parameters - config.vocab_size * config.n_embd
+    tied = isinstance(bench.model.lm_head, TiedHead)  # and so read whole
+    looked_up = 0 if tied else config.vocab_size * config.n_embd
+    weights = config.num_parameters - looked_up
     return {
         "path": str(Path(args.model or BOX)),
         "parameters": config.num_parameters,

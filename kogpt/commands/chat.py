@@ -11,9 +11,10 @@ from functools import partial
 from typing import TypeVar
 
 from kogpt.commands.common import load, memory_errors, say, speculation, usage_errors
+from kogpt.errors import InputRefusedError
 from kogpt.generation import SamplingParams, stream
 from kogpt.generation.requests import context_of
-from kogpt.generation.speculative import Speculation
+from kogpt.generation.speculative import Speculation, refuse_speculation
 from kogpt.model import KoGPT
 from kogpt.tokenizer import Tokenizer
 
@@ -23,9 +24,14 @@ TEMPERATURE, MAX_LENGTH = 0.8, 128
 
 
 def run(args: argparse.Namespace) -> None:
+    with usage_errors():
+        SamplingParams(seed=args.seed)
     prepare_input()
     speculate = speculation(args)
     model, tokenizer = load(args, fast=not args.reference)
+    if speculate is not None:
+        with usage_errors():
+            refuse_speculation(speculate, model, False)
     say("Ctrl-C stops a text, Ctrl-D leaves.")
     seed = args.seed
     while True:
@@ -44,6 +50,8 @@ def run(args: argparse.Namespace) -> None:
 
 def prepare_input() -> None:
     """Editing by whole characters, and broken bytes kept for `encode` to refuse by name."""
+    if sys.stdin is None:
+        raise InputRefusedError("standard input is closed: kogpt generate takes a prompt")
     if sys.stdin.isatty():
         try:
             import readline  # noqa: F401  # importing it is what makes `input` use it

@@ -30,6 +30,8 @@ def read_text(argument: str) -> str:
     """
     if argument != "-":
         return argument
+    if sys.stdin is None:
+        raise InputRefusedError("standard input is closed")
     data = sys.stdin.buffer.read()
     try:
         return data.decode("utf-8-sig").removesuffix("\n")
@@ -84,8 +86,12 @@ def device_of(args: argparse.Namespace) -> "torch.device":
         device = torch.device(args.device or default)
     except RuntimeError:
         raise UsageError(f"argument --device: no such device: {args.device!r}") from None
+    if device.type not in ("cpu", "cuda"):
+        raise UsageError(f"argument --device: must be cpu or cuda, is {args.device!r}")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UsageError("argument --device: this machine or this build of torch has no CUDA")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UsageError(f"argument --device: {args.device}: there are {torch.cuda.device_count()}")
     return device
 
 

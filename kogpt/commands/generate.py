@@ -57,9 +57,9 @@ def write(args: argparse.Namespace, params: SamplingParams, parallel: Parallel) 
 
 def sampling_params(args: argparse.Namespace) -> SamplingParams:
     """The parameters that the flags name; flags left out keep the parameters' own defaults."""
-    temperature = TEMPERATURE if args.temperature is None else args.temperature
+    sampled = None if (args.beams or 1) > 1 else TEMPERATURE
     given = {
-        "temperature": None if args.beams and args.temperature is None else temperature,
+        "temperature": sampled if args.temperature is None else args.temperature,
         "top_k": args.top_k,
         "top_p": args.top_p,
         "min_p": args.min_p,

@@ -9,13 +9,13 @@ from kogpt.commands.common import load, memory_errors, print_report, read_text, 
 from kogpt.diagnostics.lens import look
 from kogpt.diagnostics.lens_page import write_page
 from kogpt.diagnostics.lens_picture import draw_picture, require_matplotlib
-from kogpt.tokenizer import normalize_text
 
 
 def run(args: argparse.Namespace) -> None:
     check_values(args)
-    prompt = normalize_text(read_text(args.prompt), args.normalize)
+    text = read_text(args.prompt)
     model, tokenizer = load(args)
+    prompt = tokenizer.encode(text, bos=tokenizer.add_bos, normalize=args.normalize)
     with memory_errors(), usage_errors():
         lens = look(model, tokenizer, prompt, top=args.top, last=args.last)
     if lens.skipped:

@@ -9,7 +9,6 @@ from kogpt.commands.common import load, memory_errors, print_json, read_text
 from kogpt.errors import InputRefusedError
 from kogpt.generation import score, total
 from kogpt.generation.scoring import Measures
-from kogpt.tokenizer import normalize_text
 
 
 def run(args: argparse.Namespace) -> None:
@@ -17,7 +16,7 @@ def run(args: argparse.Namespace) -> None:
     texts = read_texts(args)
     model, tokenizer = load(args)
     with memory_errors():
-        scores = score(model, tokenizer, [normalize_text(text, args.normalize) for text in texts])
+        scores = score(model, tokenizer, texts, normalize=args.normalize)
     for text, result in zip(texts, scores, strict=True):
         if args.json:
             pieces = [tokenizer.id_to_piece(id) for id in result.token_ids]

@@ -105,7 +105,7 @@ def load_other(
         other: nn.Module = AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype, attn_implementation="eager", local_files_only=True
         )
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError, RuntimeError) as error:
         raise InputRefusedError(f"{folder}: transformers cannot load it: {error}") from None
     return other.to(device)
 

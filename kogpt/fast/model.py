@@ -233,7 +233,8 @@ class FastTransformer(Transformer):
         self, config: KoGPTConfig, wte: Tensor, blocks: list[FastBlock], ln_f: Norm
     ) -> None:
         nn.Module.__init__(self)  # what the base class would make is made
-        self.n_positions, self.n_head = config.n_positions, config.n_head
+        self.n_positions = config.n_positions
+        self.n_head, self.head_dim = config.n_head, config.head_dim
         self.embedding, self.blocks, self.norm = wte, blocks, ln_f
         self.rotary = RotaryEmbedding(config.rotary_width, config.n_positions).to(wte.device)
         self.angles = self.rotary.table  # (2, n_positions, R/2)
@@ -243,23 +244,34 @@ class FastTransformer(Transformer):
     def forward(
         self, input_ids: Tensor, cache: KVCache | None = None, starts: Tensor | None = None
     ) -> Tensor:
-        """Hidden states (B, T, C) of `input_ids`; the arguments are those of `KoGPT.forward`."""
+        """Hidden states (B, T, C) of `input_ids`; the arguments are those of `KoGPT.forward`.
+
+        Raises:
+            ValueError: as there; or the cache is of another batch, model or dtype, or a start on a
+                CPU below 0, which kernels would not notice.
+        """
         B, T = input_ids.shape
         positions = self.positions(input_ids, cache, starts)
-        if cache is None or not self.takes(T, cache):
+        if cache is not None:
+            cache.refuse_other(
+                (B, self.n_head, self.head_dim), self.norm.weight.dtype, self.embedding.device
+            )
+        if cache is None or not self.takes(T, cache, starts):
             attend = ManyTokens(self.rotary(positions), cache, starts)
             hidden = self.read(self.look_up(input_ids), attend)
         else:
             lengths = torch.full((B,), cache.length, device=input_ids.device)
-            hidden = self.run_few(StepInput(input_ids, lengths, starts), cache)
+            step = StepInput(input_ids, lengths, row_starts(starts, lengths))
+            hidden = self.run_few(step, cache)
         if cache is not None:
             cache.advance(T)
         return hidden
 
-    def takes(self, T: int, cache: KVCache) -> bool:
+    def takes(self, T: int, cache: KVCache, starts: Tensor | None) -> bool:
         """Whether a step of T tokens goes through the decode kernel."""
         fits = cache.length + T <= cache.capacity <= self.n_positions
-        return self.has_kernel and T <= MAX_TOKENS and fits
+        alone = starts is None or starts.ndim == 1  # one text in a row
+        return self.has_kernel and T <= MAX_TOKENS and fits and alone
 
     def read_few(self, step: StepInput, cache: KVCache) -> Tensor:
         """A step through the decode kernel."""
@@ -284,6 +296,20 @@ class FastTransformer(Transformer):
     def look_up(self, input_ids: Tensor) -> Tensor:
         """The tokens' embeddings (B, T, C)."""
         return F.embedding(input_ids, self.embedding).to(self.norm.weight.dtype)
+
+
+def row_starts(starts: Tensor | None, lengths: Tensor) -> Tensor | None:
+    """The start of each row as the decode kernel reads it: like `lengths`, (B,).
+
+    Raises:
+        ValueError: one on a CPU is below 0.
+    """
+    if starts is None:
+        return None
+    starts = starts.to(lengths.device, torch.int64).expand(lengths.shape).contiguous()
+    if starts.device.type == "cpu" and (starts < 0).any():
+        raise ValueError(f"starts are {starts.tolist()}, they must be at least 0")
+    return starts
 
 
 def has_product_kernel(weight: Weight, dtype: torch.dtype) -> bool:

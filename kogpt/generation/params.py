@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 from kogpt.tokenizer.text import normalize_text
 
 SEED_LIMIT = 2**64
+LARGE = 1_000_000  # more would carry logits beyond what float32 holds
 
 
 class Range(NamedTuple):
@@ -39,12 +40,12 @@ class Range(NamedTuple):
 
 
 RANGES = {
-    "temperature": Range(Real, 0),
+    "temperature": Range(Real, 0, LARGE),
     "top_k": Range(Integral, 0),
     "top_p": Range(Real, 0, 1, low_excluded=True),
     "min_p": Range(Real, 0, 1),
     "typical_p": Range(Real, 0, 1, low_excluded=True),
-    "repetition_penalty": Range(Real, 0, low_excluded=True),
+    "repetition_penalty": Range(Real, 1 / LARGE, LARGE),
     "presence_penalty": Range(Real, -2, 2),
     "frequency_penalty": Range(Real, -2, 2),
     "no_repeat_ngram_size": Range(Integral, 0),
@@ -54,7 +55,7 @@ RANGES = {
     "seed": Range(Integral, 0, SEED_LIMIT - 1),
     "logprobs": Range(Integral, 0),
     "num_beams": Range(Integral, 1),
-    "length_penalty": Range(Real, -math.inf),
+    "length_penalty": Range(Real, -10, 10),
 }
 OPTIONAL = ("seed", "logprobs")
 SAMPLING_ONLY = ("top_k", "top_p", "min_p", "typical_p", "seed")
@@ -189,5 +190,5 @@ def _ids(name: str, values: Sequence[int]) -> tuple[int, ...]:
 def _biases(values: Mapping[int, float]) -> dict[int, float]:
     for bias in values.values():
         if bias != -math.inf:
-            Range(Real, -math.inf).check("logit_bias", bias)
+            Range(Real, -LARGE, LARGE).check("logit_bias", bias)
     return dict(zip(_ids("logit_bias", tuple(values)), map(float, values.values()), strict=True))

@@ -135,6 +135,7 @@ def score(
     *,
     bos: bool = True,
     batch_size: int = 8,
+    normalize: str = "auto",
 ) -> list[Score]:
     """Scores texts under the model.
 
@@ -145,6 +146,7 @@ def score(
         bos: put the tokenizer's bos in front, if it has one, so that the first token of the text
             is scored as the others are. Without, it is only read.
         batch_size: texts the model reads at once. Scores do not depend on it.
+        normalize: what `Tokenizer.encode` makes of decomposed Hangul.
 
     Returns:
         One score for each text, in order.
@@ -154,7 +156,7 @@ def score(
             or leaves nothing to score.
     """
     bos = bos and tokenizer.bos_id is not None
-    rows = [tokenizer.encode(text, bos=bos) for text in texts]
+    rows = [tokenizer.encode(text, bos=bos, normalize=normalize) for text in texts]
     for index, row in enumerate(rows):
         refuse_unreadable(row, f"text {index}", model, tokenizer)
         if len(row) < 2:

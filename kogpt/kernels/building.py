@@ -90,7 +90,7 @@ def find_compiler() -> str:
     Raises:
         CannotBuildError: there is none.
     """
-    chosen = os.environ.get("CXX")
+    chosen = os.environ.get("CXX", "").strip()
     for compiler in [chosen] if chosen else COMPILERS:
         if shutil.which(compiler.split()[0]):
             return compiler

@@ -112,8 +112,7 @@ def obtain(target: Target) -> Library:
     if library := find(target):
         return library
     architectures = wanted(target)
-    name = f"{building.source_hash(target.kind)}-{target.runtime}-{architectures}"
-    folder = cache_folder() / re.sub(r"[^\w-]", "_", name)
+    folder = folder_for(target, architectures)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with _locked(folder.with_name(f"{folder.name}.lock")):
@@ -149,7 +148,7 @@ def status(kind: str) -> tuple[Library | None, str | None]:
         target = Cpu() if kind == "cpu" else Gpu.current()
         if library := find(target):
             return library, None
-        wanted(target)
+        refuse_failed(folder_for(target, wanted(target)))
         raise CannotBuildError("not compiled yet; the first use does it")
     except CannotBuildError as reason:
         return next(libraries(kind), None), str(reason)
@@ -173,8 +172,32 @@ def libraries(kind: str) -> Iterator[Library]:
 
 
 def cache_folder() -> Path:
-    """Where libraries compiled on first use are kept."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kogpt" / "kernels"
+    """Where libraries compiled on first use are kept.
+
+    Raises:
+        CannotBuildError: there is no such place.
+    """
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kogpt/kernels"
+    except RuntimeError as error:
+        raise CannotBuildError(f"no XDG_CACHE_HOME, and: {error}") from None
+
+
+def folder_for(target: Target, architectures: str) -> Path:
+    """Where a library for a target is compiled to."""
+    name = f"{building.source_hash(target.kind)}-{target.runtime}-{architectures}"
+    return cache_folder() / re.sub(r"[^\w-]", "_", name)
+
+
+def log_of(folder: Path) -> Path:
+    """What a compilation leaves that failed."""
+    return folder.with_name(f"{folder.name}.log")
+
+
+def refuse_failed(folder: Path) -> None:
+    """Raises CannotBuildError if compiling into a folder failed in an earlier process."""
+    if (log := log_of(folder)).exists():
+        raise CannotBuildError(f"compiling it failed before; remove {log} to try again")
 
 
 def compile_library(target: Target, folder: Path, architectures: str) -> None:
@@ -183,16 +206,14 @@ def compile_library(target: Target, folder: Path, architectures: str) -> None:
     Raises:
         CannotBuildError: the compiler failed, now or in an earlier process.
     """
-    log = folder.with_name(f"{folder.name}.log")
-    if log.exists():
-        raise CannotBuildError(f"compiling it failed before; remove {log} to try again")
+    refuse_failed(folder)
     for leftover in folder.parent.glob(f"{folder.name}.partial-*"):
         shutil.rmtree(leftover, ignore_errors=True)  # of a process that was killed
     what = f"the {target.name} kernels for {architectures}"
     say(f"compiling {what}, once; this takes about {target.patience}")
     partial = Path(tempfile.mkdtemp(prefix=f"{folder.name}.partial-", dir=folder.parent))
     try:
-        run_compiler(target.kind, partial, architectures, log)
+        run_compiler(target.kind, partial, architectures, log_of(folder))
         partial.rename(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

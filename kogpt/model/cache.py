@@ -1,5 +1,6 @@
 """The key-value cache: what attention remembers of the tokens already read."""
 
+import torch
 from torch import Tensor
 
 
@@ -57,6 +58,31 @@ class KVCache:
             self._layers.append((self._buffer(k), self._buffer(v)))
         keys, values = self._layers[layer]
         return keys.transpose(1, 2), values.transpose(1, 2)
+
+    def refuse_other(
+        self, sizes: tuple[int, int, int], dtype: torch.dtype, device: torch.device
+    ) -> None:
+        """Refuses to be appended to by what a kernel would take for more of the same.
+
+        Args:
+            sizes: batch, heads and head dim of new keys.
+            dtype: of theirs.
+            device: of theirs.
+
+        Raises:
+            ValueError: what is held is of another batch, model, dtype or device.
+        """
+        for held in self._layers[:1]:
+            keys = held[0]
+            found = (keys.size(0), keys.size(1), keys.size(3)), keys.dtype, keys.device
+            if found != (sizes, dtype, device):
+                told, asked = (
+                    " ".join(map(str, (*x[0], *x[1:]))) for x in (found, (sizes, dtype, device))
+                )
+                raise ValueError(
+                    f"the cache holds keys of another kind: batch, heads, head dim, dtype, device"
+                    f" are {told} and would be {asked}"
+                )
 
     def advance(self, count: int) -> None:
         """Counts `count` tokens as held, once every layer has appended them."""

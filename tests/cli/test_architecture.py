@@ -93,11 +93,13 @@ def test_it_is_finetuned_with_an_adapter_that_it_takes_back(place, capsys):
         ("mine.py:RMSNormBlock", "'RMSNormBlock' is no subclass of KoGPT"),
         ("broken.py:RMS", "SyntaxError"),
         ("lacking.py:RMS", "No module named 'nonesuch'"),
+        ("failing.py:RMS", "failing.py: ZeroDivisionError"),
     ],
 )
 def test_what_is_no_architecture_is_refused_in_one_line(place, where, message, capsys):
     (place / "broken.py").write_text("class RMS(\n")
     (place / "lacking.py").write_text("import nonesuch\n")
+    (place / "failing.py").write_text("1 / 0\n")
     assert main(["generate", "--architecture", where, "영화"]) == 3
     said = capsys.readouterr().err
     assert message in said and said.count("\n") == 1

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 import signal
 import subprocess
@@ -349,6 +350,49 @@ def test_a_reader_that_leaves_is_no_traceback():
     line = f'"{sys.executable}" -m kogpt tokenize "$(yes 가나 | head -n 9999)" | head -n 1'
     done = subprocess.run(["bash", "-c", line], cwd=ROOT, capture_output=True, text=True)
     assert done.stderr == ""
+
+
+BUFFERED = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
+
+
+@pytest.mark.parametrize(
+    ("target", "code", "message"),
+    [("| true", 1, ""), ("> /dev/full", 4, "kogpt: No space left on device\n")],
+)
+def test_output_that_goes_nowhere_is_told_even_when_it_is_short(target, code, message):
+    line = f'set -o pipefail; "{sys.executable}" -m kogpt tokenize 가나 {target}'
+    done = subprocess.run(
+        ["bash", "-c", line], cwd=ROOT, capture_output=True, text=True, env=BUFFERED
+    )
+    assert (done.returncode, done.stderr) == (code, message)
+
+
+@pytest.mark.parametrize("arguments", ["generate -", "generate 이 --max-new-tokens 1", ""])
+def test_no_standard_input_at_all_is_no_traceback(arguments):
+    line = f'"{sys.executable}" -m kogpt {arguments} <&-'
+    done = subprocess.run(["bash", "-c", line], cwd=ROOT, capture_output=True, text=True)
+    wanted = arguments.startswith("generate 이")
+    assert done.returncode == (0 if wanted else 3)
+    assert "Traceback" not in done.stderr and ("is closed" in done.stderr) != wanted
+
+
+@pytest.mark.parametrize("more", [("--seed", "-1"), ("--seed", "18446744073709551616")])
+def test_the_prompt_loop_refuses_its_options_before_it_asks(more):
+    done = kogpt(*more, input="이\n\n5\n", code=2)
+    assert done.stderr.startswith("kogpt: seed is ") and "prompt>" not in done.stderr
+
+
+@pytest.mark.parametrize("device", ["meta", "mps"])
+def test_a_device_of_another_kind_is_refused(device):
+    assert "must be cpu or cuda" in refusal("generate", "이", "--device", device, code=2)
+
+
+@pytest.mark.parametrize(("command", "key"), [("score", "token_ids"), ("lens", "tokens")])
+def test_decomposed_hangul_is_read_as_it_is_where_that_is_asked(command, key):
+    asked = (command, "\u1100\u1161", "--json")
+    composed = json.loads(kogpt(*asked).stdout)
+    whole = json.loads(kogpt(*asked, "--normalize", "none").stdout)
+    assert len(composed[key]) == 2 and len(whole[key]) == 7
 
 
 def test_without_a_command_prompts_are_read_from_a_pipe_too():

@@ -228,6 +228,14 @@ def test_a_tolerance_that_is_given_decides():
     assert trace(model, other, INPUT_IDS, tolerance=0.01).parting is None
 
 
+def test_integers_of_the_other_side_have_no_say_in_the_tolerance():
+    model, other = random_model(), random_model()
+    expected = trace(model, other, INPUT_IDS).tolerance
+    packed = nn.Parameter(torch.zeros(3, dtype=torch.int32), requires_grad=False)
+    other.register_parameter("weight_packed", packed)
+    assert trace(model, other, INPUT_IDS).tolerance == expected
+
+
 def test_a_value_that_is_not_finite_is_a_fault():
     model, other = random_model(), random_model()
     model.transformer.h[1].mlp.fc_out.bias.data[3] = math.nan

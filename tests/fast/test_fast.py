@@ -162,6 +162,46 @@ def test_a_cache_is_full_where_that_of_the_model_to_read_is(tiny, shape):
             read(each, random_ids(1, 49, model.config.vocab_size))
 
 
+@pytest.mark.parametrize(
+    "starts",
+    [
+        torch.tensor([[0, 0, 2, 2], [0, 1, 1, 3]]),
+        torch.tensor([0, 2], dtype=torch.int32),
+        torch.tensor([[0, 9], [2, 9]])[:, 0],
+        torch.tensor([1]),
+    ],
+    ids=["of each token", "of 32 bits", "apart in memory", "one for all rows"],
+)
+@torch.inference_mode()
+def test_starts_of_every_form_are_read_as_the_model_to_read_does(tiny, starts):
+    model, fast = tiny("heads of 64")
+    ids = random_ids(2, 4, model.config.vocab_size)
+    found, expected = (each(ids, KVCache(8), starts) for each in (fast, model))
+    # What lies before a row's start has logits of no meaning.
+    seen = torch.arange(4) >= starts.view(len(starts), -1).expand(2, 4)
+    assert_same(found[seen], expected[seen])
+
+
+@torch.inference_mode()
+def test_starts_below_zero_are_refused(tiny):
+    _, fast = tiny("heads of 64")
+    with pytest.raises(ValueError, match=r"starts are \[0, -900\], they must be at least 0"):
+        fast(random_ids(2, 4, 333), KVCache(8), torch.tensor([0, -900]))
+
+
+@torch.inference_mode()
+def test_a_cache_of_other_rows_or_another_dtype_is_refused(tiny):
+    _, fast = tiny("heads of 64")
+    cache = KVCache(48)
+    fast(random_ids(1, 5, 333), cache)
+    with pytest.raises(ValueError, match="are 1 .* torch.float32 cpu and would be 4 "):
+        fast(random_ids(4, 1, 333), cache)
+    narrow = KVCache(48)
+    narrow.buffers(0, *(cache.buffers(0, *[torch.empty(0)] * 2)[0][:, :1].bfloat16(),) * 2)
+    with pytest.raises(ValueError, match="torch.bfloat16 cpu and would be 1 .* torch.float32 cpu"):
+        fast(random_ids(1, 1, 333), narrow)
+
+
 def test_a_cache_longer_than_the_context_serves(tiny):
     model, fast = tiny("heads of 64")
     ids, cache = random_ids(1, 48, 333), KVCache(100)

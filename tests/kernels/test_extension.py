@@ -184,6 +184,11 @@ def test_a_compilation_that_fails_is_told_and_not_tried_again(package):
     out, err = package.ask()
     assert out.startswith("False") and err.count("\n") == 1 and f"remove {log}" in err
     assert package.compilations() == tried
+    told = package.start_code(
+        "from kogpt.kernels import extension as e; from kogpt.kernels.targets import Gpu\n"
+        f"Gpu.current = classmethod(lambda cls: {HOPPER}); print(e.status('cuda'))"
+    )
+    assert f"remove {log}" in told.communicate()[0]
 
     log.unlink()
     assert package.ask()[0].startswith("True")
