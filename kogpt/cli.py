@@ -379,6 +379,7 @@ def add_merge(commands: Commands) -> None:
         "adapters", nargs="+", metavar="ADAPTER", help="folder of an adapter of LoRA"
     )
     parser.add_argument("destination", metavar="OUT", help="folder to write; must not exist")
+    add_architecture_argument(parser)
     add_json_argument(parser, "the report")
 
 

@@ -95,6 +95,7 @@ def merge_checkpoint(
     adapters: Folder | Sequence[Folder],
     dst: Folder,
     *,
+    model_class: type[KoGPT] | None = None,
     max_shard_size: int = MAX_SHARD_SIZE,
     quiet: bool = False,
 ) -> MergeReport:
@@ -108,6 +109,7 @@ def merge_checkpoint(
         src: folder or file of the checkpoint; None for the model in the box.
         adapters: folder of an adapter, or several.
         dst: the folder to write; must not exist, or be empty.
+        model_class: of the model; None for the one that belongs to its config.
         max_shard_size: bytes of a file of weights.
         quiet: no progress bar, not even on a terminal.
 
@@ -116,10 +118,10 @@ def merge_checkpoint(
             be used, or `dst` exists.
         NotEnoughResourcesError: the disk has no room.
     """
-    with open_checkpoint(BOX if src is None else src) as reader:
+    with open_checkpoint(BOX if src is None else src, model_class) as reader:
         reader.check(reader.require_config())
         _refuse_quantized(reader)
-        found = read_adapters(adapters, reader.require_config())
+        found = read_adapters(adapters, reader.require_config(), model_class)
         _refuse_prompts(found)
         return _Merge(reader, found, Path(dst)).run(max_shard_size, quiet)
 
@@ -135,7 +137,7 @@ class _Merge:
             self.head = reader.read(CLASSIFIER)
 
     def specs(self) -> list[TensorSpec]:
-        shapes = expand(self.config).items()
+        shapes = expand(self.config, self.reader.model_class).items()
         specs = [TensorSpec(name, self.reader.dtype(name), shape) for name, shape in shapes]
         return specs + ([] if self.head is None else [classifier_spec(len(self.head), self.config)])
 
@@ -151,7 +153,7 @@ class _Merge:
         return values
 
     def run(self, max_shard_size: int, quiet: bool) -> MergeReport:
-        layout = layout_of(self.config)
+        layout = layout_of(self.config, self.reader.model_class)
         stored = AssembledTensors(self.specs(), self.read, self.config, layout)
         shards = plan_shards(stored.specs, max_shard_size)
         nbytes = sum(shard.nbytes for shard in shards)

@@ -3,9 +3,13 @@
 import argparse
 
 from kogpt.adapters import merge_checkpoint
+from kogpt.architecture import load_architecture
 from kogpt.commands.common import print_report
 
 
 def run(args: argparse.Namespace) -> None:
-    report = merge_checkpoint(args.source, args.adapters, args.destination, quiet=args.json)
+    own = None if args.architecture is None else load_architecture(args.architecture)
+    report = merge_checkpoint(
+        args.source, args.adapters, args.destination, model_class=own, quiet=args.json
+    )
     print_report(report, args.json)

@@ -8,6 +8,7 @@ import torch
 
 from kogpt.box import BOX
 from kogpt.checkpoint import open_checkpoint
+from kogpt.checkpoint.dtypes import compute_dtype
 from kogpt.checkpoint.quantization import Quantization
 from kogpt.checkpoint.resources import available_memory
 from kogpt.cli import SHORTAGE, UsageError
@@ -46,7 +47,7 @@ def run(args: argparse.Namespace) -> int | None:
 
 def find_work(args: argparse.Namespace, gpus: int) -> Work:
     """What the arguments ask for."""
-    shape, quantization, precision = find_model(args.model or str(BOX))
+    shape, quantization, stored = find_model(args.model or str(BOX))
     if args.quantize:
         quantization = Quantization.of(args.quantize, GROUP_SIZE, zero_points=False)
     elif args.method == QLORA and quantization is None:
@@ -57,9 +58,12 @@ def find_work(args: argparse.Namespace, gpus: int) -> Work:
         quantization.check_fits(shape, args.model or str(BOX))
     fixed = {"out": Path(), "model": "", "data": ("",), "device": "cpu"}
     given = {**run_settings(args, FinetuningConfig), **fixed}
+    as_stored = False
     if args.method == INFERENCE:
         given["method"] = FULL  # of a config that counts for batch, length and precision alone
-        given.setdefault("precision", precision)
+        computed = compute_dtype(stored, torch.device("cuda" if gpus else "cpu"))
+        as_stored = "precision" not in given and computed != stored and type(shape) is KoGPTConfig
+        given.setdefault("precision", "bfloat16" if computed.itemsize == 2 else "float32")
     config = FinetuningConfig(**given)
     length, most = config.sequence_length, shape.n_positions
     if length and length > most:
@@ -69,18 +73,17 @@ def find_work(args: argparse.Namespace, gpus: int) -> Work:
         quantization = None  # the network that several processes share widens integers
     elif gpus > 1:
         refuse_unshared(config, gpus)
-    return Work(Stage(shape, gpus > 0, quantization), args.method, config, gpus)
+    return Work(Stage(shape, gpus > 0, quantization), args.method, config, gpus, as_stored)
 
 
-def find_model(name: str) -> tuple[KoGPTConfig, Quantization | None, str]:
-    """Shape of a preset, a `config.json` or a checkpoint, how its matrices are stored, and in what
-    precision it is used unless told otherwise.
+def find_model(name: str) -> tuple[KoGPTConfig, Quantization | None, torch.dtype]:
+    """Shape of a preset, a `config.json` or a checkpoint, and how its matrices and all else are
+    stored; what is not stored yet would be in bfloat16.
     """
     if name in PRESETS or Path(name).suffix == ".json":
-        return config_of(name), None, "bfloat16"
+        return config_of(name), None, torch.bfloat16
     with open_checkpoint(name) as reader:
-        narrow = reader.stored_dtype.itemsize == 2
-        return reader.require_config(), reader.quantization, "bfloat16" if narrow else "float32"
+        return reader.require_config(), reader.quantization, reader.stored_dtype
 
 
 def find_limit(memory: str | None, gpus: int) -> int | None:

@@ -67,12 +67,15 @@ class Work:
         method: of finetuning, or "inference".
         config: of finetuning. For "inference", its batch, length and precision count.
         gpus: over which the model is divided; 0 for the CPU.
+        as_stored: whether a model that reads in float32 keeps its weights in 16 bits, as one that
+            is prepared for decoding does with those of a float16 folder on a CPU.
     """
 
     stage: Stage
     method: str
     config: FinetuningConfig
     gpus: int
+    as_stored: bool = False
 
     def need(self) -> "Need":
         """What it takes of memory when that is most, by rehearsal."""
@@ -81,6 +84,12 @@ class Work:
             dtype = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
             length = config.sequence_length or shape.n_positions
             peaks = rehearse_reading(self.stage, dtype, config.micro_batch, length)
+            if self.as_stored:
+                integers = bytes_of_integers(self.stage)
+                peaks = {
+                    phase: {**parts, WEIGHTS: integers + (parts[WEIGHTS] - integers) // 2}
+                    for phase, parts in peaks.items()
+                }
         else:
             peaks = rehearse_training(self.stage, self.config)
         if self.gpus > 1:

@@ -33,6 +33,8 @@ from kogpt.errors import InputRefusedError
 from kogpt.model import KoGPT
 from tests.adapters.filled import trained_lora
 from tests.checkpoint.tiny import CONFIG, tiny_state
+from tests.model import swaps
+from tests.model.swaps import WithGroupedQueries
 
 COMPANIONS = {"tokenizer_config.json": b"{}"}
 
@@ -171,6 +173,18 @@ def test_integers_in_memory_are_not_merged(tmp_path):
     attach_lora(model, LoRAConfig())
     with pytest.raises(ValueError, match="h.0.attn.q_proj keeps integers"):
         merge(model)
+
+
+def test_a_class_of_ones_own_is_merged_as_it_is(tmp_path, ids):
+    model = WithGroupedQueries(CONFIG).eval()
+    write_checkpoint(tmp_path / "base", CONFIG, model.state_dict(), model_class=WithGroupedQueries)
+    trained_lora(model, LoRAConfig(targets=TARGETS), 1)
+    write_adapter(tmp_path / "lora", model, tmp_path)
+    own = f"{swaps.__file__}:WithGroupedQueries"
+    paths = (str(tmp_path / name) for name in ("base", "lora", "out"))
+    assert main(["merge", *paths, "--architecture", own]) == 0
+    merged = load_model(tmp_path / "out", model_class=WithGroupedQueries)
+    torch.testing.assert_close(merged(ids), model(ids), rtol=0, atol=1e-5)
 
 
 def test_the_command_merges_and_reports(tmp_path, adapters, capsys):

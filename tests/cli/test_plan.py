@@ -3,8 +3,12 @@
 import json
 
 import pytest
+import torch
 
-from kogpt.model import PRESETS
+from kogpt import load
+from kogpt.box import BOX
+from kogpt.checkpoint import ConversionOptions, convert
+from kogpt.model import PRESETS, KVCache
 from tests.cli.test_commands import kogpt, refusal
 
 NANO = ("plan", "--model", "nano", "--sequence", "64")
@@ -104,6 +108,24 @@ def test_reading_takes_weights_and_a_cache():
     shape = PRESETS["nano"]
     assert plan["bytes"]["cache"] == 4 * 64 * 2 * shape.n_embd * shape.n_layer * 2
     assert narrow["bytes"]["weights"] < plan["bytes"]["weights"]
+
+
+@pytest.mark.parametrize("quantize", [None, "int4"])
+@torch.inference_mode()
+def test_a_float16_folder_on_a_cpu_is_planned_as_it_is_used(tmp_path, quantize):
+    folder = BOX
+    if quantize:
+        folder = tmp_path / quantize
+        convert(BOX, folder, ConversionOptions(quantize=quantize))
+    model, tokenizer = load(folder, fast=True)
+    cache = KVCache(64)
+    model(torch.tensor([tokenizer.encode("영화")]), cache)
+    parts = planned(
+        "plan", "--model", str(folder), "--method", "inference", "--gpus", "0", "--sequence", "64"
+    )["bytes"]
+    held = sum(x.nbytes for x in model.streamed()) + model.transformer.embedding.nbytes
+    assert parts["cache"] == cache.nbytes
+    assert parts["weights"] == pytest.approx(held, rel=0.03)  # and the angles of positions
 
 
 def test_the_model_in_the_box_is_planned_by_its_headers():
