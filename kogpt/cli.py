@@ -51,22 +51,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         return fail(f"{error}", error.exit_code)
     except KeyboardInterrupt:
         return fail("interrupted", INTERRUPTED)
-    except BrokenPipeError:
-        discard_output()  # whoever read it has left
+    except BrokenPipeError:  # whoever read the output has left
+        let_go_of_output()
         return FAILED
     except MemoryError as error:  # torch's own out-of-memory errors arrive as commands' KoGPTError
         return fail(f"not enough memory: {error}", SHORTAGE)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        if full:
-            discard_output()  # which may be what is full
+        let_go_of_output()
         return fail(f"{where}{error.strerror}", SHORTAGE if full else FAILED)
 
 
-def discard_output() -> None:
-    """Gives the interpreter's last flush of standard output somewhere to go."""
-    if sys.stdout:
+def let_go_of_output() -> None:
+    """Where standard output cannot be written, gives the interpreter's last flush a place to go."""
+    try:
+        if sys.stdout:
+            sys.stdout.flush()
+    except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

@@ -163,7 +163,10 @@ def find(target: Target) -> Library | None:
 def libraries(kind: str) -> Iterator[Library]:
     """All that were compiled from the present sources: the installed one, then those cached."""
     record_name, sources = f"{building.library_name(kind)}.json", building.source_hash(kind)
-    cached = sorted(cache_folder().glob(f"{sources}-*/{record_name}"))
+    try:
+        cached = sorted(cache_folder().glob(f"{sources}-*/{record_name}"))
+    except CannotBuildError:  # there is no place for a cache
+        cached = []
     for path in [building.HERE / record_name, *cached]:
         if path.exists():
             record = json.loads(path.read_text())

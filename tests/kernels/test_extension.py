@@ -194,6 +194,17 @@ def test_a_compilation_that_fails_is_told_and_not_tried_again(package):
     assert package.ask()[0].startswith("True")
 
 
+def test_without_a_home_there_is_no_cache_and_a_reason(monkeypatch):
+    def homeless():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", homeless)
+    assert all(library.path.parent == building.HERE for library in extension.libraries("cpu"))
+    with pytest.raises(building.CannotBuildError, match="no XDG_CACHE_HOME, and: Could not"):
+        extension.cache_folder()
+
+
 def test_an_nvcc_outside_its_toolkit_leads_to_the_toolkit(toolkit, tmp_path, monkeypatch):
     write_program(tmp_path / "nvcc", f'#!/bin/sh\nexec "{toolkit}/bin/nvcc" "$@"\n')
     monkeypatch.delenv("CUDA_HOME", raising=False)
