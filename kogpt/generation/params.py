@@ -9,7 +9,8 @@ from typing import Literal, NamedTuple
 from kogpt.tokenizer.text import normalize_text
 
 SEED_LIMIT = 2**64
-LARGE = 1_000_000  # more would carry logits beyond what float32 holds
+# More would carry logits beyond what float32 holds.
+LARGE, LARGEST_BIAS = 1_000_000, 1e30
 
 
 class Range(NamedTuple):
@@ -190,5 +191,5 @@ def _ids(name: str, values: Sequence[int]) -> tuple[int, ...]:
 def _biases(values: Mapping[int, float]) -> dict[int, float]:
     for bias in values.values():
         if bias != -math.inf:
-            Range(Real, -LARGE, LARGE).check("logit_bias", bias)
+            Range(Real, -LARGEST_BIAS, LARGEST_BIAS).check("logit_bias", bias)
     return dict(zip(_ids("logit_bias", tuple(values)), map(float, values.values()), strict=True))

@@ -20,7 +20,7 @@ from kogpt.training import TrainingConfig
         ({"beta2": 1.0}, "beta2 is 1.0, it must be at least 0 and below 1"),
         ({"short_part": 1.5}, "short_part is 1.5, it must be 0 to 1"),
         ({"precision": "float16"}, "precision is 'float16', it must be float32 or bfloat16"),
-        ({"seed": -1}, "seed is -1, it must be at least 0"),
+        ({"seed": -1}, "seed is -1, it must be 0 to 4294967295"),
         ({"keep": 0}, "keep is 0, it must be at least 1"),
     ],
 )
