@@ -269,8 +269,14 @@ def _less_trained(work: Work) -> Iterator[tuple[str, Work]]:
 
 
 def _more_and_shorter(work: Work) -> Iterator[tuple[str, Work]]:
+    stage, config = work.stage, work.config
     for gpus in (2, 4, 8):
-        if 0 < work.gpus < gpus:
+        if not 0 < work.gpus < gpus:
+            continue
+        if work.method == INFERENCE and stage.shape.n_head % gpus == 0:
+            whole = dataclasses.replace(stage, quantization=None)  # they widen integers
+            yield f"--gpus {gpus}", dataclasses.replace(work, stage=whole, gpus=gpus)
+        elif work.method != INFERENCE and (config.weights, config.optimizer) == (FLOAT32, ADAMW):
             yield f"--gpus {gpus}", dataclasses.replace(work, gpus=gpus)
     length = work.config.sequence_length or work.stage.shape.n_positions
     while (length := length // 2) >= SHORTEST:

@@ -102,6 +102,16 @@ def test_several_gpus_are_not_offered_what_one_process_alone_can_do():
     assert not any("8bit" in option or "bfloat16-" in option for option in options)
 
 
+def test_what_one_process_alone_can_do_leads_to_no_more_of_them():
+    pytest.importorskip("torchao", reason="8-bit states come from torchao")
+    asked = (*NANO, "--method", "full", "--gpus", "1", "--memory", "1.09GB", "--batch", "4")
+    options = [
+        [way["options"] for way in planned(*asked, *more, code=4)["ways"]]
+        for more in ((), ("--optimizer", "adamw-8bit"))
+    ]
+    assert [any("--gpus" in option for option in each) for each in options] == [True, False]
+
+
 def test_reading_takes_weights_and_a_cache():
     reading = (*NANO, "--method", "inference", "--gpus", "1")
     plan, narrow = planned(*reading, "--batch", "4"), planned(*reading, "--quantize", "int8")
