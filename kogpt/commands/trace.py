@@ -105,6 +105,8 @@ def load_other(
         other: nn.Module = AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype, attn_implementation="eager", local_files_only=True
         )
+    except torch.OutOfMemoryError:
+        raise  # which is no fault of the folder
     except (OSError, ValueError, ImportError, RuntimeError) as error:
         raise InputRefusedError(f"{folder}: transformers cannot load it: {error}") from None
     return other.to(device)
