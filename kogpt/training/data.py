@@ -14,7 +14,7 @@ from torch import Tensor
 
 from kogpt.errors import InputRefusedError
 from kogpt.tokenizer import Tokenizer
-from kogpt.training.documents import is_held_out
+from kogpt.training.documents import HOLD_OUT_EVERY, is_held_out
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,10 @@ def encode_documents(
             (held_out if is_held_out(index) else training).add(text)
     result = training.finish(), held_out.finish()
     if not len(result[0]):
-        raise InputRefusedError("the data holds no document to train on")
+        raise InputRefusedError(
+            "the data holds no document to train on: the first of every "
+            f"{HOLD_OUT_EVERY} rows is held out"
+        )
     return result
 
 
