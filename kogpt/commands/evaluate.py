@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import hashlib
 import shlex
 import sys
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from tqdm import tqdm
 
 import kogpt
 from kogpt.adapters import read_adapters, virtual_ids
+from kogpt.architecture import load_architecture
 from kogpt.box import BOX
 from kogpt.checkpoint.staging import refuse_existing, to_json, write_atomically, writing
 from kogpt.cli import UsageError
@@ -50,6 +52,7 @@ from kogpt.evaluation.prompting import CONTENT_FREE, Encoder, ask, example
 from kogpt.evaluation.protocol import CALIBRATED
 from kogpt.evaluation.provenance import commit, fingerprint
 from kogpt.evaluation.running import draw_set, num_sets, rules_of
+from kogpt.fast import FastKoGPT
 from kogpt.model import KoGPT
 from kogpt.model.variants import read_config
 from kogpt.parallel import Parallel
@@ -157,8 +160,8 @@ def evaluate(works: list[Work], args: argparse.Namespace, parallel: Parallel) ->
         with writing(output):
             write_atomically(output, to_json(report))
         journal.remove()
-    pictures(report, args)
     print_json(report) if args.json else print(tables(report))
+    pictures(report, args)
 
 
 def run_all(works: list[Work], evaluator: Evaluator, speaks: bool) -> list[Run]:
@@ -181,14 +184,13 @@ def check_outputs(args: argparse.Namespace) -> None:
         require_matplotlib()
         if Path(args.plot).exists() and not Path(args.plot).is_dir():
             raise UsageError(f"argument --plot: no folder: {args.plot}")
+        Path(args.plot).mkdir(parents=True, exist_ok=True)
 
 
 def pictures(report: dict[str, Any], args: argparse.Namespace) -> None:
     if args.plot:
-        folder = Path(args.plot)
-        folder.mkdir(parents=True, exist_ok=True)
         for one in report["runs"]:
-            draw(one, report["model"]["name"], folder)
+            draw(one, report["model"]["name"], Path(args.plot))
 
 
 def describe(model: KoGPT, args: argparse.Namespace) -> dict[str, Any]:
@@ -201,9 +203,13 @@ def describe(model: KoGPT, args: argparse.Namespace) -> dict[str, Any]:
         "fingerprint": fingerprint(folder),
         "parameters": model.config.num_parameters,
         "dtype": str(model.dtype).removeprefix("torch."),
-        "network": "reference" if args.reference or args.tensor_parallel > 1 else "fast",
+        "network": "fast" if isinstance(model, FastKoGPT) else "reference",
         "tensor_parallel": args.tensor_parallel,
     }
+    if args.architecture:
+        file, _, name = args.architecture.rpartition(":")
+        sha256 = hashlib.sha256(Path(file).read_bytes()).hexdigest()
+        about["architecture"] = {"name": name, "sha256": sha256}
     if args.adapter:
         about["adapters"] = [
             {"name": folder.resolve().name, "fingerprint": fingerprint(folder)}
@@ -263,6 +269,10 @@ def shown(work: Work, args: argparse.Namespace) -> Iterator[str]:
 def reader(args: argparse.Namespace) -> tuple[Tokenizer, int, tuple[int, ...]]:
     """What a prompt depends on of a model: tokenizer, context, and what texts begin with."""
     folder = Path(args.model or BOX)
-    config = read_config(folder / "config.json")
+    if args.architecture:
+        own = load_architecture(args.architecture)
+        config = own.config_class.from_file(folder / "config.json")
+    else:
+        config = read_config(folder / "config.json")
     prefix = virtual_ids(read_adapters(args.adapter, config), config)
     return load_tokenizer(args.model), config.n_positions, tuple(prefix)

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from kogpt.errors import InputRefusedError
-from kogpt.evaluation.metrics import METRICS, SPEARMAN, Comparison, compare
+from kogpt.evaluation.metrics import METRICS, Comparison, compare
 from kogpt.evaluation.report import Json, outcome_of
 
 HEADINGS = ("task", "prompt", "shots", "scored by", "metric", "{}", "{}", "difference", "95 %", "p")
@@ -16,25 +16,30 @@ def compare_reports(first: Json, second: Json) -> list[tuple[Json, str, Comparis
         The run of the first report, the rule of scoring, and what came of it.
 
     Raises:
-        InputRefusedError: the reports have no run in common, or runs of one name are of other rows.
+        InputRefusedError: the reports have no run or no rule of scoring in common, or runs of one
+            name are of other rows or unequally many sets of shots.
     """
     others = {_key(run): run for run in second["runs"]}
     pairs = [(run, others[_key(run)]) for run in first["runs"] if _key(run) in others]
     if not pairs:
         raise InputRefusedError("the reports have no task, prompt and number of shots in common")
-    return [(run, rule, result) for run, other in pairs for rule, result in _compare(run, other)]
+    results = [(run, rule, result) for run, other in pairs for rule, result in _compare(run, other)]
+    if not results:
+        raise InputRefusedError("the reports have no rule of scoring in common")
+    return results
 
 
 def _compare(run: Json, other: Json) -> Iterator[tuple[str, Comparison]]:
-    if run["scored"]["sha256"] != other["scored"]["sha256"] or run["rows"] != other["rows"]:
+    same = run["scored"]["sha256"] == other["scored"]["sha256"]
+    if not same or any(run[name] != other[name] for name in ("rows", "gold", "labels")):
         counts = [f"{len(each['rows'])} of {each['scored']['file']}" for each in (run, other)]
         raise InputRefusedError(
             f"{run['task']}: the reports were not scored on the same rows: {' and '.join(counts)}"
         )
     sets = len(run["sets"]), len(other["sets"])
-    if SPEARMAN in run["metrics"] and sets[0] != sets[1]:
+    if sets[0] != sets[1]:
         raise InputRefusedError(
-            f"{run['task']}: {METRICS[SPEARMAN]} is compared between equally many sets of shots,"
+            f"{run['task']}: rows change sides between equally many sets of shots,"
             f" not {sets[0]} and {sets[1]}"
         )
     for rule in run["protocol"]["scoring"]:

@@ -4,6 +4,7 @@ A batch is named by the hash of the model and of all ids in it, so whatever else
 runs of a command, what they share is computed once, and nothing else is ever taken for it.
 """
 
+import glob
 import hashlib
 import json
 from collections.abc import Sequence
@@ -74,15 +75,15 @@ class Journal:
     def _files(self) -> list[Path]:
         if self._report is None:
             return []
-        return sorted(self._report.parent.glob(f".{self._report.name}.journal-*"))
+        return sorted(self._report.parent.glob(f".{glob.escape(self._report.name)}.journal-*"))
 
 
 def _read(path: Path) -> dict[str, Values]:
     """All whole lines; one that a crash cut short is left out, whatever follows it."""
     found: dict[str, Values] = {}
-    for line in path.read_text(encoding="utf-8").split("\n"):
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
         entry = _parse(line)
-        if isinstance(entry, dict):
+        if isinstance(entry, dict) and {"batch", "values"} <= entry.keys():
             found[entry["batch"]] = entry["values"]
     return found
 

@@ -41,8 +41,9 @@ class Query:
 
     @cached_property
     def stem(self) -> Ids:
-        """The context and what all continuations begin with."""
-        return self.context + common_start(self.continuations)
+        """The context and what all continuations begin with, short of any one's last id."""
+        shortest = min(map(len, self.continuations))
+        return self.context + common_start(self.continuations)[: max(0, shortest - 1)]
 
     @cached_property
     def branches(self) -> tuple[Ids, ...]:

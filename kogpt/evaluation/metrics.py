@@ -205,10 +205,12 @@ def compare(metric: str, first: Outcome, second: Outcome, seed: int = 0) -> Comp
     """Paired significance: approximate randomisation (Noreen 1989) and a bootstrap interval.
 
     Raises:
-        ValueError: the two are not of the same rows.
+        ValueError: the two are not of the same rows, or of unequally many sets.
     """
     if not np.array_equal(first.gold, second.gold):
         raise ValueError("the two were not scored on the same rows")
+    if len(first.scores) != len(second.scores):
+        raise ValueError("the two were not scored with equally many sets of shots")
     random = np.random.default_rng(seed)
     means = [float(np.mean(measure(metric, outcome))) for outcome in (first, second)]
     drawn = resampled(metric, (first, second), random)
@@ -233,16 +235,19 @@ def _swapped(
     if metric == SPEARMAN:
         return _swapped_spearman(first, second, random)
     kinds = Kinds((first, second))
-    moved = random.binomial(kinds.counts, 0.5, size=(10 * RESAMPLES, len(kinds.counts)))
-    stay = kinds.counts - moved
-    return kinds.mean_of(metric, [(stay, 1), (moved, 0)]) - kinds.mean_of(
-        metric, [(stay, 0), (moved, 1)]
-    )
+
+    def some() -> np.ndarray:
+        moved = random.binomial(kinds.counts, 0.5, size=(RESAMPLES // 10, len(kinds.counts)))
+        stay = kinds.counts - moved
+        return kinds.mean_of(metric, [(stay, 1), (moved, 0)]) - kinds.mean_of(
+            metric, [(stay, 0), (moved, 1)]
+        )
+
+    # Some at a time: rows of many sets are of many kinds, and all would take gigabytes.
+    return np.concatenate([some() for _ in range(100)])
 
 
 def _swapped_spearman(first: Outcome, second: Outcome, random: np.random.Generator) -> np.ndarray:
-    if len(first.scores) != len(second.scores):
-        raise ValueError("the two were not scored with equally many sets of shots")
     rows = np.arange(len(first.gold))[None]
 
     def once() -> float:

@@ -21,6 +21,10 @@ from kogpt.evaluation.running import Answers, Run
 
 FORMAT = "kogpt-evaluation-1"
 UNTOLD = "untold"
+# What comparing takes of a run.
+RUN_KEYS = {"task", "title", "labels", "metrics", "prompt", "protocol", "scored"} | {
+    *("rows", "gold", "degrees", "sets")
+}
 
 Json = dict[str, Any]
 
@@ -50,6 +54,12 @@ def read_report(path: Path) -> Json:
         raise InputRefusedError(f"{path}: {error}") from None
     if not isinstance(report, dict) or report.get("format") != FORMAT or not report.get("runs"):
         raise InputRefusedError(f"{path}: no report of kogpt evaluate ({FORMAT})")
+    for run in report["runs"]:
+        missing = RUN_KEYS - set(run if isinstance(run, dict) else ())
+        if missing:
+            raise InputRefusedError(f"{path}: damaged: a run has no {', '.join(sorted(missing))}")
+    if not isinstance(report.get("model"), dict) or "name" not in report["model"]:
+        raise InputRefusedError(f"{path}: damaged: no name of the model")
     return report
 
 

@@ -193,8 +193,8 @@ class Evaluator:
         """Runs a task once for each number of shots.
 
         Raises:
-            InputRefusedError: there are too few rows to draw shots from, or no row fits the
-                context.
+            InputRefusedError: there are too few rows to draw shots from, no row fits the
+                context, or an answer is empty.
         """
         for shots in protocol.shots:
             yield self._run(task, prompt, replace(protocol, shots=(shots,)), data)
@@ -206,6 +206,9 @@ class Evaluator:
         too_long = sorted({row.index for row in data.sample} - {row.index for row in rows})
         if not rows:
             raise InputRefusedError(f"{data.scored.path}: no row fits the context of the model")
+        for row in rows:
+            if not all(answer.strip() for answer in ask(prompt, row).answers):
+                raise InputRefusedError(f"{data.scored.path}: row {row.index}: an answer is empty")
         run = Run(task, prompt, protocol, data, rows, too_long)
         for number in range(num_sets(protocol)):
             shots = draw_set(task, protocol, data, number, self.tokenizer)
@@ -337,5 +340,6 @@ class Board:
 def prior(blanks: Sequence[Sequence[float]]) -> list[float]:
     """Log-probability of each answer among all, the mean of probabilities over some questions."""
     values = np.array(blanks)
-    odds = np.exp(values - values.max(-1, keepdims=True))
-    return np.log((odds / odds.sum(-1, keepdims=True)).mean(0)).tolist()
+    # In logarithms throughout: answers of unequal lengths are further apart than a double reaches.
+    shares = values - np.logaddexp.reduce(values, axis=-1, keepdims=True)
+    return (np.logaddexp.reduce(shares, axis=0) - np.log(len(values))).tolist()

@@ -2,9 +2,11 @@
 
 import json
 import re
+import shutil
 
 import pytest
 
+from kogpt.box import BOX
 from kogpt.commands import evaluate as command
 from kogpt.evaluation import Protocol, load_preset, load_task, preset_names, read_data, task_names
 from kogpt.evaluation.prompting import Encoder, ask, example
@@ -12,6 +14,7 @@ from kogpt.evaluation.running import draw_set
 from kogpt.tokenizer import load_tokenizer
 from tests.cli.test_commands import kogpt, refusal
 from tests.evaluation.tiny import SCORED, SHOTS, TASK, write_table, write_task
+from tests.model import swaps
 
 
 @pytest.fixture
@@ -289,11 +292,89 @@ def test_reports_that_cannot_be_compared_are_refused(reviews, tmp_path):
         assert told == f"kogpt: {path}: no report of kogpt evaluate (kogpt-evaluation-1)"
 
 
-def test_spearman_of_unequally_many_sets_is_not_compared(tmp_path):
+@pytest.mark.parametrize("metric", ["spearman", "accuracy"])
+def test_unequally_many_sets_are_not_compared(metric, tmp_path):
     text = TASK.replace("[fields]\n", '[fields]\ndegree = "label"\n')
-    path = write_task(tmp_path, text.replace('"accuracy"', '"spearman"'))
+    path = write_task(tmp_path, text.replace('"accuracy"', f'"{metric}"'))
     arguments = ("evaluate", str(path), "--data", str(tmp_path), "--shots", "1")
     one = write_report(tmp_path / "one.json", arguments, "--sets", "1")
     two = write_report(tmp_path / "two.json", arguments, "--sets", "2")
     told = refusal("evaluate", "--compare", one, two, code=3)
-    assert told.endswith("Spearman is compared between equally many sets of shots, not 1 and 2")
+    assert told.endswith("rows change sides between equally many sets of shots, not 1 and 2")
+
+
+def test_damaged_reports_are_refused_and_so_is_nothing_to_compare(reviews, tmp_path):
+    path = write_report(tmp_path / "one.json", reviews, "--scoring", "sum")
+    report = json.loads((tmp_path / "one.json").read_text())
+
+    def told(name, change):
+        changed = json.loads(json.dumps(report))
+        change(changed)
+        (tmp_path / name).write_text(json.dumps(changed))
+        return refusal("evaluate", "--compare", path, str(tmp_path / name), code=3)
+
+    cut = told("cut.json", lambda changed: changed["runs"][0].pop("degrees"))
+    assert cut.endswith("cut.json: damaged: a run has no degrees")
+    assert "a run has no" in told("odd.json", lambda changed: changed.update(runs=[1]))
+    nameless = told("nameless.json", lambda changed: changed.pop("model"))
+    assert nameless.endswith("damaged: no name of the model")
+    turned = told("gold.json", lambda changed: changed["runs"][0]["gold"].reverse())
+    assert "the reports were not scored on the same rows" in turned
+    rules = told(
+        "rule.json", lambda changed: changed["runs"][0]["protocol"].update(scoring=["per-token"])
+    )
+    assert rules.endswith("the reports have no rule of scoring in common")
+
+
+def test_an_architecture_takes_nothing_from_the_journal_of_another(reviews, tmp_path, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    output = ("--scoring", "sum", "--output", str(tmp_path / "report[1].json"))
+    with monkeypatch.context() as interrupted:
+        interrupted.setattr(command, "make_report", stop)
+        kogpt(*reviews, *output, code=130)
+    assert (tmp_path / ".report[1].json.journal-0").exists()
+    own = ("--architecture", f"{swaps.__file__}:WithHalfRotation")
+    kogpt(*reviews, *output, *own)
+    report = strict((tmp_path / "report[1].json").read_text())
+    assert report["model"]["architecture"]["name"] == "WithHalfRotation"
+    assert report["model"]["network"] == "reference"
+    fresh = strict(kogpt(*reviews, "--scoring", "sum", "--json", *own).stdout)
+    plain = strict(kogpt(*reviews, "--scoring", "sum", "--json").stdout)
+    assert report["runs"] == fresh["runs"] != plain["runs"]
+    assert not list(tmp_path.glob(".*journal*"))
+
+
+def test_prompts_of_a_class_of_ones_own_are_shown(reviews, tmp_path):
+    source = tmp_path / "mine.py"
+    source.write_text(
+        "import dataclasses\nfrom typing import ClassVar\n"
+        "from kogpt.model import KoGPT, KoGPTConfig\n"
+        "@dataclasses.dataclass(frozen=True)\n"
+        "class Config(KoGPTConfig):\n    model_type: ClassVar[str] = 'mine'\n"
+        "class Mine(KoGPT):\n    config_class = Config\n"
+    )
+    folder = tmp_path / "model"
+    shutil.copytree(BOX, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": "mine"}))
+    asked = (*reviews, "--show", "1", "--model", str(folder))
+    own = ("--architecture", f"{source}:Mine")
+    assert kogpt(*asked, *own).stdout == kogpt(*reviews, "--show", "1").stdout
+
+
+def test_an_answer_of_nothing_is_refused_by_row(tmp_path):
+    text = TASK.replace('targets = [" 최악", " 최고"]', 'targets = [" 최악", " {document}"]')
+    path = write_task(tmp_path, text)
+    told = refusal("evaluate", str(path), "--data", str(tmp_path), code=3)
+    assert told.endswith("scored.tsv: row 2: an answer is empty")
+
+
+def test_a_folder_for_pictures_that_cannot_be_is_told_before_anything_is_computed(
+    reviews, tmp_path, monkeypatch
+):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(command, "run_all", lambda *_: pytest.fail("it has begun"))
+    told = refusal(*reviews, "--plot", str(tmp_path / "file" / "plots"), code=1)
+    assert "Not a directory" in told

@@ -124,3 +124,17 @@ def test_a_gpu_gives_the_same(model, fast):
         log_likelihoods(there, queries, 4), log_likelihoods(model, queries, 4), strict=True
     ):
         assert [x.value for x in found] == pytest.approx([x.value for x in expected], rel=1e-4)
+
+
+@pytest.mark.parametrize("answers", [1, 2, 3])
+def test_a_last_id_is_predicted_beyond_the_context_whatever_else_is_asked(model, answers):
+    """One answer, or several that are equal, share their last id, and still it is not read."""
+    context = tuple(random.Random(0).choices(LETTERS, k=model.config.n_positions - 1))
+    last = [(20, 30), (20, 30), (20, 31)][:answers]
+    query = Query(context, tuple(last))
+    assert query.num_read == model.config.n_positions
+    (found,) = log_likelihoods(model, [query])
+    with torch.inference_mode():
+        logits = model(torch.tensor([(*context, 20)]))[0, -2:].double().log_softmax(-1)
+    expected = [(logits[0, 20] + logits[1, end]).item() for _, end in last]
+    assert [value for value, _ in found] == pytest.approx(expected, rel=1e-6, abs=1e-5)

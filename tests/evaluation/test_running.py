@@ -1,6 +1,7 @@
 """Whole runs of a small task: what is reported, resumed, shared among processes, compared."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -25,6 +26,7 @@ from kogpt.evaluation import (
     read_report,
 )
 from kogpt.evaluation.prompting import ask, ask_nothing, example
+from kogpt.evaluation.running import prior
 from kogpt.generation import score
 from tests.evaluation.toy import write_task
 from tests.scale import scaled
@@ -109,6 +111,14 @@ def test_calibration_takes_off_what_answers_score_when_nothing_is_asked(toy, eva
     assert answers.priors[0] == pytest.approx(expected, abs=1e-4)
     assert answers.scores("calibrated")[0] == pytest.approx(
         np.array(answers.log_likelihoods[0]) - answers.priors[0]
+    )
+
+
+def test_calibration_bears_answers_that_are_far_apart():
+    blanks = [[-3.0, -900.0], [-4.0, -950.0], [-2.0, -800.0]]
+    assert prior(blanks) == pytest.approx([0.0, -798.0 - math.log(3)])
+    assert prior([[-1.0, -2.0]]) == pytest.approx(
+        [-math.log1p(math.exp(-1)), -math.log1p(math.exp(1))]
     )
 
 
