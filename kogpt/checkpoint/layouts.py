@@ -76,6 +76,11 @@ class Layout:
     block: Mapping[str, Row]
     variants: Mapping[str, str]
 
+    @property
+    def twins(self) -> set[str]:
+        """Names under which a tensor may lie once more."""
+        return {f"{row.twin}.weight" for row in self.outer.values() if row.twin is not None}
+
     def find(self, name: str) -> tuple[Row, str]:
         """The row of a tensor of ours, and the name of the tensor that it lies in."""
         layer, _, leaf = name.rpartition(".")

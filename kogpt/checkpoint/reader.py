@@ -89,7 +89,7 @@ class CheckpointReader:
                     )
                 self._owner[name] = part
         if index is not None:
-            self._check_index(index)
+            self._check_index(index, layout)
         self.files = [path for part in parts for path in part.paths]
         self.files += [] if index is None else [index.path]
         if layout is not None:
@@ -204,21 +204,22 @@ class CheckpointReader:
         self._owner |= dict.fromkeys(matrices.tensors, matrices)
         return matrices.tensors
 
-    def _check_index(self, index: ShardIndex) -> None:
+    def _check_index(self, index: ShardIndex, layout: Layout | None) -> None:
         for name, file in index.weight_map.items():
             if name not in self._owner or self._owner[name].path.name != file:
                 raise InputRefusedError(f"{index.path}: {name} is not in {file}")
         for name in self._owner:
             if name not in index.weight_map and not is_ignored(name):
                 raise InputRefusedError(f"{index.path}: {name} is not listed")
-        self._check_total(index)
+        self._check_total(index, set() if layout is None else layout.twins)
 
-    def _check_total(self, index: ShardIndex) -> None:
-        # Libraries count masks at one byte a value, one bit, or not at all.
+    def _check_total(self, index: ShardIndex, twins: Collection[str]) -> None:
+        # Libraries count masks at one byte a value, one bit, or not at all, and what two tensors
+        # share once or twice.
         sizes = {True: 0, False: 0}
         for name in self._owner:
             count = torch.Size(self.shape(name)).numel() * self.dtype(name).itemsize
-            sizes[is_ignored(name)] += count
+            sizes[is_ignored(name) or name in twins] += count
         total = index.total_size
         if total is not None and not sizes[False] <= total <= sizes[False] + sizes[True]:
             raise InputRefusedError(

@@ -32,6 +32,8 @@ def run(args: argparse.Namespace) -> None:
         input_ids = read_prompt(args, model, folder)
         dtypes = model.dtype, reference_dtype(args, model.dtype)
         other = load_other(args, folder, dtypes[1], device)
+        if isinstance(other, KoGPT):  # of another folder, whose context may be shorter
+            refuse_unreadable(input_ids[0].tolist(), "the prompt", other, load_tokenizer(folder))
         names = names_of((folder, Path(args.against or folder)), dtypes)
         report = trace(model, other, input_ids, tolerance=args.tolerance, names=names)
     if args.plot:

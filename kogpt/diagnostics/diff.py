@@ -18,6 +18,8 @@ WITHOUT_EFFECT = {
     *("attn_pdrop", "embd_pdrop", "resid_pdrop", "initializer_range"),
     *("bos_token_id", "eos_token_id", "pad_token_id"),
 }
+# Settings whose None stands for a value, and where that is.
+IMPLIED = {"n_inner": "inner_dim", "rotary_dim": "rotary_width"}
 LAYER = re.compile(r"(?<=\.h\.)\d+(?=\.)")
 
 
@@ -28,7 +30,7 @@ class Model:
     Attributes:
         name: what it was asked for by.
         model_class: of the network.
-        settings: those that `config.json` holds.
+        settings: those that `config.json` holds, with the values that None stands for.
         shapes: of the parameters, in network order.
     """
 
@@ -55,7 +57,12 @@ def find_model(name: str | os.PathLike[str], model_class: type[KoGPT] | None = N
     """
     config = _find_config(str(name), model_class)
     model_class = model_class or class_of(config)
-    return Model(str(name), model_class, config.to_dict(), expand(config, model_class))
+    implied = {name: getattr(config, value) for name, value in IMPLIED.items()}
+    settings = {
+        name: implied.get(name) if value is None else value
+        for name, value in config.to_dict().items()
+    }
+    return Model(str(name), model_class, settings, expand(config, model_class))
 
 
 def _find_config(name: str, model_class: type[KoGPT] | None) -> KoGPTConfig:
@@ -141,7 +148,7 @@ def compare(first: Model, second: Model) -> Difference:
     only_first = {name: shape for name, shape in a.items() if name not in b}
     only_second = {name: shape for name, shape in b.items() if name not in a}
     fits = not (reshaped or only_first or only_second)
-    classes = first.model_class.__name__, second.model_class.__name__
+    classes = _names(first.model_class, second.model_class)
     return Difference(
         first.name,
         second.name,
@@ -156,6 +163,14 @@ def compare(first: Model, second: Model) -> Difference:
         if fits
         else _first_obstacle([*reshaped, *only_first, *only_second], a, b),
     )
+
+
+def _names(first: type, second: type) -> tuple[str, str]:
+    """Of two classes; with their modules where that alone tells them apart."""
+    if first is second or first.__name__ != second.__name__:
+        return first.__name__, second.__name__
+    a, b = (f"{each.__module__}.{each.__qualname__}" for each in (first, second))
+    return a, b
 
 
 def _first_obstacle(names: Iterable[str], a: Shapes, b: Shapes) -> str:

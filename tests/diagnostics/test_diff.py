@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from kogpt.architecture import load_architecture
 from kogpt.checkpoint.writer import write_checkpoint
 from kogpt.cli import main
 from kogpt.diagnostics.diff import compare, find_model
@@ -77,3 +78,21 @@ def test_the_command_reads_presets_files_folders_and_own_classes(tmp_path, capsy
 def test_what_cannot_be_read_is_refused_by_name(tmp_path, capsys):
     assert main(["diff", "nano", str(tmp_path / "none")]) == 3
     assert f"{tmp_path / 'none'}: no such file or folder" in capsys.readouterr().err
+
+
+def test_what_none_stands_for_may_be_spelled_out(tmp_path):
+    plain = dataclasses.replace(tiny.CONFIG, n_inner=None, rotary_dim=None)
+    spelled = dataclasses.replace(plain, n_inner=plain.inner_dim, rotary_dim=plain.head_dim)
+    found = compare(
+        find_model(write(tmp_path / "a", plain)), find_model(write(tmp_path / "b", spelled))
+    )
+    assert found.fits and found.obstacle is None and not found.settings
+
+
+def test_classes_of_one_name_are_told_apart(tmp_path):
+    source = tmp_path / "mine.py"
+    source.write_text("import kogpt.model\nclass KoGPT(kogpt.model.KoGPT):\n    pass\n")
+    own = load_architecture(f"{source}:KoGPT")
+    folder = write(tmp_path / "a")
+    found = compare(find_model(folder), find_model(folder, own))
+    assert found.obstacle == "classes kogpt.model.transformer.KoGPT and mine.KoGPT"

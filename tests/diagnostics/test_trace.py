@@ -469,6 +469,10 @@ def test_the_command_refuses_what_has_no_sense(folders, monkeypatch):
     assert "must end in .png" in refusal(*sound, "--plot", "x.txt", code=2)
     assert "the prompt is empty" in refusal("trace", "", *sound[2:], code=3)
     assert "/nonexistent" in refusal(*sound, "--against", "/nonexistent", code=3)
+    short = KoGPTConfig(**{**SHAPE, "vocab_size": 512, "n_positions": 2}, rotary_dim=8)
+    write_checkpoint(folders / "short", short, random_model(short).state_dict())
+    told = refusal(*sound, "--against", f"{folders}/short", code=3)
+    assert "tokens, the context of the model holds 2" in told
     monkeypatch.setitem(sys.modules, "transformers", None)
     line = refusal(*sound, "--against", "transformers", code=1)
     assert "--against transformers needs it: pip install transformers" in line

@@ -145,6 +145,27 @@ def test_a_pickle_with_masks_and_a_tied_head_is_read_alike(theirs, folder, tmp_p
     assert len(inspect(tmp_path).ignored) == 6
 
 
+@pytest.mark.parametrize("counted", [1, 2])
+def test_shards_may_count_a_tied_head_once_or_twice(counted, tmp_path, ids):
+    """huggingface_hub counts memory, of which both have the same."""
+    theirs = reference("gpt2")
+    theirs.config.save_pretrained(tmp_path)
+    state = {name: tensor.clone() for name, tensor in theirs.state_dict().items()}
+    sizes = {name: tensor.nbytes for name, tensor in state.items()}
+    names = [f"pytorch_model-0000{i}-of-00002.bin" for i in (1, 2)]
+    files = {name: names[name == "lm_head.weight"] for name in state}
+    for file in names:
+        torch.save({name: state[name] for name in state if files[name] == file}, tmp_path / file)
+    total = sum(sizes.values()) - (2 - counted) * sizes["lm_head.weight"]
+    index = {"metadata": {"total_size": total}, "weight_map": files}
+    (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    assert distance(load_model(tmp_path), theirs, ids) < 1e-5
+    index["metadata"]["total_size"] = sum(sizes.values()) - sizes["lm_head.weight"] - 4
+    (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    with pytest.raises(InputRefusedError, match="total_size is"):
+        load_model(tmp_path)
+
+
 def test_a_bare_file_is_converted_by_the_config_given(theirs, folder, converted, tmp_path):
     torch.save(theirs.state_dict(), tmp_path / "pytorch_model.bin")
     with pytest.raises(InputRefusedError, match=r"config\.json is missing"):
@@ -273,6 +294,7 @@ def test_what_does_not_fit_is_refused_by_name(folder, change, message, tmp_path)
         ({"use_parallel_residual": False}, "use_parallel_residual is False"),
         ({"rope_parameters": {"rope_type": "yarn"}}, "rope_type is 'yarn'"),
         ({"rope_parameters": {"rope_theta": "far"}}, "no numbers"),
+        ({"rope_scaling": {"type": "linear", "factor": 4.0}}, "rope_type is 'linear'"),
         ({"num_attention_heads": 0}, "no numbers"),
         ({"hidden_size": None}, "no numbers"),
     ],

@@ -83,9 +83,11 @@ def _our_keys(values: Mapping[str, Any]) -> dict[str, Any]:
     ours = {KEYS.get(key, key): value for key, value in values.items()}
     rope = {"partial_rotary_factor": values.get("rotary_pct", 0.25)}
     rope |= {"rope_theta": values.get("rotary_emb_base", 10000)}
-    rope |= values.get("rope_parameters") or {}
-    if (kind := rope.get("rope_type", "default")) != "default":
-        raise InputRefusedError(f"rope_type is {kind!r}, only 'default' is known")
+    for key in ("rope_scaling", "rope_parameters"):  # the older name first
+        given = values.get(key) or {}
+        if (kind := given.get("rope_type", given.get("type", "default"))) != "default":
+            raise InputRefusedError(f"rope_type is {kind!r}, only 'default' is known")
+        rope |= given
     try:
         head_dim = ours["n_embd"] // ours["n_head"]
         ours["rotary_dim"] = int(head_dim * rope["partial_rotary_factor"])
