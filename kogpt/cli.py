@@ -7,6 +7,7 @@ command's own module is imported when it runs.
 import argparse
 import errno
 import importlib
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -39,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns the exit code."""
     parser = build_parser()
     args = parser.parse_args(with_default_command(sys.argv[1:] if argv is None else argv))
+    prepare_streams()
     try:
         command = importlib.import_module(f"kogpt.commands.{args.command}")
         code = command.run(args) or 0
@@ -61,6 +63,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         let_go_of_output()
         return fail(f"{where}{error.strerror}", SHORTAGE if full else FAILED)
+
+
+def prepare_streams() -> None:
+    """Lets nothing that is told fail for how it is told."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="replace")  # where the locale has no such character
+    if sys.stderr is None:  # closed; `print` would take standard output instead
+        sys.stderr = open(os.devnull, "w")
 
 
 def let_go_of_output() -> None:

@@ -95,7 +95,7 @@ def read_temperature(line: str) -> float:
 
 def read_max_length(prompt_length: int, context: int, line: str) -> int:
     low = prompt_length + 1
-    length = int(line) if line.isdecimal() else MAX_LENGTH if not line else 0
+    length = int(line) if line.isdecimal() and len(line) < 19 else 0 if line else MAX_LENGTH
     if not low <= length <= context:
         raise ValueError(
             f"max_length is {line or length}; it counts the prompt, so give {low} to {context}"
@@ -116,7 +116,7 @@ def read_line(question: str) -> str:
     if sys.stdin.isatty() and sys.stdout.isatty():
         return input(question)  # readline has to know the question to redraw the line
     print(question, end="", file=sys.stderr, flush=True)
-    return input()
+    return input().removeprefix("\ufeff")  # a mark that begins some files, and no text
 
 
 def write(

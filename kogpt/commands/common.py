@@ -3,6 +3,7 @@
 import argparse
 import json
 import sys
+from codecs import lookup
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,7 +35,7 @@ def read_text(argument: str) -> str:
         raise InputRefusedError("standard input is closed")
     data = sys.stdin.buffer.read()
     try:
-        return data.decode("utf-8-sig").removesuffix("\n")
+        return data.decode("utf-8-sig").removesuffix("\n").removesuffix("\r")
     except UnicodeDecodeError as error:
         raise InputRefusedError(
             f"standard input is not UTF-8: byte 0x{data[error.start]:02x} at offset {error.start}"
@@ -180,8 +181,9 @@ def _setting(value: Any, hint: Any) -> Any:
 
 
 def print_json(value: object) -> None:
-    """One object on one line of standard output, Hangul as Hangul."""
-    print(json.dumps(value, ensure_ascii=False), flush=True)
+    """One object on one line of standard output, Hangul as Hangul where it speaks UTF-8."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    print(json.dumps(value, ensure_ascii=lookup(encoding).name != "utf-8"), flush=True)
 
 
 class Report(Protocol):

@@ -21,6 +21,8 @@ TEMPERATURE = 0.8  # the released program's default; a beam search draws nothing
 
 
 def run(args: argparse.Namespace) -> None:
+    if args.logprobs is not None and not args.json:
+        raise UsageError("argument --logprobs: only with --json")
     with usage_errors():
         params = sampling_params(args)
     if params.num_beams > 1 and (args.speculate or args.draft_model):

@@ -43,12 +43,13 @@ def refuse_wrong_use(args: argparse.Namespace) -> None:
 def read_texts(args: argparse.Namespace) -> list[str]:
     """The texts asked for; of lines and rows, those that are not empty."""
     if args.data:
-        from kogpt.training.documents import read_documents
+        from kogpt.training.documents import COLUMN, read_documents
 
-        rows = read_documents(map(Path, args.data), args.column or "document")
+        rows = read_documents(map(Path, args.data), args.column or COLUMN)
         texts = list(islice(filter(None, rows), args.limit))
     elif args.text == "-":
-        texts = [line for line in read_text("-").splitlines() if line]
+        rows = (line.removesuffix("\r") for line in read_text("-").split("\n"))
+        texts = list(filter(None, rows))
     else:
         return [args.text]
     if not texts:

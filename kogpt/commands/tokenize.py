@@ -6,8 +6,12 @@ from kogpt.cli import UsageError
 from kogpt.commands.common import print_json, read_text, usage_errors
 from kogpt.tokenizer import Tokenizer, load_tokenizer
 
+LONGEST_ID = 18  # digits of a number that 64 bits hold
+
 
 def run(args: argparse.Namespace) -> None:
+    if args.decode and (args.special or args.normalize != "auto"):
+        raise UsageError("arguments --special and --normalize: not with --decode")
     tokenizer = load_tokenizer(args.model)
     text = read_text(args.text)
     if args.decode:
@@ -21,8 +25,8 @@ def parse_ids(text: str) -> list[int]:
     """Ids written in decimal, between spaces or commas, in brackets or not."""
     words = text.strip().removeprefix("[").removesuffix("]").replace(",", " ").split()
     for word in words:
-        if not (word.isascii() and word.isdigit()):
-            raise UsageError(f"argument TEXT: {word!r} is not a token id")
+        if not (word.isascii() and word.isdigit() and len(word) <= LONGEST_ID):
+            raise UsageError(f"argument TEXT: {word[:50]!r} is not a token id")
     return [int(word) for word in words]
 
 

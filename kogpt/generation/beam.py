@@ -14,10 +14,9 @@ import torch
 from torch import Tensor
 
 from kogpt.generation.batch import Batch
-from kogpt.generation.loop import refuse_unusable
 from kogpt.generation.processors import BANNED
 from kogpt.generation.sample import NO_TOKEN, Request, Sample, TokenLogprob
-from kogpt.generation.scoring import token_logprobs
+from kogpt.generation.scoring import refuse_unusable, token_logprobs
 from kogpt.tokenizer import Tokenizer
 
 

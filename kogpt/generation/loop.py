@@ -5,11 +5,10 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from kogpt.errors import KoGPTError
 from kogpt.generation.batch import Batch
 from kogpt.generation.sample import NO_TOKEN, Request, Sample
 from kogpt.generation.sampling import Sampler
-from kogpt.generation.scoring import token_logprobs
+from kogpt.generation.scoring import refuse_unusable, token_logprobs
 from kogpt.generation.speculative import Speculation, Speculator
 from kogpt.generation.transfer import reads_on, start_copy
 
@@ -91,12 +90,3 @@ def record(samples: Sequence[Sample], logits: Tensor, ids: Tensor, chosen: Seque
     for row, sample in enumerate(samples):
         if sample.finish_reason is None:
             sample.push(chosen[row], logprobs[row] if logprobs else None)
-
-
-def refuse_unusable(logits: Tensor) -> None:
-    """Raises KoGPTError if a logit is NaN or infinite."""
-    if not logits.isfinite().all():
-        raise KoGPTError(
-            "the model computes logits that are NaN or infinite: its weights are damaged, or its "
-            "dtype is too narrow (try bfloat16 or float32)"
-        )

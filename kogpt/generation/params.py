@@ -60,6 +60,7 @@ RANGES = {
 }
 OPTIONAL = ("seed", "logprobs")
 SAMPLING_ONLY = ("top_k", "top_p", "min_p", "typical_p", "seed")
+BEAMS_ONLY = ("length_penalty", "early_stopping")
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,7 @@ class SamplingParams:
                 f"min_new_tokens is {self.min_new_tokens}, it must be at most "
                 f"max_new_tokens, {self.max_new_tokens}"
             )
-        if self.early_stopping not in (True, False, "never"):
+        if not (isinstance(self.early_stopping, bool) or self.early_stopping == "never"):
             raise ValueError(
                 f"early_stopping is {self.early_stopping!r}, it must be True, False or 'never'"
             )
@@ -156,10 +157,14 @@ class SamplingParams:
                 f"banned_words is {self.banned_words!r}, it must be texts without U+FFFD, which "
                 "stands for bytes, not text"
             )
-        if self.num_beams > 1:
-            self._check_beams()
+        self._check_beams()
 
     def _check_beams(self) -> None:
+        if self.num_beams == 1:
+            for name in BEAMS_ONLY:
+                if getattr(self, name) != getattr(SamplingParams, name):
+                    raise ValueError(f"{name} is of use with num_beams above 1 alone")
+            return
         if self.n > self.num_beams:
             raise ValueError(f"n is {self.n}, it must be at most num_beams, {self.num_beams}")
         if self.temperature not in (0, 1):
@@ -183,6 +188,7 @@ def _texts(name: str, values: Sequence[str]) -> tuple[str, ...]:
 
 
 def _ids(name: str, values: Sequence[int]) -> tuple[int, ...]:
+    values = tuple(values)
     for value in values:
         Range(Integral, 0).check(name, value)
     return tuple(map(int, values))

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kogpt.errors import InputRefusedError
+from kogpt.errors import InputRefusedError, KoGPTError
 from kogpt.generation.requests import evaluation_mode, refuse_unreadable
 from kogpt.generation.sample import TokenLogprob
 from kogpt.model import KoGPT, KVCache
@@ -142,7 +142,7 @@ def score(
     Args:
         model: any model; dropout is off while this runs.
         tokenizer: its tokenizer.
-        texts: the texts.
+        texts: the texts; one alone counts as a list of it.
         bos: put the tokenizer's bos in front, if it has one, so that the first token of the text
             is scored as the others are. Without, it is only read.
         batch_size: texts the model reads at once. Scores do not depend on it.
@@ -154,7 +154,12 @@ def score(
     Raises:
         InputRefusedError: a text is longer than the context (with both counts; nothing is cut),
             or leaves nothing to score.
+        KoGPTError: the model computes NaN or infinity.
+        ValueError: `batch_size` is below 1.
     """
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}, it must be at least 1")
+    texts = [texts] if isinstance(texts, str) else texts
     bos = bos and tokenizer.bos_id is not None
     rows = [tokenizer.encode(text, bos=bos, normalize=normalize) for text in texts]
     for index, row in enumerate(rows):
@@ -220,8 +225,13 @@ def sequence_logprobs(
             `prefix_ids`.
         top: alternatives to report at each id.
         chunk: columns whose logits are held at once: B x chunk x V floats.
+
+    Raises:
+        KoGPTError: the model computes NaN or infinity.
     """
     width = max(map(len, rows))
+    if width < 2:
+        return [[] for _ in rows]
     padded = [[*row, *[row[0]] * (width - len(row))] for row in rows]
     ids = torch.tensor(padded, device=model.device)
     results: list[list[TokenLogprob]] = [[] for _ in rows]
@@ -233,12 +243,22 @@ def sequence_logprobs(
         ids[:, :-1].split(chunk, dim=1), ids[:, 1:].split(chunk, dim=1), strict=True
     ):
         logits = model(columns, cache)  # (B, T, V)
+        refuse_unusable(logits)
         found = token_logprobs(logits.flatten(0, 1), targets.flatten(), top)
         T = targets.size(1)
         for index, row in enumerate(rows):
             room = len(row) - 1 - len(results[index])
             results[index] += found[index * T : index * T + min(T, room)]
     return results
+
+
+def refuse_unusable(logits: Tensor) -> None:
+    """Raises KoGPTError if a logit is NaN or infinite."""
+    if not logits.isfinite().all():
+        raise KoGPTError(
+            "the model computes logits that are NaN or infinite: its weights are damaged, or its "
+            "dtype is too narrow (try bfloat16 or float32)"
+        )
 
 
 def token_logprobs(logits: Tensor, ids: Tensor, top: int) -> list[TokenLogprob]:

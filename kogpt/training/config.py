@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from kogpt.adapters import LoRAConfig, PromptConfig
+from kogpt.training.documents import COLUMN
 
 # Settings that say how a run is watched, not what it computes: they may change on resume.
 # `steps` and `epochs` are among them so that a run can be made longer; the rest of the learning
@@ -196,7 +197,7 @@ class TrainingConfig(RunConfig):
     data: tuple[Path, ...]
     model: str = "nano"
     tokenizer: Path | None = None
-    column: str = "document"
+    column: str = COLUMN
     short_length: int | None = None
     short_part: float = 0.5
     validation_documents: int = 1000

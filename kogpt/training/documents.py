@@ -7,6 +7,7 @@ from kogpt.errors import InputRefusedError
 from kogpt.textfiles import read_lines, read_table
 
 HOLD_OUT_EVERY = 100
+COLUMN = "document"  # of tables, unless another is named
 
 
 def is_held_out(index: int) -> bool:
@@ -24,19 +25,20 @@ def read_documents(paths: Iterable[Path], column: str) -> Iterator[str]:
 
     Raises:
         InputRefusedError: a file is missing, damaged, of another kind, not UTF-8, has no such
-            column or rows of unequal length; names file and line.
+            column or rows of unequal length; names file and line. A `.txt` file need not have the
+            column that is looked for when none was named.
     """
     for path in paths:
         kind = Path(path.name.removesuffix(".xz")).suffix
         if kind not in (".txt", ".tsv"):
             raise InputRefusedError(f"{path}: must be .txt or .tsv, or either with .xz")
-        if kind == ".tsv" or _names(column, path):
+        if kind == ".tsv" or _is_table(path, column):
             yield from (cell for (cell,) in read_table(path, [column]))
         else:
             yield from read_lines(path)
 
 
-def _names(column: str, path: Path) -> bool:
-    """Whether the first line of a file is a header with the column in it."""
+def _is_table(path: Path, column: str) -> bool:
+    """Whether the first line of a file is a header: it names the column, or should."""
     header = next(read_lines(path), "").split("\t")
-    return len(header) > 1 and column in header
+    return len(header) > 1 and (column in header or column != COLUMN)

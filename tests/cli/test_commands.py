@@ -25,9 +25,9 @@ COMMANDS = (
 )
 
 
-def run_main(args: Sequence[str], input: bytes) -> tuple[int, str, str]:
+def run_main(args: Sequence[str], input: bytes, encoding: str = "utf-8") -> tuple[int, str, str]:
     """Exit code, output and errors of the program, run in this process to spare its start."""
-    streams = [io.TextIOWrapper(io.BytesIO(data), "utf-8") for data in (input, b"", b"")]
+    streams = [io.TextIOWrapper(io.BytesIO(data), encoding) for data in (input, b"", b"")]
     real = sys.stdin, sys.stdout, sys.stderr
     sys.stdin, sys.stdout, sys.stderr = streams
     try:
@@ -38,7 +38,7 @@ def run_main(args: Sequence[str], input: bytes) -> tuple[int, str, str]:
         sys.stdin, sys.stdout, sys.stderr = real
     for stream in streams[1:]:
         stream.flush()
-    return code, *(stream.buffer.getvalue().decode() for stream in streams[1:])
+    return code, *(stream.buffer.getvalue().decode(encoding) for stream in streams[1:])
 
 
 def kogpt(*args: str, input: str | bytes = "", code: int = 0) -> SimpleNamespace:
@@ -182,6 +182,47 @@ def test_scores_of_rows_of_a_file_are_added_up_on_a_last_line(tmp_path):
     assert len(kogpt("score", "별로").stdout.splitlines()) == 1  # one text is its own total
 
 
+def test_lines_end_where_files_say_so_and_nowhere_else(tmp_path):
+    """Unicode knows more ends of lines than a text file has, and Windows writes two characters."""
+    text = "좋은 영화\u2028다시\x85본다\r\n별로\r\n"
+    path = tmp_path / "reviews.txt"
+    path.write_bytes(text.encode())
+    read = kogpt("score", "-", "--json", input=text).stdout
+    assert read == kogpt("score", "--data", str(path), "--json").stdout
+    rows = [json.loads(line) for line in read.strip().split("\n")]
+    assert [row.get("text") for row in rows] == ["좋은 영화\u2028다시\x85본다", "별로", None]
+    whole = kogpt("tokenize", "-", input="이 영화는\r\n").stdout
+    assert whole == kogpt("tokenize", "이 영화는").stdout
+
+
+def test_a_text_file_with_a_header_wants_the_column_that_is_named(tmp_path):
+    path = tmp_path / "ratings.txt"
+    path.write_text("id\tdocument\n1\t좋은 영화\n", encoding="utf-8")
+    asked = ("score", "--data", str(path), "--column")
+    assert "no column 'text'; there are id, document" in refusal(*asked, "text", code=3)
+    assert "[all 1 texts]" in kogpt(*asked, "document").stdout
+
+
+def test_an_output_that_is_not_utf_8_shows_what_it_can():
+    code, out, errors = run_main(["tokenize", "--decode", "0 244 163 156 132"], b"", "euc_kr")
+    assert (code, errors) == (0, "") and out.endswith("?\n")
+    code, out, errors = run_main(["tokenize", "영화 😀", "--json"], b"", "euc_kr")
+    pieces = json.loads(out)["pieces"]
+    assert (code, errors) == (0, "") and pieces == json.loads(
+        kogpt("tokenize", "영화 😀", "--json").stdout
+    )["pieces"]
+
+
+def test_errors_do_not_go_to_the_output_where_there_is_no_place_for_them():
+    done = subprocess.run(
+        f"{sys.executable} -m kogpt tokenize --decode x 2>&-",
+        shell=True,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+    )
+    assert (done.returncode, done.stdout) == (2, b"")
+
+
 @pytest.mark.parametrize(
     ("args", "words"),
     [
@@ -196,6 +237,10 @@ def test_scores_of_rows_of_a_file_are_added_up_on_a_last_line(tmp_path):
         (("score", "--data", "x.tsv", "--limit", "0"), "at least 1"),
         (("tokenize", "--decode", "1 x"), "'x' is not a token id"),
         (("tokenize", "--decode", "99999999"), "99999999"),
+        (("tokenize", "--decode", "1" * 5000), "is not a token id"),
+        (("tokenize", "--decode", "--special", "1"), "not with --decode"),
+        (("generate", "가", "--logprobs", "1"), "only with --json"),
+        (("generate", "가", "--length-penalty", "2"), "length_penalty is of use with num_beams"),
     ],
 )
 def test_a_value_out_of_range_is_one_line_and_exit_code_2(args, words):

@@ -89,3 +89,20 @@ def test_what_a_beam_search_would_ignore_is_refused(field):
         SamplingParams(num_beams=2, **field)
     with pytest.raises(ValueError, match="at most num_beams, 2"):
         SamplingParams(num_beams=2, n=3)
+
+
+def test_ids_may_come_from_an_iterator():
+    assert SamplingParams(stop_ids=map(int, [5, 7])).stop_ids == (5, 7)
+
+
+@pytest.mark.parametrize("given", [{"length_penalty": 2.0}, {"early_stopping": True}])
+def test_what_ranks_beams_is_refused_without_them(given):
+    (name,) = given
+    with pytest.raises(ValueError, match=f"{name} is of use with num_beams above 1 alone"):
+        SamplingParams(**given)
+    assert getattr(SamplingParams(num_beams=2, **given), name) == given[name]
+
+
+def test_a_number_is_no_way_to_stop_early():
+    with pytest.raises(ValueError, match="early_stopping is 1, it must be True, False or 'never'"):
+        SamplingParams(num_beams=2, early_stopping=1)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import kogpt
-from kogpt.errors import InputRefusedError
+from kogpt.errors import InputRefusedError, KoGPTError
 from kogpt.generation import score, total
 from kogpt.generation.scoring import sequence_logprobs
 
@@ -112,3 +112,31 @@ def test_a_text_too_long_or_too_short_to_score_is_refused_by_its_place(model, to
         score(model, tokenizer, ["한", "뷁" * 16 + "뷁" * 5 + "가"])
     with pytest.raises(InputRefusedError, match="text 0 is too short"):
         score(model, tokenizer, [""])
+
+
+def test_one_text_counts_as_a_list_of_it(model, tokenizer):
+    assert score(model, tokenizer, TEXTS[0]) == score(model, tokenizer, TEXTS[:1])
+
+
+@pytest.mark.parametrize("batch_size", [0, -1])
+def test_a_batch_of_nothing_is_refused(model, tokenizer, batch_size):
+    with pytest.raises(ValueError, match=f"batch_size is {batch_size}, it must be at least 1"):
+        score(model, tokenizer, TEXTS, batch_size=batch_size)
+
+
+def test_a_model_whose_logits_are_nan_has_no_score(tokenizer):
+    model = kogpt.load_model()
+    with torch.no_grad():
+        model.lm_head.bias[3] = math.nan
+    with pytest.raises(KoGPTError, match="NaN or infinite"):
+        score(model, tokenizer, TEXTS)
+
+
+def test_of_one_id_nothing_is_read(model):
+    """Nothing comes before the first: a model need not bear rows without tokens."""
+    called = []
+    handle = model.transformer.register_forward_pre_hook(lambda *_: called.append(1))
+    try:
+        assert sequence_logprobs(model, [[5], [7]]) == [[], []] and not called
+    finally:
+        handle.remove()
