@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -23,8 +24,8 @@ from kogpt.adapters import (
 )
 from kogpt.errors import KoGPTError
 from kogpt.evaluation.data import find_first
-from kogpt.evaluation.harness import f1, macro_f1, rows
-from kogpt.evaluation.metrics import measure
+from kogpt.evaluation.harness import rows
+from kogpt.evaluation.metrics import Outcome, measure
 from kogpt.evaluation.prompting import ask, example
 from kogpt.evaluation.protocol import Protocol
 from kogpt.evaluation.running import Evaluator, Run, draw_set, read_data
@@ -280,7 +281,12 @@ def test_the_harness_renders_our_prompts_and_measures_what_we_do(data, name, pro
     drawn = (task, protocol, read, 0, load_tokenizer())
     shots = [example(prompt, row) for row in draw_set(*drawn)]
     assert "acc" in theirs.aggregation() and "accuracy" in task.metrics
-    assert theirs.aggregation()["f1"] is (f1 if "f1" in task.metrics else macro_f1)
+    # Labels that no row has, and none is taken for, count in both.
+    gold, taken = [0, 1, 1, 0], [0, 1, 0, 0]
+    outcome = Outcome(len(task.labels), np.array(gold), np.eye(len(task.labels))[[taken]])
+    metric = "f1" if "f1" in task.metrics else "macro_f1"
+    found = 100 * theirs.aggregation()["f1"](list(zip(gold, taken, strict=True)))
+    assert [found] == pytest.approx(measure(metric, outcome))
     for count in (0, 2):
         for document, row in zip(theirs.eval_docs, read.sample, strict=True):
             context = theirs.fewshot_context(document, count)
