@@ -291,7 +291,7 @@ def _describe(
     values = read_json_object(path)
     table = values.get("quantization_config")
     quantization = None if table is None else parse_quantization(table, str(path))
-    config = read_config(path) if model_class is None else model_class.config_class.from_file(path)
+    config = read_config(path, model_class)
     kind = values["model_type"]
     layout = LAYOUTS.get(kind) if isinstance(kind, str) else None
     return Description(config, model_class, quantization, layout)

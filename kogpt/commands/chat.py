@@ -10,7 +10,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TypeVar
 
-from kogpt.commands.common import load, memory_errors, say, speculation, usage_errors
+from kogpt.commands.common import is_number, load, memory_errors, say, speculation, usage_errors
 from kogpt.errors import InputRefusedError
 from kogpt.generation import SamplingParams, stream
 from kogpt.generation.requests import context_of
@@ -95,7 +95,7 @@ def read_temperature(line: str) -> float:
 
 def read_max_length(prompt_length: int, context: int, line: str) -> int:
     low = prompt_length + 1
-    length = int(line) if line.isdecimal() and len(line) < 19 else 0 if line else MAX_LENGTH
+    length = int(line) if is_number(line) else 0 if line else MAX_LENGTH
     if not low <= length <= context:
         raise ValueError(
             f"max_length is {line or length}; it counts the prompt, so give {low} to {context}"

@@ -42,6 +42,11 @@ def read_text(argument: str) -> str:
         ) from None
 
 
+def is_number(word: str) -> bool:
+    """Whether a word is digits alone, no more of them than 64 bits hold."""
+    return word.isdecimal() and len(word) <= 18
+
+
 def load(
     args: argparse.Namespace, parallel: "Parallel | None" = None, fast: bool = False
 ) -> tuple[KoGPT, Tokenizer]:

@@ -269,10 +269,7 @@ def shown(work: Work, args: argparse.Namespace) -> Iterator[str]:
 def reader(args: argparse.Namespace) -> tuple[Tokenizer, int, tuple[int, ...]]:
     """What a prompt depends on of a model: tokenizer, context, and what texts begin with."""
     folder = Path(args.model or BOX)
-    if args.architecture:
-        own = load_architecture(args.architecture)
-        config = own.config_class.from_file(folder / "config.json")
-    else:
-        config = read_config(folder / "config.json")
+    own = load_architecture(args.architecture) if args.architecture else None
+    config = read_config(folder / "config.json", own)
     prefix = virtual_ids(read_adapters(args.adapter, config), config)
     return load_tokenizer(args.model), config.n_positions, tuple(prefix)

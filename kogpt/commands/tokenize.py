@@ -3,10 +3,8 @@
 import argparse
 
 from kogpt.cli import UsageError
-from kogpt.commands.common import print_json, read_text, usage_errors
+from kogpt.commands.common import is_number, print_json, read_text, usage_errors
 from kogpt.tokenizer import Tokenizer, load_tokenizer
-
-LONGEST_ID = 18  # digits of a number that 64 bits hold
 
 
 def run(args: argparse.Namespace) -> None:
@@ -25,7 +23,7 @@ def parse_ids(text: str) -> list[int]:
     """Ids written in decimal, between spaces or commas, in brackets or not."""
     words = text.strip().removeprefix("[").removesuffix("]").replace(",", " ").split()
     for word in words:
-        if not (word.isascii() and word.isdigit() and len(word) <= LONGEST_ID):
+        if not is_number(word):
             raise UsageError(f"argument TEXT: {word[:50]!r} is not a token id")
     return [int(word) for word in words]
 

@@ -17,7 +17,7 @@ from kogpt.diagnostics.trace import trace
 from kogpt.errors import InputRefusedError, KoGPTError
 from kogpt.generation.requests import refuse_unreadable
 from kogpt.model import KoGPT
-from kogpt.tokenizer import load_tokenizer
+from kogpt.tokenizer import Tokenizer, load_tokenizer
 
 TRANSFORMERS = "transformers"
 
@@ -28,14 +28,15 @@ def run(args: argparse.Namespace) -> None:
     folder = Path(args.model or BOX)
     dtype = getattr(torch, args.dtype) if args.dtype else None
     with memory_errors():
-        model = load_ours(folder, dtype, device)
-        input_ids = read_prompt(args, model, folder)
+        model, tokenizer = load_ours(folder, dtype, device), load_tokenizer(folder)
+        ids = read_prompt(args, tokenizer)
+        refuse_unreadable(ids, "the prompt", model, tokenizer)
         dtypes = model.dtype, reference_dtype(args, model.dtype)
         other = load_other(args, folder, dtypes[1], device)
         if isinstance(other, KoGPT):  # of another folder, whose context may be shorter
-            refuse_unreadable(input_ids[0].tolist(), "the prompt", other, load_tokenizer(folder))
+            refuse_unreadable(ids, "the prompt", other, tokenizer)
         names = names_of((folder, Path(args.against or folder)), dtypes)
-        report = trace(model, other, input_ids, tolerance=args.tolerance, names=names)
+        report = trace(model, other, torch.tensor([ids]), tolerance=args.tolerance, names=names)
     if args.plot:
         from kogpt.diagnostics.trace_plot import draw
 
@@ -53,15 +54,13 @@ def refuse_wrong_use(args: argparse.Namespace) -> None:
         raise KoGPTError("--against transformers needs it: pip install transformers")
 
 
-def read_prompt(args: argparse.Namespace, model: KoGPT, folder: Path) -> torch.Tensor:
-    """The ids (1, T) of the text, as `kogpt generate` would have the model read it."""
-    tokenizer = load_tokenizer(folder)
+def read_prompt(args: argparse.Namespace, tokenizer: Tokenizer) -> list[int]:
+    """The ids of the text, as `kogpt generate` would have the model read it."""
     text = read_text(args.prompt)
     ids = tokenizer.encode(text, bos=tokenizer.add_bos, normalize=args.normalize)
     if not ids:
         raise InputRefusedError("the prompt is empty")
-    refuse_unreadable(ids, "the prompt", model, tokenizer)
-    return torch.tensor([ids])
+    return ids
 
 
 def reference_dtype(args: argparse.Namespace, dtype: torch.dtype) -> torch.dtype:

@@ -16,6 +16,7 @@ import numpy as np
 from kogpt.errors import KoGPTError
 
 RESAMPLES = 1000
+SWAPS, AT_ONCE = 10_000, 100  # rows of many sets are of many kinds: all swaps take gigabytes
 ACCURACY, MACRO_F1, F1, SPEARMAN = "accuracy", "macro_f1", "f1", "spearman"
 
 # What tables call them.
@@ -237,14 +238,13 @@ def _swapped(
     kinds = Kinds((first, second))
 
     def some() -> np.ndarray:
-        moved = random.binomial(kinds.counts, 0.5, size=(RESAMPLES // 10, len(kinds.counts)))
+        moved = random.binomial(kinds.counts, 0.5, size=(AT_ONCE, len(kinds.counts)))
         stay = kinds.counts - moved
         return kinds.mean_of(metric, [(stay, 1), (moved, 0)]) - kinds.mean_of(
             metric, [(stay, 0), (moved, 1)]
         )
 
-    # Some at a time: rows of many sets are of many kinds, and all would take gigabytes.
-    return np.concatenate([some() for _ in range(100)])
+    return np.concatenate([some() for _ in range(SWAPS // AT_ONCE)])
 
 
 def _swapped_spearman(first: Outcome, second: Outcome, random: np.random.Generator) -> np.ndarray:

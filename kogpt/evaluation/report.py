@@ -22,8 +22,9 @@ from kogpt.evaluation.running import Answers, Run
 FORMAT = "kogpt-evaluation-1"
 UNTOLD = "untold"
 # What comparing takes of a run.
-RUN_KEYS = {"task", "title", "labels", "metrics", "prompt", "protocol", "scored"} | {
-    *("rows", "gold", "degrees", "sets")
+RUN_KEYS = {
+    *("task", "title", "labels", "metrics", "prompt", "protocol", "scored"),
+    *("rows", "gold", "degrees", "sets"),
 }
 
 Json = dict[str, Any]

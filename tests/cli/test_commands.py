@@ -450,3 +450,11 @@ def test_bytes_that_are_not_utf_8_are_told_and_asked_again_at_the_prompt():
     done = kogpt(input=b"\xed\x95\n" + "이 영화는\n0\n8\n".encode())
     assert "half characters (lone surrogates U+DCED, U+DC95" in done.stderr
     assert done.stdout.startswith("이 영화는")
+
+
+def test_a_mark_that_begins_a_file_is_no_part_of_a_prompt_and_no_number_is_too_long():
+    answers = "이 영화는\n0\n8\n"
+    plain = kogpt(input=answers).stdout
+    assert kogpt(input=f"\ufeff{answers}").stdout == plain
+    long = kogpt(input=answers.replace("8", f"{'1' * 5000}\n8"))
+    assert long.stdout == plain and "it counts the prompt, so give" in long.stderr

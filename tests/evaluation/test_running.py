@@ -299,6 +299,17 @@ def test_another_model_takes_nothing_from_a_journal(toy, tmp_path):
     assert other.get(other.name(batch)) is None
 
 
+def test_a_journal_is_read_past_what_is_damaged(tmp_path):
+    from kogpt.evaluation import Journal
+
+    report = tmp_path / "report.json"
+    (tmp_path / ".report.json.journal-0").write_bytes(
+        b'\n{"batch": "a", "val\xff\n{"batch": "b"}\n[1]\n{"batch": "c", "values": [[-1.0]]}'
+    )
+    found = Journal(report, "model")
+    assert (found.done, found.get("b"), found.get("c")) == (1, None, [[-1.0]])
+
+
 def test_reports_are_compared_row_by_row(toy, tmp_path, capsys):
     for name, prompt in (("a", "words"), ("b", "words")):
         report = run(toy, "--shots", "0", "--prompt", prompt)

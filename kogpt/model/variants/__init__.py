@@ -40,12 +40,18 @@ def class_of(config: KoGPTConfig) -> type[KoGPT]:
     return CLASSES[config.model_type]
 
 
-def read_config(path: str | PathLike[str]) -> KoGPTConfig:
-    """Reads a `config.json` of any model of `CLASSES`, in the layout of its release or in ours.
+def read_config(path: str | PathLike[str], model_class: type[KoGPT] | None = None) -> KoGPTConfig:
+    """Reads a `config.json`, in the layout of a release or in ours.
+
+    Args:
+        path: of the file.
+        model_class: of the model; None for the one of `CLASSES` that the file names.
 
     Raises:
         InputRefusedError: it cannot be read, or is of another model; the message names the file.
     """
+    if model_class is not None:
+        return model_class.config_class.from_file(path)
     kind = read_json_object(Path(path)).get("model_type", KoGPTConfig.model_type)
     for model_class in CLASSES.values():
         config_class = model_class.config_class
