@@ -37,6 +37,7 @@ from kogpt.training.finetuning import attach_method
 from kogpt.training.job import Files, Job
 from kogpt.training.loop import Trainer
 from kogpt.training.objectives import CausalExample, Completions, ExampleBatch, to_device
+from kogpt.training.pages import use_huge_pages
 
 OURS = "KoGPT"
 GROUP = 128  # inputs that share a scale of 4 bits
@@ -175,6 +176,7 @@ class Contender(ABC):
 class Ours(Contender):
     def __init__(self, case: Case) -> None:
         super().__init__(case)
+        use_huge_pages()  # as a run of training does
         quantized = case.method == QLORA
         if case.model:
             model = load_model(case.model, case.dtype, case.device, quantized=quantized)

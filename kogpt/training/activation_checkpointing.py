@@ -1,13 +1,11 @@
 """Trades time for memory: blocks forget their activations and compute them again for gradients."""
 
-import ctypes
 from functools import partial
 
 from torch.utils.checkpoint import checkpoint
 
 from kogpt.model import KoGPT
-
-M_MMAP_THRESHOLD, THRESHOLD = -3, 1 << 20  # of malloc.h; bytes
+from kogpt.training.pages import give_memory_back
 
 
 def checkpoint_activations(model: KoGPT) -> None:
@@ -18,15 +16,4 @@ def checkpoint_activations(model: KoGPT) -> None:
     for block in model.transformer.h:
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)
     if model.device.type == "cpu":
-        _give_memory_back()
-
-
-def _give_memory_back() -> None:
-    """Has large blocks of memory go back to the system as they are freed, in this whole process.
-
-    Of itself glibc soon keeps blocks of up to 32 MiB in a heap, where those that come and go leave
-    holes between those that stay: what was forgotten would be taken all the same.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none
-    if mallopt is not None:
-        mallopt(M_MMAP_THRESHOLD, THRESHOLD)
+        give_memory_back()

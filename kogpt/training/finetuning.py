@@ -74,6 +74,7 @@ from kogpt.training.objectives import (
     to_device,
 )
 from kogpt.training.optimizer import trained
+from kogpt.training.pages import use_huge_pages
 from kogpt.training.sharing import cut as share_out
 from kogpt.training.sharing import refuse_unshared
 from kogpt.training.state import Files, stored_tensors, write_step, write_tensors
@@ -104,6 +105,7 @@ def finetune(config: FinetuningConfig, stream: TextIO | None = None) -> dict[str
         NotEnoughResourcesError: no room for the model or a checkpoint.
         ValueError: a setting does not fit the model or the data.
     """
+    use_huge_pages()
     if is_task(config.data):
         require_sklearn()
     with Parallel.launched(config.tensor_parallel, config.device) as parallel:

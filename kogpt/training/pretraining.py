@@ -23,6 +23,7 @@ from kogpt.training.loop import run_job
 from kogpt.training.loss import next_token_loss, score_documents
 from kogpt.training.model import load_start, own_class
 from kogpt.training.optimizer import trained
+from kogpt.training.pages import use_huge_pages
 from kogpt.training.sharing import refuse_unshared
 from kogpt.training.state import Files, checkpoints, write_slices
 
@@ -46,6 +47,7 @@ def train(config: TrainingConfig, stream: TextIO | None = None) -> Path:
         NotEnoughResourcesError: no room for a checkpoint.
         ValueError: a setting does not fit the model.
     """
+    use_huge_pages()
     with Parallel.launched(config.tensor_parallel, config.device) as parallel:
         refuse_unshared(config, parallel.processes)
         run_job(config, Pretraining.start, stream, parallel)
