@@ -30,7 +30,7 @@ from kogpt.kernels import (
     step_obstacle,
 )
 from kogpt.kernels.decode import MAX_TOKENS, ROTARY_MULTIPLE, decode_obstacle
-from kogpt.kernels.extension import extension_available
+from kogpt.kernels.extension import extension_available, on_gpu
 from kogpt.kernels.linear import MAX_ROWS, has_kernel
 from kogpt.model import KoGPT, KoGPTConfig, KVCache
 from kogpt.model.rotary import RotaryEmbedding, Rotation
@@ -78,8 +78,8 @@ class Linear(NamedTuple):
 
     def __call__(self, x: Tensor) -> Tensor:
         if self.is_ready and x.shape[:-1].numel() <= MAX_ROWS:
-            values, scale, _ = self.weight
-            y = torch.ops.kogpt.linear(x.flatten(0, -2), values, scale, self.bias)
+            values, scale, offset = self.weight
+            y = torch.ops.kogpt.linear(x.flatten(0, -2), values, scale, self.bias, offset)
             y = y.view(*x.shape[:-1], y.size(-1))
         else:
             y = linear(x, self.weight, self.bias)
@@ -316,7 +316,9 @@ def has_product_kernel(weight: Weight, dtype: torch.dtype) -> bool:
     """Whether `kogpt::linear` alone is the product of such a weight and few rows of a dtype."""
     device = weight.values.device
     row = torch.empty(1, weight.shape[1], dtype=dtype, device=device)
-    return weight.offset is None and has_kernel(row, weight) and extension_available(device)
+    if weight.offset is not None and on_gpu(row):
+        return False
+    return has_kernel(row, weight) and extension_available(device)
 
 
 def has_decode_kernel(config: KoGPTConfig, device: torch.device, dtype: torch.dtype) -> bool:

@@ -100,8 +100,9 @@ def linear(x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
     """
     rows = x.reshape(-1, x.size(-1))
     if has_kernel(rows, weight) and extension_available(x.device):
-        y = torch.ops.kogpt.linear(rows, weight.values, weight.scale, bias)
-        if weight.offset is not None:
+        offset = None if on_gpu(x) else weight.offset
+        y = torch.ops.kogpt.linear(rows, weight.values, weight.scale, bias, offset)
+        if weight.offset is not None and on_gpu(x):
             y -= group_sums(rows, weight.offset.size(1)) @ weight.offset.to(x.dtype).T
     else:
         y = linear_by_blocks(rows, weight, bias)
@@ -118,10 +119,7 @@ def has_kernel_for_many(x: Tensor, weight: Weight) -> bool:
     """Whether kernels serve more than `MAX_ROWS` rows of `x`, if they take these weights."""
     if x.device.type != "cpu":
         return False
-    if weight.scale is None:
-        return SLOW_16_BITS and weight.bits == 16
-    # Offsets meet x as it is; where x is rounded coarsely, the errors would not cancel.
-    return weight.offset is None
+    return weight.bits < 16 or (SLOW_16_BITS and weight.bits == 16)
 
 
 def obstacle(x: Tensor, weight: Weight) -> str | None:
@@ -181,14 +179,19 @@ def group_sums(x: Tensor, groups: int) -> Tensor:
 
 
 def linear_reference(
-    x: Tensor, weight: Tensor, scale: Tensor | None, bias: Tensor | None
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor | None,
+    bias: Tensor | None,
+    offset: Tensor | None = None,
 ) -> Tensor:
     """The definition: x (M, K) times the widened weights, (M, N) in the dtype of `x`."""
-    return F.linear(x, Weight(weight, scale).dequantize(x.dtype), bias)
+    return F.linear(x, Weight(weight, scale, offset).dequantize(x.dtype), bias)
 
 
 torch.library.define(
-    "kogpt::linear", "(Tensor x, Tensor weight, Tensor? scale, Tensor? bias) -> Tensor"
+    "kogpt::linear",
+    "(Tensor x, Tensor weight, Tensor? scale, Tensor? bias, Tensor? offset=None) -> Tensor",
 )
 torch.library.define("kogpt::widen", "(Tensor weight, Tensor scale, Tensor? offset) -> Tensor")
 torch.library.impl("kogpt::linear", "default", linear_reference)
@@ -196,7 +199,13 @@ torch.library.impl("kogpt::widen", "default", widen_reference)
 
 
 @torch.library.register_fake("kogpt::linear")
-def _product_shape(x: Tensor, weight: Tensor, scale: Tensor | None, bias: Tensor | None) -> Tensor:
+def _product_shape(
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor | None,
+    bias: Tensor | None,
+    offset: Tensor | None = None,
+) -> Tensor:
     return x.new_empty(x.size(0), weight.size(0))
 
 

@@ -69,12 +69,13 @@ void linear(Isa isa, Element x_element, Element weight_element, int64_t M, int64
             int64_t G) {
   const Element scale_element = kFloats[(M + N) % 3], bias_element = kFloats[N % 3];
   Block x(M * K, x_element), weight(N * K, weight_element), scale(N * G, scale_element);
-  Block bias(N, bias_element), y(M * N, x_element);
+  Block offset(N * G, scale_element), bias(N, bias_element), y(M * N, x_element);
   const bool integers = bits(weight_element) < 16;
   LinearParams params = {};
   params.x = {x.data, x_element};
   params.weight = {weight.data, weight_element};
   if (integers) params.scale = {scale.data, scale_element};
+  if (integers && M % 4 < 2) params.offset = {offset.data, scale_element};
   if (M % 2) params.bias = {bias.data, bias_element};
   params.y = y.data;
   params.M = M, params.N = N, params.K = K, params.G = G;
@@ -127,7 +128,8 @@ void run(Isa isa) {
       }
     }
     // So long that the rows take several steps: see kNear.
-    linear(isa, x, Element::kInt4, 4, 1, 2176, 17);
+    linear(isa, x, Element::kInt4, 4, 1, 8320, 65);
+    linear(isa, x, Element::kInt8, 4, 1, 4224, 1);
     linear(isa, x, Element::kInt8, 9, 1, 2176, 1);
     linear(isa, x, x, 4, 1, 2176, 1);
     for (const int64_t D : {8, 24, 64, 256}) {

@@ -101,7 +101,7 @@ class Rows(Structure):
 
 class LinearParams(Structure):
     _fields_ = [
-        *((name, Array) for name in ("x", "weight", "scale", "bias")),
+        *((name, Array) for name in ("x", "weight", "scale", "offset", "bias")),
         *((name, c_void_p) for name in ("y", "scratch")),
         *((name, c_int64) for name in "MNKG"),
     ]
@@ -136,7 +136,7 @@ class Kernels:
         """The product of x (M, K), `share` outputs at a time."""
         (M, K), N = x.shape, weight.shape[0]
         y = torch.full((M, N), math.nan, dtype=x.dtype)
-        arrays = [array(part) for part in (x, weight.values, weight.scale, bias)]
+        arrays = [array(part) for part in (x, *weight, bias)]
         params = LinearParams(*arrays, y.data_ptr(), None, M, N, K, K // weight.group_size)
         size = self.library.linear_scratch_bytes(byref(params))
         scratch = torch.full((size + 64,), 255, dtype=torch.uint8)  # NaN in every format

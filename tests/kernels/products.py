@@ -2,10 +2,10 @@
 
 The truth is arithmetic in float64 on the very numbers given. The yardstick is the same maths in
 PyTorch. A CPU's kernel multiplies integers by integers: it rounds each row of x, 128 inputs at a
-time, to 16 bits. Of many rows, where the processor is faster at it, to 8 bits, and for int8 weights
-256 inputs at a time if a scale serves so many. For float16 and bfloat16 those 16 bits are no loss
-that counts, and the plain reference is the yardstick; else it is the reference on inputs that are
-rounded so.
+time, to 8 bits for weights of 4 bits and to 16 bits for int8. Of many rows it rounds to 8 bits for
+int8 too, where the processor is faster at it, and 256 inputs at a time if a scale serves so many.
+For float16 and bfloat16 16 bits are no loss that counts, and the plain reference is the yardstick;
+else it is the reference on inputs that are rounded so.
 
 Dimension key: `M` rows, `N` outputs, `K` inputs, `G` groups.
 """
@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kogpt.kernels import Weight
-from kogpt.kernels.linear import BLOCK, MAX_ROWS, group_sums, pack_int4
+from kogpt.kernels.linear import BLOCK, MAX_ROWS, pack_int4
 
 from .budget import FLOAT32, FORWARD, check
 
@@ -69,9 +69,7 @@ def exact(weight: Weight) -> Tensor:
 def rounded(x: Tensor, weight: Weight) -> Tensor:
     """x in float32, each block of it rounded to integers, as for a product with `weight`."""
     coarse = len(x) > MAX_ROWS
-    if coarse and weight.offset is not None:
-        return x.float()  # what an offset takes away is of x as it is
-    bits, block = (8, 2 * BLOCK) if coarse else (16, BLOCK)
+    bits, block = (8, 2 * BLOCK) if coarse else (8 if weight.bits == 4 else 16, BLOCK)
     block = BLOCK if weight.bits == 4 or weight.group_size % block else block
     blocks = x.double().unflatten(1, (-1, block))
     unit = blocks.abs().amax(-1, keepdim=True) / (2 ** (bits - 1) - 1)
@@ -96,17 +94,12 @@ def check_product(
     """
     low_bias = None if bias is None else bias.to(x.dtype)
     lows = [F.linear(x, weight.dequantize(x.dtype), low_bias)]
-    loses = x.dtype == torch.float32 or len(x) > MAX_ROWS
+    loses = x.dtype == torch.float32 or weight.bits == 4 or len(x) > MAX_ROWS
     if rounds and weight.scale is not None and loses:
         wide = None if bias is None else bias.float()
         lows.append(
             F.linear(rounded(x, weight), weight.dequantize(torch.float32), wide).to(x.dtype)
         )
-    if weight.offset is not None:
-        # The same maths: what the offset takes away is another product, and both are rounded.
-        sums = group_sums(x, weight.offset.size(1)) @ weight.offset.to(x.dtype).T
-        symmetric = weight._replace(offset=None).dequantize(x.dtype)
-        lows.append(F.linear(x, symmetric, low_bias) - sums)
     # Each of 4 lanes adds K / 4 products; where few outputs are compared, luck decides.
     sums = x.double().abs() @ exact(weight).abs().T
     least = x.size(1) / 4 * FLOAT32 * sums.max().item() if x.dtype == torch.float32 else 0.0

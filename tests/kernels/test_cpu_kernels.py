@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from kogpt.kernels import DecodeStep, Weight, building, extension
+from kogpt.kernels.linear import pack_int4
 from kogpt.kernels.targets import Cpu
 from kogpt.model.rotary import RotaryEmbedding
 
@@ -138,6 +139,21 @@ def test_a_row_has_the_same_bits_beside_any_others(kernels, format, group, scale
             )
 
 
+@pytest.mark.parametrize("format_", [each for each in FORMATS if each[2]], ids=name_of)
+@on_every_dtype
+def test_offsets_are_within_the_budget(kernels, dtype, format_):
+    """They take nothing away but what the sums of integers have too much."""
+    bits, group, scales = format_
+    K = width(group)
+    weight = random_weight(bits, 70, K, group, scales=scales, offset=True)
+    x, bias = random_rows(17, K, dtype), random_rows(1, 128, dtype)[0, :70]
+    for sizes in ((8, 1, 2, 3, 4, 5), (17, 9, 12)):
+        out = kernels.linear(x[: sizes[0]], weight, bias)
+        check_product(out, x[: sizes[0]], weight, bias)
+        for M in sizes[1:]:
+            assert bits_of(kernels.linear(x[:M], weight, bias, share=45)).equal(bits_of(out[:M]))
+
+
 @pytest.mark.parametrize("K", [128, 2176, 4096, 20480])
 @pytest.mark.parametrize(("format", "group"), [(torch.bfloat16, 0), (8, 0), (4, 128)], ids=name_of)
 def test_rows_of_any_length_are_within_the_budget(kernels, format, group, K):
@@ -155,25 +171,43 @@ def test_groups_may_span_the_steps_that_long_rows_take(kernels, bits, group):
         check_product(kernels.linear(x, weight), x, weight)
 
 
-@pytest.mark.parametrize("bits", [8, 4])
-def test_products_of_integers_are_exact(kernels, bits):
-    """Where the largest of a block is 32767, 16 bits hold the block as it is."""
+# Weights' bits, and the largest integer to which a few rows are rounded.
+on_integers = pytest.mark.parametrize(("bits", "most"), [(8, 32767), (4, 127)])
+
+
+@on_integers
+def test_products_of_integers_are_exact(kernels, bits, most):
+    """Where the largest of a block is the largest there is, integers hold the block as it is."""
     weight = random_weight(bits, 37, 384)._replace(scale=torch.ones(37, 1))
     x = torch.arange(384).remainder(7).sub(3).float().repeat(5, 1)
-    x[:, 5::128], x[:, 77::128] = 32767, -32767
+    x[:, 5::128], x[:, 77::128] = most, -most
     expected = x.double() @ weight.dequantize(torch.float64).T
     assert kernels.linear(x, weight).double().equal(expected)
 
 
-@pytest.mark.parametrize("bits", [8, 4])
-def test_an_input_alone_gives_the_weights_of_its_column(kernels, bits):
+@on_integers
+def test_the_largest_sums_of_integers_are_exact(kernels, bits, most):
+    """No sum of products overflows on its way, of either sign."""
+    low = -(1 << (bits - 1))
+    for q in (low, -1 - low):
+        values = torch.full((37, 384), q, dtype=torch.int8)
+        weight = Weight(pack_int4(values) if bits == 4 else values, torch.ones(37, 1))
+        for size in (most, -most):
+            for M in (4, 12):
+                x = torch.full((M, 384), float(size))
+                exact = torch.full((M, 37), 384.0 * size * q)
+                torch.testing.assert_close(kernels.linear(x, weight), exact, rtol=1e-6, atol=0)
+
+
+@on_integers
+def test_an_input_alone_gives_the_weights_of_its_column(kernels, bits, most):
     """Every weight is where it belongs, and every integer that there is becomes itself."""
     q = torch.arange(-128, 128).repeat(3, 1).to(torch.int8)
     weight = random_weight(bits, 3, 256)._replace(scale=torch.ones(3, 1))
     if bits == 8:
         weight = weight._replace(values=q)
-    columns = [kernels.linear(x, weight) for x in (32767 * torch.eye(256)).split(8)]
-    assert torch.cat(columns).T.equal(32767 * weight.dequantize(torch.float32))
+    columns = [kernels.linear(x, weight) for x in (most * torch.eye(256)).split(8)]
+    assert torch.cat(columns).T.equal(most * weight.dequantize(torch.float32))
 
 
 @on_every_format

@@ -285,7 +285,9 @@ Tensor empty_outputs(const Tensor& x, const Tensor& weight) {
 }
 
 Tensor linear(const Tensor& x_given, const Tensor& weight_given,
-              const std::optional<Tensor>& scale_given, const std::optional<Tensor>& bias_given) {
+              const std::optional<Tensor>& scale_given, const std::optional<Tensor>& bias_given,
+              const std::optional<Tensor>& offset) {
+  require(!offset, "kogpt::linear: offsets have no kernel on a GPU");
   const DeviceGuard guard(x_given.get_device_index());
   const Tensor x = packed(x_given), weight = packed(weight_given);
   const std::optional<Tensor> scale = packed(scale_given), bias = packed(bias_given);

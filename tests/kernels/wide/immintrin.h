@@ -11,6 +11,7 @@ typedef long long __m256i __attribute__((vector_size(32), may_alias));
 typedef long long __m512i __attribute__((vector_size(64), may_alias));
 typedef float __m512 __attribute__((vector_size(64), may_alias));
 typedef int32_t __v16si __attribute__((vector_size(64)));
+typedef int8_t __v64qi __attribute__((vector_size(64)));
 typedef int16_t __v32hi __attribute__((vector_size(64)));
 typedef uint16_t __v32hu __attribute__((vector_size(64)));
 typedef uint32_t __v16su __attribute__((vector_size(64)));
@@ -58,6 +59,7 @@ __m512 _mm512_maskz_loadu_ps(__mmask16 mask, const void* at) {
 
 __m512 _mm512_set1_ps(float value) { return __m512{} + value; }
 __m512i _mm512_set1_epi32(int32_t value) { return same_bits<__m512i>(__v16si{} + value); }
+__m512i _mm512_set1_epi8(int8_t value) { return same_bits<__m512i>(__v64qi{} + value); }
 __m512i _mm512_set1_epi16(int16_t value) { return same_bits<__m512i>(__v32hi{} + value); }
 template <class... Lanes>
 __m512i _mm512_set_epi32(Lanes... lanes) {  // the last lane comes first
@@ -124,6 +126,16 @@ __m512i dot(__m512i sums, __m512i a, __m512i b) {
   return same_bits<__m512i>(all);
 }
 __m512i _mm512_madd_epi16(__m512i a, __m512i b) { return dot<int16_t, int16_t>(__m512i{}, a, b); }
+__m512i _mm512_maddubs_epi16(__m512i a, __m512i b) {
+  __v32hi pairs;
+  const auto x = same_bits<Lanes<uint8_t>>(a);
+  const auto y = same_bits<Lanes<int8_t>>(b);
+  for (int i = 0; i < 32; ++i) {
+    const int sum = x.lanes[2 * i] * y.lanes[2 * i] + x.lanes[2 * i + 1] * y.lanes[2 * i + 1];
+    pairs[i] = static_cast<int16_t>(sum > 32767 ? 32767 : sum < -32768 ? -32768 : sum);
+  }
+  return same_bits<__m512i>(pairs);
+}
 __m512i _mm512_dpwssd_epi32(__m512i sums, __m512i a, __m512i b) {
   return dot<int16_t, int16_t>(sums, a, b);
 }

@@ -81,21 +81,25 @@ std::optional<Tensor> plain(const std::optional<Tensor>& x) {
 
 // Refuses sizes that the kernels could not take.
 void check(const LinearParams& p, int64_t width, const std::optional<Tensor>& scale,
-           const std::optional<Tensor>& bias) {
+           const std::optional<Tensor>& bias, const std::optional<Tensor>& offset) {
   const bool integers = p.weight.element == Element::kInt8 || p.weight.element == Element::kInt4;
   const int64_t smallest = p.weight.element == Element::kInt4 ? kGroup : kBlock;
   require(p.K == width && p.K % kBlock == 0, "kogpt::linear: ", p.K, " inputs");
   require(integers == scale.has_value(), "kogpt::linear: scales go with integers");
   require(!scale || scale->size(0) == p.N, "kogpt::linear: scale of another size");
   require(!bias || bias->size(0) == p.N, "kogpt::linear: bias of another size");
+  require(!offset || (integers && offset->size(0) == p.N && offset->size(1) == p.G),
+          "kogpt::linear: offset of another size");
   require(!scale || (p.K % p.G == 0 && p.K / p.G % smallest == 0), "kogpt::linear: ", p.G,
           " groups of ", p.K, " inputs");
 }
 
 Tensor linear(const Tensor& x_given, const Tensor& weight_given,
-              const std::optional<Tensor>& scale_given, const std::optional<Tensor>& bias_given) {
+              const std::optional<Tensor>& scale_given, const std::optional<Tensor>& bias_given,
+              const std::optional<Tensor>& offset_given) {
   const Tensor x = plain(x_given), weight = plain(weight_given);
   const std::optional<Tensor> scale = plain(scale_given), bias = plain(bias_given);
+  const std::optional<Tensor> offset = plain(offset_given);
   const int64_t M = x.size(0), K = x.size(1), N = weight.size(0);
   const std::array<int64_t, 2> shape = {M, N};
   const Tensor y = torch::stable::new_empty(x, {shape.data(), shape.size()});
@@ -104,6 +108,7 @@ Tensor linear(const Tensor& x_given, const Tensor& weight_given,
   params.x = array(x);
   params.weight = array(weight);
   params.scale = array(scale);
+  params.offset = array(offset);
   params.bias = array(bias);
   params.y = y.data_ptr();
   params.M = M;
@@ -112,7 +117,7 @@ Tensor linear(const Tensor& x_given, const Tensor& weight_given,
   params.G = scale ? scale->size(1) : 1;
   const int64_t width =
       params.weight.element == Element::kInt4 ? 8 * weight.size(1) : weight.size(1);
-  check(params, width, scale, bias);
+  check(params, width, scale, bias, offset);
 
   const Scratch scratch(linear_scratch(params));
   params.scratch = scratch.data();

@@ -15,6 +15,7 @@ struct LinearParams {
   Array x;          // (M, K), floating point
   Array weight;     // (N, K); int4: eight to a 32-bit word from its low end, each as q + 8
   Array scale;      // (N, G), floating point; null data for weights that are floating point
+  Array offset;     // (N, G), floating point, what integers times scale are too much; or null data
   Array bias;       // (N,), floating point; null data for none
   void* y;          // (M, N), of the element of x
   void* scratch;    // linear_scratch(...) bytes, on 64
@@ -50,16 +51,18 @@ inline int64_t many_row_words(const LinearParams& params) {
 // twice K / kGroup floats and a vector of them.
 inline int64_t linear_row_bytes(int64_t K) { return (6 * K + 8 * K / kGroup + 127) / 64 * 64; }
 
+// Bytes that all rows take, a multiple of 64.
 inline int64_t linear_scratch(const LinearParams& params) {
   if (params.M <= kFewRows) return params.M * linear_row_bytes(params.K);
-  return padded_rows(params.M) * (many_row_words(params) + 2 * params.K / kGroup) * 4;
+  const int64_t words = many_row_words(params) + 3 * params.K / kGroup;
+  return (padded_rows(params.M) * words * 4 + 63) / 64 * 64;
 }
 
-// Bytes that each call of a kernel has to itself: of many rows, floats for every output of a panel
-// and its scale, and its weights of kBlock inputs.
+// Bytes that each call of a kernel has to itself: of many rows, floats for every output of a panel,
+// its scale and offset, and its weights of kBlock inputs.
 inline int64_t linear_part(const LinearParams& params) {
   if (params.M <= kFewRows) return 0;
-  return 4 * kPanel * (padded_rows(params.M) + 1 + kBlock);
+  return 4 * kPanel * (padded_rows(params.M) + 2 + kBlock);
 }
 
 }  // namespace kogpt::cpu

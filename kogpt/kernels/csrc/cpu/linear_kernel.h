@@ -1,14 +1,17 @@
 // The kernel, for any instruction set: a source defines `Simd` and instantiates `Linear<Simd>`.
 //
-// Integers: each row of x is rounded to 16-bit integers with one scale for every 128 inputs (finer
-// than bfloat16 everywhere), the products are exact in 32 bits over those 128, and floats from
-// there on. Floating-point weights are widened to float, exactly, and x to float.
+// Integers: each row of x is rounded to integers with one scale for every 128 inputs, the products
+// are exact over those 128, and floats from there on. For weights of 8 bits the integers have 16
+// bits, finer than bfloat16 everywhere. For weights of 4 bits, which are coarse themselves, they
+// have 8, or arithmetic would be slower than memory. Floating-point weights are widened to float,
+// exactly, and x to float.
 //
 // A tile of a few outputs by up to kMostRows rows stays in registers; weights are read from memory
 // once and x from the nearest cache. Many rows are those of many_kernel.h.
 //
-// `Simd` has kLanes floats to a vector. `Words` holds 2 kLanes 16-bit integers, `Sums` kLanes
-// 32-bit integers, `Floats` kLanes floats.
+// `Simd` has kLanes floats to a vector. `Words` holds 2 kLanes 16-bit integers or twice as many
+// bytes, `Sums` kLanes 32-bit integers, `Floats` kLanes floats. `Nibbles` holds what products of
+// 4-bit weights and bytes come to over kNibbleVectors vectors at least.
 #pragma once
 
 #include <algorithm>
@@ -42,10 +45,11 @@ struct Linear {
 
   // One row of x as the kernel reads it.
   struct Row {
-    float* wide;   // K floats
-    int16_t* q;    // integer weights: K, in the order of the weights' vectors
-    float* unit;   // integer weights: what q counts, for each grain
-    float* moved;  // 4-bit weights: the sum of each grain of q, times what they are lowered by
+    float* wide;    // K floats
+    int16_t* q;     // weights of 8 bits: K integers
+    int8_t* bytes;  // weights of 4 bits, in the place of q: K, in the order of the weights' vectors
+    float* unit;    // integer weights: what the integers count, for each grain
+    float* sum;     // integer weights: minus what all integers of a grain come to, each grain
   };
 
   static Row row(const LinearParams& params, int64_t m) {
@@ -54,8 +58,9 @@ struct Linear {
     Row row = {};
     row.wide = reinterpret_cast<float*>(bytes);
     row.q = reinterpret_cast<int16_t*>(bytes + 4 * K);
+    row.bytes = reinterpret_cast<int8_t*>(bytes + 4 * K);
     row.unit = reinterpret_cast<float*>(bytes + 6 * K);
-    row.moved = row.unit + K / kGroup;
+    row.sum = row.unit + K / kGroup;
     return row;
   }
 
@@ -64,8 +69,11 @@ struct Linear {
     for (int64_t m = first; m < last; ++m) {
       const Row to = row(p, m);
       Numbers::widen(p.x, m * p.K, p.K, to.wide);
-      if (p.scale.data) {
-        round(p, to);
+      if (p.weight.element == Element::kInt8) {
+        round(p, to, to.q);
+      } else if (p.weight.element == Element::kInt4) {
+        round(p, to, to.bytes);
+        for (int64_t k = 0; k < p.K; k += kPacked) order_packed(to.bytes + k);
       } else if (p.weight.element == Element::kBFloat16) {
         for (int64_t k = 0; k < p.K; k += kBlock) order_pairs(to.wide + k);
       }
@@ -79,21 +87,20 @@ struct Linear {
     return inputs;
   }
 
-  // Rounds a row to integers, in the order of the weights' vectors.
-  static void round(const LinearParams& p, const Row& to) {
+  // Rounds a row to integers `q`.
+  template <class Integer>
+  static void round(const LinearParams& p, const Row& to, Integer* q) {
     const int64_t inputs = grain(p);
     for (int64_t first = 0; first < p.K; first += kBlock) {
-      const float unit = Rounding::quantize(to.wide + first, kBlock, to.q + first);
+      const float unit = Rounding::quantize(to.wide + first, kBlock, q + first);
       for (int64_t k = first; k < first + kBlock; k += inputs) {
         int32_t sum = 0;
-        for (int64_t i = k; i < k + inputs; ++i) sum += to.q[i];
+        for (int64_t i = k; i < k + inputs; ++i) sum += q[i];
         to.unit[k / inputs] = unit;
-        to.moved[k / inputs] = static_cast<float>(-8 * sum);  // weights are stored as q + 8
+        to.sum[k / inputs] = -unit * static_cast<float>(sum);
       }
     }
-    std::fill_n(to.moved + p.K / inputs, kLanes, 0.0f);  // read by the vector
-    if (p.weight.element != Element::kInt4) return;
-    for (int64_t k = 0; k < p.K; k += kPacked) order_packed(to.q + k);
+    std::fill_n(to.sum + p.K / inputs, kLanes, 0.0f);  // read by the vector
   }
 
   // A 32-bit word has two bfloat16: one vector gets the first of each, the next one the second.
@@ -106,13 +113,11 @@ struct Linear {
     std::memcpy(x, ordered, sizeof ordered);
   }
 
-  // A 16-bit word has four weights: vector n gets the n-th of each.
-  static void order_packed(int16_t* q) {
-    constexpr int64_t kEach = kPacked / 4;
-    int16_t ordered[kPacked];
-    for (int64_t n = 0; n < 4; ++n) {
-      for (int64_t i = 0; i < kEach; ++i) ordered[n * kEach + i] = q[4 * i + n];
-    }
+  // A byte has two weights: one vector gets the first of each, the next one the second.
+  static void order_packed(int8_t* q) {
+    constexpr int64_t kEach = kPacked / 2;
+    int8_t ordered[kPacked];
+    for (int64_t i = 0; i < kPacked; ++i) ordered[i % 2 * kEach + i / 2] = q[i];
     std::memcpy(q, ordered, sizeof ordered);
   }
 
@@ -152,8 +157,8 @@ struct Linear {
   }
 
   // Inputs of a tile's rows that fill kNear.
-  static constexpr int64_t most_inputs(int rows, bool integers) {
-    const int64_t bytes = integers ? sizeof(int16_t) : sizeof(float);
+  static constexpr int64_t most_inputs(int rows, Element weight) {
+    const int64_t bytes = weight == Element::kInt4 ? 1 : weight == Element::kInt8 ? 2 : 4;
     return kNear / bytes / rows / (2 * kBlock) * (2 * kBlock);
   }
 
@@ -163,7 +168,7 @@ struct Linear {
   static void rows(const LinearParams& p, int64_t m, int64_t first, int64_t last) {
     using Totals = Floats[kRows][kOutputs];
     Totals totals[kShare / kOutputs] = {};
-    const int64_t step = most_inputs(kRows, p.scale.data);
+    const int64_t step = most_inputs(kRows, p.weight.element);
     for (int64_t k = 0; k < p.K; k += step) {
       const int64_t end = std::min(k + step, p.K);
       for (int64_t n = first; n < last; n += kOutputs) {
@@ -271,25 +276,31 @@ struct Linear {
   static void steps(const LinearParams& p, const Tile<kRows, kOutputs>& tile, int64_t first,
                     int64_t last, Floats (&totals)[kRows][kOutputs]) {
     constexpr int64_t kPerByte = kWeight == Element::kInt4 ? 2 : 1;
-    constexpr int64_t kVector = 2 * kLanes;  // inputs
+    constexpr int64_t kVector = (kWeight == Element::kInt4 ? 4 : 2) * kLanes;  // inputs
     constexpr int64_t kGrain = kStep / kSpread;
-    constexpr int64_t kFactors = most_inputs(kRows, true) / kGrain + kLanes;
+    static_assert(kStep / kVector <= Simd::kNibbleVectors, "or sums could overflow");
+    constexpr int64_t kFactors = most_inputs(kRows, kWeight) / kGrain + kLanes;
     float factors[kRows][kOutputs][kFactors];
-    fill<kGrain>(p, tile, first, last, factors);
     Floats sums[kRows][kOutputs];
     std::memcpy(sums, totals, sizeof sums);
-    if (kWeight == Element::kInt4) {
+    for (int j = 0; j < kOutputs; ++j) {
+      float scales[kFactors];
+      widen_groups<kGrain>(p, p.scale, tile.output[j], first, last, scales);
+      for (int i = 0; i < kRows; ++i) {
+        fill_factors<kGrain>(scales, tile.x[i].unit, first, last, factors[i][j]);
+      }
+      if (kWeight != Element::kInt4 && !p.offset.data) continue;
+      float excess[kFactors];
+      fill_excess<kWeight, kGrain>(p, tile.output[j], first, last, scales, excess);
       for (int64_t c = 0; c < (last - first) / kGrain; c += kLanes) {
+        const Floats each = Simd::load(excess + c);
         for (int i = 0; i < kRows; ++i) {
-          const Floats moved = Simd::load(tile.x[i].moved + first / kGrain + c);
-          for (int j = 0; j < kOutputs; ++j) {
-            sums[i][j] = Simd::fma(Simd::load(factors[i][j] + c), moved, sums[i][j]);
-          }
+          sums[i][j] = Simd::fma(each, Simd::load(tile.x[i].sum + first / kGrain + c), sums[i][j]);
         }
       }
     }
     for (int64_t k = first; k < last; k += kStep) {
-      Sums products[kRows][kOutputs] = {};
+      Products<kWeight> products[kRows][kOutputs] = {};
       for (int j = 0; j < kOutputs; ++j) {
         ahead(tile.weight[j] + kOutputs * tile.stride + k / kPerByte, kStep / kPerByte);
       }
@@ -299,9 +310,9 @@ struct Linear {
           w[j] = weights<kWeight>(tile.weight[j] + k / kPerByte, v);
         }
         for (int i = 0; i < kRows; ++i) {
-          const Words q = Simd::load(tile.x[i].q + k + v * kVector);
+          const Words q = inputs<kWeight>(tile.x[i], k + v * kVector);
           for (int j = 0; j < kOutputs; ++j) {
-            products[i][j] = Simd::dot(products[i][j], w[j], q);
+            products[i][j] = dot<kWeight>(products[i][j], w[j], q);
           }
         }
       }
@@ -309,46 +320,80 @@ struct Linear {
       for (int i = 0; i < kRows; ++i) {
         for (int j = 0; j < kOutputs; ++j) {
           const Floats factor = Simd::template spread<kSpread>(factors[i][j] + at);
-          sums[i][j] = Simd::fma(Simd::to_floats(products[i][j]), factor, sums[i][j]);
+          sums[i][j] = Simd::fma(total<kWeight>(products[i][j]), factor, sums[i][j]);
         }
       }
     }
     std::memcpy(totals, sums, sizeof sums);
   }
 
+  // --- what a step of integers is made of, by the format of its weights ---
+
+  template <Element kWeight>
+  using Products = std::conditional_t<kWeight == Element::kInt4, typename Simd::Nibbles, Sums>;
+
   // The n-th vector of a step's weights.
   template <Element kWeight>
   static Words weights(const char* at, int n) {
-    return kWeight == Element::kInt4 ? Simd::nibbles(at + n / 4 * kPacked / 2, n % 4)
+    return kWeight == Element::kInt4 ? Simd::nibbles(at + n / 2 * kPacked / 2, n % 2)
                                      : Simd::widen_int8(at + n * 2 * kLanes);
+  }
+
+  // The inputs from the k-th on that meet a vector of weights.
+  template <Element kWeight>
+  static Words inputs(const Row& x, int64_t k) {
+    if constexpr (kWeight == Element::kInt4) return Simd::load(x.bytes + k);
+    return Simd::load(x.q + k);
+  }
+
+  template <Element kWeight>
+  static Products<kWeight> dot(Products<kWeight> sums, Words weights, Words x) {
+    if constexpr (kWeight == Element::kInt4)
+      return Simd::dot_nibbles(sums, weights, x);
+    else
+      return Simd::dot(sums, weights, x);
+  }
+
+  template <Element kWeight>
+  static Floats total(Products<kWeight> products) {
+    if constexpr (kWeight == Element::kInt4)
+      return Simd::to_floats(Simd::sums(products));
+    else
+      return Simd::to_floats(products);
   }
 
   // What the sums of products of every kGrain inputs count: scale of the weights times unit of x.
   // Zeros follow, up to a whole vector.
-  template <int64_t kGrain, int kRows, int kOutputs, size_t kSize>
-  static void fill(const LinearParams& p, const Tile<kRows, kOutputs>& tile, int64_t first,
-                   int64_t last, float (&factors)[kRows][kOutputs][kSize]) {
+  template <int64_t kGrain>
+  static void fill_factors(const float* scales, const float* units, int64_t first, int64_t last,
+                           float* to) {
     const int64_t count = (last - first) / kGrain;
-    for (int j = 0; j < kOutputs; ++j) {
-      float scales[kSize];
-      widen_scales<kGrain>(p, tile.output[j], first, count, scales);
-      for (int i = 0; i < kRows; ++i) {
-        const float* unit = tile.x[i].unit + first / kGrain;
-        for (int64_t c = 0; c < count; ++c) factors[i][j][c] = scales[c] * unit[c];
-        std::fill_n(factors[i][j] + count, kLanes, 0.0f);
-      }
-    }
+    for (int64_t c = 0; c < count; ++c) to[c] = scales[c] * units[first / kGrain + c];
+    std::fill_n(to + count, kLanes, 0.0f);
   }
 
+  // By how much an output's weights are too high for every kGrain inputs: 4-bit ones are stored as
+  // q + 8. Zeros follow, up to a whole vector.
+  template <Element kWeight, int64_t kGrain>
+  static void fill_excess(const LinearParams& p, int64_t output, int64_t first, int64_t last,
+                          const float* scales, float* to) {
+    const int64_t count = (last - first) / kGrain;
+    std::fill_n(to, count + kLanes, 0.0f);
+    if (p.offset.data) widen_groups<kGrain>(p, p.offset, output, first, last, to);
+    if (kWeight != Element::kInt4) return;
+    for (int64_t c = 0; c < count; ++c) to[c] += 8 * scales[c];
+  }
+
+  // An output's scales or offsets, for every kGrain inputs.
   template <int64_t kGrain>
-  static void widen_scales(const LinearParams& p, int64_t output, int64_t first, int64_t count,
-                           float* to) {
-    const int64_t group = p.K / p.G, at = output * p.G;
-    if (group == kGrain) return Numbers::widen(p.scale, at + first / group, count, to);
+  static void widen_groups(const LinearParams& p, const Array& groups, int64_t output,
+                           int64_t first, int64_t last, float* to) {
+    const int64_t count = (last - first) / kGrain, group = p.K / p.G, at = output * p.G;
+    if (group == kGrain) return Numbers::widen(groups, at + first / group, count, to);
     for (int64_t c = 0, end; c < count; c = end) {
       const int64_t k = first + c * kGrain;
       end = std::min(count, c + (group - k % group) / kGrain);
-      Numbers::widen(p.scale, at + k / group, 1, to + c);
+      Numbers::widen(groups, at + k / group, 1, to + c);
       std::fill(to + c + 1, to + end, to[c]);
     }
   }

@@ -1,10 +1,10 @@
 // Products of many rows, for any instruction set: see linear_kernel.h.
 //
 // Arithmetic is the limit, so both sides are laid out for it. What is multiplied is a 32-bit word:
-// a float, two 16-bit integers, or four bytes where the processor multiplies those (VNNI), and a
-// row of x is rounded to as many bits, one unit for 128 inputs or more. A vector has a word of each
-// of kLanes outputs and meets a word of x that all lanes read, so sums never have to be added
-// across lanes.
+// a float, two 16-bit integers, or four bytes: with weights of 4 bits, and of 8 where the processor
+// adds products of any bytes exactly (kHasBytes: VNNI). A row of x is rounded to as many bits, one
+// unit for 128 inputs or more. A vector has a word of each of kLanes outputs and meets a word of x
+// that all lanes read, so sums never have to be added across lanes.
 //
 // A panel of weights is laid out so for a grain of inputs at a time, which share a unit of x and a
 // scale, and then all rows pass. Their sums, floats from one grain to the next, stay in the cache.
@@ -72,6 +72,7 @@ struct Many {
     int32_t* words;   // (grain, tile, word, row)
     float* units;     // (grain, row): what integers count
     int32_t* starts;  // (grain, row): where sums begin, for weights that were raised
+    float* sums;      // (grain, row): minus what all integers come to
   };
 
   static Rows rows(const LinearParams& p) {
@@ -80,13 +81,13 @@ struct Many {
     rows.words = static_cast<int32_t*>(p.scratch);
     rows.units = reinterpret_cast<float*>(rows.words + rows.count * many_row_words(p));
     rows.starts = reinterpret_cast<int32_t*>(rows.units + rows.count * (p.K / kGroup));
+    rows.sums = reinterpret_cast<float*>(rows.starts + rows.count * (p.K / kGroup));
     return rows;
   }
 
   // Calls `function` with the format of the weights.
   template <class Function>
   static void with_format(const LinearParams& p, Function&& function) {
-    using Integer = std::conditional_t<Simd::kHasBytes, int8_t, int16_t>;
     switch (p.weight.element) {
       case Element::kFloat32:
         return function(Format<float, Element::kFloat32>());
@@ -95,9 +96,10 @@ struct Many {
       case Element::kFloat16:
         return function(Format<float, Element::kFloat16>());
       case Element::kInt8:
-        return function(Format<Integer, Element::kInt8>());
+        return function(
+            Format<std::conditional_t<Simd::kHasBytes, int8_t, int16_t>, Element::kInt8>());
       case Element::kInt4:
-        return function(Format<Integer, Element::kInt4>());
+        return function(Format<int8_t, Element::kInt4>());
     }
   }
 
@@ -138,6 +140,7 @@ struct Many {
           for (int64_t j = i; j < i + inputs; ++j) sum += q[j];
           to.units[grain * to.count + m] = unit;
           to.starts[grain * to.count + m] = -Format::kRaised * sum;
+          to.sums[grain * to.count + m] = -unit * static_cast<float>(sum);
         }
       }
     }
@@ -171,13 +174,15 @@ struct Many {
     float* totals;   // (row, kPanel)
     int32_t* words;  // (tile of outputs, word, output): weights of a grain
     float* scales;   // (kPanel,)
+    float* offsets;  // (kPanel,)
   };
 
   static void outputs(const LinearParams& p, int64_t first, int64_t last, void* memory) {
     Part part;
     part.totals = static_cast<float*>(memory);
     part.scales = part.totals + padded_rows(p.M) * kPanel;
-    part.words = reinterpret_cast<int32_t*>(part.scales + kPanel);
+    part.offsets = part.scales + kPanel;
+    part.words = reinterpret_cast<int32_t*>(part.offsets + kPanel);
     with_format(p, [&](auto format) {
       for (int64_t n = first; n < last; n += kPanel) {
         panel<decltype(format)>(p, n, std::min(n + kPanel, last), part);
@@ -205,6 +210,7 @@ struct Many {
           } else {
             multiply<Format>(x.words + at * words, part.words + n * words, words, x.starts + at,
                              x.units + at, part.scales + n, totals);
+            if (p.offset.data) lower(x.sums + at, part.offsets + n, totals);
           }
         }
       }
@@ -231,7 +237,9 @@ struct Many {
       }
     }
     if (!Format::kFloats && k % (p.K / p.G) == 0) {
-      Numbers::widen(p.scale, output * p.G + k / (p.K / p.G), 1, part.scales + n);
+      const int64_t group = output * p.G + k / (p.K / p.G);
+      Numbers::widen(p.scale, group, 1, part.scales + n);
+      if (p.offset.data) Numbers::widen(p.offset, group, 1, part.offsets + n);
     }
   }
 
@@ -287,6 +295,17 @@ struct Many {
         const Floats factor = Simd::fma(Simd::load(scales + v * kLanes), unit, Floats{});
         const Floats products = Simd::to_floats(sums[i][v]);
         Simd::store(total, Simd::fma(products, factor, Simd::load(total)));
+      }
+    }
+  }
+
+  // Takes offsets times the sums of x from a tile's totals.
+  static void lower(const float* sums, const float* offsets, float* totals) {
+    for (int i = 0; i < kRows; ++i) {
+      const Floats sum = Simd::template spread<1>(sums + i);
+      for (int v = 0; v < kVectors; ++v) {
+        float* total = totals + i * kPanel + v * kLanes;
+        Simd::store(total, Simd::fma(Simd::load(offsets + v * kLanes), sum, Simd::load(total)));
       }
     }
   }

@@ -14,8 +14,10 @@ struct Avx2 {
   using Words = __m256i;
   using Sums = __v8si;  // as what is added, or GCC would keep sums twice
   using Floats = __m256;
+  using Nibbles = __v16hi;
   static constexpr int64_t kLanes = 8;
   static constexpr int kVectors = 2;
+  static constexpr int kNibbleVectors = 8;  // 8 x 2 products of at most 15 x 127 are below 2^15
   static constexpr bool kHasBytes = false;
 
   static float from_half(uint16_t bits) { return _cvtsh_ss(bits); }
@@ -25,6 +27,7 @@ struct Avx2 {
     return _mm256_loadu_si256(static_cast<const __m256i*>(at));
   }
   static Words load(const int16_t* at) { return load(static_cast<const void*>(at)); }
+  static Words load(const int8_t* at) { return load(static_cast<const void*>(at)); }
   static Floats load(const float* at) { return _mm256_loadu_ps(at); }
   static void store(float* at, Floats a) { _mm256_storeu_ps(at, a); }
 
@@ -39,14 +42,24 @@ struct Avx2 {
     return sums + reinterpret_cast<Sums>(_mm256_madd_epi16(a, b));
   }
 
+  // Of weights below 16 and signed x, both bytes; pairs are added in 16 bits.
+  static Nibbles dot_nibbles(Nibbles pairs, Words a, Words b) {
+    return pairs + reinterpret_cast<Nibbles>(_mm256_maddubs_epi16(a, b));
+  }
+  static Sums sums(Nibbles pairs) {
+    return dot(Sums{}, reinterpret_cast<Words>(pairs), _mm256_set1_epi16(1));
+  }
+  static Sums dot_bytes(Sums sums, Words a, Words b) {
+    return dot(sums, _mm256_maddubs_epi16(a, b), _mm256_set1_epi16(1));
+  }
+
   static Words widen_int8(const void* at) {
     return _mm256_cvtepi8_epi16(_mm_loadu_si128(static_cast<const __m128i*>(at)));
   }
 
-  // The n-th weight of every 16-bit word.
+  // The n-th weight of every byte.
   static Words nibbles(const void* at, int n) {
-    const Words words = _mm256_srli_epi16(load(at), 4 * n);
-    return n == 3 ? words : _mm256_and_si256(words, _mm256_set1_epi16(15));
+    return _mm256_and_si256(_mm256_srli_epi16(load(at), 4 * n), _mm256_set1_epi8(15));
   }
 
   static Sums repeat(int32_t sum) { return reinterpret_cast<Sums>(_mm256_set1_epi32(sum)); }

@@ -14,18 +14,22 @@ struct Avx512 {
   using Words = __m512i;
   using Sums = __v16si;  // as what is added, or GCC would keep sums twice
   using Floats = __m512;
+  using Nibbles = __v32hi;
   static constexpr int64_t kLanes = 16;
   static constexpr int kVectors = 4;
+  static constexpr int kNibbleVectors = 8;  // 8 x 2 products of at most 15 x 127 are below 2^15
   static constexpr bool kHasBytes = false;
 
   static float from_half(uint16_t bits) { return _cvtsh_ss(bits); }
   static uint16_t to_half(float value) { return _cvtss_sh(value, _MM_FROUND_TO_NEAREST_INT); }
 
-  static Words load(const int16_t* at) {
+  static Words load(const void* at) {
     Words words = _mm512_loadu_si512(at);
     asm("" : "+v"(words));  // one load for all that it multiplies, where GCC would repeat it
     return words;
   }
+  static Words load(const int16_t* at) { return load(static_cast<const void*>(at)); }
+  static Words load(const int8_t* at) { return load(static_cast<const void*>(at)); }
   static Floats load(const float* at) { return _mm512_loadu_ps(at); }
   static void store(float* at, Floats a) { _mm512_storeu_ps(at, a); }
 
@@ -36,14 +40,25 @@ struct Avx512 {
     return sums + reinterpret_cast<Sums>(_mm512_madd_epi16(a, b));
   }
 
+  // Of weights below 16 and signed x, both bytes; pairs are added in 16 bits.
+  static Nibbles dot_nibbles(Nibbles pairs, Words a, Words b) {
+    return pairs + reinterpret_cast<Nibbles>(_mm512_maddubs_epi16(a, b));
+  }
+  static Sums sums(Nibbles pairs) {
+    return dot(Sums{}, reinterpret_cast<Words>(pairs), _mm512_set1_epi16(1));
+  }
+  static Sums dot_bytes(Sums sums, Words a, Words b) {
+    return dot(sums, _mm512_maddubs_epi16(a, b), _mm512_set1_epi16(1));
+  }
+
   static Words widen_int8(const void* at) {
     return _mm512_cvtepi8_epi16(_mm256_loadu_si256(static_cast<const __m256i*>(at)));
   }
 
-  // The n-th weight of every 16-bit word.
+  // The n-th weight of every byte.
   static Words nibbles(const void* at, int n) {
     const Words words = _mm512_srli_epi16(_mm512_loadu_si512(at), 4 * n);
-    return n == 3 ? words : _mm512_and_si512(words, _mm512_set1_epi16(15));
+    return _mm512_and_si512(words, _mm512_set1_epi8(15));
   }
 
   static Sums repeat(int32_t sum) { return reinterpret_cast<Sums>(_mm512_set1_epi32(sum)); }

@@ -14,9 +14,13 @@ namespace {
 struct Plain {
   static constexpr int64_t kLanes = 4;
   static constexpr int kVectors = 2;
+  static constexpr int kNibbleVectors = 1 << 13;
   static constexpr bool kHasBytes = false;
   struct Words {
     int16_t lanes[2 * kLanes];
+  };
+  struct Bytes {  // of Words
+    uint8_t lanes[4 * kLanes];
   };
   struct Sums {
     int32_t lanes[kLanes];
@@ -24,6 +28,7 @@ struct Plain {
   struct Floats {
     float lanes[kLanes];
   };
+  using Nibbles = Sums;
 
   static float from_half(uint16_t bits) {
     const uint32_t sign = static_cast<uint32_t>(bits & 0x8000) << 16;
@@ -64,6 +69,7 @@ struct Plain {
   }
 
   static Words load(const int16_t* at) { return copy<Words>(at); }
+  static Words load(const int8_t* at) { return copy<Words>(at); }
   static Floats load(const float* at) { return copy<Floats>(at); }
   static void store(float* at, Floats a) { std::memcpy(at, &a, sizeof a); }
 
@@ -84,15 +90,26 @@ struct Plain {
     return sums;
   }
 
+  // Of unsigned weights and signed x.
+  static Sums dot_bytes(Sums sums, Words a, Words b) {
+    const auto weights = copy<Bytes>(&a), x = copy<Bytes>(&b);
+    for (int64_t i = 0; i < 4 * kLanes; ++i) {
+      sums.lanes[i / 4] += weights.lanes[i] * static_cast<int8_t>(x.lanes[i]);
+    }
+    return sums;
+  }
+  static Nibbles dot_nibbles(Nibbles sums, Words a, Words b) { return dot_bytes(sums, a, b); }
+  static Sums sums(Nibbles sums) { return sums; }
+
   static Words widen_int8(const void* at) {
     Words words;
     for (int64_t i = 0; i < 2 * kLanes; ++i) words.lanes[i] = static_cast<const int8_t*>(at)[i];
     return words;
   }
   static Words nibbles(const void* at, int n) {
-    Words words = copy<Words>(at);
-    for (int16_t& lane : words.lanes) lane = static_cast<uint16_t>(lane) >> 4 * n & 15;
-    return words;
+    auto bytes = copy<Bytes>(at);
+    for (uint8_t& lane : bytes.lanes) lane = lane >> 4 * n & 15;
+    return copy<Words>(&bytes);
   }
   static Sums repeat(int32_t sum) {
     Sums all;

@@ -22,6 +22,7 @@ namespace kogpt::cpu {
 namespace {
 
 struct Vnni : Avx512 {
+  using Nibbles = Sums;
   static constexpr bool kHasBytes = true;
 
   static Sums dot(Sums sums, Words a, Words b) {
@@ -32,6 +33,8 @@ struct Vnni : Avx512 {
   static Sums dot_bytes(Sums sums, Words a, Words b) {
     return reinterpret_cast<Sums>(_mm512_dpbusd_epi32(reinterpret_cast<__m512i>(sums), a, b));
   }
+  static Nibbles dot_nibbles(Nibbles sums, Words a, Words b) { return dot_bytes(sums, a, b); }
+  static Sums sums(Nibbles sums) { return sums; }
 };
 
 }  // namespace
