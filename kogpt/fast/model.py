@@ -316,9 +316,8 @@ def has_product_kernel(weight: Weight, dtype: torch.dtype) -> bool:
     """Whether `kogpt::linear` alone is the product of such a weight and few rows of a dtype."""
     device = weight.values.device
     row = torch.empty(1, weight.shape[1], dtype=dtype, device=device)
-    if weight.offset is not None and on_gpu(row):
-        return False
-    return has_kernel(row, weight) and extension_available(device)
+    alone = weight.offset is None or not on_gpu(row)
+    return alone and has_kernel(row, weight) and extension_available(device)
 
 
 def has_decode_kernel(config: KoGPTConfig, device: torch.device, dtype: torch.dtype) -> bool:

@@ -187,7 +187,7 @@ def test_products_of_integers_are_exact(kernels, bits, most):
 
 @on_integers
 def test_the_largest_sums_of_integers_are_exact(kernels, bits, most):
-    """No sum of products overflows on its way, of either sign."""
+    """No sum of products overflows on its way, of either sign; totals are floats, and rounded."""
     low = -(1 << (bits - 1))
     for q in (low, -1 - low):
         values = torch.full((37, 384), q, dtype=torch.int8)

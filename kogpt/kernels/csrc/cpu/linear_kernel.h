@@ -278,7 +278,8 @@ struct Linear {
     constexpr int64_t kPerByte = kWeight == Element::kInt4 ? 2 : 1;
     constexpr int64_t kVector = (kWeight == Element::kInt4 ? 4 : 2) * kLanes;  // inputs
     constexpr int64_t kGrain = kStep / kSpread;
-    static_assert(kStep / kVector <= Simd::kNibbleVectors, "or sums could overflow");
+    static_assert(kWeight != Element::kInt4 || kStep / kVector <= Simd::kNibbleVectors,
+                  "or sums could overflow");
     constexpr int64_t kFactors = most_inputs(kRows, kWeight) / kGrain + kLanes;
     float factors[kRows][kOutputs][kFactors];
     Floats sums[kRows][kOutputs];
