@@ -7,7 +7,9 @@
 // exactly, and x to float.
 //
 // A tile of a few outputs by up to kMostRows rows stays in registers; weights are read from memory
-// once and x from the nearest cache. Many rows are those of many_kernel.h.
+// once and x from a near cache. Outputs of a tile lie apart, so that the tiles of a panel read a
+// few long streams from one end to the other: memory is slower where each row is a stream of its
+// own, and also with a single stream. Many rows are those of many_kernel.h.
 //
 // `Simd` has kLanes floats to a vector. `Words` holds 2 kLanes 16-bit integers or twice as many
 // bytes, `Sums` kLanes 32-bit integers, `Floats` kLanes floats. `Nibbles` holds what products of
@@ -29,8 +31,9 @@ namespace kogpt::cpu {
 namespace {
 
 constexpr int64_t kMostRows = 4;
-constexpr int64_t kShare = 32;    // outputs that share what is near of x
-constexpr int64_t kNear = 32768;  // bytes of x that these read before more comes near
+constexpr int64_t kShare = 64;    // outputs of a panel, which share what is near of x
+constexpr int64_t kNear = 65536;  // bytes of x that these read before more comes near
+constexpr int64_t kAhead = 1280;  // bytes that each stream of weights is asked for ahead
 
 template <class Simd>
 struct Linear {
@@ -128,7 +131,11 @@ struct Linear {
       for (int64_t m = 0; m < params.M; m += kMostRows) {
         switch (std::min(kMostRows, params.M - m)) {
           case 1:
-            rows<1, 4>(params, m, panel, end);
+            if (params.scale.data) {
+              rows<1, 2>(params, m, panel, end);
+            } else {
+              rows<1, 4>(params, m, panel, end);  // or sums would wait for those before them
+            }
             break;
           case 2:
             rows<2, 4>(params, m, panel, end);
@@ -148,12 +155,12 @@ struct Linear {
     Row x[kRows];
     int64_t output[kOutputs];
     const char* weight[kOutputs];
-    int64_t stride;  // bytes of a row of weights
   };
 
-  // Asks for what the next tile will read: rows are too short for the processor to see it coming.
+  // Asks for what a stream will read after these weights, which the processor alone would not do
+  // across pages.
   static void ahead(const char* at, int64_t bytes) {
-    for (int64_t i = 0; i < bytes; i += kLine) __builtin_prefetch(at + i, 0, 2);
+    for (int64_t i = 0; i < bytes; i += kLine) __builtin_prefetch(at + kAhead + i, 0, 2);
   }
 
   // Inputs of a tile's rows that fill kNear.
@@ -163,37 +170,37 @@ struct Linear {
   }
 
   // All that one panel of outputs needs of some rows, so many inputs at a time that the rows stay
-  // in the nearest cache.
+  // in a near cache.
   template <int kRows, int kOutputs>
   static void rows(const LinearParams& p, int64_t m, int64_t first, int64_t last) {
     using Totals = Floats[kRows][kOutputs];
     Totals totals[kShare / kOutputs] = {};
+    const int64_t tiles = (last - first + kOutputs - 1) / kOutputs;
     const int64_t step = most_inputs(kRows, p.weight.element);
     for (int64_t k = 0; k < p.K; k += step) {
       const int64_t end = std::min(k + step, p.K);
-      for (int64_t n = first; n < last; n += kOutputs) {
-        const auto tile = tile_at<kRows, kOutputs>(p, m, n, last);
-        multiply(p, tile, k, end, totals[(n - first) / kOutputs]);
+      for (int64_t t = 0; t < tiles; ++t) {
+        multiply(p, tile_at<kRows, kOutputs>(p, m, first + t, tiles, last), k, end, totals[t]);
       }
     }
     for (int64_t n = first; n < last; ++n) {
       float bias = 0;
       if (p.bias.data) Numbers::widen(p.bias, n, 1, &bias);
       for (int i = 0; i < kRows; ++i) {
-        const Floats& total = totals[(n - first) / kOutputs][i][(n - first) % kOutputs];
+        const Floats& total = totals[(n - first) % tiles][i][(n - first) / tiles];
         Numbers::store(p.x.element, p.y, (m + i) * p.N + n, Simd::sum(total) + bias);
       }
     }
   }
 
   template <int kRows, int kOutputs>
-  static Tile<kRows, kOutputs> tile_at(const LinearParams& p, int64_t m, int64_t n, int64_t last) {
+  static Tile<kRows, kOutputs> tile_at(const LinearParams& p, int64_t m, int64_t n, int64_t apart,
+                                       int64_t last) {
     Tile<kRows, kOutputs> tile;
-    tile.stride = stride(p);
     for (int i = 0; i < kRows; ++i) tile.x[i] = row(p, m + i);
     for (int j = 0; j < kOutputs; ++j) {
-      tile.output[j] = std::min(n + j, last - 1);  // beyond the last, it again, for nothing
-      tile.weight[j] = static_cast<const char*>(p.weight.data) + tile.output[j] * tile.stride;
+      tile.output[j] = std::min(n + j * apart, last - 1);  // beyond the last, it again, for nothing
+      tile.weight[j] = static_cast<const char*>(p.weight.data) + tile.output[j] * stride(p);
     }
     return tile;
   }
@@ -239,7 +246,7 @@ struct Linear {
     for (int64_t k = first; k < last; k += 2 * kLanes) {
       for (int j = 0; j < kOutputs; ++j) {
         Floats w0, w1;
-        ahead(tile.weight[j] + kOutputs * tile.stride + k * kBytes, 2 * kLanes * kBytes);
+        ahead(tile.weight[j] + k * kBytes, 2 * kLanes * kBytes);
         Simd::template widen<kWeight>(tile.weight[j] + k * kBytes, w0, w1);
         for (int i = 0; i < kRows; ++i) {
           sums[i][j] = Simd::fma(w0, Simd::load(tile.x[i].wide + k), sums[i][j]);
@@ -303,7 +310,7 @@ struct Linear {
     for (int64_t k = first; k < last; k += kStep) {
       Products<kWeight> products[kRows][kOutputs] = {};
       for (int j = 0; j < kOutputs; ++j) {
-        ahead(tile.weight[j] + kOutputs * tile.stride + k / kPerByte, kStep / kPerByte);
+        ahead(tile.weight[j] + k / kPerByte, kStep / kPerByte);
       }
       for (int v = 0; v < kStep / kVector; ++v) {
         Words w[kOutputs];
