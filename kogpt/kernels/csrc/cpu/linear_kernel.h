@@ -76,9 +76,11 @@ struct Linear {
         round(p, to, to.q);
       } else if (p.weight.element == Element::kInt4) {
         round(p, to, to.bytes);
-        for (int64_t k = 0; k < p.K; k += kPacked) order_packed(to.bytes + k);
+        // A byte has two weights: one vector gets the first of each, the next one the second.
+        for (int64_t k = 0; k < p.K; k += kPacked) split_pairs<kPacked>(to.bytes + k);
       } else if (p.weight.element == Element::kBFloat16) {
-        for (int64_t k = 0; k < p.K; k += kBlock) order_pairs(to.wide + k);
+        // So has a 32-bit word.
+        for (int64_t k = 0; k < p.K; k += 2 * kLanes) split_pairs<2 * kLanes>(to.wide + k);
       }
     }
   }
@@ -106,22 +108,15 @@ struct Linear {
     std::fill_n(to.sum + p.K / inputs, kLanes, 0.0f);  // read by the vector
   }
 
-  // A 32-bit word has two bfloat16: one vector gets the first of each, the next one the second.
-  static void order_pairs(float* x) {
-    float ordered[kBlock];
-    for (int64_t i = 0; i < kBlock; ++i) {
-      const int64_t lane = i % kLanes, half = i % (2 * kLanes) / kLanes;
-      ordered[i] = x[i / (2 * kLanes) * (2 * kLanes) + 2 * lane + half];
+  // Puts the first of every pair before the second of every pair.
+  template <int64_t kCount, class T>
+  static void split_pairs(T* x) {
+    T split[kCount];
+    for (int64_t i = 0; i < kCount / 2; ++i) {
+      split[i] = x[2 * i];
+      split[kCount / 2 + i] = x[2 * i + 1];
     }
-    std::memcpy(x, ordered, sizeof ordered);
-  }
-
-  // A byte has two weights: one vector gets the first of each, the next one the second.
-  static void order_packed(int8_t* q) {
-    constexpr int64_t kEach = kPacked / 2;
-    int8_t ordered[kPacked];
-    for (int64_t i = 0; i < kPacked; ++i) ordered[i % 2 * kEach + i / 2] = q[i];
-    std::memcpy(q, ordered, sizeof ordered);
+    std::memcpy(x, split, sizeof split);
   }
 
   static void outputs(const LinearParams& params, int64_t first, int64_t last, void* part) {
