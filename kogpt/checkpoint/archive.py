@@ -15,6 +15,14 @@ from kogpt.checkpoint.safetensors_file import clip
 from kogpt.errors import InputRefusedError
 
 MAX_MEMBERS = 100_000
+# UnicodeDecodeError: of a name that says it is UTF-8.
+DAMAGED = (
+    zipfile.BadZipFile,
+    NotImplementedError,
+    EOFError,
+    struct.error,
+    UnicodeDecodeError,
+)
 END = struct.Struct("<4s16xH")  # signature, ..., length of the comment
 LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, ..., lengths of name and extra field
 
@@ -51,7 +59,7 @@ class Archive:
                 infos = sorted(archive.infolist(), key=lambda info: info.header_offset)
                 self._check_frame(archive, infos)
                 self.members = self._check_members(infos, allowed, archive.start_dir)
-        except (zipfile.BadZipFile, NotImplementedError, EOFError, struct.error) as error:
+        except DAMAGED as error:
             raise InputRefusedError(f"{path}: {error}") from None
 
     def read(self, name: str, limit: int) -> bytes:

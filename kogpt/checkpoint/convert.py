@@ -13,7 +13,7 @@ from tqdm import tqdm
 from kogpt.checkpoint.dtypes import dtype_name, parse_dtype
 from kogpt.checkpoint.files import require_regular
 from kogpt.checkpoint.layouts import AssembledTensors, layout_of
-from kogpt.checkpoint.manifest import MANIFEST_NAME
+from kogpt.checkpoint.manifest import MANIFEST_FORMATS, MANIFEST_NAME, file_record
 from kogpt.checkpoint.names import expand
 from kogpt.checkpoint.overflow import FitCounts, clamp_finite, count_misfits
 from kogpt.checkpoint.quantization import IN_WORD, Quantization
@@ -26,8 +26,10 @@ from kogpt.checkpoint.staging import Staging, refuse_existing, staged_bytes, swe
 from kogpt.checkpoint.verifying import read_manifest
 from kogpt.checkpoint.writer import (
     MAX_SHARD_SIZE,
+    MEMORY,
     ROOM_FOR_SMALL_FILES,
     TensorSpec,
+    description,
     finish,
     plan_shards,
     write_shards,
@@ -105,6 +107,8 @@ class ConversionOptions:
             raise ValueError(
                 f"on_overflow is {self.on_overflow!r}, it must be error, clamp or bfloat16"
             )
+        if self.license_notice is not None and not is_text(self.license_notice):
+            raise ValueError(f"license_notice is {self.license_notice!a}, no text in UTF-8")
         self._check_quantize()
 
     def _check_quantize(self) -> None:
@@ -191,7 +195,8 @@ class _Job:
     def _decide_dtype(self) -> torch.dtype:
         stored, asked = self.reader.stored_dtype, self.options.dtype
         dtype = stored if asked is None else parse_dtype(asked)
-        if dtype != torch.float16 or stored == torch.float16:
+        computed = self.reader.quantization is not None  # in float32, of float16
+        if dtype != torch.float16 or (stored == torch.float16 and not computed):
             return dtype
         shapes = expand(self.config).items()
         specs = [TensorSpec(name, dtype, shape) for name, shape in shapes]
@@ -258,7 +263,7 @@ class _Job:
 
     def _plan(self) -> dict[str, Any]:
         """All that determines the bytes of the result, to tell whether a rest can be resumed."""
-        stats = {str(path): path.stat() for path in self.reader.files}
+        stats = {_printable(path): path.stat() for path in self.reader.files}
         plan = {
             "source": {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()},
             "shards": {shard.name: [spec.name for spec in shard.tensors] for shard in self.shards},
@@ -271,22 +276,30 @@ class _Job:
         return json.loads(to_json(plan))
 
     def _is_complete(self, source: SourceHash) -> bool:
-        """Whether `dst` is already what this conversion would write."""
+        """Whether `dst` is already what this conversion would write, by its manifest and sizes."""
         try:
-            manifest = json.loads((self.dst / MANIFEST_NAME).read_bytes())
+            manifest = read_manifest(self.dst)
             tensors = {
                 name: (entry["file"], entry["dtype"], entry["shape"])
                 for name, entry in manifest["tensors"].items()
             }
-        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+            sizes = {name: (self.dst / name).stat().st_size for name in manifest["files"]}
+            sizes |= {shard.name: (self.dst / shard.name).stat().st_size for shard in self.shards}
+        except (InputRefusedError, OSError, KeyError):
             return False  # something else; refused for existing, if it does
         wanted = {
             spec.name: (shard.name, dtype_name(spec.dtype), [*spec.shape])
             for shard in self.shards
             for spec in shard.tensors
         }
-        same = tensors == wanted and manifest.get("license") == self.metadata["license"]
-        return same and manifest.get("source") == source.result()
+        described = description(self.config, self.shards, self.layout, self.quantization)
+        files = {n: file_record([c]) for n, c in {**described, **self.companions}.items()}
+        expected = {name: record["size"] for name, record in files.items()}
+        for shard in self.shards:
+            expected[shard.name] = len(shard.header(self.metadata)) + shard.nbytes
+        same = tensors == wanted and manifest["files"] == files and sizes == expected
+        same = same and manifest["license"] == self.metadata["license"]
+        return same and manifest["source"] == source.result()
 
     def report(self) -> ConversionReport:
         lines = [
@@ -315,17 +328,43 @@ class _Job:
             copied=list(self.companions),
             overflowed=self.misfits.total,
             vanished=self.misfits.vanished,
+            memory_needed=MEMORY + self.stored.memory,
         )
 
 
 def license_of(folder: Path, config: KoGPTConfig) -> str:
     """The notice that a folder carries, if it was written here, or what is known of it."""
-    if (folder / MANIFEST_NAME).exists():
+    if (folder / MANIFEST_NAME).exists() and not _is_foreign(folder / MANIFEST_NAME):
         return read_manifest(folder)["license"]
     sizes = ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head")
     release = KoGPTConfig()
     is_release = all(getattr(config, size) == getattr(release, size) for size in sizes)
     return KOGPT_LICENSE if is_release else OTHER_LICENSE
+
+
+def _printable(path: Path) -> str:
+    """A path in UTF-8, which it need not be and JSON is."""
+    return os.fsencode(path).decode(errors="backslashreplace")
+
+
+def _is_foreign(manifest: Path) -> bool:
+    """Whether a manifest is of another program; a damaged one is taken for ours."""
+    require_regular(manifest)
+    try:
+        values = json.loads(manifest.read_bytes())
+    except (ValueError, RecursionError):
+        return False
+    form = values.get("format") if isinstance(values, dict) else None
+    return not (isinstance(form, str) and form.startswith(MANIFEST_FORMATS))
+
+
+def is_text(words: str) -> bool:
+    """Whether words of a command line are UTF-8, as files have them."""
+    try:
+        words.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def companions(folder: Path) -> dict[str, bytes]:

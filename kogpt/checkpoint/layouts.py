@@ -290,6 +290,18 @@ class AssembledTensors:
         self.source = {theirs: spec.name for theirs, (_, spec) in firsts.items()}
         self._last: tuple[str, Tensor] | None = None
 
+    @property
+    def memory(self) -> int:
+        """Bytes held at most beside slices: a whole tensor, thrice where it is transposed."""
+        return max(
+            (
+                spec.nbytes * (3 if parts[0][0].transposed else 1)
+                for spec, parts in zip(self.specs, self._parts.values(), strict=True)
+                if len(parts) > 1 or parts[0][0].transposed
+            ),
+            default=0,
+        )
+
     def read(self, name: str, rows: slice) -> Tensor:
         """Rows of a tensor."""
         row, spec = self._parts[name][0]
@@ -306,6 +318,7 @@ class AssembledTensors:
         shape = (outputs * (1 if row.third is None else 3), *spec.shape[1:])
         whole = torch.empty(shape, dtype=spec.dtype)
         for part, own in parts:
-            places = part.places(range(outputs), outputs, self._head_dim)
-            whole[places] = self._read_ours(own.name, slice(0, outputs)).to(spec.dtype)
+            for rows in own.slices():
+                places = part.places(range(rows.start, rows.stop), outputs, self._head_dim)
+                whole[places] = self._read_ours(own.name, rows).to(spec.dtype)
         return whole.T.contiguous() if row.transposed and whole.ndim > 1 else whole

@@ -15,7 +15,8 @@ import torch
 from kogpt.checkpoint.dtypes import dtype_name
 from kogpt.checkpoint.statistics import Statistics
 
-FORMAT = "kogpt-manifest-1"
+MANIFEST_FORMATS = "kogpt-manifest-"  # what they all begin with
+FORMAT = f"{MANIFEST_FORMATS}1"
 MANIFEST_NAME = "manifest.json"
 INDEX_NAME = "model.safetensors.index.json"
 

@@ -11,6 +11,7 @@ added by every shard). The embedding has a bias, which we add to its rows.
 """
 
 import re
+import tokenize
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -279,6 +280,6 @@ def _read_npy_header(file: BinaryIO, path: Path, name: str) -> Array:
         code = dtype.str.lstrip("<|")
         if code not in DTYPES:
             raise ValueError(f"dtype {code}")
-    except ValueError as error:
+    except (ValueError, tokenize.TokenError) as error:
         raise InputRefusedError(f"{path}: {name}: {clip(str(error))}") from None
     return Array(path, file.tell(), DTYPES[code], shape, column_major)

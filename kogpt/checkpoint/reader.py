@@ -161,6 +161,8 @@ class CheckpointReader:
     @property
     def stored_dtype(self) -> torch.dtype:
         """The narrowest dtype that holds every weight as stored."""
+        if not self.names:
+            raise InputRefusedError(f"{self.path}: holds no weights")
         return reduce(torch.promote_types, (self.dtype(name) for name in self.names))
 
     def require_config(self) -> KoGPTConfig:
@@ -239,7 +241,7 @@ def open_checkpoint(
             mesh-transformer-jax (`step_N`), or a file of weights itself, with `config.json` beside
             it.
         model_class: of the model; None for the one that belongs to the config.
-        config: the shape of the model, for a checkpoint without a `config.json`.
+        config: the shape of the model; None for what `config.json` says.
 
     Raises:
         InputRefusedError: it is missing, damaged, dangerous or of another kind.
@@ -291,7 +293,7 @@ def _describe(
     values = read_json_object(path)
     table = values.get("quantization_config")
     quantization = None if table is None else parse_quantization(table, str(path))
-    config = read_config(path, model_class)
+    config = config or read_config(path, model_class)
     kind = values["model_type"]
     layout = LAYOUTS.get(kind) if isinstance(kind, str) else None
     return Description(config, model_class, quantization, layout)

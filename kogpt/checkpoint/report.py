@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from kogpt.checkpoint.resources import human
-from kogpt.checkpoint.writer import MEMORY, ROOM_FOR_SMALL_FILES
+from kogpt.checkpoint.writer import ROOM_FOR_SMALL_FILES
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ class ConversionReport:
         copied: tokenizer and other files that were copied.
         overflowed: finite values that float16 cannot hold.
         vanished: values other than zero that became zero in float16.
+        memory_needed: bytes of memory that it takes beside the interpreter and torch.
     """
 
     source: str
@@ -52,6 +53,7 @@ class ConversionReport:
     copied: list[str]
     overflowed: int
     vanished: int
+    memory_needed: int
 
     @property
     def nbytes(self) -> int:
@@ -63,15 +65,9 @@ class ConversionReport:
         """Bytes the result takes."""
         return self.nbytes + ROOM_FOR_SMALL_FILES
 
-    @property
-    def memory_needed(self) -> int:
-        """Bytes of memory the conversion takes beside the interpreter and torch."""
-        return MEMORY
-
     def to_dict(self) -> dict[str, Any]:
         """All of it, as `--json` prints it."""
-        sizes = {"disk_needed": self.disk_needed, "memory_needed": self.memory_needed}
-        return {**asdict(self), "nbytes": self.nbytes, **sizes}
+        return {**asdict(self), "nbytes": self.nbytes, "disk_needed": self.disk_needed}
 
     def __str__(self) -> str:
         return "\n".join([*(self._table() if self.dry_run else []), *self._summary()])

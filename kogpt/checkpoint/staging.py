@@ -112,8 +112,10 @@ class Staging:
 
 
 def partial_of(dst: Path) -> Path:
-    """Where a folder grows before it gets its name."""
+    """Where a folder grows before it gets its name; InputRefusedError for `/`, which has none."""
     path = Path(os.path.abspath(dst))
+    if not path.name:
+        raise InputRefusedError(f"{dst}: exists already; choose another name")
     return path.with_name(f".{path.name}.partial")
 
 
@@ -219,9 +221,10 @@ def to_json(value: object) -> bytes:
 
 
 def _read_json(path: Path) -> Any:
+    """What a file holds; None if there is none, or a damaged one, which then counts as none."""
     try:
         return json.loads(path.read_bytes())
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError):
         return None
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,9 +13,11 @@ from tqdm import tqdm
 from kogpt.checkpoint.files import require_regular
 from kogpt.checkpoint.index import name_problem, read_index
 from kogpt.checkpoint.manifest import FORMAT, INDEX_NAME, MANIFEST_NAME, TensorRecord, file_record
+from kogpt.checkpoint.mesh import is_mesh_checkpoint
 from kogpt.checkpoint.resources import human
 from kogpt.checkpoint.safetensors_file import SafetensorsFile, clip, unique_keys
 from kogpt.checkpoint.shards import TensorSpec
+from kogpt.checkpoint.sliced import is_sliced
 from kogpt.checkpoint.source_hash import hash_file
 from kogpt.checkpoint.statistics import Statistics
 from kogpt.checkpoint.writer import raw_bytes
@@ -30,7 +33,7 @@ class Verification:
     Attributes:
         path: the folder.
         tensors: count of tensors checked.
-        nbytes: bytes of weights checked.
+        nbytes: bytes of the files of weights.
         files: names of the other files checked.
         license: the notice in the manifest.
         source: SHA-256 of what the weights were converted from; None if they were not.
@@ -114,6 +117,12 @@ def _check_form(manifest: object) -> None:
     for name in [*manifest["files"], *manifest["headers"]]:
         if problem := name_problem(name):
             raise ValueError(f"{clip(name)}: {problem}")
+    for name in ("config.json", INDEX_NAME):
+        if name not in manifest["files"]:
+            raise ValueError(f"files: {name} is missing")
+    for name, entry in manifest["tensors"].items():
+        if str(entry.get("file")) not in manifest["headers"]:
+            raise ValueError(f"tensors: {clip(name)}: its file is not among the headers")
     source = manifest.get("source")
     if source is not None and not (isinstance(source, dict) and "sha256" in source):
         raise ValueError("source has no sha256")
@@ -122,7 +131,9 @@ def _check_form(manifest: object) -> None:
 
 
 def _refuse_strangers(folder: Path, shards: list[str]) -> None:
-    """Refuses weights that other programs would load in place of those checked."""
+    """Refuses weights that this or another program would load in place of those checked."""
+    if is_mesh_checkpoint(folder) or is_sliced(folder):
+        raise InputRefusedError(f"{folder}: holds slices of weights that are not in the manifest")
     for path in sorted(folder.iterdir()):
         if path.name.startswith(("model", "pytorch_model")) and path.name not in shards:
             if path.suffix in (".safetensors", ".bin"):
@@ -137,6 +148,9 @@ def _check_shard(path: Path, manifest: dict[str, Any], bar: tqdm) -> None:
         _compare(path, file_record([header]), manifest["headers"][path.name])
         if list(file.tensors) != list(wanted):
             raise InputRefusedError(f"{path}: holds other tensors than the manifest says")
+        for name, tensor in file.tensors.items():
+            if not math.prod(tensor.shape) or not tensor.shape:
+                raise InputRefusedError(f"{path}: {name}: has shape {list(tensor.shape)}")
         bar.update(len(header))
         for name, entry in wanted.items():
             record = measure(file, name, bar).to_dict()

@@ -299,11 +299,8 @@ def finish(
         quantization: how matrices are stored; None for as they are.
         further: keys of `config.json`.
     """
-    contents: dict[str, Content] = {
-        "config.json": to_json(_config(config, shards, layout, quantization) | (further or {})),
-        INDEX_NAME: to_json(_index(shards)),
-        **files,
-    }
+    described = description(config, shards, layout, quantization, further)
+    contents: dict[str, Content] = {**described, **files}
     with writing(staging.folder):
         headers = {
             shard.name: write_header(staging.folder / shard.name, shard.header(metadata))
@@ -320,6 +317,18 @@ def finish(
         }
         write_file(staging.folder / MANIFEST_NAME, to_json(manifest))
     staging.commit()
+
+
+def description(
+    config: KoGPTConfig,
+    shards: list[Shard],
+    layout: Layout | None = None,
+    quantization: Quantization | None = None,
+    further: dict[str, Any] | None = None,
+) -> dict[str, bytes]:
+    """What a folder says of its weights: `config.json` and the index; arguments as of `finish`."""
+    values = _config(config, shards, layout, quantization) | (further or {})
+    return {"config.json": to_json(values), INDEX_NAME: to_json(_index(shards))}
 
 
 def _index(shards: list[Shard]) -> dict[str, Any]:

@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> None:
 
 def parse_size(text: str) -> int:
     """Bytes of a size such as `500MB` or `5GiB`."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmg]?i?b?)", text.strip().lower())
+    match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,15})?)\s*([kmg]?i?b?)", text.strip().lower())
     unit = match and UNITS.get(match[2])
     if not match or not unit:
         raise UsageError(f"argument --max-shard-size: {text!r} is no size, such as 500MB or 5GB")

@@ -7,4 +7,4 @@ from kogpt.commands.common import print_report
 
 
 def run(args: argparse.Namespace) -> None:
-    print_report(verify(args.path), args.json)
+    print_report(verify(args.path, quiet=args.json), args.json)

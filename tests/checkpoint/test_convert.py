@@ -83,6 +83,62 @@ def test_a_changed_source_is_not_taken_for_the_one_converted_before(tmp_path):
         convert(tmp_path / "src", tmp_path / "dst")
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda src, dst: write_config(src, dataclasses.replace(CONFIG, rotary_dim=8)),
+        lambda src, dst: (src / "tokenizer.json").write_text("{}"),
+        lambda src, dst: (dst / "config.json").unlink(),
+        lambda src, dst: (dst / "model-00001-of-00001.safetensors").unlink(),
+        lambda src, dst: os.truncate(dst / "model-00001-of-00001.safetensors", 99),
+        lambda src, dst: (dst / "manifest.json").write_text("[" * 99_999),
+    ],
+    ids=["config", "companion", "lost config", "lost weights", "cut weights", "nested manifest"],
+)
+def test_what_is_not_whole_or_of_other_files_is_not_taken_for_done(tmp_path, change):
+    src, dst = write_released(tmp_path / "src"), tmp_path / "dst"
+    convert(src, dst)
+    change(src, dst)
+    with pytest.raises(InputRefusedError, match="exists already"):
+        convert(src, dst)
+
+
+@pytest.mark.parametrize("rest", ["", "{", "\0"])
+def test_a_damaged_rest_is_begun_anew(tmp_path, rest):
+    src = write_released(tmp_path / "src")
+    convert(src, tmp_path / "whole")
+    (tmp_path / ".dst.partial").mkdir()
+    (tmp_path / ".dst.partial" / "plan.json").write_text(rest)
+    convert(src, tmp_path / "dst")
+    assert contents(tmp_path / "dst") == contents(tmp_path / "whole")
+
+
+def test_a_path_need_not_be_utf8_and_a_notice_must(tmp_path):
+    src = tmp_path / os.fsdecode(b"s\xff")
+    write_checkpoint(src, CONFIG, tiny_state())
+    convert(src, tmp_path / "dst")
+    verify(tmp_path / "dst")
+    with pytest.raises(ValueError, match="license_notice is .*no text in UTF-8"):
+        ConversionOptions(license_notice=os.fsdecode(b"CC\xff"))
+
+
+def test_the_root_is_no_name_for_a_folder(tmp_path):
+    src = write_released(tmp_path / "src")
+    with pytest.raises(InputRefusedError, match="/: exists already"):
+        convert(src, "/")
+    with pytest.raises(InputRefusedError, match="/: exists already"):
+        write_checkpoint("/", CONFIG, tiny_state())
+
+
+def test_a_manifest_of_another_program_says_nothing_of_the_licence(tmp_path):
+    src = write_released(tmp_path / "src")
+    (src / "manifest.json").write_text('{"name": "an app"}')
+    assert convert(src, tmp_path / "dst").license.startswith("not stated here")
+    (src / "manifest.json").write_text('{"format": "kogpt-manifest-2"}')
+    with pytest.raises(InputRefusedError, match="bad manifest"):
+        convert(src, tmp_path / "other")
+
+
 def test_unknown_tensors_are_left_behind_where_named(tmp_path):
     state = {**released_state(), "transformer.h.0.attn.rope": torch.ones(2), "score": torch.ones(1)}
     write_released(tmp_path / "src", state)
@@ -201,6 +257,10 @@ def _manifest_bit(folder: Path) -> bool:
         (lambda d: (d / "manifest.json").write_text("[" * 9999), "manifest.json"),
         (lambda d: (d / "model.safetensors").write_bytes(b"x"), "model.safetensors"),
         (lambda d: (d / "pytorch_model.bin").write_bytes(b"x"), "pytorch_model.bin"),
+        (lambda d: (d / "shard_0").mkdir(), "holds slices of weights"),
+        (lambda d: change_manifest(d, "tensors", "ghost", {"file": "none"}), "ghost': its file is"),
+        (lambda d: change_manifest(d, "tensors", "ghost", {}), "ghost': its file is"),
+        (lambda d: change_manifest(d, "files", "config.json", None), "config.json is missing"),
     ],
 )
 def test_verify_names_what_is_missing_or_strange(tmp_path, damage, word):
@@ -211,7 +271,24 @@ def test_verify_names_what_is_missing_or_strange(tmp_path, damage, word):
         verify(tmp_path / "dst")
 
 
+def change_manifest(folder: Path, table: str, name: str, entry: dict | None) -> None:
+    """Puts an entry into a table of the manifest, or takes it out."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    if entry is None:
+        del manifest[table][name]
+    else:
+        manifest[table][name] = entry
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
 # Looking without reading.
+
+
+@pytest.mark.parametrize("state", [{}, {"transformer.h.0.attn.masked_bias": torch.tensor(-1e9)}])
+def test_a_file_without_weights_is_refused(tmp_path, state):
+    torch.save(state, tmp_path / "weights.bin")
+    with pytest.raises(InputRefusedError, match="weights.bin: holds no weights"):
+        inspect(tmp_path / "weights.bin")
 
 
 def write_hollow(folder: Path, config: KoGPTConfig) -> None:

@@ -1,15 +1,17 @@
 """Damaged, mismatched and foreign checkpoints: each refused in one line that names the culprit."""
 
+import io
 import json
 import os
 import re
+import zipfile
 from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
 
-from kogpt.checkpoint import convert, load_model
+from kogpt.checkpoint import convert, load_model, mesh, open_checkpoint
 from kogpt.errors import InputRefusedError
 from tests.checkpoint.test_formats import shard_by_hand
 from tests.checkpoint.tiny import CONFIG, tiny_state, write_config, write_released
@@ -337,3 +339,19 @@ def test_names_may_not_break_the_line(tmp_path: Path):
     torch.save({**tiny_state(), "two\nlines": torch.ones(1)}, tmp_path / BIN)
     with pytest.raises(InputRefusedError, match=r"'two\\nlines'"):
         load_model(tmp_path)
+
+
+def test_a_member_whose_name_is_no_utf8_is_refused(tmp_path):
+    path = tmp_path / "weights.bin"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("아/data.pkl", b"")
+    path.write_bytes(path.read_bytes().replace("아".encode(), b"\xff\xff\xff"))
+    with pytest.raises(InputRefusedError, match="weights.bin: .*utf-8"):
+        open_checkpoint(path)
+
+
+def test_an_array_whose_header_breaks_off_is_refused(tmp_path):
+    text = b"{'descr': '<f4', 'fortran_order': False, 'shape': (4, 4(, }\n"
+    header = b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
+    with pytest.raises(InputRefusedError, match="0.npz: arr_0.npy: "):
+        mesh._read_npy_header(io.BytesIO(header), tmp_path / "0.npz", "arr_0.npy")

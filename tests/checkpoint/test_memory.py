@@ -8,8 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from kogpt.checkpoint import ConversionOptions, convert, write_checkpoint
+from kogpt.checkpoint.names import expand
 from kogpt.checkpoint.writer import MEMORY
 from kogpt.model import KoGPTConfig
+from kogpt.model.variants import GPT2Config, GPTNeoXConfig
 from tests.checkpoint.tiny import write_config
 from tests.scale import scaled
 
@@ -57,9 +60,23 @@ def test_converting_takes_at_most_half_a_gigabyte(tmp_path, options):
     assert int(result.stdout) < MEMORY >> 20, result.stdout
 
 
-def hollow_state(config: KoGPTConfig) -> dict:
-    from kogpt.checkpoint.names import expand
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
+@pytest.mark.parametrize("kind", [GPT2Config, GPTNeoXConfig])
+def test_matrices_that_are_put_together_are_counted(tmp_path, kind):
+    """One block of a neighbour, q, k and v in one matrix of 0.2 GB."""
+    config = kind(vocab_size=512, n_embd=4096, n_layer=1, n_positions=64, n_head=32)
+    tensors = {n: torch.zeros(1).expand(shape) for n, shape in expand(config).items()}
+    write_checkpoint(tmp_path / "src", config, tensors)
+    dry = convert(tmp_path / "src", tmp_path / "dst", ConversionOptions(dry_run=True))
+    assert dry.memory_needed >= MEMORY + 4 * 3 * 4096**2
+    command = [sys.executable, "-c", WATCHED, tmp_path / "src", tmp_path / "dst", "{}"]
+    result = subprocess.run(
+        command, check=True, capture_output=True, text=True, cwd=Path(__file__).parents[2]
+    )
+    assert int(result.stdout) <= dry.memory_needed >> 20, result.stdout
 
+
+def hollow_state(config: KoGPTConfig) -> dict:
     mask = torch.ones(1, 1, 4096, 4096, dtype=torch.bool)
     state = {name: torch.zeros(shape).half() for name, shape in expand(config).items()}
     masks = {f"transformer.h.{i}.attn.bias": mask for i in range(config.n_layer)}

@@ -1,13 +1,16 @@
 """What is done with KoGPT is done with its neighbours: writing, adapting, measuring, planning."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import kogpt
 from kogpt.adapters import LoRAConfig, PromptConfig, attach_lora, attach_prompt
+from kogpt.checkpoint import ConversionOptions, convert, load_model
 from kogpt.checkpoint.writer import write_checkpoint
 from kogpt.cli import main
 from kogpt.generation import DraftModel, PromptLookup
@@ -140,3 +143,14 @@ def test_measuring_from_the_command_line(folder, tmp_path, capsys):
     (run,) = json.loads(report.read_text(encoding="utf-8"))["runs"]
     assert 0 <= run["results"][0]["mean"] <= 100
     assert "accuracy" in capsys.readouterr().out
+
+
+def test_another_number_of_heads_leaves_the_weights_as_they_are(folder, tmp_path):
+    config = load_model(folder).config
+    options = ConversionOptions(config=replace(config, n_head=4))
+    convert(folder, tmp_path / "converted", options)
+    stored, converted = (
+        load_file(next(f.glob("*.safetensors"))) for f in (folder, tmp_path / "converted")
+    )
+    assert stored.keys() == converted.keys()
+    assert all(torch.equal(stored[name], converted[name]) for name in stored)
