@@ -84,7 +84,7 @@ class LoRATable:
             chosen = [layer for layer in all_layers if layer in found]
         else:
             chosen = [layer for layer in all_layers if any(_ends_in(layer, t) for t in targets)]
-            if numbers is not None:
+            if numbers:  # peft takes an empty list for all
                 chosen = [layer for layer in chosen if _number(layer) in numbers]
         if not chosen:
             raise InputRefusedError(f"{self.where}: target_modules is {clip(targets)}: no layer")

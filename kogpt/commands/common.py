@@ -22,6 +22,13 @@ if TYPE_CHECKING:
     from kogpt.generation.speculative import Speculation
     from kogpt.parallel import Parallel
 
+LOW_RANK, SOFT_PROMPTS = ("lora", "qlora"), ("p-tuning", "prompt-tuning")
+METHODS_OF = {  # of finetuning, that an option is of
+    **dict.fromkeys(("targets", "rank", "alpha", "dropout"), LOW_RANK),
+    "virtual_tokens": SOFT_PROMPTS,
+    **dict.fromkeys(("encoder", "encoder_width"), SOFT_PROMPTS[:1]),
+}
+
 
 def read_text(argument: str) -> str:
     """The argument itself, or all of standard input for "-".
@@ -89,7 +96,7 @@ def device_of(args: argparse.Namespace) -> "torch.device":
 
     default = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        device = torch.device(args.device or default)
+        device = torch.device(getattr(args, "device", None) or default)
     except RuntimeError:
         raise UsageError(f"argument --device: no such device: {args.device!r}") from None
     if device.type not in ("cpu", "cuda"):
@@ -167,13 +174,19 @@ def check_plot(path: Path) -> None:
     require_matplotlib()
 
 
+def refuse_idle(args: argparse.Namespace) -> None:
+    """Refuses options of one method of finetuning beside another."""
+    for name, methods in METHODS_OF.items():
+        if getattr(args, name, None) is not None and args.method not in methods:
+            option = f"--{name.replace('_', '-')}"
+            raise UsageError(f"argument {option}: only with --method {' or '.join(methods)}")
+
+
 def run_settings(args: argparse.Namespace, config: type) -> dict[str, Any]:
     """The settings that the command line gives, for a config of that type."""
-    import torch
-
     hints = get_type_hints(config)
     given = {name: value for name in hints if (value := getattr(args, name, None)) is not None}
-    given.setdefault("device", "cuda" if torch.cuda.is_available() else "cpu")
+    given["device"] = str(device_of(args))
     return {name: _setting(value, hints[name]) for name, value in given.items()}
 
 

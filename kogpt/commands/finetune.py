@@ -2,14 +2,24 @@
 
 import argparse
 
-from kogpt.commands.common import memory_errors, print_json, run_settings, usage_errors
+from kogpt.cli import UsageError
+from kogpt.commands.common import (
+    memory_errors,
+    print_json,
+    refuse_idle,
+    run_settings,
+    usage_errors,
+)
 from kogpt.parallel import Parallel
 from kogpt.training import FinetuningConfig, finetune
+from kogpt.training.config import LABEL_WORDS
 
 
 def run(args: argparse.Namespace) -> None:
+    refuse_idle(args)
     with usage_errors():
         config = FinetuningConfig(**run_settings(args, FinetuningConfig))
+        refuse_idle_objective(args, config)
         with memory_errors():
             results = finetune(config)
     if not Parallel.launched(config.tensor_parallel, config.device).first:
@@ -18,6 +28,15 @@ def run(args: argparse.Namespace) -> None:
         print_json(results)
     else:
         print("\n".join(lines(results)))
+
+
+def refuse_idle_objective(args: argparse.Namespace, config: FinetuningConfig) -> None:
+    """Refuses options that say something of tasks or prompts where there are none."""
+    for name in ("data_dir", "prompt", "test_rows"):
+        if config.task is None and getattr(args, name) is not None:
+            raise UsageError(f"argument --{name.replace('_', '-')}: only with a task as --data")
+    if args.prompt is not None and config.objective not in (None, LABEL_WORDS):
+        raise UsageError(f"argument --prompt: only with --objective {LABEL_WORDS}")
 
 
 def lines(results: dict) -> list[str]:

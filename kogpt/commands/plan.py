@@ -12,11 +12,11 @@ from kogpt.checkpoint.dtypes import compute_dtype
 from kogpt.checkpoint.quantization import Quantization
 from kogpt.checkpoint.resources import available_memory
 from kogpt.cli import SHORTAGE, UsageError
-from kogpt.commands.common import config_of, print_report, run_settings, usage_errors
+from kogpt.commands.common import config_of, print_report, refuse_idle, run_settings, usage_errors
 from kogpt.model import KoGPTConfig
 from kogpt.model.variants import PRESETS
 from kogpt.parallel.tensor import check_divides
-from kogpt.training.config import FULL, QLORA, FinetuningConfig
+from kogpt.training.config import FULL, P_TUNING, PROMPT_TUNING, QLORA, FinetuningConfig
 from kogpt.training.planning import GROUP_SIZE, INFERENCE, Work, plan
 from kogpt.training.rehearsal import Stage
 from kogpt.training.sharing import refuse_unshared
@@ -47,6 +47,7 @@ def run(args: argparse.Namespace) -> int | None:
 
 def find_work(args: argparse.Namespace, gpus: int) -> Work:
     """What the arguments ask for."""
+    refuse_idle(args)
     shape, quantization, stored = find_model(args.model or str(BOX))
     if args.quantize:
         quantization = Quantization.of(args.quantize, GROUP_SIZE, zero_points=False)
@@ -68,6 +69,11 @@ def find_work(args: argparse.Namespace, gpus: int) -> Work:
     length, most = config.sequence_length, shape.n_positions
     if length and length > most:
         raise ValueError(f"sequence is {length}, it must be at most the model's {most}")
+    if config.method in (P_TUNING, PROMPT_TUNING) and (length or most) <= config.virtual_tokens:
+        raise ValueError(
+            f"sequence is {length or most}, it must be above the {config.virtual_tokens} virtual "
+            "tokens"
+        )
     if args.method == INFERENCE and gpus > 1:
         check_divides(shape, gpus)
         quantization = None  # the network that several processes share widens integers
@@ -101,7 +107,7 @@ def parse_size(text: str) -> int:
     Raises:
         UsageError: it is none.
     """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmg]i?b|)", text.strip().lower())
+    match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,15})?)\s*([kmg]i?b|)", text.strip().lower())
     if match is None:
         raise UsageError(f"argument --memory: {text!r} is no size, such as 80GB or 24GiB")
     return int(float(match[1]) * UNITS[match[2]])

@@ -20,14 +20,14 @@ class Row:
     Attributes:
         index: in its file, from 0.
         fields: texts by name.
-        content: names of those that are free text.
+        content: names of those that are free text, in the order of `fields`.
         label: which answer is right.
         degree: how right, where labels are cut out of a scale.
     """
 
     index: int
     fields: Mapping[str, str]
-    content: frozenset[str]
+    content: tuple[str, ...]
     label: int
     degree: float | None = None
 
@@ -121,7 +121,11 @@ def find_first(files: tuple[DataFile, ...], folder: Path) -> DataFile:
 
 
 def _rows(file: DataFile, path: Path) -> Iterator[Row]:
-    content = frozenset(name for name, field in file.fields.items() if field.is_content)
+    content = tuple(
+        name
+        for name, field in file.fields.items()
+        if field.is_content and name not in (LABEL, DEGREE)
+    )
     read = _json_cells if path.suffix == ".json" else _table_cells
     for index, cells in enumerate(read(file, path)):
         try:
@@ -130,7 +134,7 @@ def _rows(file: DataFile, path: Path) -> Iterator[Row]:
         except ValueError as error:
             raise InputRefusedError(f"{path}: row {index}: {error}") from None
         shown = {k: str(v) for k, v in values.items() if k not in (LABEL, DEGREE)}
-        yield Row(index, shown, content - {LABEL, DEGREE}, int(values[LABEL]), degree)
+        yield Row(index, shown, content, int(values[LABEL]), degree)
 
 
 def _table_cells(file: DataFile, path: Path) -> Iterator[dict[str, str]]:

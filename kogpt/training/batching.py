@@ -37,8 +37,8 @@ class Plan:
             lengths: of the examples.
             batch_size: rows in a step.
             seed: of the order.
-            room: tokens in a row of several examples, none of which is longer; None for one
-                example in a row.
+            room: tokens in a row of several examples; one that is longer has a row of its own.
+                None for one example in a row.
         """
         self.batch_size = batch_size
         self._lengths, self._seed, self._room = np.asarray(lengths), seed, room

@@ -128,6 +128,8 @@ class RunConfig:
             check_range(name, getattr(self, name), 1, optional=True)
         for name in ("validate_every", "save_every", "weight_decay"):
             check_range(name, getattr(self, name), 0)
+        if self.weight_decay == float("inf"):
+            raise ValueError("weight_decay is inf, it must be finite")
         check_range("seed", self.seed, 0, LARGEST_SEED)
         check_range("warmup_steps", self.warmup_steps, 0, optional=True)
         check_range("final_learning_rate", self.final_learning_rate, 0, 1)
@@ -218,6 +220,7 @@ COMPLETION, LABEL_WORDS, HEAD, REGRESSION = OBJECTIVES = (
     *("completion", "label-words", "head", "regression"),
 )
 ENCODERS = ("lstm", "mlp")
+EXAMPLES = (".jsonl", ".jsonl.xz")  # what files of examples end in
 BEST, LAST = KEPT = ("best", "last")
 
 # A method that trains fewer numbers takes longer steps.
@@ -287,6 +290,9 @@ class FinetuningConfig(RunConfig):
         super().__post_init__()
         if not self.data:
             raise ValueError("data names nothing to train on")
+        others = [name for name in self.data if not name.endswith(EXAMPLES)]
+        if others and len(self.data) > 1:
+            raise ValueError(f"data is one task or files of examples: {others[0]} is no .jsonl")
         if self.objective is not None:
             check_choice("objective", self.objective, OBJECTIVES)
         check_choice("encoder", self.encoder, ENCODERS)
@@ -298,6 +304,11 @@ class FinetuningConfig(RunConfig):
             )
         check_range("validation_rows", self.validation_rows, 1)
         check_range("test_rows", self.test_rows, 0, optional=True)
+
+    @property
+    def task(self) -> str | None:
+        """The task that `data` names; None where they are files of examples."""
+        return None if self.data[0].endswith(EXAMPLES) else self.data[0]
 
     @property
     def folder(self) -> Path:

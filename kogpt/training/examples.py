@@ -60,11 +60,6 @@ def fingerprint(examples: Sequence[NamedTuple], validation: Sequence[R]) -> str:
     return digest.hexdigest()
 
 
-def is_task(data: Sequence[str]) -> bool:
-    """Whether a run's `data` names a task rather than files of examples."""
-    return len(data) == 1 and not data[0].endswith((".jsonl", ".jsonl.xz"))
-
-
 def read_task(task: Task, config: FinetuningConfig) -> Splits[Row]:
     """The rows of a task.
 

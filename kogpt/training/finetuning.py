@@ -56,7 +56,7 @@ from kogpt.training.config import (
     REGRESSION,
     FinetuningConfig,
 )
-from kogpt.training.examples import Splits, fingerprint, is_task, read_examples, read_task
+from kogpt.training.examples import Splits, fingerprint, read_examples, read_task
 from kogpt.training.job import Job
 from kogpt.training.log import LOG_NAME, read_log
 from kogpt.training.loop import run_job
@@ -106,13 +106,22 @@ def finetune(config: FinetuningConfig, stream: TextIO | None = None) -> dict[str
         ValueError: a setting does not fit the model or the data.
     """
     use_huge_pages()
-    if is_task(config.data):
+    if config.task is not None:
         require_sklearn()
     with Parallel.launched(config.tensor_parallel, config.device) as parallel:
         refuse_unshared(config, parallel.processes)
-        if not config.resume:
-            parallel.once(lambda: refuse_existing(config.out))
+        parallel.once(lambda: refuse_foreign(config))
         return run_job(config, Finetuning.start, stream, parallel).finish()
+
+
+def refuse_foreign(config: FinetuningConfig) -> None:
+    """Refuses to write where anything is but the run that shall be resumed.
+
+    Raises:
+        InputRefusedError: something else is there.
+    """
+    if not (config.resume and config.folder.is_dir()):
+        refuse_existing(config.out)
 
 
 class Finetuning(Job[FinetuningConfig, ExampleBatch]):
@@ -147,7 +156,7 @@ class Finetuning(Job[FinetuningConfig, ExampleBatch]):
         cls, config: FinetuningConfig, last: Path | None, stream: TextIO, parallel: Parallel
     ) -> "Finetuning":
         """The job at its beginning, or where checkpoint `last` was written."""
-        task = load_task(config.data[0]) if is_task(config.data) else None
+        task = None if config.task is None else load_task(config.task)
         kind = find_objective(config, task)
         tokenizer = load_tokenizer(config.model)
         model = start_model(config, outputs_of(kind, task), parallel)
@@ -183,15 +192,16 @@ class Finetuning(Job[FinetuningConfig, ExampleBatch]):
         )
 
     def validate(self, step: int) -> dict[str, float]:
-        """Figures of the validation split; the best weights so far are kept."""
-        if not self.splits.validation:
-            return {}
-        figures = self.figures(self.splits.validation)
-        if self.config.keep_weights == BEST:
-            if self.parallel.once(lambda: self._is_best(step, figures)):
-                tensors = {STEP: torch.tensor(step), **trained(self.model)}
-                write_tensors(self._best, tensors, self.parallel)
-        return figures
+        """Figures of the validation split."""
+        return self.figures(self.splits.validation) if self.splits.validation else {}
+
+    def validated(self, step: int, figures: Mapping[str, float]) -> None:
+        """Keeps the best weights so far."""
+        if self.config.keep_weights != BEST:
+            return
+        if self.parallel.once(lambda: self._is_best(step, figures)):
+            tensors = {STEP: torch.tensor(step), **trained(self.model)}
+            write_tensors(self._best, tensors, self.parallel)
 
     def figures(self, rows: Sequence[Any]) -> dict[str, float]:
         """Figures of a split, by the model as it is."""
@@ -218,8 +228,8 @@ class Finetuning(Job[FinetuningConfig, ExampleBatch]):
                 if found <= step:  # else of a longer run that this one was cut from
                     step = found
                     restore(self.model, best)
+        publish(self)  # first, so that weights are there whatever comes of measuring them
         results = self._results(step)
-        publish(self)
         if self.parallel.first:
             write_atomically(self.config.out / RESULTS_NAME, to_json(results))
         return results
@@ -228,7 +238,7 @@ class Finetuning(Job[FinetuningConfig, ExampleBatch]):
     def _best(self) -> Path:
         return self.config.folder / BEST_NAME
 
-    def _is_best(self, step: int, figures: dict[str, float]) -> bool:
+    def _is_best(self, step: int, figures: Mapping[str, float]) -> bool:
         """Whether no validation before was as good; a resumed run has their log."""
         name, sign = self.objective.main, self.objective.better
         log = read_log(self.config.folder / LOG_NAME)
@@ -314,7 +324,7 @@ def make_objective(
     if task is None:
         return Completions(*reading)
     if kind == LABEL_WORDS:
-        return LabelWords(*reading, task, task.prompt(config.prompt))
+        return LabelWords(*reading, task, task.prompt(config.prompt), most)
     return (Classification if kind == HEAD else Regression)(*reading, task)
 
 

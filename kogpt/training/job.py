@@ -67,6 +67,9 @@ class Job(ABC, Generic[C, B]):
     def validate(self, step: int) -> Mapping[str, float]:
         """Figures of held-out data, for the log; none where there are no such data."""
 
+    def validated(self, step: int, figures: Mapping[str, float]) -> None:
+        """Is told figures that are numbers, before they are in the log."""
+
     @abstractmethod
     def save(self, folder: Path, files: Files) -> None:
         """Writes a checkpoint, complete or not at all: what is trained, and the loop's `files`."""

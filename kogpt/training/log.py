@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from tqdm import tqdm
 
 from kogpt.checkpoint.staging import write_atomically
-from kogpt.errors import KoGPTError
+from kogpt.errors import InputRefusedError, KoGPTError
 from kogpt.training.config import RunConfig
 
 if TYPE_CHECKING:
@@ -22,11 +22,25 @@ QUIET_SECONDS = 30.0  # between lines where stderr is no terminal
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The entries of a log, oldest first; a last line cut short by a crash is left out."""
+    """The entries of a log, oldest first; a last line cut short by a crash is left out.
+
+    Raises:
+        InputRefusedError: another line is damaged; names it.
+    """
     if not path.exists():
         return []
     lines = path.read_bytes().split(b"\n")[:-1]
-    return [json.loads(line) for line in lines]
+    return [_entry(path, number, line) for number, line in enumerate(lines, start=1)]
+
+
+def _entry(path: Path, number: int, line: bytes) -> dict[str, Any]:
+    try:
+        entry = json.loads(line)
+    except ValueError as error:
+        raise InputRefusedError(f"{path}: line {number}: {error}") from None
+    if not isinstance(entry, dict) or not isinstance(entry.get("step"), int):
+        raise InputRefusedError(f"{path}: line {number}: is no entry of a log")
+    return entry
 
 
 class Progress:

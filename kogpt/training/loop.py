@@ -64,6 +64,8 @@ def run_job(
     with ExitStack() as stack:
         parallel.once(lambda: stack.enter_context(claimed(config)))
         last = parallel.once(lambda: next(reversed(checkpoints(config.folder)), None))
+        if last is not None:
+            read_state(last).require_settings(config)
         job = make_job(config, last, stream, parallel)
         trainer = Trainer(job)
         if last is not None:
@@ -98,7 +100,7 @@ class Trainer(Generic[C, B]):
     def restore(self, checkpoint: Path) -> None:
         """Goes back to where `checkpoint`, which the job was made from, was written."""
         state = read_state(checkpoint)
-        state.require_equal(self._begun)
+        state.require_data(self.job.data)
         if state.step > self.steps:
             raise InputRefusedError(
                 f"{checkpoint}: is of step {state.step}, the run has {self.steps} steps"
@@ -156,13 +158,18 @@ class Trainer(Generic[C, B]):
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise KoGPTError(
                 f"step {self.step + 1}: the loss is {loss}, the norm of its gradient {norm}; "
-                f"lower the learning rate {self.config.learning_rate} or use float32"
+                f"{self._advice}"
             )
         set_learning_rate(self.optimizer, learning_rate(self.step, self.steps, self.config))
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
         return loss, norm
+
+    @property
+    def _advice(self) -> str:
+        """What may help where figures are no numbers any more."""
+        return f"lower the learning rate {self.config.learning_rate} or use float32"
 
     def _accumulate(self, batches: Sequence[B]) -> float:
         """Adds up the gradient of the mean loss, a micro-batch at a time."""
@@ -194,7 +201,11 @@ class Trainer(Generic[C, B]):
 
     def _validate(self, progress: Progress) -> None:
         figures = self.job.validate(self.step)
+        for name, x in figures.items():
+            if not math.isfinite(x):
+                raise KoGPTError(f"step {self.step}: {name} is {x}; {self._advice}")
         if figures:
+            self.job.validated(self.step, figures)
             progress.record(self.step, self.tokens, figures)
             told = ", ".join(f"{name.replace('_', ' ')} {x:.4f}" for name, x in figures.items())
             progress.say(f"step {self.step}: {told}")

@@ -199,17 +199,26 @@ class LabelWords(Causal[Row], TaskObjective[CausalExample]):
     """Learns the answer of a task's prompt, as a text; predicts the likeliest of all answers."""
 
     def __init__(
-        self, tokenizer: Tokenizer, prefix: Ids, room: int, task: Task, prompt: Prompt
+        self,
+        tokenizer: Tokenizer,
+        prefix: Ids,
+        room: int,
+        task: Task,
+        prompt: Prompt,
+        n_positions: int,
     ) -> None:
         super().__init__(tokenizer, prefix, room)
         self.task, self.prompt, self.main = task, prompt, task.metrics[0]
+        self.n_positions = n_positions  # the context of the model
 
     def example(self, row: Row) -> CausalExample | None:
         encoder = Encoder(self.tokenizer, self.room, prefix=self.prefix)
         return self._example(encoder.encode(ask(self.prompt, row)), row.label)
 
     def usable(self, rows: Sequence[Row]) -> list[Row]:
-        return list(rows)  # the evaluation's own rule: all that the model's context has room for
+        """By the evaluation's own rule: all that the model's context has room for."""
+        encoder = Encoder(self.tokenizer, self.n_positions, prefix=self.prefix)
+        return [row for row in rows if encoder.fit(ask(self.prompt, row)) is not None]
 
     def judge(self, model: KoGPT, rows: Sequence[Row]) -> tuple[Outcome, float]:
         """As `kogpt evaluate` does it; the loss is of the right answers, in nats per token."""
@@ -277,15 +286,18 @@ class LastToken(TaskObjective[HeadExample]):
 
     def collate(self, rows: Sequence[Sequence[HeadExample]]) -> ExampleBatch:
         examples = [example for row in rows for example in row]
-        alone = len(examples) == len(rows)  # each text then has a row of its own
-        texts = [[text for example in row for text in example.texts] for row in rows]
-        layout = lay_out([[text] for row in texts for text in row] if alone else texts)
-        lengths = [len(text) for row in texts for text in row]
+        layout = lay_out([texts for row in rows for texts in self._rows_of(row)])
+        lengths = [len(text) for example in examples for text in example.texts]
         ends = [first + size - 1 for first, size in zip(layout.firsts, lengths, strict=True)]
         goals = torch.tensor([example.goal for example in examples])
         lasts = torch.tensor([layout.rows, ends])
         tokens = sum(lengths)
         return ExampleBatch(layout.input_ids, goals, layout.starts, lasts, len(examples), tokens)
+
+    def _rows_of(self, row: Sequence[HeadExample]) -> list[list[Ids]]:
+        """Texts that lie together: of an example alone each has a row, so each may fill it."""
+        texts = [text for example in row for text in example.texts]
+        return [texts] if len(row) > 1 else [[text] for text in texts]
 
     def loss(self, model: KoGPT, batch: ExampleBatch) -> Tensor:
         return self.loss_of(self.outputs_of(model, batch), batch.targets)

@@ -61,19 +61,27 @@ class TrainingState:
         """As it is written."""
         return to_json(dataclasses.asdict(self))
 
-    def require_equal(self, new: "TrainingState") -> None:
-        """Refuses to go on with other settings or other data.
+    def require_settings(self, config: RunConfig) -> None:
+        """Refuses to go on with other settings.
 
         Raises:
-            InputRefusedError: names the setting and both values.
+            InputRefusedError: names a setting that differs, and both values.
         """
-        for name in new.config.keys() - MAY_CHANGE:
-            before, now = self.config.get(name), new.config[name]
-            if before != now:
+        # A kind of run's own settings come last, and defaults of others follow from them.
+        for name, now in reversed(config.to_dict().items()):
+            before = self.config.get(name)
+            if name not in MAY_CHANGE and before != now:
                 raise InputRefusedError(
                     f"cannot resume with other settings: {name} was {before!r} and is {now!r}"
                 )
-        if self.data != new.data:
+
+    def require_data(self, fingerprint: str) -> None:
+        """Refuses to go on with other data.
+
+        Raises:
+            InputRefusedError: they are others.
+        """
+        if self.data != fingerprint:
             raise InputRefusedError("cannot resume with other data than the run began with")
 
 

@@ -80,6 +80,7 @@ LORAS = {
     "everything": {"r": 3, "lora_alpha": 5, "target_modules": "all-linear"},
     "stabilised": {"r": 5, "use_rslora": True, "target_modules": ["k_proj", "fc_out"]},
     "one layer": {"r": 2, "target_modules": ["fc_in"], "layers_to_transform": [1]},
+    "all layers": {"r": 2, "target_modules": ["fc_in"], "layers_to_transform": []},
     "expression": {"r": 2, "target_modules": r".*\.1\..*(out_proj|fc_in)"},
     "patterns": {
         "r": 2,

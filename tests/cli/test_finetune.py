@@ -22,6 +22,8 @@ def finetune(tmp_path, task):
     def arguments(*more: str, **changes: str) -> list[str]:
         given = {"model": "kogpt/nano", "data": str(task), "data-dir": str(tmp_path)}
         given |= {"method": "lora", "output": str(tmp_path / "out"), **changes}
+        if given["data"].endswith(".jsonl"):
+            del given["data-dir"]
         named = [part for name, value in given.items() for part in (f"--{name}", value)]
         return ["finetune", *named, *FEW, *more]
 
@@ -63,10 +65,21 @@ def test_an_interrupted_run_wants_to_be_resumed(finetune):
         (("--learning-rate", "-1"), "learning_rate is -1.0, it must be above 0"),
         (("--sequence-length", "4096"), "sequence_length is 4096, it must be at most"),
         (("--weights", "bfloat16-master"), "weights bfloat16-master go with precision bfloat16"),
+        (("--virtual-tokens", "3"), "argument --virtual-tokens: only with --method p-tuning or"),
+        (("--encoder", "mlp"), "argument --encoder: only with --method p-tuning"),
+        (("--objective", "head", "--prompt", "short"), "--prompt: only with --objective label-wo"),
+        (("--device", "foo"), "argument --device: no such device: 'foo'"),
     ],
 )
 def test_wrong_values_are_one_line_and_exit_code_2(finetune, more, words):
     assert words in refusal(*finetune(*more), code=2)
+
+
+def test_options_of_tasks_are_refused_beside_examples(finetune, tmp_path):
+    rows = finetune(data=str(write_jsonl(tmp_path / "rows.jsonl", [("가", "나")] * 9)))
+    for option, value in (("--data-dir", "."), ("--prompt", "short"), ("--test-rows", "1")):
+        words = f"argument {option}: only with a task as --data"
+        assert words in refusal(*rows, option, value, code=2)
 
 
 def test_what_cannot_be_used_is_one_line_and_exit_code_3(finetune, tmp_path):

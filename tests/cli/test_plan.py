@@ -147,11 +147,14 @@ def test_the_model_in_the_box_is_planned_by_its_headers():
     ("args", "code", "message"),
     [
         (("--method", "lora", "--memory", "much"), 2, "argument --memory: 'much' is no size"),
+        (("--method", "lora", "--memory", "9" * 400), 2, "argument --memory: '999"),
         (("--method", "lora", "--gpus", "-1"), 2, "argument --gpus: -1, it must be at least 0"),
         (("--method", "full", "--gpus", "2", "--optimizer", "adamw-8bit"), 2, "is for one process"),
         (("--method", "inference", "--gpus", "3"), 2, "tensor parallel 3 does not divide"),
         (("--method", "lora", "--sequence", "9999"), 2, "sequence is 9999, it must be at most"),
         (("--method", "lora", "--rank", "0"), 2, "rank is 0"),
+        (("--method", "full", "--rank", "4"), 2, "--rank: only with --method lora or qlora"),
+        (("--method", "prompt-tuning", "--sequence", "20"), 2, "it must be above the 20 virtual"),
         (("--method", "lora", "--model", "no-such"), 3, "no-such: no such file or folder"),
         (
             ("--method", "lora", "--weights", "bfloat16-master", "--precision", "bfloat16"),

@@ -234,15 +234,48 @@ def test_the_held_out_loss_is_per_token_as_that_of_training(base, task, tmp_path
     (tmp_path / "longer.toml").write_text(text, encoding="utf-8")
     model, tokenizer = load_model(base), load_tokenizer(base)
     longer = load_task(str(tmp_path / "longer.toml"))
-    objective = LabelWords(tokenizer, (), 64, longer, longer.prompt(None))
+    objective = LabelWords(tokenizer, (), 64, longer, longer.prompt(None), 64)
     rows = [
-        Row(i, {"document": text}, frozenset({"document"}), label)
+        Row(i, {"document": text}, ("document",), label)
         for i, (text, label) in enumerate(reviews(20, 0))
     ]
     batch = objective.collate([[objective.example(row)] for row in rows])
     assert batch.count > 20  # an answer has more than one token
     expected = objective.loss(model, batch).item() / batch.count
     assert objective.figures(model, rows)["held_out_loss"] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("split", ["dev", "test"])
+@pytest.mark.parametrize("objective", ["label-words", "regression"])
+def test_a_split_of_which_no_row_fits_is_noted_and_the_result_there(
+    finetuning, tmp_path, objective, split
+):
+    data = write_pairs(tmp_path)
+    path = tmp_path / f"pairs-{split}.tsv"
+    head, first, *_ = path.read_text(encoding="utf-8").splitlines()
+    path.write_text(f"{head}\n{first}{' 너무 뻔해서' * 60}\n", encoding="utf-8")
+    name = {"dev": "validation"}.get(split, split)
+    config = finetuning(data=(str(data),), objective=objective, steps=1)
+    results = run(config)
+    assert name not in results
+    assert any(note.startswith(f"1 rows of the {name} split are") for note in results["notes"])
+    verify(config.out)
+
+
+def test_a_pair_that_fits_in_each_order_is_packed_beside_short_ones(finetuning, tmp_path):
+    data = write_pairs(tmp_path)
+    rows = [(f"{i}", "영화 최고" * 14 if i % 7 == 0 else f"{i}") for i in range(40)]
+    lines = [
+        "score\tsentence1\tsentence2",
+        *(f"{i % 5}\t{a}\t{b}" for i, (a, b) in enumerate(rows)),
+    ]
+    (tmp_path / "pairs-train.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    encode = load_tokenizer(finetuning().model).encode
+    lengths = [sum(len(encode(text, bos=True, eos=True)) for text in row) for row in rows]
+    assert 2 * min(lengths) < 32 < max(lengths) <= 64  # two orders of the longest exceed a row
+    settings = {"data": (str(data),), "objective": "regression", "method": "lora", "batch_size": 4}
+    results = run(finetuning(**settings, pack=True, steps=None))
+    assert results["examples"] == 40
 
 
 @pytest.mark.parametrize("row", [("가", ""), ("너무 뻔해서 " * 60, "나")])
@@ -287,6 +320,8 @@ def test_a_damaged_example_is_refused_by_line(finetuning, tmp_path, line, messag
         ({"method": "lora", "rank": 0}, "rank is 0"),
         ({"method": "prompt-tuning", "virtual_tokens": 64}, "tokens is 64, the context leaves"),
         ({"data": ("nothing",)}, "no task 'nothing'"),
+        ({"data": ("nsmc", "rows.jsonl")}, "data is one task or files of examples: nsmc is no"),
+        ({"weight_decay": math.inf}, "weight_decay is inf, it must be finite"),
     ],
 )
 def test_what_does_not_fit_is_refused_by_name(finetuning, change, message):
@@ -313,3 +348,13 @@ def test_a_loss_that_is_no_number_stops_the_run_and_leaves_no_result(
     with pytest.raises(KoGPTError, match="step 1: the loss is nan"):
         run(config)
     assert [path.name for path in config.out.iterdir()] == ["run"]
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_figures_that_are_no_numbers_stop_the_run_and_leave_no_result(finetuning, method):
+    config = finetuning(method=method, steps=1, learning_rate=1e30, warmup_steps=0)
+    with pytest.raises(KoGPTError, match="step 1: held_out_loss is nan; lower the learning rate"):
+        run(config)
+    assert not list(config.out.rglob("best.safetensors"))
+    assert [path.name for path in config.out.iterdir()] == ["run"]
+    assert "NaN" not in (config.folder / "log.jsonl").read_text(encoding="utf-8")

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from kogpt.training.log import read_log
 from kogpt.training.state import checkpoints
 from tests.scale import scaled
 from tests.training.conftest import TINY
+from tests.training.examples import write_pairs
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 36
@@ -51,8 +53,8 @@ def long_run(settings, shape) -> TrainingConfig:
     )
 
 
-def start(config: RunConfig) -> subprocess.Popen:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+def start(config: RunConfig, **environment: str) -> subprocess.Popen:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **environment}
     process = subprocess.Popen(
         [sys.executable, "-c", SCRIPT], stdin=subprocess.PIPE, env=environment, text=True
     )
@@ -163,6 +165,48 @@ def test_a_finetuning_is_not_resumed_with_another_prompt(finetuning, task):
     task.write_text(text.replace("{document} ->", "{document} :"), encoding="utf-8")
     with pytest.raises(InputRefusedError, match="with other data"):
         finetune(finetuning(steps=2, resume=True), io.StringIO())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"method": "lora", "rank": 2}, "rank was 8 and is 2"),
+        ({"method": "full"}, "method was 'lora' and is 'full'"),
+        ({"method": "lora", "targets": ("fc_in",)}, r"targets was \['q_proj', 'v_proj'\] and is"),
+    ],
+)
+def test_a_finetuning_is_not_resumed_with_weights_of_another_shape(finetuning, change, message):
+    finetune(finetuning(method="lora", steps=1), io.StringIO())
+    with pytest.raises(InputRefusedError, match=f"with other settings: {message}"):
+        finetune(finetuning(**change, steps=2, resume=True), io.StringIO())
+
+
+def test_a_task_of_pairs_is_the_same_data_in_every_process(finetuning, tmp_path):
+    pairs = write_pairs(tmp_path)
+    for seed, steps in enumerate((1, 2, 3, 4)):  # Python hashes texts by it
+        config = finetuning(data=(str(pairs),), steps=steps, test_rows=0, resume=True)
+        assert start(config, PYTHONHASHSEED=str(seed)).wait() == 0
+    assert [step for step, _ in losses(config)][-1] == 4
+
+
+def test_what_is_no_run_is_not_resumed(finetuning, base, tmp_path):
+    own = tmp_path / "own"
+    shutil.copytree(base, own)
+    before = {path.name: path.read_bytes() for path in own.iterdir()}
+    for out in (own, tmp_path):
+        with pytest.raises(InputRefusedError, match=f"{out}: exists already"):
+            finetune(finetuning(model=str(own), out=out, resume=True), io.StringIO())
+    assert {path.name: path.read_bytes() for path in own.iterdir()} == before
+
+
+@pytest.mark.parametrize("line", ["garbage", "[1]", '{"loss": 1.0}'])
+def test_a_damaged_log_is_refused_by_line(settings, line):
+    config = settings(steps=1)
+    train(config, io.StringIO())
+    with (config.folder / "log.jsonl").open("a", encoding="utf-8") as file:
+        file.write(f"{line}\n")
+    with pytest.raises(InputRefusedError, match=r"log\.jsonl: line 3: "):
+        train(settings(steps=2, resume=True), io.StringIO())
 
 
 def test_a_run_is_not_resumed_to_fewer_steps_than_it_took(settings):
