@@ -127,6 +127,8 @@ def refuse_foreign(config: FinetuningConfig) -> None:
 class Finetuning(Job[FinetuningConfig, ExampleBatch]):
     """A model that is being finetuned."""
 
+    dynamic = True  # rows are as long as their texts
+
     def __init__(
         self,
         config: FinetuningConfig,

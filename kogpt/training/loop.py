@@ -93,7 +93,8 @@ class Trainer(Generic[C, B]):
         self._begun = TrainingState(0, 0, self.config.to_dict(), job.data)
         if self.config.activation_checkpointing:
             checkpoint_activations(job.model)
-        self._loss = torch.compile(job.loss, dynamic=False) if self.config.compile else job.loss
+        compiles = self.config.compile
+        self._loss = torch.compile(job.loss, dynamic=job.dynamic) if compiles else job.loss
         self._forward = self.parallel.as_forward(job.model, self._mean_loss)
         self._seconds, self._read = 0.0, 0  # since the log was written
 
