@@ -41,11 +41,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = build_parser()
     args = parser.parse_args(with_default_command(sys.argv[1:] if argv is None else argv))
     prepare_streams()
+    if sys.stdout is None:
+        return fail("standard output is closed", FAILED)
     try:
         command = importlib.import_module(f"kogpt.commands.{args.command}")
         code = command.run(args) or 0
-        if sys.stdout:
-            sys.stdout.flush()  # while there is an exit code to tell of what goes wrong
+        sys.stdout.flush()  # while there is an exit code to tell of what goes wrong
         return code
     except UsageError as error:
         return fail(f"{error}", USAGE)
@@ -76,8 +77,7 @@ def prepare_streams() -> None:
 def let_go_of_output() -> None:
     """Where standard output cannot be written, gives the interpreter's last flush a place to go."""
     try:
-        if sys.stdout:
-            sys.stdout.flush()
+        sys.stdout.flush()
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 

@@ -27,20 +27,31 @@ def read_lines(path: Path) -> Iterator[str]:
         raise InputRefusedError(f"{path}: damaged after line {number} ({error})") from None
 
 
+def abridged(text: str, most: int = 100) -> str:
+    """Text for a message: what is longer loses its end."""
+    return text if len(text) <= most else f"{text[:most]}…"
+
+
 def read_table(path: Path, columns: list[str]) -> Iterator[list[str]]:
     """Cells of some columns of a tab-separated file with a header, row by row.
 
     Nothing is quoted: a quotation mark is a character like any other.
 
     Raises:
-        InputRefusedError: as `read_lines`; or there is no such column, or a row has other columns
-            than the header.
+        InputRefusedError: as `read_lines`; or the file is empty, there is no such column or more
+            than one, or a row has other columns than the header.
     """
     lines = read_lines(path)
-    header = next(lines, "").split("\t")
+    first = next(lines, None)
+    if first is None:
+        raise InputRefusedError(f"{path}: is empty")
+    header = first.split("\t")
     for column in columns:
         if column not in header:
-            raise InputRefusedError(f"{path}: no column {column!r}; there are {', '.join(header)}")
+            there = abridged(", ".join(header))
+            raise InputRefusedError(f"{path}: no column {column!r}; there are {there}")
+        if header.count(column) > 1:
+            raise InputRefusedError(f"{path}: several columns {column!r}")
     places = [header.index(column) for column in columns]
     for number, line in enumerate(lines, start=2):
         cells = line.split("\t")

@@ -22,6 +22,7 @@ from kogpt.box import BOX
 from kogpt.checkpoint.resources import require_memory
 from kogpt.cli import UsageError
 from kogpt.commands.common import check_plot, load, memory_errors, print_report
+from kogpt.fast import FastKoGPT
 from kogpt.model import KVCache
 from kogpt.model.variants.parts import TiedHead
 
@@ -92,7 +93,7 @@ def about_model(bench: Bench, args: argparse.Namespace) -> dict[str, Any]:
         "path": str(Path(args.model or BOX)),
         "parameters": config.num_parameters,
         "dtype": str(bench.dtype).removeprefix("torch."),
-        "decoding": "reference" if args.reference else "fast",
+        "decoding": "fast" if isinstance(bench.model, FastKoGPT) else "reference",
         "streamed_bytes": streamed,
         "bits_per_weight": 8 * streamed / weights,
     }

@@ -67,7 +67,8 @@ def ask_request(
     context = context_of(model)
     ids = ask("prompt> ", partial(read_prompt, tokenizer, normalize, context))
     temperature = ask(f"temperature({TEMPERATURE})> ", read_temperature)
-    length = ask(f"max_length({MAX_LENGTH})> ", partial(read_max_length, len(ids), context))
+    usual = MAX_LENGTH if len(ids) < MAX_LENGTH <= context else min(len(ids) + MAX_LENGTH, context)
+    length = ask(f"max_length({usual})> ", partial(read_max_length, len(ids), context, usual))
     params = SamplingParams(
         temperature=temperature, max_new_tokens=length - len(ids), seed=seed, echo=True
     )
@@ -93,13 +94,11 @@ def read_temperature(line: str) -> float:
     return SamplingParams(temperature=temperature).temperature
 
 
-def read_max_length(prompt_length: int, context: int, line: str) -> int:
+def read_max_length(prompt_length: int, context: int, usual: int, line: str) -> int:
     low = prompt_length + 1
-    length = int(line) if is_number(line) else 0 if line else MAX_LENGTH
+    length = int(line) if is_number(line) else 0 if line else usual
     if not low <= length <= context:
-        raise ValueError(
-            f"max_length is {line or length}; it counts the prompt, so give {low} to {context}"
-        )
+        raise ValueError(f"max_length is {line}; it counts the prompt, so give {low} to {context}")
     return length
 
 
@@ -116,7 +115,8 @@ def read_line(question: str) -> str:
     if sys.stdin.isatty() and sys.stdout.isatty():
         return input(question)  # readline has to know the question to redraw the line
     print(question, end="", file=sys.stderr, flush=True)
-    return input().removeprefix("\ufeff")  # a mark that begins some files, and no text
+    # Some files begin with a mark and end lines in two characters, neither of them text.
+    return input().removeprefix("\ufeff").removesuffix("\r")
 
 
 def write(

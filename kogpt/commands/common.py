@@ -29,6 +29,14 @@ METHODS_OF = {  # of finetuning, that an option is of
     **dict.fromkeys(("encoder", "encoder_width"), SOFT_PROMPTS[:1]),
 }
 
+OPTIONS = {  # of parameters that have other names
+    "banned_words": "--ban",
+    "n": "--samples",
+    "num_beams": "--beams",
+    "stop_ids": "--stop-id",
+    "tokens": "--draft-tokens",
+}
+
 
 def read_text(argument: str) -> str:
     """The argument itself, or all of standard input for "-".
@@ -143,13 +151,15 @@ def config_of(name: str) -> KoGPTConfig:
 
 @contextmanager
 def usage_errors() -> Iterator[None]:
-    """Turns the refusal of a parameter's value into a usage error."""
+    """Turns the refusal of a parameter's value into a usage error that names the option."""
     try:
         yield
     except InputRefusedError:
         raise
     except ValueError as error:
-        raise UsageError(str(error)) from None
+        name, _, rest = str(error).partition(" ")
+        known = name in OPTIONS
+        raise UsageError(f"argument {OPTIONS[name]}: {rest}" if known else str(error)) from None
 
 
 @contextmanager
@@ -201,7 +211,8 @@ def _setting(value: Any, hint: Any) -> Any:
 def print_json(value: object) -> None:
     """One object on one line of standard output, Hangul as Hangul where it speaks UTF-8."""
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
-    print(json.dumps(value, ensure_ascii=lookup(encoding).name != "utf-8"), flush=True)
+    text = json.dumps(value, ensure_ascii=lookup(encoding).name != "utf-8", allow_nan=False)
+    print(text, flush=True)
 
 
 class Report(Protocol):

@@ -5,7 +5,8 @@ import dataclasses
 import hashlib
 import shlex
 import sys
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,7 +28,6 @@ from kogpt.commands.common import (
     say,
     usage_errors,
 )
-from kogpt.errors import InputRefusedError
 from kogpt.evaluation import (
     Evaluator,
     Journal,
@@ -50,7 +50,7 @@ from kogpt.evaluation.metrics import require_sklearn
 from kogpt.evaluation.plot import draw, require_matplotlib
 from kogpt.evaluation.prompting import CONTENT_FREE, Encoder, ask, example
 from kogpt.evaluation.protocol import CALIBRATED
-from kogpt.evaluation.provenance import commit, fingerprint
+from kogpt.evaluation.provenance import code, commit, fingerprint, state
 from kogpt.evaluation.running import draw_set, num_sets, rules_of
 from kogpt.fast import FastKoGPT
 from kogpt.model import KoGPT
@@ -77,6 +77,7 @@ class Work(NamedTuple):
 
 
 def run(args: argparse.Namespace) -> None:
+    refuse_wrong_use(args)
     if args.list:
         print(listing())
     elif args.compare:
@@ -90,6 +91,20 @@ def run(args: argparse.Namespace) -> None:
             evaluate(plan(args), args, parallel)
 
 
+def refuse_wrong_use(args: argparse.Namespace) -> None:
+    """Refuses options that would say nothing beside `--list`, `--show` or `--compare`."""
+    outputs = {"--output": args.output, "--plot": args.plot, "--json": args.json}
+    others = {"TASK": args.tasks, "--data": args.data, "--preset": args.preset, **outputs}
+    for mode, asked, idle in (
+        ("--list", args.list, others),
+        ("--compare", args.compare, others),
+        ("--show", args.show is not None, outputs),
+    ):
+        unused = next((name for name, value in idle.items() if value), None)
+        if asked and unused:
+            raise UsageError(f"argument {unused}: of no use with {mode}")
+
+
 def plan(args: argparse.Namespace) -> list[Work]:
     """What is asked for; whatever can be seen to be wrong is refused here, before the model."""
     if not args.tasks and not args.preset:
@@ -99,8 +114,22 @@ def plan(args: argparse.Namespace) -> list[Work]:
     if args.show is not None and args.show < 1:
         raise UsageError(f"argument --show: must be at least 1, is {args.show}")
     with usage_errors():
-        works = [work for name in named_tasks(args) for work in works_of(name, args)]
+        tasks = list(map(load_task, named_tasks(args)))
+        refuse_repeated("TASK", (task.name for task in tasks))
+        refuse_repeated("--prompt", args.prompt or ())
+        works = [work for task in tasks for work in works_of(task, args)]
+    tokenizer = load_tokenizer(args.model)
+    for work in works:
+        for count in work.protocol.shots:  # the first draw tells whether there are enough
+            protocol = dataclasses.replace(work.protocol, shots=(count,))
+            draw_set(work.task, protocol, work.data, 0, tokenizer)
     return works
+
+
+def refuse_repeated(argument: str, names: Iterable[str]) -> None:
+    for name, count in Counter(names).items():
+        if count > 1:
+            raise UsageError(f"argument {argument}: {name} is given twice")
 
 
 def named_tasks(args: argparse.Namespace) -> list[str]:
@@ -109,8 +138,7 @@ def named_tasks(args: argparse.Namespace) -> list[str]:
     return task_names() if args.tasks == ["all"] else args.tasks
 
 
-def works_of(name: str, args: argparse.Namespace) -> Iterator[Work]:
-    task = load_task(name)
+def works_of(task: Task, args: argparse.Namespace) -> Iterator[Work]:
     values = dict(preset_of(args, task))
     prompt = values.pop("prompt", None)
     protocol = Protocol(**{**values, **given(args)})
@@ -146,7 +174,9 @@ def evaluate(works: list[Work], args: argparse.Namespace, parallel: Parallel) ->
         model, tokenizer = load(args, parallel, fast=not args.reference)
         about = describe(model, args)
         # Of equal processes: those that hold one model together must agree on what is known.
-        computed_by = about["model"], about["commit"], parallel.device.type, torch.__version__
+        folders = [Path(args.model or BOX), *map(Path, args.adapter)]
+        sources = code(), list(map(state, folders)), torch.__version__
+        computed_by = about["model"], sources, parallel.device.type
         output = args.output and Path(args.output)
         journal = Journal(output, repr(computed_by), parallel.rank if parallel.leads else None)
         parallel.wait()  # nobody writes before all have read
@@ -255,7 +285,8 @@ def shown(work: Work, args: argparse.Namespace) -> Iterator[str]:
             question = ask(prompt, row)
             fit = encoder.fit(question, shots)
             if fit is None:
-                raise InputRefusedError(f"{task.name}: row {row.index} exceeds the context")
+                yield f"=== {task.name}, row {row.index}: exceeds the context, is left out ==="
+                continue
             query, fitted = fit
             text = encoder.separator.join([*shots[count - fitted :], question.context])
             answers = " | ".join(question.answers)

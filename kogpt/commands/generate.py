@@ -70,7 +70,7 @@ def sampling_params(args: argparse.Namespace) -> SamplingParams:
         "presence_penalty": args.presence_penalty,
         "frequency_penalty": args.frequency_penalty,
         "no_repeat_ngram_size": args.no_repeat_ngram_size,
-        "logit_bias": args.logit_bias and dict(map(parse_bias, args.logit_bias)),
+        "logit_bias": args.logit_bias and parse_biases(args.logit_bias),
         "banned_words": args.ban,
         "stop": args.stop,
         "stop_ids": args.stop_id,
@@ -84,6 +84,16 @@ def sampling_params(args: argparse.Namespace) -> SamplingParams:
         "length_penalty": args.length_penalty,
     }
     return SamplingParams(**{name: value for name, value in given.items() if value is not None})
+
+
+def parse_biases(texts: list[str]) -> dict[int, float]:
+    """Biases of different ids."""
+    biases: dict[int, float] = {}
+    for id, bias in map(parse_bias, texts):
+        if id in biases:
+            raise UsageError(f"argument --logit-bias: id {id} is given twice")
+        biases[id] = bias
+    return biases
 
 
 def parse_bias(text: str) -> tuple[int, float]:

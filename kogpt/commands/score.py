@@ -1,7 +1,9 @@
 """`kogpt score`: how likely the model finds a text, or many."""
 
 import argparse
+from collections.abc import Iterator
 from itertools import islice
+from operator import itemgetter
 from pathlib import Path
 
 from kogpt.cli import UsageError
@@ -13,10 +15,10 @@ from kogpt.generation.scoring import Measures
 
 def run(args: argparse.Namespace) -> None:
     refuse_wrong_use(args)
-    texts = read_texts(args)
+    names, texts = zip(*read_texts(args), strict=True)
     model, tokenizer = load(args)
     with memory_errors():
-        scores = score(model, tokenizer, texts, normalize=args.normalize)
+        scores = score(model, tokenizer, texts, normalize=args.normalize, names=names)
     for text, result in zip(texts, scores, strict=True):
         if args.json:
             pieces = [tokenizer.id_to_piece(id) for id in result.token_ids]
@@ -40,22 +42,29 @@ def refuse_wrong_use(args: argparse.Namespace) -> None:
         raise UsageError(f"argument --limit: must be at least 1, not {args.limit}")
 
 
-def read_texts(args: argparse.Namespace) -> list[str]:
-    """The texts asked for; of lines and rows, those that are not empty."""
+def read_texts(args: argparse.Namespace) -> list[tuple[str, str]]:
+    """The texts asked for, each with what an error calls it; no empty lines and rows."""
     if args.data:
-        from kogpt.training.documents import COLUMN, read_documents
-
-        rows = read_documents(map(Path, args.data), args.column or COLUMN)
-        texts = list(islice(filter(None, rows), args.limit))
+        texts = list(islice(filter(itemgetter(1), read_rows(args)), args.limit))
     elif args.text == "-":
-        rows = (line.removesuffix("\r") for line in read_text("-").split("\n"))
-        texts = list(filter(None, rows))
+        lines = enumerate(read_text("-").split("\n"), start=1)
+        named = ((f"line {number}", line.removesuffix("\r")) for number, line in lines)
+        texts = list(filter(itemgetter(1), named))
     else:
-        return [args.text]
+        return [("the text", args.text)]
     if not texts:
         source = "standard input holds" if args.text == "-" else "the files of --data hold"
         raise InputRefusedError(f"{source} no text to score")
     return texts
+
+
+def read_rows(args: argparse.Namespace) -> Iterator[tuple[str, str]]:
+    """All rows of the files of `--data`, empty ones too, by file and number."""
+    from kogpt.training.documents import COLUMN, read_documents
+
+    for path in map(Path, args.data):
+        rows = read_documents([path], args.column or COLUMN)
+        yield from ((f"{path}: row {number}", row) for number, row in enumerate(rows, start=1))
 
 
 def describe(result: Measures) -> str:

@@ -19,14 +19,19 @@ def compare_reports(first: Json, second: Json) -> list[tuple[Json, str, Comparis
         InputRefusedError: the reports have no run or no rule of scoring in common, or runs of one
             name are of other rows or unequally many sets of shots.
     """
-    others = {_key(run): run for run in second["runs"]}
-    pairs = [(run, others[_key(run)]) for run in first["runs"] if _key(run) in others]
+    pairs = _pairs(first, second)
     if not pairs:
         raise InputRefusedError("the reports have no task, prompt and number of shots in common")
     results = [(run, rule, result) for run, other in pairs for rule, result in _compare(run, other)]
     if not results:
         raise InputRefusedError("the reports have no rule of scoring in common")
     return results
+
+
+def _pairs(first: Json, second: Json) -> list[tuple[Json, Json]]:
+    """Runs of one task, prompt and number of shots."""
+    others = {_key(run): run for run in second["runs"]}
+    return [(run, others[_key(run)]) for run in first["runs"] if _key(run) in others]
 
 
 def _compare(run: Json, other: Json) -> Iterator[tuple[str, Comparison]]:
@@ -49,7 +54,7 @@ def _compare(run: Json, other: Json) -> Iterator[tuple[str, Comparison]]:
 
 
 def comparison_table(first: Json, second: Json) -> str:
-    """Markdown of `compare_reports`."""
+    """Markdown of `compare_reports`, and what the reports differ in besides the model."""
     names = (first["model"]["name"], second["model"]["name"])
     if names[0] == names[1]:
         names = (f"{names[0]} (A)", f"{names[1]} (B)")
@@ -57,7 +62,21 @@ def comparison_table(first: Json, second: Json) -> str:
     lines = [headings, ["---"] * 5 + ["---:"] * 5]
     for run, rule, result in compare_reports(first, second):
         lines.append([*_name(run, rule, result), *_figures(result)])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    notes = [f"- {note}" for run, other in _pairs(first, second) for note in _notes(run, other)]
+    return "\n".join(
+        [*(f"| {' | '.join(line)} |" for line in lines), *([""] if notes else []), *notes]
+    )
+
+
+def _notes(run: Json, other: Json) -> Iterator[str]:
+    """What moves a score of one and not of the other besides the model."""
+    where = f"{run['title']}, prompt {run['prompt']['name']}, {run['protocol']['shots']} shots"
+    for name in ("seed", "balanced", "max_shot_tokens", "separator") if run["examples"] else ():
+        values = [each["protocol"].get(name) for each in (run, other)]
+        if values[0] != values[1]:
+            yield f"{where}: {name} is {values[0]!r} in the first and {values[1]!r} in the second"
+    if (run["examples"] or {}).get("sha256") != (other["examples"] or {}).get("sha256"):
+        yield f"{where}: the examples are of different files"
 
 
 def _name(run: Json, rule: str, result: Comparison) -> list[str]:

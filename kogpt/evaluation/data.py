@@ -10,7 +10,8 @@ from typing import Any
 
 from kogpt.errors import InputRefusedError
 from kogpt.evaluation.task import DEGREE, LABEL, DataFile, Field
-from kogpt.textfiles import read_table
+from kogpt.textfiles import abridged, read_table
+from kogpt.tokenizer.text import refuse_surrogates
 
 
 @dataclass(frozen=True)
@@ -126,13 +127,15 @@ def _rows(file: DataFile, path: Path) -> Iterator[Row]:
         for name, field in file.fields.items()
         if field.is_content and name not in (LABEL, DEGREE)
     )
-    read = _json_cells if path.suffix == ".json" else _table_cells
+    is_json = path.suffix == ".json"
+    read = _json_cells if is_json else _table_cells
     for index, cells in enumerate(read(file, path)):
         try:
             values = {name: _value(file.fields[name], cells[name]) for name in file.fields}
             degree = _number(file.fields[DEGREE], cells[DEGREE]) if DEGREE in values else None
-        except ValueError as error:
-            raise InputRefusedError(f"{path}: row {index}: {error}") from None
+        except (ValueError, InputRefusedError) as error:
+            where = f"row {index}" if is_json else f"line {index + 2}"  # after the header
+            raise InputRefusedError(f"{path}: {where}: {error}") from None
         shown = {k: str(v) for k, v in values.items() if k not in (LABEL, DEGREE)}
         yield Row(index, shown, content, int(values[LABEL]), degree)
 
@@ -175,13 +178,14 @@ def _at(row: Any, path: str) -> str:
 
 
 def _value(field: Field, cell: str) -> str | int:
-    """What a cell stands for; ValueError if nothing."""
+    """What a cell stands for; ValueError or InputRefusedError if nothing."""
     if field.is_content:
+        refuse_surrogates(cell)
         return cell
     if field.values is not None:
         if cell.strip() not in field.values:
             known = ", ".join(field.values)
-            raise ValueError(f"{field.column} is {cell!r}; known are {known}")
+            raise ValueError(f"{field.column} is {abridged(cell)!r}; known are {known}")
         return field.values[cell.strip()]
     assert field.at_least is not None, "all else is content"
     return int(_number(field, cell) >= field.at_least)
@@ -193,7 +197,7 @@ def _number(field: Field, cell: str) -> float:
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise ValueError(f"{field.column} is {cell!r}, no number")
+        raise ValueError(f"{field.column} is {abridged(cell)!r}, no number")
     return value
 
 

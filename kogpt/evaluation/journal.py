@@ -1,7 +1,7 @@
 """What has been computed, so that an interrupted evaluation goes on where it was.
 
-A batch is named by the hash of the model and of all ids in it, so whatever else changes between two
-runs of a command, what they share is computed once, and nothing else is ever taken for it.
+A batch is named by the hash of all ids in it, beside that of the model, so whatever else changes
+between two runs of a command, what they share is computed once, and nothing else is taken for it.
 """
 
 import glob
@@ -32,23 +32,23 @@ class Journal:
             rank: of this process among those that share the work; None keeps nothing new, where
                 another process computes the same.
         """
-        self._model = model
+        self._model = hashlib.sha256(model.encode()).hexdigest()
         self._found: dict[str, Values] = {}
         self._report = report
         self._path: Path | None = None
         if report is not None and rank is not None:
             self._path = report.with_name(f".{report.name}.journal-{rank}")
         for path in self._files():
-            self._found.update(_read(path))
+            self._found.update(_read(path, self._model))
 
     @property
     def done(self) -> int:
-        """Batches that are known."""
+        """Batches of the model that are known."""
         return len(self._found)
 
     def name(self, queries: Sequence[Query]) -> str:
         """The name of a batch."""
-        digest = hashlib.sha256(self._model.encode())
+        digest = hashlib.sha256()
         for query in queries:
             digest.update(repr((query.context, query.continuations)).encode())
         return digest.hexdigest()
@@ -63,7 +63,7 @@ class Journal:
         if self._path is None:
             return
         # In a new line always: a crash may have cut the last one short.
-        line = "\n" + json.dumps({"batch": name, "values": values})
+        line = "\n" + json.dumps({"model": self._model, "batch": name, "values": values})
         with writing(self._path), self._path.open("a", encoding="utf-8") as file:
             file.write(line)
 
@@ -78,12 +78,12 @@ class Journal:
         return sorted(self._report.parent.glob(f".{glob.escape(self._report.name)}.journal-*"))
 
 
-def _read(path: Path) -> dict[str, Values]:
-    """All whole lines; one that a crash cut short is left out, whatever follows it."""
+def _read(path: Path, model: str) -> dict[str, Values]:
+    """All whole lines of a model; one that a crash cut short is left out, whatever follows it."""
     found: dict[str, Values] = {}
     for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
         entry = _parse(line)
-        if isinstance(entry, dict) and {"batch", "values"} <= entry.keys():
+        if isinstance(entry, dict) and entry.get("model") == model:
             found[entry["batch"]] = entry["values"]
     return found
 
@@ -91,5 +91,5 @@ def _read(path: Path) -> dict[str, Values]:
 def _parse(line: str) -> Any:
     try:
         return json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None

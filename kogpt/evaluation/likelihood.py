@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from kogpt.checkpoint.resources import require_memory
+from kogpt.generation.scoring import refuse_unusable
 from kogpt.model import KoGPT, KVCache
 
 Ids = tuple[int, ...]
@@ -175,6 +176,7 @@ class SharedReader:
             b, t = torch.tensor(places, device=hidden.device).unbind(1)
             ids = torch.tensor([rows[b][t] for b, t in places], device=hidden.device)
             logits = self.model.logits(hidden[b, t]).double()  # (places, V)
+            refuse_unusable(logits)
             chosen = logits.gather(1, ids[:, None]).squeeze(1)
             values = (chosen - logits.logsumexp(1)).tolist()
             judged += map(Likelihood, values, (chosen == logits.amax(1)).tolist())

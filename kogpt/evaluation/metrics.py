@@ -50,6 +50,11 @@ class Outcome:
         odds = np.exp(self.scores - self.scores.max(-1, keepdims=True))
         return odds / odds.sum(-1, keepdims=True)
 
+    @property
+    def leans(self) -> np.ndarray:
+        """Log-odds of the last label (N, n): ordered as its probability, of which many are 1.0."""
+        return self.scores[..., -1] - np.logaddexp.reduce(self.scores[..., :-1], axis=-1)
+
 
 class Interval(NamedTuple):
     """Where a value lies, 95 of 100 times."""
@@ -72,19 +77,17 @@ def require_sklearn() -> None:
 
 def measure(metric: str, outcome: Outcome) -> list[float]:
     """The metric, of each set of shots."""
-    sets = zip(outcome.predicted, outcome.probabilities, strict=True)
+    sets = zip(outcome.predicted, outcome.leans, strict=True)
     return [100 * float(_measure_set(metric, outcome, *one)) for one in sets]
 
 
-def _measure_set(
-    metric: str, outcome: Outcome, predicted: np.ndarray, probabilities: np.ndarray
-) -> float:
+def _measure_set(metric: str, outcome: Outcome, predicted: np.ndarray, leans: np.ndarray) -> float:
     from scipy.stats import spearmanr  # extras, and slow to import
     from sklearn.metrics import accuracy_score, f1_score
 
     if metric == SPEARMAN:
         assert outcome.degrees is not None, "a scale was asked for"
-        both = outcome.degrees, probabilities[:, -1]
+        both = outcome.degrees, leans
         # Of a constant it is undefined: 0 here, as in resamples.
         return 0.0 if min(map(np.ptp, both)) == 0 else spearmanr(*both).statistic
     if metric == ACCURACY:
@@ -169,7 +172,7 @@ def _mean_spearman(outcome: Outcome, rows: np.ndarray) -> np.ndarray:
 
     assert outcome.degrees is not None, "a scale was asked for"
     degrees = rankdata(outcome.degrees[rows], axis=-1)
-    leans = [rankdata(p[:, -1][rows], axis=-1) for p in outcome.probabilities]
+    leans = [rankdata(lean[rows], axis=-1) for lean in outcome.leans]
     return np.mean([100 * _correlation(degrees, lean) for lean in leans], axis=0)
 
 

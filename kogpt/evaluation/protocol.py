@@ -51,6 +51,10 @@ class Protocol:
                 raise ValueError(f"{name} must be at least 1, is {value}")
         if not self.shots or min(self.shots) < 0:
             raise ValueError(f"shots must be 0 or more, are {list(self.shots)}")
+        for name in ("shots", "scoring"):
+            values = getattr(self, name) or ()
+            if len(set(values)) < len(values):
+                raise ValueError(f"{name} must differ, are {', '.join(map(str, values))}")
         unknown = [rule for rule in self.scoring or () if rule not in RULES]
         if unknown:
             raise ValueError(f"no scoring {unknown[0]!r}; there are {', '.join(RULES)}")

@@ -23,7 +23,7 @@ FORMAT = "kogpt-evaluation-1"
 UNTOLD = "untold"
 # What comparing takes of a run.
 RUN_KEYS = {
-    *("task", "title", "labels", "metrics", "prompt", "protocol", "scored"),
+    *("task", "title", "labels", "metrics", "prompt", "protocol", "scored", "examples"),
     *("rows", "gold", "degrees", "sets"),
 }
 
@@ -53,15 +53,37 @@ def read_report(path: Path) -> Json:
         raise InputRefusedError(f"{path}: {error.strerror}") from None
     except ValueError as error:
         raise InputRefusedError(f"{path}: {error}") from None
+    except RecursionError:
+        raise InputRefusedError(f"{path}: nested too deeply") from None
     if not isinstance(report, dict) or report.get("format") != FORMAT or not report.get("runs"):
         raise InputRefusedError(f"{path}: no report of kogpt evaluate ({FORMAT})")
+    if not isinstance(report["runs"], list):
+        raise InputRefusedError(f"{path}: damaged: runs are no list")
     for run in report["runs"]:
         missing = RUN_KEYS - set(run if isinstance(run, dict) else ())
         if missing:
             raise InputRefusedError(f"{path}: damaged: a run has no {', '.join(sorted(missing))}")
     if not isinstance(report.get("model"), dict) or "name" not in report["model"]:
         raise InputRefusedError(f"{path}: damaged: no name of the model")
+    for run in report["runs"]:
+        _refuse_damaged(run, path)
     return report
+
+
+def _refuse_damaged(run: Json, path: Path) -> None:
+    """Takes all of a run that comparing will."""
+    try:
+        usable = all(np.isfinite(outcome_of(run, rule).scores).all() for rule in _rules(run))
+        usable &= all(metric in METRICS for metric in run["metrics"])
+        usable &= isinstance(run["scored"]["sha256"] + run["prompt"]["sha256"], str)
+    except (KeyError, TypeError, ValueError):
+        usable = False
+    if not usable:
+        raise InputRefusedError(f"{path}: damaged: what a run found cannot be read")
+
+
+def _rules(run: Json) -> list[str]:
+    return run["protocol"]["scoring"]
 
 
 def outcome_of(run: Json, rule: str) -> Outcome:

@@ -141,7 +141,7 @@ def draw_set(
     """The examples of one set, of a protocol of one number of shots; never a text that is scored.
 
     Raises:
-        InputRefusedError: too few rows suit.
+        InputRefusedError: too few rows suit; names their file.
     """
     (count,) = protocol.shots
     if count == 0:
@@ -155,7 +155,13 @@ def draw_set(
         return limit is None or sum(len(tokenizer.encode(part)) for part in row.text) <= limit
 
     labels = len(task.labels) if protocol.balanced else None
-    return draw_shots(data.shots.rows, count, protocol.seed, number, labels, suits)
+    try:
+        return draw_shots(data.shots.rows, count, protocol.seed, number, labels, suits)
+    except InputRefusedError as error:
+        short = "" if limit is None else f", of at most {limit} tokens"
+        raise InputRefusedError(
+            f"{data.shots.path}: {error} (texts that are not scored{short})"
+        ) from None
 
 
 class Watch(Interface):
@@ -227,7 +233,8 @@ class Evaluator:
             answers.tokens.append(list(map(len, board.query(place).continuations)))
             answers.characters.append([len(answer.strip()) for answer in question.answers])
             if CALIBRATED in run.rules:
-                blanks.append([board.place(blank) for blank in ask_nothing(run.prompt, row)])
+                asked = ask_nothing(run.prompt, row)
+                blanks.append([board.place(blank, place.fitted) for blank in asked])
         size = run.protocol.batch_size
         found = {fitted: self._score(group, size) for fitted, group in board.groups.items()}
         answers.log_likelihoods = [found[fitted][at] for fitted, at in places]
@@ -314,23 +321,29 @@ class Board:
     def __init__(self, encoder: Encoder, shots: Sequence[str]) -> None:
         self.groups: dict[int, list[Query]] = {}
         self._encoder, self._shots = encoder, shots
-        self._places: dict[Question, Place] = {}
+        self._places: dict[tuple[Question, int], Place] = {}
 
-    def place(self, question: Question) -> Place:
+    def place(self, question: Question, most: int | None = None) -> Place:
         """Takes in a question.
+
+        Args:
+            question: put behind as many examples as fit.
+            most: of these; None for all.
 
         Raises:
             InputRefusedError: it exceeds the context by itself.
         """
-        if question not in self._places:
-            fit = self._encoder.fit(question, self._shots)
+        shots = self._shots if most is None else self._shots[len(self._shots) - most :]
+        key = question, len(shots)
+        if key not in self._places:
+            fit = self._encoder.fit(question, shots)
             if fit is None:  # rows were left out; only what is asked instead can be longer
                 raise InputRefusedError("calibration asks what exceeds the context of the model")
             query, fitted = fit
             group = self.groups.setdefault(fitted, [])
             group.append(query)
-            self._places[question] = Place(fitted, len(group) - 1)
-        return self._places[question]
+            self._places[key] = Place(fitted, len(group) - 1)
+        return self._places[key]
 
     def query(self, place: Place) -> Query:
         """The question in ids."""

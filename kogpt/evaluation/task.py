@@ -17,6 +17,7 @@ before an answer and one template for each answer, whose `{names}` are fields:
 """
 
 import hashlib
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -31,6 +32,8 @@ from kogpt.evaluation.metrics import F1, METRICS, SPEARMAN
 TASKS = Path(__file__).with_name("tasks")
 
 LABEL, DEGREE = "label", "degree"  # fields that no prompt shows
+
+NAME = re.compile(r"[\w.-]+")  # of a prompt
 
 TOML_NAMES = {str: "string", int: "integer", float: "float", bool: "boolean", dict: "table"}
 
@@ -229,13 +232,15 @@ def template_names(template: str) -> set[str]:
     """The fields that a template shows.
 
     Raises:
-        ValueError: its braces are not paired, or hold more than a name.
+        ValueError: its braces are not paired, or hold what is no name.
     """
     names = set()
     for _, name, spec, conversion in Formatter().parse(template):
         if spec or conversion:
             shown = f"{name}!{conversion}" if conversion else f"{name}:{spec}"
             raise ValueError(f"{{{shown}}} is no plain {{{name}}}")
+        if name and not name.isidentifier():
+            raise ValueError(f"{{{name}}} is no name")
         if name is not None:
             names.add(name)
     return names
@@ -339,6 +344,8 @@ def _data_file(table: dict[str, Any], common: dict[str, Any], where: str) -> Dat
 
 def _prompt(name: str, table: dict[str, Any], shown: Mapping[str, Any]) -> Prompt:
     where = f"prompts.{name}"
+    if not NAME.fullmatch(name):  # pictures are called by it, and tables show it
+        raise _FileError(f"{where}: only letters, digits and . _ - make a name")
     if "targets" in table:
         table = {**table, "shot_targets": table.get("shot_targets", table["targets"])}
     prompt = _make(Prompt, table, f"{where}.", name=name)
@@ -374,6 +381,8 @@ def _check_labels(task: Task) -> None:
 
 
 def _check_metrics(task: Task) -> None:
+    if len(set(task.metrics)) < len(task.metrics):
+        raise _FileError(f"metrics: {', '.join(task.metrics)} are not different ones")
     compared = [part.metric for part in (*task.published, *task.finetuned)]
     for name in (*task.metrics, *compared):
         if name not in METRICS:

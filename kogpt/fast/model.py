@@ -10,9 +10,9 @@ Dimension key as there: `B` batch, `T` new tokens, `S` cached + new tokens, `H` 
 `C` n_embd, `F` inner dim, `V` vocabulary.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -331,7 +331,7 @@ class FastKoGPT(KoGPT):
     """The language model, prepared for decoding; `kogpt.load(..., fast=True)` makes one.
 
     It is called as `KoGPT` is, and logits are the same but for rounding. It holds no parameters: it
-    can be neither trained nor saved.
+    can be neither trained nor saved, and stays on its device and in its dtype.
     """
 
     def __init__(self, config: KoGPTConfig, transformer: FastTransformer, lm_head: Linear) -> None:
@@ -339,6 +339,9 @@ class FastKoGPT(KoGPT):
         self.config = config
         self.transformer: FastTransformer = transformer
         self.lm_head: Linear = lm_head  # type: ignore[assignment]  # called as a module is
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        raise TypeError("a prepared model stays as it is: give kogpt.load its device and dtype")
 
     @property
     def device(self) -> torch.device:

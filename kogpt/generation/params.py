@@ -1,7 +1,7 @@
 """What may be asked of a generation, checked when it is asked."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral, Real
 from typing import Literal, NamedTuple
@@ -181,13 +181,16 @@ class SamplingParams:
 
 def _texts(name: str, values: Sequence[str]) -> tuple[str, ...]:
     """The texts in the form that prompts are given (see `Tokenizer.encode`)."""
-    texts = (values,) if isinstance(values, str) else tuple(values)
+    texts = (values,) if isinstance(values, str) else values
+    texts = tuple(texts) if isinstance(texts, Iterable) else (texts,)
     if not all(isinstance(text, str) and text for text in texts):
         raise ValueError(f"{name} is {values!r}, it must be texts of at least one character")
     return tuple(normalize_text(text, "auto") for text in texts)
 
 
 def _ids(name: str, values: Sequence[int]) -> tuple[int, ...]:
+    if not isinstance(values, Iterable):
+        raise ValueError(f"{name} is {values!r}, it must be a list of ids")
     values = tuple(values)
     for value in values:
         Range(Integral, 0).check(name, value)

@@ -4,6 +4,9 @@ import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from numbers import Integral
+from threading import Lock
+from weakref import WeakKeyDictionary
 
 from torch import nn
 
@@ -17,6 +20,10 @@ from kogpt.tokenizer import Tokenizer
 
 Prompt = str | Sequence[int]
 
+# Models that are in use: by how many, and which of their modules were training before.
+_USED: WeakKeyDictionary[nn.Module, tuple[int, list[nn.Module]]] = WeakKeyDictionary()
+_LOCK = Lock()
+
 
 def make_requests(
     model: KoGPT,
@@ -26,6 +33,8 @@ def make_requests(
 ) -> list[Request]:
     """One request per prompt; see `generate` for the arguments and for what is refused."""
     prompts = [prompts] if isinstance(prompts, str) else prompts
+    if any(isinstance(prompt, Integral) for prompt in prompts):
+        raise ValueError("prompts are ids: a prompt of ids goes into a list of prompts")
     if params is None or isinstance(params, SamplingParams):
         params = [params or SamplingParams()] * len(prompts)
     if len(params) != len(prompts):
@@ -76,15 +85,25 @@ def refuse_unreadable(ids: Sequence[int], name: str, model: KoGPT, tokenizer: To
 
 @contextmanager
 def evaluation_mode(*models: nn.Module) -> Iterator[None]:
-    """Turns dropout off for a while."""
-    training = [module for model in models for module in model.modules() if module.training]
-    for model in models:
-        model.eval()
+    """Turns dropout off until the last of those who asked for it leaves."""
+    with _LOCK:
+        for model in models:
+            users, training = _USED.get(model, (0, None))
+            if training is None:
+                training = [module for module in model.modules() if module.training]
+                model.eval()
+            _USED[model] = users + 1, training
     try:
         yield
     finally:
-        for module in training:
-            module.training = True
+        with _LOCK:
+            for model in models:
+                users, training = _USED.pop(model)
+                if users > 1:
+                    _USED[model] = users - 1, training
+                else:
+                    for module in training:
+                        module.training = True
 
 
 def prompt_ids(prompt: Prompt, name: str, model: KoGPT, tokenizer: Tokenizer) -> list[int]:

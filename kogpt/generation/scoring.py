@@ -136,6 +136,7 @@ def score(
     bos: bool = True,
     batch_size: int = 8,
     normalize: str = "auto",
+    names: Sequence[str] | None = None,
 ) -> list[Score]:
     """Scores texts under the model.
 
@@ -147,6 +148,7 @@ def score(
             is scored as the others are. Without, it is only read.
         batch_size: texts the model reads at once. Scores do not depend on it.
         normalize: what `Tokenizer.encode` makes of decomposed Hangul.
+        names: what errors call the texts; None counts them from 0.
 
     Returns:
         One score for each text, in order.
@@ -163,9 +165,10 @@ def score(
     bos = bos and tokenizer.bos_id is not None
     rows = [tokenizer.encode(text, bos=bos, normalize=normalize) for text in texts]
     for index, row in enumerate(rows):
-        refuse_unreadable(row, f"text {index}", model, tokenizer)
+        name = names[index] if names else f"text {index}"
+        refuse_unreadable(row, name, model, tokenizer)
         if len(row) < 2:
-            raise InputRefusedError(f"text {index} is too short: it leaves no token to score")
+            raise InputRefusedError(f"{name} is too short: it leaves no token to score")
     by_length = sorted(range(len(rows)), key=lambda index: len(rows[index]))
     logprobs: dict[int, list[TokenLogprob]] = {}
     with evaluation_mode(model):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from kogpt.errors import InputRefusedError
-from kogpt.tokenizer import Tokenizer
+from kogpt.tokenizer import Tokenizer, normalize_text
 from kogpt.training.documents import HOLD_OUT_EVERY, is_held_out
 
 
@@ -24,7 +24,8 @@ class EncodedDocuments:
     Attributes:
         ids: uint16, or int32 for large vocabularies.
         ends: where each document ends in `ids`, (documents,) int64.
-        text_bytes: UTF-8 bytes of the text of each, (documents,) int64.
+        text_bytes: UTF-8 bytes of each text as the model reads it, with Hangul composed,
+            (documents,) int64.
     """
 
     ids: np.ndarray
@@ -66,7 +67,7 @@ class _Encoder:
     def add(self, text: str) -> None:
         self._ids.extend(self._tokenizer.encode(text, bos=self._bos, eos=self._eos))
         self._ends.append(len(self._ids))
-        self._bytes.append(len(text.encode()))
+        self._bytes.append(len(normalize_text(text, "auto").encode()))
 
     def finish(self) -> EncodedDocuments:
         ids = np.array(self._ids, dtype=np.int32 if self._wide else np.uint16)

@@ -20,16 +20,18 @@ def read_documents(paths: Iterable[Path], column: str) -> Iterator[str]:
 
     Args:
         paths: `.txt` files, one document a line, or tables with a header: `.tsv` files, and
-            `.txt` files whose first line names the column, as NSMC's; also `.xz`.
-        column: of tables.
+            `.txt` files whose first line names several columns and this among them, as NSMC's;
+            also `.xz`.
+        column: of tables; if it is not `document`, all files must be tables.
 
     Raises:
         InputRefusedError: a file is missing, damaged, of another kind, not UTF-8, has no such
-            column or rows of unequal length; names file and line. A `.txt` file need not have the
-            column that is looked for when none was named.
+            column or rows of unequal length; names file and line.
     """
     for path in paths:
         kind = Path(path.name.removesuffix(".xz")).suffix
+        if not path.exists():
+            raise InputRefusedError(f"{path}: no such file")
         if kind not in (".txt", ".tsv"):
             raise InputRefusedError(f"{path}: must be .txt or .tsv, or either with .xz")
         if kind == ".tsv" or _is_table(path, column):
@@ -41,4 +43,4 @@ def read_documents(paths: Iterable[Path], column: str) -> Iterator[str]:
 def _is_table(path: Path, column: str) -> bool:
     """Whether the first line of a file is a header: it names the column, or should."""
     header = next(read_lines(path), "").split("\t")
-    return len(header) > 1 and (column in header or column != COLUMN)
+    return column != COLUMN or (len(header) > 1 and column in header)

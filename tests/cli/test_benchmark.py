@@ -115,6 +115,14 @@ def test_json_has_the_keys_that_the_page_documents():
     assert found["machine"]["threads"] == torch.get_num_threads()
 
 
+def test_a_class_of_ones_own_is_told_as_what_it_runs(tmp_path):
+    """It is not prepared for speed, asked for or not."""
+    own = tmp_path / "own.py"
+    own.write_text("from kogpt.model import KoGPT\nclass Own(KoGPT):\n    pass\n")
+    done = kogpt("benchmark", *QUICK, "--json", "--architecture", f"{own}:Own")
+    assert json.loads(done.stdout)["model"]["decoding"] == "reference"
+
+
 def test_the_table_has_a_row_for_each_shape_and_so_has_the_picture(tmp_path):
     pytest.importorskip("matplotlib")
     args = ("--batch", "1", "2", "--reference", "--plot", str(tmp_path / "a.svg"))

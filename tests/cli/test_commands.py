@@ -137,14 +137,18 @@ def test_guessing_ahead_gives_the_same_text(how, monkeypatch):
 def test_guesses_that_cannot_be_are_wrong_usage(tmp_path):
     lookup = ("generate", "한", "--speculate", "lookup")
     assert "only with --speculate" in refusal("generate", "한", "--draft-tokens", "3", code=2)
-    assert "tokens is 0, it must be" in refusal(*lookup, "--draft-tokens", "0", code=2)
+    assert "argument --draft-tokens: is 0, it must be" in refusal(
+        *lookup, "--draft-tokens", "0", code=2
+    )
     assert "argument --beams: not allowed" in refusal(*lookup, "--beams", "2", code=2)
     missing = str(tmp_path / "absent")
     assert missing in refusal("generate", "한", "--draft-model", missing, code=3)
 
 
 def test_an_id_beyond_the_vocabulary_is_wrong_usage():
-    assert "stop_ids names id 8000" in refusal("generate", "한", "--stop-id", "8000", code=2)
+    assert "argument --stop-id: names id 8000" in refusal(
+        "generate", "한", "--stop-id", "8000", code=2
+    )
 
 
 def test_tokens_of_a_text_give_the_text_back():
@@ -201,6 +205,35 @@ def test_a_text_file_with_a_header_wants_the_column_that_is_named(tmp_path):
     asked = ("score", "--data", str(path), "--column")
     assert "no column 'text'; there are id, document" in refusal(*asked, "text", code=3)
     assert "[all 1 texts]" in kogpt(*asked, "document").stdout
+    path.write_text("별로\n좋은 영화\n", encoding="utf-8")
+    assert "no column 'text'; there are 별로" in refusal(*asked, "text", code=3)
+
+
+def test_a_text_that_cannot_be_scored_is_named_by_file_and_row(tmp_path):
+    path, other = tmp_path / "reviews.txt", tmp_path / "others.txt"
+    path.write_text("좋은 영화\n", encoding="utf-8")
+    other.write_text("별로\n\n" + "정말 " * 2000, encoding="utf-8")
+    told = refusal("score", "--data", str(path), str(other), code=3)
+    assert f"{other}: row 3 has " in told and "the context of the model holds 1024" in told
+    told = refusal("score", "-", input="별로\n\n" + "정말 " * 2000, code=3)
+    assert "line 3 has " in told
+    absent = tmp_path / "absent"
+    assert f"{absent}: no such file" in refusal("score", "--data", str(absent), code=3)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("", "is empty"),
+        ("text\ttext\na\tb\n", "several columns 'text'"),
+        ("x" * 10_000, f"there are {'x' * 100}…"),
+    ],
+)
+def test_a_table_without_a_usable_header_is_refused(content, words, tmp_path):
+    path = tmp_path / "reviews.tsv"
+    path.write_text(content)
+    asked = ("score", "--data", str(path), "--column", "text")
+    assert refusal(*asked, code=3).endswith(words)
 
 
 def test_an_output_that_is_not_utf_8_shows_what_it_can():
@@ -241,6 +274,9 @@ def test_errors_do_not_go_to_the_output_where_there_is_no_place_for_them():
         (("tokenize", "--decode", "--special", "1"), "not with --decode"),
         (("generate", "가", "--logprobs", "1"), "only with --json"),
         (("generate", "가", "--length-penalty", "2"), "length_penalty is of use with num_beams"),
+        (("generate", "가", "--samples", "0"), "argument --samples: is 0, it must be"),
+        (("generate", "가", "--beams", "0"), "argument --beams: is 0, it must be"),
+        (("generate", "가", "--logit-bias", "5=1", "--logit-bias", "5=2"), "id 5 is given twice"),
     ],
 )
 def test_a_value_out_of_range_is_one_line_and_exit_code_2(args, words):
@@ -421,6 +457,12 @@ def test_no_standard_input_at_all_is_no_traceback(arguments):
     assert "Traceback" not in done.stderr and ("is closed" in done.stderr) != wanted
 
 
+def test_a_closed_output_is_told():
+    line = f'"{sys.executable}" -m kogpt generate 이 --max-new-tokens 1 >&-'
+    done = subprocess.run(["bash", "-c", line], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (1, "kogpt: standard output is closed\n")
+
+
 @pytest.mark.parametrize("more", [("--seed", "-1"), ("--seed", "18446744073709551616")])
 def test_the_prompt_loop_refuses_its_options_before_it_asks(more):
     done = kogpt(*more, input="이\n\n5\n", code=2)
@@ -450,6 +492,21 @@ def test_bytes_that_are_not_utf_8_are_told_and_asked_again_at_the_prompt():
     done = kogpt(input=b"\xed\x95\n" + "이 영화는\n0\n8\n".encode())
     assert "half characters (lone surrogates U+DCED, U+DC95" in done.stderr
     assert done.stdout.startswith("이 영화는")
+
+
+def test_lines_of_a_piped_file_may_end_in_two_characters():
+    answers = "이 영화는\n\n20\n"
+    plain = kogpt("chat", "--seed", "3", input=answers)
+    done = kogpt("chat", "--seed", "3", input=answers.replace("\n", "\r\n"))
+    assert done.stdout == plain.stdout != ""
+
+
+def test_the_length_that_the_prompt_offers_can_be_taken():
+    """128 would be shorter than this prompt."""
+    long = " ".join(["정말"] * 1000)
+    done = kogpt("chat", "--seed", "3", input=f"{long}\n\n\n")
+    assert "max_length(1024)> " in done.stderr
+    assert done.stdout.startswith(long)
 
 
 def test_a_mark_that_begins_a_file_is_no_part_of_a_prompt_and_no_number_is_too_long():

@@ -3,10 +3,14 @@
 import json
 import re
 import shutil
+from pathlib import Path
 
 import pytest
+import torch
 
+from kogpt import load
 from kogpt.box import BOX
+from kogpt.checkpoint import write_checkpoint
 from kogpt.commands import evaluate as command
 from kogpt.evaluation import Protocol, load_preset, load_task, preset_names, read_data, task_names
 from kogpt.evaluation.prompting import Encoder, ask, example
@@ -78,6 +82,48 @@ def test_what_the_parser_refuses_is_exit_code_2(more, word, reviews):
     assert word in done.stderr.splitlines()[-1] and done.stdout == ""
 
 
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--scoring", "sum", "sum"], "scoring must differ, are sum, sum"),
+        (["--shots", "1", "1"], "shots must differ, are 1, 1"),
+        (["--prompt", "short", "short"], "argument --prompt: short is given twice"),
+        (["--list"], "argument TASK: of no use with --list"),
+        (["--compare", "a", "b"], "argument TASK: of no use with --compare"),
+        (["--show", "1", "--json"], "argument --json: of no use with --show"),
+        (["--show", "1", "--output", "x"], "argument --output: of no use with --show"),
+    ],
+)
+def test_what_would_say_nothing_or_the_same_twice_is_wrong_usage(more, words, reviews):
+    assert refusal(*reviews, *more, code=2) == f"kogpt: {words}"
+
+
+def test_two_tasks_of_one_name_are_wrong_usage(reviews, tmp_path):
+    """Pictures and comparisons would take one for the other."""
+    other = tmp_path / "other"
+    other.mkdir()
+    copy = other / Path(reviews[1]).name
+    copy.write_bytes(Path(reviews[1]).read_bytes())
+    told = refusal("evaluate", str(copy), *reviews[1:], code=2)
+    assert told == "kogpt: argument TASK: reviews is given twice"
+
+
+def test_a_model_that_computes_nan_has_no_figures(reviews, tmp_path):
+    model, _ = load()
+    with torch.no_grad():
+        model.transformer.ln_f.weight[0] = torch.nan
+    files = {"tokenizer.model": BOX / "tokenizer.model"}
+    tensors, names = model.state_dict(), ["*"]
+    broken = tmp_path / "broken"
+    write_checkpoint(broken, model.config, tensors, files=files, allow_nonfinite=names)
+    report = tmp_path / "report.json"
+    arguments = (*reviews, "--model", str(broken), "--output", str(report))
+    told = refusal(*arguments, code=1)
+    assert "the model computes logits that are NaN or infinite" in told
+    assert not report.exists()
+    assert not list(tmp_path.glob(".report.json.journal-*"))
+
+
 def test_a_report_is_never_written_over_or_lost(reviews, tmp_path):
     path = tmp_path / "report.json"
     path.write_text("precious")
@@ -102,7 +148,8 @@ def test_inputs_that_cannot_be_used_are_one_line_and_exit_code_3(reviews, tmp_pa
     assert "nsmc/ratings_test.txt: no such file" in refusal(
         "evaluate", "nsmc", "--data", data, code=3
     )
-    assert "there are 7 rows to draw 8 shots from" in refusal(*reviews, "--shots", "8", code=3)
+    told = refusal(*reviews, "--shots", "0", "8", code=3)
+    assert told.endswith(": there are 7 rows to draw 8 shots from (texts that are not scored)")
     missing = str(tmp_path / "absent")
     assert missing in refusal(*reviews, "--model", missing, code=3)
     write_task(tmp_path, TASK.replace("{document}", "{text}"))
@@ -110,13 +157,13 @@ def test_inputs_that_cannot_be_used_are_one_line_and_exit_code_3(reviews, tmp_pa
     write_task(tmp_path)
     write_table(tmp_path / "reviews" / "scored.tsv", [("document", "label"), ("좋다", "x")])
     told = refusal(*reviews, code=3)
-    assert told.endswith("reviews/scored.tsv: row 0: label is 'x'; known are 0, 1")
+    assert told.endswith("reviews/scored.tsv: line 2: label is 'x'; known are 0, 1")
 
 
 def test_a_prompt_longer_than_the_context_is_refused(reviews, tmp_path):
     write_table(tmp_path / "reviews" / "scored.tsv", [("document", "label"), ("긴 글 " * 900, 1)])
     assert "no row fits the context" in refusal(*reviews, code=3)
-    assert "row 0 exceeds the context" in refusal(*reviews, "--show", "1", code=3)
+    assert "row 0: exceeds the context, is left out" in kogpt(*reviews, "--show", "1").stdout
 
 
 def test_a_calibration_longer_than_the_context_is_refused(tmp_path):
@@ -257,7 +304,7 @@ def test_reports_of_the_same_rows_are_compared(reviews, tmp_path):
         for seed in ("0", "1")
     ]
     done = kogpt("evaluate", "--compare", *paths)
-    head, _, *lines = done.stdout.splitlines()
+    head, _, *lines, empty, note = done.stdout.splitlines()
     assert "| nano (A) | nano (B) | difference |" in head
     cells = [line.strip("| ").split(" | ") for line in lines]
     assert [row[:5] for row in cells] == [
@@ -266,6 +313,8 @@ def test_reports_of_the_same_rows_are_compared(reviews, tmp_path):
         for rule in ("sum", "calibrated")
     ]
     assert all(row[7:] == ["+0.0", "+0.0 to +0.0", "1.000"] for row in cells[:2])
+    seeds = "- Reviews, prompt short, 1 shots: seed is 0 in the first and 1 in the second"
+    assert (empty, note) == ("", seeds)
 
 
 def test_reports_that_cannot_be_compared_are_refused(reviews, tmp_path):

@@ -170,15 +170,15 @@ def test_ends_of_lines_and_byte_order_marks_are_no_text(end, mark, last, task, t
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"", "no column 'document'"),
+        (b"", "is empty"),
         (b"id\tdocument\n", "no column 'label'; there are id, document"),
         (b"id,document,label\n1,a,1\n", "no column 'document'; there are id,document,label"),
         (b"document\tlabel\na\t1\nb\n", "line 3 has 1 columns, the header 2"),
         (b"document\tlabel\na\t1\nb\t1\t0\n", "line 3 has 3 columns, the header 2"),
         (b"document\tlabel\na\t1\n\nb\t1\n", "line 3 has 1 columns, the header 2"),
-        (b"document\tlabel\na\t1\nb\t2\n", "row 1: label is '2'; known are 0, 1"),
-        (b"document\tlabel\na\t1\nb\t\n", "row 1: label is ''; known are 0, 1"),
-        (b"document\tlabel\na\t1\nb\t1.0\n", "row 1: label is '1.0'; known are 0, 1"),
+        (b"document\tlabel\na\t1\nb\t2\n", "line 3: label is '2'; known are 0, 1"),
+        (b"document\tlabel\na\t1\nb\t\n", "line 3: label is ''; known are 0, 1"),
+        (b"document\tlabel\na\t1\nb\t1.0\n", "line 3: label is '1.0'; known are 0, 1"),
         ("document\tlabel\na\t1\n최고\t1\n".encode("cp949"), "line 3 is not UTF-8"),
         ("document\tlabel\na\t1\n".encode("utf-16"), "line 1 is not UTF-8"),
         (b"document\tlabel\na\t1\n\xed\xa0\x80\t1\n", "line 3 is not UTF-8"),
@@ -278,7 +278,7 @@ def test_a_degree_that_is_no_number_is_refused_by_its_column(tmp_path):
     text = text.replace("values = { 0 = 0", "values = { high = 1, 0 = 0")
     task = load_task(str(write_task(tmp_path, text)))
     path = write_table(tmp_path / "reviews" / "scored.tsv", [("document", "label"), ("a", "high")])
-    with pytest.raises(InputRefusedError, match=f"^{path}: row 0: label is 'high', no number"):
+    with pytest.raises(InputRefusedError, match=f"^{path}: line 2: label is 'high', no number"):
         read(task, tmp_path)
 
 

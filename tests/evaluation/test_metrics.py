@@ -157,6 +157,14 @@ def test_p_values_are_evenly_spread_where_there_is_no_difference():
     assert sum(value < 0.05 for value in values) <= 10
 
 
+def test_spearman_tells_probabilities_apart_that_are_all_one():
+    """Log-odds of 38 and more are probabilities of 1.0."""
+    scores = np.array([[[-50.0, 0], [-60, 0], [-45, 0], [-40, 0], [0, -1]]])
+    outcome = Outcome(2, np.ones(5, int), scores, np.array([3.0, 4, 2, 1, 0]))
+    assert measure("spearman", outcome) == [pytest.approx(100)]
+    assert compare("spearman", outcome, outcome).first == pytest.approx(100)
+
+
 def test_spearman_compares_too():
     weak, strong = made_up(13, skill=0.1, rows=100), made_up(14, skill=4.0, rows=100)
     assert compare(SPEARMAN, weak, strong).p_value < 0.01

@@ -3,9 +3,11 @@
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,11 @@ import numpy as np
 import pytest
 
 import kogpt
+from kogpt.box import BOX
 from kogpt.cli import main
 from kogpt.evaluation import (
     Evaluator,
+    Journal,
     Protocol,
     Run,
     evaluate,
@@ -25,7 +29,8 @@ from kogpt.evaluation import (
     read_data,
     read_report,
 )
-from kogpt.evaluation.prompting import ask, ask_nothing, example
+from kogpt.evaluation.likelihood import log_likelihoods
+from kogpt.evaluation.prompting import Encoder, ask, ask_nothing, example
 from kogpt.evaluation.running import prior
 from kogpt.generation import score
 from tests.evaluation.toy import write_task
@@ -112,6 +117,26 @@ def test_calibration_takes_off_what_answers_score_when_nothing_is_asked(toy, eva
     assert answers.scores("calibrated")[0] == pytest.approx(
         np.array(answers.log_likelihoods[0]) - answers.priors[0]
     )
+
+
+def test_calibration_asks_after_as_many_examples_as_the_row(tmp_path, capsys):
+    """More examples fit before "N/A" than before a long row."""
+    task = load_task(str(write_task(tmp_path, rows=4)))
+    model, tokenizer = kogpt.load()
+    protocol = Protocol((60,), sets=1, limit=4)
+    data = read_data(task, tmp_path, protocol)
+    long = data.sample[0]
+    data.sample[0] = replace(long, fields={"text": long.fields["text"] + " 정말로" * 60})
+    (run,) = Evaluator(model, tokenizer).run(task, task.prompt("words"), protocol, data)
+    (answers,) = run.sets
+    assert answers.fitted[0] < min(answers.fitted[1:])
+    for row, fitted in ((0, answers.fitted[0]), (1, answers.fitted[1])):
+        drawn = [example(run.prompt, data.shots.rows[at]) for at in answers.shots[60 - fitted :]]
+        blanks = ask_nothing(run.prompt, run.rows[row])
+        encoder = Encoder(tokenizer, 1024, "\n\n")
+        queries = [encoder.encode(blank, drawn) for blank in blanks]
+        values = [[answer.value for answer in found] for found in log_likelihoods(model, queries)]
+        assert answers.priors[row] == pytest.approx(prior(values), abs=1e-4)
 
 
 def test_calibration_bears_answers_that_are_far_apart():
@@ -299,13 +324,45 @@ def test_another_model_takes_nothing_from_a_journal(toy, tmp_path):
     assert other.get(other.name(batch)) is None
 
 
+def test_a_journal_knows_changed_weights_and_changed_code(toy, tmp_path, monkeypatch, capsys):
+    """A run that ended early is gone on with by the same model and the same code alone."""
+    from kogpt.evaluation import provenance
+
+    model, output = tmp_path / "model", tmp_path / "report.json"
+    shutil.copytree(BOX, model)
+    command = ["evaluate", str(toy / "toy.toml"), "--data", str(toy), "--model", str(model)]
+    command += ["--output", str(output), "--limit", "4", "--prompt", "words"]
+    monkeypatch.setattr(Journal, "remove", lambda self: None)
+
+    def goes_on() -> bool:
+        output.unlink(missing_ok=True)
+        assert main(command) == 0
+        return "going on" in capsys.readouterr().err
+
+    assert [goes_on(), goes_on()] == [False, True]
+    weights = next(model.glob("*.safetensors"))
+    data = bytearray(weights.read_bytes())
+    data[-2:] = bytes(2)
+    weights.write_bytes(data)
+    assert [goes_on(), goes_on()] == [False, True]
+    sources = tmp_path / "sources"
+    sources.mkdir()
+    (sources / "a.py").write_text("1")
+    monkeypatch.setattr(provenance, "PACKAGE", sources)
+    assert [goes_on(), goes_on()] == [False, True]
+    (sources / "a.py").write_text("2")
+    assert [goes_on(), goes_on()] == [False, True]
+
+
 def test_a_journal_is_read_past_what_is_damaged(tmp_path):
     from kogpt.evaluation import Journal
 
     report = tmp_path / "report.json"
     (tmp_path / ".report.json.journal-0").write_bytes(
-        b'\n{"batch": "a", "val\xff\n{"batch": "b"}\n[1]\n{"batch": "c", "values": [[-1.0]]}'
+        b'\n{"model": "a", "val\xff\n{"batch": "b"}\n[1]\n{"batch": [], "values": 3}\n'
+        + b"[" * 100_000
     )
+    Journal(report, "model").put("c", [[-1.0]])
     found = Journal(report, "model")
     assert (found.done, found.get("b"), found.get("c")) == (1, None, [[-1.0]])
 
@@ -320,3 +377,55 @@ def test_reports_are_compared_row_by_row(toy, tmp_path, capsys):
     assert "nano (A) | nano (B)" in lines[0]
     for line in lines[2:]:
         assert line.endswith("| +0.0 | +0.0 to +0.0 | 1.000 |")
+
+
+def test_a_comparison_tells_what_differs_besides_the_models(toy, tmp_path, capsys):
+    files = []
+    for name, more in (("a", []), ("b", ["--seed", "3", "--separator", "##"])):
+        report = run(toy, "--shots", "2", "--prompt", "words", "--sets", "1", *more)
+        files.append(tmp_path / f"{name}.json")
+        files[-1].write_text(json.dumps(report), encoding="utf-8")
+    capsys.readouterr()
+    assert main(["evaluate", "--compare", *map(str, files)]) == 0
+    where = "- Toy, prompt words, 2 shots: "
+    assert capsys.readouterr().out.splitlines()[-2:] == [
+        f"{where}seed is 0 in the first and 3 in the second",
+        f"{where}separator is '\\n\\n' in the first and '##' in the second",
+    ]
+
+
+DAMAGES = {
+    "no list of runs": lambda report: {**report, "runs": 5},
+    "an unknown key": lambda report: broken(report, lambda run: run["sets"][0].update(x=1)),
+    "a prompt that is a string": lambda report: broken(report, lambda run: run.update(prompt="a")),
+    "NaN": lambda report: broken(
+        report, lambda run: run["sets"][0]["log_likelihoods"][0].__setitem__(0, math.nan)
+    ),
+    "rows of unequal lengths": lambda report: broken(
+        report, lambda run: run["sets"][0]["log_likelihoods"][0].append(-1.0)
+    ),
+    "no hash": lambda report: broken(report, lambda run: run.update(scored={})),
+    "an unknown metric": lambda report: broken(report, lambda run: run.update(metrics=["foo"])),
+}
+
+
+def broken(report: dict, breaks) -> dict:
+    breaks(report["runs"][0])
+    return report
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_report_is_refused_in_one_line(damage, whole, tmp_path, capsys):
+    path = tmp_path / "report.json"
+    path.write_text(json.dumps(DAMAGES[damage](json.loads(json.dumps(whole)))), encoding="utf-8")
+    capsys.readouterr()
+    assert main(["evaluate", "--compare", str(path), str(path)]) == 3
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"kogpt: {path}: damaged: ")
+
+
+def test_a_report_nested_too_deeply_is_refused_in_one_line(tmp_path, capsys):
+    path = tmp_path / "report.json"
+    path.write_text("[" * 100_000)
+    assert main(["evaluate", "--compare", str(path), str(path)]) == 3
+    assert capsys.readouterr().err == f"kogpt: {path}: nested too deeply\n"

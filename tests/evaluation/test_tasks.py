@@ -337,8 +337,8 @@ def test_a_prompts_hash_changes_with_whatever_a_model_reads_and_nothing_else(tmp
         ("{document} 한", "{documant} 한", "prompts.short: no field 'documant'"),
         ("{document} 한", "{} 한", "prompts.short: no field ''"),
         ("{document} 한", "{label} 한", "prompts.short: no field 'label'"),
-        ("{document} 한", "{document.__class__} 한", "no field 'document.__class__'"),
-        ("{document} 한", "{document[0]} 한", "no field 'document[0]'"),
+        ("{document} 한", "{document.__class__} 한", "{document.__class__} is no name"),
+        ("{document} 한", "{document[0]} 한", "{document[0]} is no name"),
         (
             "{document} 한",
             "{document:>9} 한",

@@ -387,6 +387,9 @@ def test_it_is_loaded_with_one_word_and_is_the_model_in_its_calls(nano):
     assert model.device == torch.device("cpu") and model.config == nano[0].config
     assert tokenizer.decode(tokenizer.encode("영화")) == "영화"
     assert not list(model.parameters())
+    for move in (lambda: model.to(torch.bfloat16), model.half, lambda: model.to("meta")):
+        with pytest.raises(TypeError, match="stays as it is"):
+            move()
 
 
 def test_what_a_token_reads_is_all_but_the_embedding(nano):

@@ -164,6 +164,25 @@ def test_dropout_is_off_while_generating_and_on_again_after(model, tokenizer):
         model.eval()
 
 
+def test_dropout_comes_back_when_the_last_of_two_streams_ends(model, tokenizer):
+    model.train()
+    try:
+        params = SamplingParams(seed=1, max_new_tokens=3)
+        first, second = (stream(model, tokenizer, PROMPT, params) for _ in range(2))
+        next(first), next(second)
+        list(first)
+        assert not model.training
+        list(second)
+        assert model.training
+    finally:
+        model.eval()
+
+
+def test_ids_that_are_not_in_a_list_of_prompts_are_refused(model, tokenizer):
+    with pytest.raises(ValueError, match="a prompt of ids goes into a list of prompts"):
+        generate(model, tokenizer, [5, 6, 7])
+
+
 # ---- ends
 
 

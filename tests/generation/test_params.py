@@ -74,6 +74,13 @@ def test_one_text_counts_as_a_list_of_it():
     assert params.stop == ("끝",) and params.banned_words == ("나쁜 말",)
 
 
+@pytest.mark.parametrize("name", ["stop", "stop_ids", "banned_words"])
+@pytest.mark.parametrize("value", [None, 3])
+def test_what_is_no_list_is_refused_by_name(name, value):
+    with pytest.raises(ValueError, match=f"{name} is {value}, it must be"):
+        SamplingParams(**{name: value})
+
+
 def test_decomposed_hangul_is_composed_and_half_characters_are_refused():
     assert SamplingParams(stop="\u1112\u1161\u11ab").stop == ("한",)
     with pytest.raises(InputRefusedError, match="U\\+DCEA"):
