@@ -42,9 +42,9 @@ constexpr int64_t kPanel = 64;
 // Many rows and what fills up their last tile.
 inline int64_t padded_rows(int64_t M) { return (M + kTileRows - 1) / kTileRows * kTileRows; }
 
-// Most 32-bit words of one of them: a float or two 16-bit integers each.
+// 32-bit words of one of them: a float or four bytes each.
 inline int64_t many_row_words(const LinearParams& params) {
-  return params.scale.data ? params.K / 2 : params.K;
+  return params.scale.data ? params.K / 4 : params.K;
 }
 
 // Bytes of what a kernel makes of one row of x, a multiple of 64: K floats, K 16-bit integers, and

@@ -360,7 +360,7 @@ struct Linear {
   template <Element kWeight>
   static Floats total(Products<kWeight> products) {
     if constexpr (kWeight == Element::kInt4)
-      return Simd::to_floats(Simd::sums(products));
+      return Simd::to_floats(Simd::add(Sums{}, products));
     else
       return Simd::to_floats(products);
   }

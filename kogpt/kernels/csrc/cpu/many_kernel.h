@@ -1,10 +1,9 @@
 // Products of many rows, for any instruction set: see linear_kernel.h.
 //
 // Arithmetic is the limit, so both sides are laid out for it. What is multiplied is a 32-bit word:
-// a float, two 16-bit integers, or four bytes: with weights of 4 bits, and of 8 where the processor
-// adds products of any bytes exactly (kHasBytes: VNNI). A row of x is rounded to as many bits, one
-// unit for 128 inputs or more. A vector has a word of each of kLanes outputs and meets a word of x
-// that all lanes read, so sums never have to be added across lanes.
+// a float, or four bytes where weights are integers: a row of x is rounded to 8 bits then, one unit
+// for 128 inputs or more. A vector has a word of each of kLanes outputs and meets a word of x that
+// all lanes read, so sums never have to be added across lanes.
 //
 // A panel of weights is laid out so for a grain of inputs at a time, which share a unit of x and a
 // scale, and then all rows pass. Their sums, floats from one grain to the next, stay in the cache.
@@ -38,12 +37,12 @@ struct Many {
   static constexpr int64_t kOutputs = kVectors * kLanes;
 
   // What is in a word, and in memory under it.
-  template <class Integer, Element kElement>
+  template <class Type, Element kElement>
   struct Format {
-    using Number = Integer;
+    using Number = Type;
     static constexpr Element kWeight = kElement;
-    static constexpr bool kFloats = std::is_same_v<Integer, float>;
-    static constexpr int64_t kInputs = sizeof(int32_t) / sizeof(Integer);  // of a word
+    static constexpr bool kFloats = std::is_same_v<Number, float>;
+    static constexpr int64_t kInputs = sizeof(int32_t) / sizeof(Number);  // of a word
     static constexpr int64_t kBits = kWeight == Element::kInt4      ? 4
                                      : kWeight == Element::kInt8    ? 8
                                      : kWeight == Element::kFloat32 ? 32
@@ -51,6 +50,17 @@ struct Many {
     static constexpr int64_t kStored = 32 / kBits;                  // inputs of 32 bits in memory
     static constexpr int64_t kWords = kStored / kInputs;            // that these become
     static constexpr int kRaised = kFloats ? 0 : 1 << (kBits - 1);  // to have weights unsigned
+
+    // What products come to over kRun words.
+    using Products = std::conditional_t<kWeight == Element::kInt4, typename Simd::Nibbles, Sums>;
+    static constexpr int64_t kRun = kWeight == Element::kInt4 ? Simd::kNibbleVectors : 1 << 20;
+
+    static Products dot(Products products, Words w, Words x) {
+      if constexpr (kWeight == Element::kInt4)
+        return Simd::dot_nibbles(products, w, x);
+      else
+        return Simd::dot_bytes(products, w, x);
+    }
 
     // The j-th word of 32 bits in memory: its inputs are j, j + kWords, ...
     static uint32_t word(uint32_t stored, int64_t j) {
@@ -60,9 +70,7 @@ struct Many {
       }
       if constexpr (kWeight == Element::kFloat32) return stored;
       if constexpr (kWeight == Element::kInt8) stored ^= 0x80808080;
-      constexpr uint32_t kEach = kWeight == Element::kInt4 ? 15 : 255;
-      constexpr uint32_t kAll = kInputs == 4 ? 0x01010101 : 0x00010001;
-      return stored >> kBits * j & kEach * kAll;
+      return kWeight == Element::kInt4 ? stored >> 4 * j & 0x0f0f0f0f : stored;
     }
   };
 
@@ -96,8 +104,7 @@ struct Many {
       case Element::kFloat16:
         return function(Format<float, Element::kFloat16>());
       case Element::kInt8:
-        return function(
-            Format<std::conditional_t<Simd::kHasBytes, int8_t, int16_t>, Element::kInt8>());
+        return function(Format<int8_t, Element::kInt8>());
       case Element::kInt4:
         return function(Format<int8_t, Element::kInt4>());
     }
@@ -105,8 +112,7 @@ struct Many {
 
   // Inputs that are summed as they are, with one unit of x and one scale.
   static int64_t grain(const LinearParams& p) {
-    const bool bytes = Simd::kHasBytes && p.weight.element == Element::kInt8;
-    int64_t inputs = bytes ? 2 * kBlock : kBlock;
+    int64_t inputs = p.weight.element == Element::kInt8 ? 2 * kBlock : kBlock;
     while (p.K / p.G % inputs) inputs /= 2;
     return inputs;
   }
@@ -130,7 +136,7 @@ struct Many {
       float wide[2 * kBlock] = {};
       typename Format::Number q[2 * kBlock];
       if (m < p.M) Numbers::widen(p.x, m * p.K + k, block, wide);
-      const float unit = round(wide, block, q);
+      const float unit = round<Format>(wide, block, q);
       for (int64_t i = 0; i < block; i += inputs) {
         const int64_t grain = (k + i) / inputs, tile = m / kRows;
         int32_t* at = to.words + (grain * to.count + tile * kRows) * words + m % kRows;
@@ -146,14 +152,16 @@ struct Many {
     }
   }
 
-  static float round(const float* x, int64_t count, float* same) {
-    std::memcpy(same, x, count * sizeof *x);
-    return 1;
-  }
-
-  template <class Integer>
-  static float round(const float* x, int64_t count, Integer* q) {
-    return Rounding::quantize(x, count, q);
+  template <class Format>
+  static float round(const float* x, int64_t count, typename Format::Number* q) {
+    if constexpr (Format::kFloats) {
+      std::memcpy(q, x, count * sizeof *q);
+      return 1;
+    } else if constexpr (Format::kBits == 8 && Simd::kSaturates) {
+      return Rounding::quantize_pairs(x, count, q);
+    } else {
+      return Rounding::quantize(x, count, q);
+    }
   }
 
   // The n-th word of a row, its inputs as in those of the weights.
@@ -274,18 +282,20 @@ struct Many {
     for (int i = 0; i < kRows; ++i) {
       for (int v = 0; v < kVectors; ++v) sums[i][v] = Simd::repeat(starts[i]);
     }
-    for (int64_t n = 0; n < words; ++n) {
-      Words w[kVectors];
-      for (int v = 0; v < kVectors; ++v) w[v] = load(weights + n * kOutputs + v * kLanes);
-      for (int i = 0; i < kRows; ++i) {
-        const Words same = Simd::repeat_words(x[n * kRows + i]);
-        for (int v = 0; v < kVectors; ++v) {
-          if constexpr (Format::kInputs == 4) {
-            sums[i][v] = Simd::dot_bytes(sums[i][v], w[v], same);
-          } else {
-            sums[i][v] = Simd::dot(sums[i][v], w[v], same);
+    for (int64_t n = 0; n < words;) {
+      typename Format::Products products[kRows][kVectors] = {};
+      for (const int64_t end = std::min(words, n + Format::kRun); n < end; ++n) {
+        Words w[kVectors];
+        for (int v = 0; v < kVectors; ++v) w[v] = load(weights + n * kOutputs + v * kLanes);
+        for (int i = 0; i < kRows; ++i) {
+          const Words same = Simd::repeat_words(x[n * kRows + i]);
+          for (int v = 0; v < kVectors; ++v) {
+            products[i][v] = Format::dot(products[i][v], w[v], same);
           }
         }
+      }
+      for (int i = 0; i < kRows; ++i) {
+        for (int v = 0; v < kVectors; ++v) sums[i][v] = Simd::add(sums[i][v], products[i][v]);
       }
     }
     for (int i = 0; i < kRows; ++i) {

@@ -18,7 +18,7 @@ struct Avx2 {
   static constexpr int64_t kLanes = 8;
   static constexpr int kVectors = 2;
   static constexpr int kNibbleVectors = 8;  // 8 x 2 products of at most 15 x 127 are below 2^15
-  static constexpr bool kHasBytes = false;
+  static constexpr bool kSaturates = true;  // dot_bytes, above 16 bits for a pair
 
   static float from_half(uint16_t bits) { return _cvtsh_ss(bits); }
   static uint16_t to_half(float value) { return _cvtss_sh(value, _MM_FROUND_TO_NEAREST_INT); }
@@ -46,8 +46,9 @@ struct Avx2 {
   static Nibbles dot_nibbles(Nibbles pairs, Words a, Words b) {
     return pairs + reinterpret_cast<Nibbles>(_mm256_maddubs_epi16(a, b));
   }
-  static Sums sums(Nibbles pairs) {
-    return dot(Sums{}, reinterpret_cast<Words>(pairs), _mm256_set1_epi16(1));
+  static Sums add(Sums sums, Sums others) { return sums + others; }
+  static Sums add(Sums sums, Nibbles pairs) {
+    return dot(sums, reinterpret_cast<Words>(pairs), _mm256_set1_epi16(1));
   }
   static Sums dot_bytes(Sums sums, Words a, Words b) {
     return dot(sums, _mm256_maddubs_epi16(a, b), _mm256_set1_epi16(1));

@@ -15,7 +15,7 @@ struct Plain {
   static constexpr int64_t kLanes = 4;
   static constexpr int kVectors = 2;
   static constexpr int kNibbleVectors = 8;  // and many more: sums have 32 bits
-  static constexpr bool kHasBytes = false;
+  static constexpr bool kSaturates = false;
   struct Words {
     int16_t lanes[2 * kLanes];
   };
@@ -99,7 +99,10 @@ struct Plain {
     return sums;
   }
   static Nibbles dot_nibbles(Nibbles sums, Words a, Words b) { return dot_bytes(sums, a, b); }
-  static Sums sums(Nibbles sums) { return sums; }
+  static Sums add(Sums sums, Nibbles others) {
+    for (int64_t i = 0; i < kLanes; ++i) sums.lanes[i] += others.lanes[i];
+    return sums;
+  }
 
   static Words widen_int8(const void* at) {
     Words words;

@@ -23,7 +23,8 @@ namespace {
 
 struct Vnni : Avx512 {
   using Nibbles = Sums;
-  static constexpr bool kHasBytes = true;
+  static constexpr int kNibbleVectors = 64;  // and more: sums have 32 bits
+  static constexpr bool kSaturates = false;
 
   static Sums dot(Sums sums, Words a, Words b) {
     return reinterpret_cast<Sums>(_mm512_dpwssd_epi32(reinterpret_cast<__m512i>(sums), a, b));
@@ -34,7 +35,6 @@ struct Vnni : Avx512 {
     return reinterpret_cast<Sums>(_mm512_dpbusd_epi32(reinterpret_cast<__m512i>(sums), a, b));
   }
   static Nibbles dot_nibbles(Nibbles sums, Words a, Words b) { return dot_bytes(sums, a, b); }
-  static Sums sums(Nibbles sums) { return sums; }
 };
 
 }  // namespace
