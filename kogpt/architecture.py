@@ -34,11 +34,16 @@ def _run(path: Path) -> object:
     if spec is None or spec.loader is None:
         raise InputRefusedError(f"{path}: not a file of Python")
     module = importlib.util.module_from_spec(spec)
+    before = sys.modules.get(spec.name)
+    sys.modules[spec.name] = module  # where dataclasses look for it, but nobody later
     sys.path.insert(0, str(path.resolve().parent))
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise InputRefusedError(f"{path}: {type(error).__name__}: {error}") from error
     finally:
         sys.path.pop(0)
+        del sys.modules[spec.name]
+        if before is not None:
+            sys.modules[spec.name] = before
     return module

@@ -404,6 +404,7 @@ def add_verify(commands: Commands) -> None:
 def add_inspect(commands: Commands) -> None:
     parser = add_command(commands, "inspect", "describe a checkpoint, reading headers only")
     parser.add_argument("path", metavar="DIR|FILE", nargs="?", help="default: the model in the box")
+    add_architecture_argument(parser)
     parser.add_argument(
         "--kernels",
         action="store_true",
@@ -697,6 +698,12 @@ def add_trace(commands: Commands) -> None:
         "--against",
         metavar="DIR|transformers",
         help="the reference: another folder, or the same by transformers (default: the same)",
+    )
+    add_architecture_argument(parser)
+    add(
+        "--against-architecture",
+        metavar="FILE.py:CLASS",
+        help="class of the reference (default: of the same folder that of the model)",
     )
     dtypes = ("float64", "float32", "float16", "bfloat16")
     add("--dtype", choices=dtypes, help="of the model (default: as for kogpt generate)")

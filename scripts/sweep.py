@@ -15,16 +15,20 @@ not run again, and what was interrupted goes on.
 import argparse
 import json
 import math
+import re
 import statistics
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kogpt.box import BOX
 from kogpt.training.log import LOG_NAME, read_log
+
+if TYPE_CHECKING:
+    from kogpt.model import KoGPT
 
 METRIC = "held_out_bits_per_byte"
 Curve = dict[int, float]  # tokens read -> held-out bits per byte
@@ -47,9 +51,11 @@ class Variant:
     @classmethod
     def parse(cls, text: str) -> "Variant":
         """Reads `NAME[=FILE.py:CLASS][,FIELD=VALUE...]`."""
-        first, *fields = text.split(",")
+        first, *others = text.split(",")
         name, _, architecture = first.partition("=")
-        pairs = (field.partition("=") for field in fields)
+        if not re.fullmatch(r"[^/\0]+", name) or name.startswith("."):
+            raise argparse.ArgumentTypeError(f"{text!r}: {name!r} is no name of a folder")
+        pairs = (field.partition("=") for field in others)
         try:
             given = {key: json.loads(value) for key, _, value in pairs}
         except ValueError:
@@ -60,6 +66,8 @@ class Variant:
 def main() -> None:
     args = parse_arguments()
     args.work.mkdir(parents=True, exist_ok=True)
+    for variant in args.variants:
+        write_shape(variant, args)
     if not args.table:
         for seed in args.seeds:
             for variant in args.variants:
@@ -134,10 +142,18 @@ def folder_of(work: Path, variant: Variant, seed: int) -> Path:
 
 
 def write_shape(variant: Variant, args: argparse.Namespace) -> Path:
-    """The config of a variant, as a file."""
-    from kogpt.commands.common import config_of
+    """The config of a variant, as a file; ends the program where the variant cannot be."""
+    from kogpt.errors import InputRefusedError
+    from kogpt.model.variants import find_config
 
-    values = config_of(args.shape).to_dict() | variant.fields
+    try:
+        shape = find_config(args.shape, own_class(variant))
+        unknown = variant.fields.keys() - {field.name for field in fields(shape)}
+        if unknown:
+            raise InputRefusedError(f"{type(shape).__name__} has no field {min(unknown)!r}")
+        values = type(shape).from_dict(shape.to_dict() | variant.fields).to_dict()
+    except InputRefusedError as error:
+        raise SystemExit(f"sweep.py: variant {variant.name}: {error}") from None
     path = args.work / f"{variant.name}.json"
     path.write_text(json.dumps(values, indent=2), encoding="utf-8")
     return path
@@ -145,11 +161,15 @@ def write_shape(variant: Variant, args: argparse.Namespace) -> Path:
 
 def parameters(variant: Variant, args: argparse.Namespace) -> int:
     """Count of a variant's parameters."""
-    from kogpt.architecture import load_architecture
     from kogpt.diagnostics.diff import find_model
 
-    own = None if variant.architecture is None else load_architecture(variant.architecture)
-    return find_model(write_shape(variant, args), own).parameters
+    return find_model(write_shape(variant, args), own_class(variant)).parameters
+
+
+def own_class(variant: Variant) -> "type[KoGPT] | None":
+    from kogpt.architecture import load_architecture
+
+    return load_architecture(variant.architecture) if variant.architecture else None
 
 
 def read_curve(variant: Variant, seed: int, args: argparse.Namespace) -> Curve:

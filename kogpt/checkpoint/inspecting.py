@@ -11,6 +11,7 @@ from kogpt.checkpoint.dtypes import FORMATS, compute_dtype, dtype_name
 from kogpt.checkpoint.quantization import parse_quantization
 from kogpt.checkpoint.reader import CheckpointReader, open_checkpoint
 from kogpt.checkpoint.resources import human
+from kogpt.model import KoGPT
 from kogpt.model.config import KoGPTConfig
 
 
@@ -71,16 +72,17 @@ class Inspection:
         return [f"quantised: {scheme}; format {self.quantization['format']}"]
 
 
-def inspect(path: str | os.PathLike[str]) -> Inspection:
+def inspect(path: str | os.PathLike[str], model_class: type[KoGPT] | None = None) -> Inspection:
     """Looks at a checkpoint without reading its weights.
 
     Args:
         path: folder or file, in any format that `open_checkpoint` reads.
+        model_class: of the model; None for the one that belongs to its `config.json`.
 
     Raises:
         InputRefusedError: it is damaged, dangerous or of another kind.
     """
-    with open_checkpoint(path) as reader:
+    with open_checkpoint(path, model_class) as reader:
         if reader.config is not None:
             reader.check(reader.config)
         return _inspect(reader)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from kogpt.box import BOX
 from kogpt.checkpoint.dtypes import compute_dtype, parse_dtype
-from kogpt.checkpoint.names import expand
+from kogpt.checkpoint.names import count, expand, refuse_unsavable
 from kogpt.checkpoint.reader import CheckpointReader, open_checkpoint
 from kogpt.checkpoint.resources import require_memory
 from kogpt.checkpoint.shards import TensorSpec
@@ -53,9 +53,10 @@ def load_model(
         target = compute_dtype(reader.stored_dtype, device) if dtype is None else parse_dtype(dtype)
         kept = [name for name in reader.names if quantized and _is_integer(reader, name)]
         narrow = sum(map(reader.stored_bytes, kept))
-        wide = config.num_parameters - sum(math.prod(reader.shape(name)) for name in kept)
+        wide = count(config, model_class) - sum(math.prod(reader.shape(name)) for name in kept)
         require_memory(device, narrow + wide * target.itemsize + ROOM_TO_RUN, str(reader.path))
         model = hollow(model_class, config)
+        refuse_unsavable(model)
         for name in kept:
             weight = _load_weight(reader, name, target, device)
             _freeze(model, name.removesuffix(".weight"), weight)

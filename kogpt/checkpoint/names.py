@@ -4,11 +4,15 @@ They are those of the network itself, for KoGPT the released ones. Tables of oth
 `layouts.py` and `mesh.py`.
 """
 
+import math
 import re
 from collections.abc import Callable, Collection, Mapping
 from fnmatch import fnmatchcase
 from functools import cache
 
+from torch import nn
+
+from kogpt.checkpoint.dtypes import dtype_name
 from kogpt.errors import InputRefusedError
 from kogpt.model.config import KoGPTConfig
 from kogpt.model.hollow import hollow
@@ -52,6 +56,34 @@ def _shapes_of(config: KoGPTConfig, model_class: Callable[[KoGPTConfig], KoGPT])
 
 
 _expand: Callable[..., Shapes] = cache(_shapes_of)
+
+
+def count(config: KoGPTConfig, model_class: type[KoGPT] | None = None) -> int:
+    """The number of a model's parameters; arguments as for `expand`."""
+    return sum(map(math.prod, expand(config, model_class).values()))
+
+
+def refuse_unsavable(model: KoGPT) -> None:
+    """Refuses what a class of one's own may have that no checkpoint could give back.
+
+    Raises:
+        InputRefusedError: a tensor is no floating-point one or has no dimension, or a buffer is
+            neither saved nor made anew; names it.
+    """
+    for name, tensor in model.state_dict().items():
+        if not tensor.is_floating_point():
+            raise InputRefusedError(f"{name} is {dtype_name(tensor.dtype)}: only floats are saved")
+        if not tensor.ndim:
+            raise InputRefusedError(f"{name} is a scalar: give it the shape (1,) to be saved")
+    saved = model.state_dict().keys()
+    for path, module in model.named_modules():
+        for buffer, _ in module.named_buffers(path, recurse=False):
+            # `to_empty` moves a model to where it is loaded; `_apply` is where a table is remade.
+            if buffer not in saved and type(module)._apply is nn.Module._apply:
+                raise InputRefusedError(
+                    f"{buffer} is a buffer that is not saved: make it persistent, or compute it "
+                    "in forward"
+                )
 
 
 def is_ignored(name: str) -> bool:

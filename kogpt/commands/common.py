@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol, get_args, get_type_hints
 from kogpt.architecture import load_architecture
 from kogpt.cli import UsageError
 from kogpt.errors import InputRefusedError, NotEnoughResourcesError
-from kogpt.model import KoGPT, KoGPTConfig
-from kogpt.model.variants import PRESETS, read_config
+from kogpt.model import KoGPT
 from kogpt.tokenizer import Tokenizer, load_tokenizer
 
 if TYPE_CHECKING:
@@ -144,11 +143,6 @@ def speculation(
     return DraftModel(draft, **tokens)
 
 
-def config_of(name: str) -> KoGPTConfig:
-    """A preset by its name, or else the `config.json` at that path."""
-    return PRESETS[name] if name in PRESETS else read_config(name)
-
-
 @contextmanager
 def usage_errors() -> Iterator[None]:
     """Turns the refusal of a parameter's value into a usage error that names the option."""
@@ -196,6 +190,10 @@ def run_settings(args: argparse.Namespace, config: type) -> dict[str, Any]:
     """The settings that the command line gives, for a config of that type."""
     hints = get_type_hints(config)
     given = {name: value for name in hints if (value := getattr(args, name, None)) is not None}
+    if given.keys() >= {"epochs", "steps"}:
+        raise UsageError("argument --epochs: not with --steps")
+    if "short_part" in given and "short_length" not in given:
+        raise UsageError("argument --short-part: only with --short-length")
     given["device"] = str(device_of(args))
     return {name: _setting(value, hints[name]) for name, value in given.items()}
 

@@ -5,7 +5,8 @@ import re
 
 from kogpt.checkpoint import ConversionOptions, convert
 from kogpt.cli import UsageError
-from kogpt.commands.common import config_of, print_report, usage_errors
+from kogpt.commands.common import print_report, usage_errors
+from kogpt.model.variants import find_config
 
 UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 
@@ -19,7 +20,7 @@ def run(args: argparse.Namespace) -> None:
             allow_nonfinite=tuple(args.allow_nonfinite or ()),
             allow_extra=tuple(args.allow_extra or ()),
             license_notice=args.license_notice,
-            config=config_of(args.config) if args.config else None,
+            config=find_config(args.config) if args.config else None,
             quantize=args.quantize,
             group_size=args.group_size,
             zero_points=args.zero_points,

@@ -12,9 +12,9 @@ from kogpt.checkpoint.dtypes import compute_dtype
 from kogpt.checkpoint.quantization import Quantization
 from kogpt.checkpoint.resources import available_memory
 from kogpt.cli import SHORTAGE, UsageError
-from kogpt.commands.common import config_of, print_report, refuse_idle, run_settings, usage_errors
+from kogpt.commands.common import print_report, refuse_idle, run_settings, usage_errors
 from kogpt.model import KoGPTConfig
-from kogpt.model.variants import PRESETS
+from kogpt.model.variants import PRESETS, find_config
 from kogpt.parallel.tensor import check_divides
 from kogpt.training.config import FULL, P_TUNING, PROMPT_TUNING, QLORA, FinetuningConfig
 from kogpt.training.planning import GROUP_SIZE, INFERENCE, Work, plan
@@ -30,6 +30,11 @@ UNITS = {
     "mib": 1 << 20,
     "gib": 1 << 30,
 }
+
+TRAINING = (  # settings of it
+    *("optimizer", "micro_batch_size", "weights"),
+    *("offload", "activation_checkpointing", "pack"),
+)
 
 
 def run(args: argparse.Namespace) -> int | None:
@@ -48,6 +53,11 @@ def run(args: argparse.Namespace) -> int | None:
 def find_work(args: argparse.Namespace, gpus: int) -> Work:
     """What the arguments ask for."""
     refuse_idle(args)
+    for name in TRAINING if args.method == INFERENCE else ():
+        if getattr(args, name):
+            raise UsageError(f"argument --{name.replace('_', '-')}: not with --method inference")
+    if args.quantize and args.method not in (QLORA, INFERENCE):
+        raise UsageError("argument --quantize: only with --method inference or qlora")
     shape, quantization, stored = find_model(args.model or str(BOX))
     if args.quantize:
         quantization = Quantization.of(args.quantize, GROUP_SIZE, zero_points=False)
@@ -87,7 +97,7 @@ def find_model(name: str) -> tuple[KoGPTConfig, Quantization | None, torch.dtype
     stored; what is not stored yet would be in bfloat16.
     """
     if name in PRESETS or Path(name).suffix == ".json":
-        return config_of(name), None, torch.bfloat16
+        return find_config(name), None, torch.bfloat16
     with open_checkpoint(name) as reader:
         return reader.require_config(), reader.quantization, reader.stored_dtype
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from kogpt.architecture import load_architecture
 from kogpt.box import BOX
 from kogpt.checkpoint import load_model
 from kogpt.checkpoint.dtypes import dtype_name
@@ -28,7 +29,8 @@ def run(args: argparse.Namespace) -> None:
     folder = Path(args.model or BOX)
     dtype = getattr(torch, args.dtype) if args.dtype else None
     with memory_errors():
-        model, tokenizer = load_ours(folder, dtype, device), load_tokenizer(folder)
+        own = load_architecture(args.architecture) if args.architecture else None
+        model, tokenizer = load_ours(folder, dtype, device, own), load_tokenizer(folder)
         ids = read_prompt(args, tokenizer)
         refuse_unreadable(ids, "the prompt", model, tokenizer)
         dtypes = model.dtype, reference_dtype(args, model.dtype)
@@ -63,33 +65,48 @@ def read_prompt(args: argparse.Namespace, tokenizer: Tokenizer) -> list[int]:
     return ids
 
 
+def is_same(args: argparse.Namespace) -> bool:
+    """Whether both sides are of one folder, and ours."""
+    if args.against == TRANSFORMERS:
+        return False
+    folders = [Path(path or args.model or BOX).resolve() for path in (args.model, args.against)]
+    return folders[0] == folders[1]
+
+
+def of_reference(args: argparse.Namespace) -> str | None:
+    """The class of the reference, as `load_architecture` takes it."""
+    return args.against_architecture or (args.architecture if is_same(args) else None)
+
+
 def reference_dtype(args: argparse.Namespace, dtype: torch.dtype) -> torch.dtype:
     """What the reference computes in: what is asked for; else, of the same folder, a finer one.
 
     Raises:
         UsageError: nothing would differ.
     """
-    folders = [Path(path or args.model or BOX).resolve() for path in (args.model, args.against)]
-    same = args.against != TRANSFORMERS and folders[0] == folders[1]
+    folder, same = Path(args.model or BOX).resolve(), is_same(args)
     if args.against_dtype:
         chosen = getattr(torch, args.against_dtype)
     elif same:
         chosen = torch.float32 if dtype.itemsize < 4 else torch.float64
     else:
         chosen = dtype
-    if same and chosen == dtype:
+    if same and chosen == dtype and args.architecture == of_reference(args):
+        finest = dtype == torch.float64 and not args.against_dtype
         raise UsageError(
-            f"argument --against-dtype: nothing differs: both are {folders[0].name}"
-            f" in {dtype_name(dtype)}"
+            f"argument --{'' if finest else 'against-'}dtype: nothing differs: both are"
+            f" {folder.name} in {dtype_name(dtype)}{', and nothing is finer' * finest}"
         )
     return chosen
 
 
-def load_ours(folder: Path, dtype: torch.dtype | None, device: torch.device) -> KoGPT:
+def load_ours(
+    folder: Path, dtype: torch.dtype | None, device: torch.device, own: type[KoGPT] | None
+) -> KoGPT:
     """The readable network of a folder, in float64 too."""
     if dtype == torch.float64:
-        return load_model(folder, torch.float32, device).double()
-    return load_model(folder, dtype, device)
+        return load_model(folder, torch.float32, device, model_class=own).double()
+    return load_model(folder, dtype, device, model_class=own)
 
 
 def load_other(
@@ -97,7 +114,9 @@ def load_other(
 ) -> nn.Module:
     """The reference: ours of another folder or dtype, or transformers' network of the same."""
     if args.against != TRANSFORMERS:
-        return load_ours(Path(args.against or folder), dtype, device)
+        name = of_reference(args)
+        own = load_architecture(name) if name else None
+        return load_ours(Path(args.against or folder), dtype, device, own)
     from transformers import AutoModelForCausalLM  # no requirement, and slow to import
     from transformers.utils import logging
 

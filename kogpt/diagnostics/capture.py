@@ -6,6 +6,7 @@ Everything hangs on hooks and on one wrapped attribute, all of which are gone wh
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from inspect import signature
 from typing import Any
 
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from kogpt.diagnostics.trace_sites import Place, Site
 
 See = Callable[[Tensor], Tensor | None]
 Undo = Callable[[], object]
+Attend = Callable[..., Tensor]  # of (q, k, v, ...), each (B, T, H, D)
 
 
 @contextmanager
@@ -69,23 +71,36 @@ def _seen(see: See, values: Any) -> Any:
     return None if replaced is None else (replaced, *values[1:])
 
 
-def _on_argument(index: int, module: nn.Module, see: See) -> Undo:
-    """Watches an argument of the method `attend`, by an attribute of the instance over it."""
-    inner = getattr(module, "attend", None)
-    if inner is None:
-        return lambda: None
-    before = vars(module).get("attend")
+def over_attend(module: nn.Module, answer: Callable[[Attend, list[Any]], Tensor]) -> Undo:
+    """Has `answer` called in the place of a module's `attend`, with it and its arguments in order.
 
-    def attend(*args: Any) -> Tensor:
-        replaced = see(args[index])
-        if replaced is not None:
-            args = (*args[:index], replaced, *args[index + 1 :])
-        return inner(*args)
+    It is an attribute of the instance over the method.
+    """
+    inner: Attend = module.attend  # type: ignore[assignment]  # torch has modules give anything
+    before = vars(module).get("attend")
+    order = signature(inner)
+
+    def attend(*args: Any, **kwargs: Any) -> Tensor:
+        bound = order.bind(*args, **kwargs)
+        bound.apply_defaults()
+        return answer(partial(inner, **bound.kwargs), list(bound.args))
 
     vars(module)["attend"] = attend
     if before is None:
         return partial(vars(module).pop, "attend")
     return partial(vars(module).__setitem__, "attend", before)
+
+
+def _on_argument(index: int, module: nn.Module, see: See) -> Undo:
+    """Watches an argument of the method `attend`."""
+
+    def answer(attend: Attend, args: list[Any]) -> Tensor:
+        replaced = see(args[index])
+        if replaced is not None:
+            args[index] = replaced
+        return attend(*args)
+
+    return over_attend(module, answer) if hasattr(module, "attend") else lambda: None
 
 
 ATTACH: dict[str, Callable[[nn.Module, See], Undo]] = {

@@ -11,7 +11,7 @@ from typing import Any
 from kogpt.checkpoint.names import Shapes, expand
 from kogpt.checkpoint.reader import open_checkpoint
 from kogpt.model import KoGPT, KoGPTConfig
-from kogpt.model.variants import PRESETS, class_of, read_config
+from kogpt.model.variants import PRESETS, class_of, find_config
 
 # Settings that a model's function does not depend on, once it is trained.
 WITHOUT_EFFECT = {
@@ -67,10 +67,7 @@ def find_model(name: str | os.PathLike[str], model_class: type[KoGPT] | None = N
 
 def _find_config(name: str, model_class: type[KoGPT] | None) -> KoGPTConfig:
     if name in PRESETS or Path(name).suffix == ".json":
-        config = PRESETS[name] if name in PRESETS else read_config(name)
-        if model_class is not None and not isinstance(config, model_class.config_class):
-            return model_class.config_class.from_dict(config.to_dict())
-        return config
+        return find_config(name, model_class)
     with open_checkpoint(name, model_class) as reader:
         reader.check(reader.require_config())
         return reader.require_config()
@@ -194,10 +191,11 @@ def _by_layers(entries: Mapping[str, Any]) -> dict[str, str]:
     layers: dict[tuple[str, str], list[int]] = {}
     for name, shape in entries.items():
         found = LAYER.search(name)
-        kind = LAYER.sub("{}", name), _shape(shape)
+        kind = LAYER.sub("{}", name, count=1), _shape(shape)
         layers.setdefault(kind, []).extend([int(found[0])] if found else [])
     return {
-        name.format("{" + _ranges(where) + "}"): shape for (name, shape), where in layers.items()
+        name.replace("{}", "{" + _ranges(where) + "}"): shape
+        for (name, shape), where in layers.items()
     }
 
 

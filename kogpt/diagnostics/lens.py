@@ -6,7 +6,7 @@ Dimension key as in the model, and `L` layers, `N` shown tokens (the last of S),
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kogpt.diagnostics.capture import Attend, Undo, over_attend
 from kogpt.diagnostics.lens_labels import Piece, Token, completed, piece_of, tokens_of
 from kogpt.generation.requests import Prompt, evaluation_mode, prompt_ids
+from kogpt.generation.scoring import refuse_unusable
 from kogpt.model import KoGPT
 from kogpt.tokenizer import Tokenizer
-
-Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 
 # How far from 1 weights may sum. Rounding to float32 makes 1e-6 of it; an attention that computes
 # in half precision, whatever it is given, makes up to this.
@@ -213,34 +213,31 @@ def recording(model: KoGPT, shown: int) -> Iterator[Record]:
         undo.callback(blocks[0].register_forward_pre_hook(keep_first).remove)
         for block in blocks:
             undo.callback(block.register_forward_hook(keep).remove)
-            undo.enter_context(_watched(block.attn, record, shown))
+            undo.callback(_note_weights(block, record, shown))
         yield record
 
 
-@contextmanager
-def _watched(attention: Any, record: Record, shown: int) -> Iterator[None]:
+def _note_weights(block: nn.Module, record: Record, shown: int) -> Undo:
     """Has `attend` of one layer note its weights, each time before it answers as ever."""
-    attend: Attend = attention.attend
-    own = vars(attention).get("attend")  # someone else's, who has set it on the instance
+    attention = getattr(block, "attn", None)
+    if attention is None or not hasattr(attention, "attend"):
+        raise ValueError(f"{type(block).__name__} has no `attn` with an `attend` to look into")
 
-    def noting(q: Tensor, k: Tensor, v: Tensor, starts: Tensor | None) -> Tensor:
-        weights = attention_weights(attend, q, k, v, starts, shown)
+    def answer(attend: Attend, args: list[Any]) -> Tensor:
+        q, k, v, *rest = args
+
+        def mix(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return attend(q, k, v, *rest)
+
+        weights = attention_weights(mix, q, k, v, shown)
         refuse_no_average(weights, len(record.attention))
         record.attention.append(weights[:, :, -shown:].cpu())
-        return attend(q, k, v, starts)
+        return attend(*args)
 
-    attention.attend = noting
-    try:
-        yield
-    finally:
-        del attention.attend
-        if own is not None:
-            attention.attend = own
+    return over_attend(attention, answer)
 
 
-def attention_weights(
-    attend: Attend, q: Tensor, k: Tensor, v: Tensor, starts: Tensor | None, shown: int
-) -> Tensor:
+def attention_weights(attend: Attend, q: Tensor, k: Tensor, v: Tensor, shown: int) -> Tensor:
     """The weights by which `attend` mixes the values of one row (B = 1), as it itself has them.
 
     With column j of the identity for values, dim j of the result is the weight of token j. Values
@@ -259,7 +256,7 @@ def attention_weights(
     for part in columns.split(D, dim=1):
         values = torch.nn.functional.pad(part, (0, D - part.size(1)))
         values = values[None, :, None].expand(1, S, v.size(2), D)
-        parts.append(attend(q, k, values.contiguous(), starts)[0, -shown:])  # (N, H, D)
+        parts.append(attend(q, k, values.contiguous())[0, -shown:])  # (N, H, D)
     return torch.cat(parts, dim=2)[..., : 1 + shown].movedim(1, 0)
 
 
@@ -287,7 +284,9 @@ def _read(model: KoGPT, state: Tensor, follows: Tensor, top: int) -> tuple[Tenso
     """The fields of `Layers` for one layer, a part of the positions at a time."""
     parts = []
     for rows, targets in zip(state.split(128), follows.split(128), strict=True):
-        logprobs = model.logits(model.transformer.ln_f(rows)).log_softmax(-1)  # (n, V)
+        logits = model.logits(model.transformer.ln_f(rows))  # (n, V)
+        refuse_unusable(logits)
+        logprobs = logits.log_softmax(-1)
         best, best_ids = logprobs.topk(top)
         known = targets < logprobs.size(-1)  # a virtual token is predicted by nobody
         chosen = logprobs.gather(-1, targets.where(known, 0)[:, None])  # (n, 1)

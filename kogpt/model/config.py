@@ -100,9 +100,9 @@ class KoGPTConfig:
         if self.rotary_width % 2:
             raise InputRefusedError(f"rotary_dim {self.rotary_width} is odd: dims turn in pairs")
         for name in ("attn_pdrop", "embd_pdrop", "resid_pdrop"):
-            _check_float(name, getattr(self, name), 0.0, 1.0)
-        _check_float("layer_norm_epsilon", self.layer_norm_epsilon, 0.0, 1.0)
-        _check_float("initializer_range", self.initializer_range, 0.0, 100.0)
+            check_float(name, getattr(self, name), 0.0, 1.0)
+        check_float("layer_norm_epsilon", self.layer_norm_epsilon, 0.0, 1.0)
+        check_float("initializer_range", self.initializer_range, 0.0, 100.0)
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
             if getattr(self, name) is not None:
                 # Not held to vocab_size: ids come from the tokenizer, and many files are careless.
@@ -218,7 +218,7 @@ def _check_int(name: str, value: object, low: int, high: int) -> None:
         raise InputRefusedError(f"{name} is {value!r}, it must be a whole number {low} to {high}")
 
 
-def _check_float(name: str, value: object, low: float, high: float) -> None:
+def check_float(name: str, value: object, low: float, high: float) -> None:
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number or not low <= value <= high:  # type: ignore[operator]
         raise InputRefusedError(f"{name} is {value!r}, it must be a number {low} to {high}")

@@ -28,6 +28,8 @@ class Rotation(NamedTuple):
         The arithmetic is at least float32; what returns has the dtype of `x`.
         """
         rotary_dim = 2 * self.cos.size(-1)
+        if not rotary_dim:
+            return x
         turned, rest = x.split((rotary_dim, x.size(-1) - rotary_dim), dim=-1)
         wide = turned.to(torch.promote_types(x.dtype, torch.float32))
         return torch.cat((self.rotate(wide).to(x.dtype), rest), dim=-1)

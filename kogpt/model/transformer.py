@@ -205,15 +205,14 @@ class KoGPT(nn.Module):
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None = None) -> None:
-        """Draws new weights: normal(0, initializer_range), biases 0, norms the identity."""
+        """Draws new weights: normal(0, initializer_range), biases 0, norms as they reset."""
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
                 module.weight.normal_(0.0, self.config.initializer_range, generator=generator)
             if isinstance(module, nn.Linear) and module.bias is not None:
                 module.bias.zero_()
             if isinstance(module, self.block_class.norm_class):
-                for name, parameter in module.named_parameters():
-                    parameter.fill_(float(name == "weight"))
+                getattr(module, "reset_parameters", lambda: None)()  # torch's to the identity
 
     @classmethod
     def from_pretrained(

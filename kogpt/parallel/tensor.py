@@ -34,6 +34,8 @@ from kogpt.model import KoGPT, KoGPTConfig
 from kogpt.model.variants.parts import TiedHead
 from kogpt.parallel.processes import Parallel
 
+TIED = "tensor parallel cuts a head of its own; this model's is the embedding"
+
 
 class Whole(ParallelStyle):
     """A layer that every process holds whole.
@@ -118,11 +120,13 @@ def tensor_parallel(model: KoGPT, parallel: Parallel) -> None:
 
 
 def check_divides(config: KoGPTConfig, tensor: int) -> None:
-    """Refuses what cannot be cut evenly.
+    """Refuses what cannot be cut, or not evenly.
 
     Raises:
-        ValueError: names both numbers.
+        ValueError: says what, and names both numbers.
     """
+    if config.fixed.get("tie_word_embeddings"):
+        raise ValueError(TIED)
     for count, what in ((config.n_head, "heads"), (config.inner_dim, "inner units")):
         if count % tensor:
             raise ValueError(f"tensor parallel {tensor} does not divide the model's {count} {what}")
@@ -131,7 +135,7 @@ def check_divides(config: KoGPTConfig, tensor: int) -> None:
 def plan(model: KoGPT, tensor: int) -> dict[str, ParallelStyle]:
     """How each layer is cut, by name."""
     if isinstance(model.lm_head, TiedHead):
-        raise ValueError("tensor parallel cuts a head of its own; this model's is the embedding")
+        raise ValueError(TIED)
     table = _innermost(model, "transformer.wte")
     layers: dict[str, ParallelStyle] = {
         name: Whole(gives_local=True) for name in (table, "transformer.ln_f", "lm_head")

@@ -9,9 +9,10 @@ import torch
 
 from kogpt.architecture import load_architecture
 from kogpt.checkpoint import load_model
+from kogpt.checkpoint.names import refuse_unsavable
 from kogpt.errors import InputRefusedError
 from kogpt.model import KoGPT, KoGPTConfig
-from kogpt.model.variants import PRESETS, class_of, read_config
+from kogpt.model.variants import class_of, find_config
 from kogpt.parallel import Parallel
 from kogpt.tokenizer import Tokenizer, load_tokenizer
 from kogpt.training.config import FLOAT32, RunConfig, TrainingConfig
@@ -87,11 +88,9 @@ def _refuse_own_class(config: RunConfig) -> None:
 
 
 def _new_model(config: TrainingConfig, tokenizer: Tokenizer, parallel: Parallel) -> KoGPT:
-    known = config.model in PRESETS
-    shape = PRESETS[config.model] if known else read_config(config.model)
-    model_class = own_class(config) or class_of(shape)
-    if not isinstance(shape, model_class.config_class):
-        shape = model_class.config_class.from_dict(shape.to_dict())
+    own = own_class(config)
+    shape = find_config(config.model, own)
+    model_class = own or class_of(shape)
     _check_vocabulary(shape, tokenizer, config.model)
     ids = {f"{role}_token_id": getattr(tokenizer, f"{role}_id") for role in ("bos", "eos", "pad")}
     shape = dataclasses.replace(shape, **ids)
@@ -103,7 +102,10 @@ def _new_model(config: TrainingConfig, tokenizer: Tokenizer, parallel: Parallel)
         return new_parallel(
             shape, parallel, generator, cut=partial(cut, config=config, parallel=parallel)
         )
-    model = model_class(shape)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)  # of what a class of one's own draws as it is made
+        model = model_class(shape)
+    refuse_unsavable(model)
     model.init_weights(generator)
     return model
 

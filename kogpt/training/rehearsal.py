@@ -24,6 +24,7 @@ from kogpt.kernels.extension import suppose_gpu
 from kogpt.model import KoGPT, KoGPTConfig, KVCache
 from kogpt.model.variants import class_of
 from kogpt.training.config import EIGHT_BITS, FinetuningConfig
+from kogpt.training.cross_entropy import chunk_rows
 from kogpt.training.finetuning import attach_method, base_dtype
 from kogpt.training.job import Files, Job
 from kogpt.training.loop import Trainer
@@ -42,6 +43,8 @@ from kogpt.training.pretraining import Sequences
 
 FORWARD, LOSS, UPDATE = "forward", "loss", "update"
 FIRST, SECOND, LAST = "backward, first block", "backward, second block", "backward, last block"
+
+LINEAR = 2  # chunks of the loss: with more tokens, memory grows by so much for each
 
 Peaks = dict[str, Parts]
 
@@ -73,7 +76,15 @@ def rehearse_training(stage: Stage, config: FinetuningConfig) -> Peaks:
     """
     if config.optimizer == EIGHT_BITS:
         _fill_tables(config)
-    return _by_length(stage, partial(take_step, config=config))
+    rows = config.micro_batch
+    parts = 2 if config.batch_size > rows else 1
+
+    def of(count: int) -> Peaks:
+        fewer = dataclasses.replace(config, batch_size=parts * count, micro_batch_size=count)
+        step = partial(take_step, config=config if count == rows else fewer)
+        return _by_length(stage, step)
+
+    return _by_rows(of, stage, rows, config.sequence_length or stage.shape.n_positions)
 
 
 def _fill_tables(config: FinetuningConfig) -> None:
@@ -95,7 +106,17 @@ def rehearse_reading(stage: Stage, dtype: torch.dtype, batch: int, length: int) 
         batch: texts.
         length: tokens of each, those to be written included.
     """
-    return _by_length(stage, partial(read, dtype=dtype, batch=batch, length=length))
+
+    def of(count: int) -> Peaks:
+        return _by_length(stage, partial(read, dtype=dtype, batch=count, length=length))
+
+    return _by_rows(of, stage, batch, length)
+
+
+def _by_rows(of: Callable[[int], Peaks], stage: Stage, rows: int, length: int) -> Peaks:
+    """Peaks with so many rows; of very many, as two smaller rehearsals tell, for it is linear."""
+    few = -(-LINEAR * chunk_rows(stage.shape.vocab_size) // length)
+    return of(rows) if rows <= 2 * few else _line(of(few), of(2 * few), (rows - few) / few)
 
 
 def _by_length(stage: Stage, run: Callable[[Stage, MemoryTracker], None]) -> Peaks:
@@ -107,12 +128,16 @@ def _by_length(stage: Stage, run: Callable[[Stage, MemoryTracker], None]) -> Pea
         )
         for n in (2, 3)
     )
+    return _line(two, three, stage.shape.n_layer - 2)
+
+
+def _line(first: Peaks, second: Peaks, steps: float) -> Peaks:
+    """So many steps of that from the first to the second beyond the first."""
     return {
         phase: {
-            part: size + (stage.shape.n_layer - 2) * (three[phase][part] - size)
-            for part, size in parts.items()
+            part: size + round(steps * (second[phase][part] - size)) for part, size in parts.items()
         }
-        for phase, parts in two.items()
+        for phase, parts in first.items()
     }
 
 
@@ -137,7 +162,8 @@ class _Rehearsal(Job[FinetuningConfig, Sequences]):
         """Two micro-batches at most: the second meets the gradients of the first, as all do."""
         config = self.config
         length = config.sequence_length or self.model.config.n_positions
-        rows = torch.zeros(config.batch_size, length, dtype=torch.long)
+        count = min(config.batch_size, 2 * config.micro_batch)
+        rows = torch.zeros(count, length, dtype=torch.long)
         return [Sequences(part, part.clone()) for part in rows.split(config.micro_batch)[:2]]
 
     def loss(self, batch: Sequences) -> Tensor:

@@ -1,5 +1,7 @@
 """A class of one's own from the command line: trained, resumed, finetuned, used."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -103,3 +105,183 @@ def test_what_is_no_architecture_is_refused_in_one_line(place, where, message, c
     assert main(["generate", "--architecture", where, "영화"]) == 3
     said = capsys.readouterr().err
     assert message in said and said.count("\n") == 1
+
+
+OTHERS = """
+from __future__ import annotations
+
+import torch
+from dataclasses import dataclass
+from torch import nn
+
+from kogpt.model import MLP, Block, KoGPT, KoGPTConfig
+
+
+@dataclass(frozen=True)
+class WideConfig(KoGPTConfig):
+    extra: int = 4
+
+
+class Gain(nn.Module):
+    def __init__(self, width, eps):
+        super().__init__()
+        self.g = nn.Parameter(torch.full((width,), 0.5))
+
+    def forward(self, x):
+        return torch.tanh(x) * self.g
+
+
+def with_mlp(prepare):
+    class Prepared(MLP):
+        def __init__(self, config):
+            super().__init__(config)
+            prepare(self, config)
+
+    class Other(Block):
+        mlp_class = Prepared
+
+    return Other
+
+
+class Wide(KoGPT):
+    config_class = WideConfig
+    block_class = with_mlp(lambda mlp, config: mlp.register_parameter(
+        "more", nn.Parameter(torch.randn(config.extra))))
+
+
+class Scalar(KoGPT):
+    block_class = with_mlp(lambda mlp, config: mlp.register_parameter(
+        "gate", nn.Parameter(torch.tensor(1.0))))
+
+
+class Whole(KoGPT):
+    block_class = with_mlp(lambda mlp, config: mlp.register_buffer("order", torch.arange(3)))
+
+
+class Derived(KoGPT):
+    block_class = with_mlp(
+        lambda mlp, config: mlp.register_buffer("slopes", torch.ones(3), persistent=False))
+
+
+class Experts(KoGPT):
+    block_class = with_mlp(lambda mlp, config: mlp.register_module(
+        "h", nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2)])))
+
+
+class GainBlock(Block):
+    norm_class = Gain
+
+
+class Gained(KoGPT):
+    block_class = GainBlock
+
+
+class Blind(nn.Module):
+    def __init__(self, *settings):
+        super().__init__()
+
+    def forward(self, x, *others):
+        return x
+
+
+class BlindBlock(Block):
+    attention_class = Blind
+
+
+class Sightless(KoGPT):
+    block_class = BlindBlock
+"""
+
+
+@pytest.fixture
+def others(place: Path) -> Path:
+    (place / "others.py").write_text(OTHERS)
+    return place
+
+
+def own(name: str) -> list[str]:
+    return ["--architecture", f"others.py:{name}"]
+
+
+def load_run(place: Path, name: str, steps: int = 1) -> kogpt.KoGPT:
+    folder = place / "run" / f"step-{steps:08}"
+    own_class = kogpt.architecture.load_architecture(f"others.py:{name}")
+    return kogpt.load_model(folder, model_class=own_class)
+
+
+def test_a_field_of_ones_own_is_read_from_the_config_file(others, capsys):
+    (others / "shape.json").write_text(CONFIG[:-1] + ', "extra": 7}')
+    assert main(["diff", "nano", "shape.json", *own("Wide"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["settings"]["extra"] == [None, 7]
+    assert train("--steps", "1", *own("Wide")) == 0
+    model = load_run(others, "Wide")
+    assert model.config.extra == 7 and model.transformer.h[0].mlp.more.shape == (7,)
+    count = sum(parameter.numel() for parameter in model.parameters())
+    assert f"{count:,} parameters" in capsys.readouterr().err
+
+
+def test_the_seed_is_that_of_parameters_of_ones_own_too(others):
+    found = []
+    for seed in ("1", "1", "2"):
+        assert train("--steps", "1", "--seed", seed, *own("Wide")) == 0
+        found.append(load_run(others, "Wide").transformer.h[0].mlp.more)
+        shutil.rmtree("run")
+    assert found[0].equal(found[1]) and not found[0].equal(found[2])
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("Scalar", "transformer.h.0.mlp.gate is a scalar: give it the shape (1,) to be saved"),
+        ("Whole", "transformer.h.0.mlp.order is int64: only floats are saved"),
+        ("Derived", "transformer.h.0.mlp.slopes is a buffer that is not saved: make it"),
+    ],
+)
+def test_what_no_checkpoint_could_give_back_is_refused_before_training(
+    others, name, message, capsys
+):
+    assert train("--steps", "1", *own(name)) == 3
+    assert message in capsys.readouterr().err
+    assert not list((others / "run").glob("step-*"))
+
+
+def test_a_norm_of_ones_own_begins_as_it_was_made(others):
+    assert train("--steps", "1", *own("Gained")) == 0
+    assert load_run(others, "Gained").transformer.ln_f.g.tolist() == pytest.approx(
+        [0.5] * 16, abs=0.01
+    )
+
+
+def test_a_config_of_another_network_is_not_taken_for_ones_own(others, capsys):
+    (others / "shape.json").write_text(CONFIG.replace("gptj", "gpt2"))
+    assert train("--steps", "1", *own("Gained")) == 3
+    assert "model_type is 'gpt2', this model's is 'gptj'" in capsys.readouterr().err
+
+
+def test_layers_within_a_layer_are_told_apart(others, capsys):
+    assert main(["diff", "nano", "shape.json", *own("Experts")]) == 0
+    assert "transformer.h.{0-1}.mlp.h.1.weight" in capsys.readouterr().out
+
+
+def test_a_trained_class_is_inspected_and_traced(others, capsys):
+    assert train("--steps", "1", *own("Wide")) == 0
+    folder = str(others / "run" / "step-00000001")
+    capsys.readouterr()
+    assert main(["inspect", folder, *own("Wide"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["config"]["extra"] == 4
+    assert main(["trace", "영화", "--model", folder, *own("Wide")]) == 0
+
+
+def test_an_architecture_without_attention_has_no_lens(others, capsys):
+    assert train("--steps", "1", *own("Sightless")) == 0
+    folder = str(others / "run" / "step-00000001")
+    capsys.readouterr()
+    assert main(["lens", "영화", "--model", folder, *own("Sightless")]) == 2
+    told = capsys.readouterr().err
+    assert "BlindBlock has no `attn` with an `attend` to look into" in told
+
+
+def test_a_file_that_exits_is_refused(others, capsys):
+    (others / "exits.py").write_text("import sys\nsys.exit(0)\n")
+    assert main(["diff", "nano", "nano", "--architecture", "exits.py:X"]) == 3
+    assert "exits.py: SystemExit: 0" in capsys.readouterr().err

@@ -61,3 +61,15 @@ def test_a_variant_is_read_from_its_text():
     assert sweep.Variant.parse("plain") == sweep.Variant("plain", None, {})
     with pytest.raises(argparse.ArgumentTypeError, match="no FIELD=NUMBER"):
         sweep.Variant.parse("x,n_inner=wide")
+    for name in ("a/b", "", ".."):
+        with pytest.raises(argparse.ArgumentTypeError, match="is no name of a folder"):
+            sweep.Variant.parse(f"{name}=a.py:C")
+
+
+def test_a_field_that_there_is_not_ends_a_sweep_before_it_begins(tmp_path):
+    variant = sweep.Variant.parse("typo,n_iner=5")
+    args = argparse.Namespace(shape="nano", work=tmp_path)
+    with pytest.raises(SystemExit, match="variant typo: KoGPTConfig has no field 'n_iner'"):
+        sweep.write_shape(variant, args)
+    sweep.write_shape(sweep.Variant.parse("wide,n_inner=5"), args)
+    assert json.loads((tmp_path / "wide.json").read_text())["n_inner"] == 5

@@ -162,14 +162,14 @@ def test_shared_key_heads_and_any_number_of_tokens_give_exact_weights(S):
     q = torch.randn(1, S, 6, 8, generator=generator)
     k, v = torch.randn(2, 1, S, 2, 8, generator=generator)  # a key head for three heads
 
-    def attend(q, k, v, starts):
+    def attend(q, k, v):
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
         out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
         return out.transpose(1, 2)
 
     mask = attention_mask(S, S, None, q.device)
     expected = scores(q, k.repeat_interleave(3, dim=2), mask).softmax(3)[0]
-    found = attention_weights(attend, q, k, v, None, S)
+    found = attention_weights(attend, q, k, v, S)
     torch.testing.assert_close(found[..., 1:], expected, atol=1e-6, rtol=0)
     torch.testing.assert_close(found[..., 0], torch.ones(6, S), atol=1e-6, rtol=0)
 

@@ -4,8 +4,9 @@ The truth is arithmetic in float64 on the very numbers given. The yardstick is t
 PyTorch. A CPU's kernel multiplies integers by integers: it rounds each row of x, 128 inputs at a
 time, to 8 bits for weights of 4 bits and to 16 bits for int8. Of many rows it rounds to 8 bits for
 int8 too, 256 inputs at a time if a scale serves so many, and without VNNI so that no pair of inputs
-comes to more than 128, which costs less than the budget has to spare. For float16 and bfloat16 16 bits are no loss that counts, and the plain reference is the yardstick;
-else it is the reference on inputs that are rounded so.
+comes to more than 128, which costs less than the budget has to spare. For float16 and bfloat16 16
+bits are no loss that counts, and the plain reference is the yardstick; else it is the reference on
+inputs that are rounded so.
 
 Dimension key: `M` rows, `N` outputs, `K` inputs, `G` groups.
 """

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import shutil
 from pathlib import Path
 
@@ -52,6 +53,9 @@ MODELS = {
     ),
     "gpt_neox": lambda: transformers.GPTNeoXForCausalLM(
         transformers.GPTNeoXConfig(**NEOX_SIZES, rotary_pct=0.5)
+    ),
+    "gpt_neox, nothing rotates": lambda: transformers.GPTNeoXForCausalLM(
+        transformers.GPTNeoXConfig(**NEOX_SIZES, rotary_pct=0.0)
     ),
     "gpt_neox, whole heads rotate": lambda: transformers.GPTNeoXForCausalLM(
         transformers.GPTNeoXConfig(**NEOX_SIZES, rotary_pct=1.0, rotary_emb_base=500)
@@ -272,7 +276,7 @@ def test_one_model_type_stands_for_one_class():
     [
         ({"model_type": "llama"}, "model_type is 'llama'; known are gptj, gpt2, gpt_neox"),
         ({"model_type": ["gpt2"]}, r"model_type is \['gpt2'\]"),
-        ({"activation_function": "relu", "hidden_act": "relu"}, "activation_function is 'relu'"),
+        ({"activation_function": "relu", "hidden_act": "relu"}, "(function|hidden_act) is 'relu'"),
         ({"tie_word_embeddings": "maybe"}, "tie_word_embeddings is 'maybe'"),
         ({"n_embd": 50, "hidden_size": 50}, "no multiple of n_head|shape"),
         ({"n_layer": 4, "num_hidden_layers": 4}, "is missing"),
@@ -293,7 +297,14 @@ def test_what_does_not_fit_is_refused_by_name(folder, change, message, tmp_path)
     [
         ({"use_parallel_residual": False}, "use_parallel_residual is False"),
         ({"rope_parameters": {"rope_type": "yarn"}}, "rope_type is 'yarn'"),
-        ({"rope_parameters": {"rope_theta": "far"}}, "no numbers"),
+        ({"rope_parameters": {"rope_theta": "far"}}, "rotary_base is 'far', it must be"),
+        ({"rope_parameters": {"rope_theta": True}}, "rotary_base is True"),
+        ({"rope_parameters": {"rope_theta": math.nan}}, "rotary_base is nan"),
+        ({"rope_parameters": {"rope_theta": 0}}, "rotary_base is 0"),
+        ({"rope_scaling": "linear"}, "rope_scaling is 'linear', it must be an object"),
+        ({"rope_scaling": {"rope_theta": 5.0}}, "rope_scaling and rope_parameters differ"),
+        ({"head_dim": 99}, "head_dim is 99, only"),
+        ({"hidden_act": "gelu_new"}, "hidden_act is 'gelu_new'"),
         ({"rope_scaling": {"type": "linear", "factor": 4.0}}, "rope_type is 'linear'"),
         ({"num_attention_heads": 0}, "no numbers"),
         ({"hidden_size": None}, "no numbers"),
@@ -304,6 +315,13 @@ def test_a_gpt_neox_of_another_kind_is_refused_by_key(change, message, tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({**config, **change}))
     with pytest.raises(InputRefusedError, match=message):
         read_config(tmp_path / "config.json")
+
+
+def test_the_rotated_share_of_a_head_comes_back_as_it_was():
+    for head_dim in range(2, 260, 2):
+        for width in range(0, head_dim + 1, 2):
+            config = GPTNeoXConfig(n_embd=head_dim, n_head=1, rotary_dim=width)
+            assert GPTNeoXConfig.from_dict(config.to_released_dict()).rotary_dim == width
 
 
 def test_a_head_that_is_not_the_embedding_is_refused(tmp_path):

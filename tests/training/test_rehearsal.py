@@ -14,6 +14,7 @@ from kogpt.checkpoint.quantization import Quantization
 from kogpt.kernels import attention
 from kogpt.model import KoGPT, KoGPTConfig
 from kogpt.model.transformer import Block
+from kogpt.training import rehearsal
 from kogpt.training.config import FinetuningConfig
 from kogpt.training.memory import (
     ACTIVATIONS,
@@ -156,6 +157,18 @@ def test_reading_fills_a_cache():
     rehearsed = rehearse_reading(stage(), torch.float32, batch=3, length=64)
     assert highest(rehearsed) == highest(real.peaks)
     assert highest(rehearsed)[CACHE] == 3 * 64 * 2 * 128 * SHAPE.n_layer * 4
+
+
+@pytest.mark.parametrize("changes", [{}, {"batch_size": 400}])
+def test_many_rows_take_what_fewer_tell(changes, monkeypatch):
+    """More than are rehearsed: against a rehearsal of all of them."""
+    place = stage(shape=dataclasses.replace(SHAPE, vocab_size=8000))
+    many = config(**{"method": "full", "batch_size": 200, "micro_batch_size": 200, **changes})
+    told = rehearse_training(place, many)
+    reading = rehearse_reading(place, torch.float32, batch=200, length=64)
+    monkeypatch.setattr(rehearsal, "LINEAR", 1 << 30)
+    assert told == rehearse_training(place, many)
+    assert reading == rehearse_reading(place, torch.float32, batch=200, length=64)
 
 
 def test_a_gpu_keeps_a_seed_of_attentions_dropout():

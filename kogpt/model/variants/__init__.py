@@ -25,6 +25,7 @@ __all__ = [
     "GPTNeoX",
     "GPTNeoXConfig",
     "class_of",
+    "find_config",
     "read_config",
 ]
 
@@ -38,6 +39,23 @@ def class_of(config: KoGPTConfig) -> type[KoGPT]:
     if config.model_type not in CLASSES:
         raise ValueError(f"no model class for a config of model_type {config.model_type!r}")
     return CLASSES[config.model_type]
+
+
+def find_config(name: str, model_class: type[KoGPT] | None = None) -> KoGPTConfig:
+    """A preset by its name, or else the `config.json` at that path.
+
+    Args:
+        name: of the preset or file.
+        model_class: of the model, whose kind of config it becomes; None for the one that belongs.
+
+    Raises:
+        InputRefusedError: the file cannot be read, or the config is of another model.
+    """
+    if name not in PRESETS:
+        return read_config(name, model_class)
+    if model_class is None or type(PRESETS[name]) is model_class.config_class:
+        return PRESETS[name]
+    return model_class.config_class.from_dict(PRESETS[name].to_dict())
 
 
 def read_config(path: str | PathLike[str], model_class: type[KoGPT] | None = None) -> KoGPTConfig:

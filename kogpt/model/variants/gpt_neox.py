@@ -3,6 +3,7 @@
 EleutherAI's Polyglot-Ko models are such. Source: Black et al. (arXiv 2204.06745), section 2.1.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
@@ -11,9 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kogpt.errors import InputRefusedError
-from kogpt.model.config import KoGPTConfig
+from kogpt.model.config import KoGPTConfig, check_float
 from kogpt.model.transformer import MLP, KoGPT
 from kogpt.model.variants.parts import BiasedAttention, HalfRotaryEmbedding, TwoNormBlock
+
+LEAST_BASE = 1e-6  # of the powers of angles
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,10 @@ class GPTNeoXConfig(KoGPTConfig):
     embd_pdrop: float = 0.0
     eos_token_id: int | None = 2
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_float("rotary_base", self.rotary_base, LEAST_BASE, 1e12)
+
     @property
     def num_parameters(self) -> int:
         C, F, V = self.n_embd, self.inner_dim, self.vocab_size
@@ -51,14 +58,20 @@ class GPTNeoXConfig(KoGPTConfig):
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """Reads the keys of a `config.json`, of those released too."""
-        released = values.get("model_type") == cls.released_type
-        return super().from_dict(_our_keys(values) if released else values)
+        if values.get("model_type") != cls.released_type:
+            return super().from_dict(values)
+        try:
+            return super().from_dict(_our_keys(values))
+        except InputRefusedError as error:
+            name, _, rest = str(error).partition(" ")
+            raise InputRefusedError(f"{THEIRS.get(name, name)} {rest}") from None
 
     def to_released_dict(self) -> dict[str, Any]:
-        names = {ours: theirs for theirs, ours in KEYS.items()}
-        values = {names.get(key, key): value for key, value in self.to_dict().items()}
+        values = {THEIRS.get(key, key): value for key, value in self.to_dict().items()}
         values["intermediate_size"] = self.inner_dim
-        values["rotary_pct"] = self.rotary_width / self.head_dim
+        share = self.rotary_width / self.head_dim
+        exact = int(self.head_dim * share) == self.rotary_width  # not a dim less, by rounding
+        values["rotary_pct"] = share if exact else math.nextafter(share, 1)
         values["rotary_emb_base"] = self.rotary_base
         kind = {"architectures": ["GPTNeoXForCausalLM"], "model_type": self.released_type}
         return {k: v for k, v in values.items() if k not in ("rotary_dim", "rotary_base")} | kind
@@ -76,6 +89,7 @@ KEYS = {
     "attention_dropout": "attn_pdrop",
     "hidden_dropout": "embd_pdrop",
 }
+THEIRS = {ours: theirs for theirs, ours in KEYS.items()}
 
 
 def _our_keys(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -85,18 +99,23 @@ def _our_keys(values: Mapping[str, Any]) -> dict[str, Any]:
     rope |= {"rope_theta": values.get("rotary_emb_base", 10000)}
     for key in ("rope_scaling", "rope_parameters"):  # the older name first
         given = values.get(key) or {}
+        if not isinstance(given, Mapping):
+            raise InputRefusedError(f"{key} is {given!r}, it must be an object")
         if (kind := given.get("rope_type", given.get("type", "default"))) != "default":
             raise InputRefusedError(f"rope_type is {kind!r}, only 'default' is known")
         rope |= given
+    if (older := values.get("rope_scaling")) and values.get("rope_parameters", older) != older:
+        raise InputRefusedError("rope_scaling and rope_parameters differ")
     try:
         head_dim = ours["n_embd"] // ours["n_head"]
         ours["rotary_dim"] = int(head_dim * rope["partial_rotary_factor"])
-        ours["rotary_base"] = float(rope["rope_theta"])
+        ours["rotary_base"] = rope["rope_theta"]
     except KeyError as error:
-        theirs = next(key for key, name in KEYS.items() if name == error.args[0])
-        raise InputRefusedError(f"{theirs} is missing from the config") from None
+        raise InputRefusedError(f"{error.args[0]} is missing from the config") from None
     except (TypeError, ValueError, ZeroDivisionError, OverflowError):
         raise InputRefusedError("the sizes or the rotation in the config are no numbers") from None
+    if values.get("head_dim", head_dim) != head_dim:
+        raise InputRefusedError(f"head_dim is {values['head_dim']!r}, only {head_dim} is known")
     return {"resid_pdrop": ours.get("embd_pdrop", 0.0), **ours}  # theirs has one for both
 
 
