@@ -136,8 +136,6 @@ class SafetensorsFile:
             return None
         if self._map is None:
             self._map = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_COPY)
-            if hasattr(mmap, "MADV_WILLNEED"):
-                self._map.madvise(mmap.MADV_WILLNEED)  # a file that is not cached: read ahead
         flat = torch.frombuffer(self._map, dtype=entry.dtype, count=count, offset=start)
         return flat.view(entry.shape)
 
