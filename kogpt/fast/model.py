@@ -251,6 +251,8 @@ class FastTransformer(Transformer):
                 CPU below 0, which kernels would not notice.
         """
         B, T = input_ids.shape
+        if starts is not None and starts.device.type == "cpu" and (starts < 0).any():
+            raise ValueError(f"starts are {starts.tolist()}, they must be at least 0")
         positions = self.positions(input_ids, cache, starts)
         if cache is not None:
             cache.refuse_other(
@@ -299,17 +301,10 @@ class FastTransformer(Transformer):
 
 
 def row_starts(starts: Tensor | None, lengths: Tensor) -> Tensor | None:
-    """The start of each row as the decode kernel reads it: like `lengths`, (B,).
-
-    Raises:
-        ValueError: one on a CPU is below 0.
-    """
+    """The start of each row as the decode kernel reads it: like `lengths`, (B,)."""
     if starts is None:
         return None
-    starts = starts.to(lengths.device, torch.int64).expand(lengths.shape).contiguous()
-    if starts.device.type == "cpu" and (starts < 0).any():
-        raise ValueError(f"starts are {starts.tolist()}, they must be at least 0")
-    return starts
+    return starts.to(lengths.device, torch.int64).expand(lengths.shape).contiguous()
 
 
 def has_product_kernel(weight: Weight, dtype: torch.dtype) -> bool:
