@@ -11,6 +11,10 @@ class KoGPTError(Exception):
     exit_code = 1
 
 
+class NotFiniteError(KoGPTError):
+    """A model computes NaN or infinity."""
+
+
 class InputRefusedError(KoGPTError, ValueError):
     """An input is damaged, dangerous, or of a kind that cannot be used."""
 

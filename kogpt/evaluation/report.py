@@ -73,17 +73,14 @@ def read_report(path: Path) -> Json:
 def _refuse_damaged(run: Json, path: Path) -> None:
     """Takes all of a run that comparing will."""
     try:
-        usable = all(np.isfinite(outcome_of(run, rule).scores).all() for rule in _rules(run))
+        rules = run["protocol"]["scoring"]
+        usable = all(np.isfinite(outcome_of(run, rule).scores).all() for rule in rules)
         usable &= all(metric in METRICS for metric in run["metrics"])
         usable &= isinstance(run["scored"]["sha256"] + run["prompt"]["sha256"], str)
     except (KeyError, TypeError, ValueError):
         usable = False
     if not usable:
         raise InputRefusedError(f"{path}: damaged: what a run found cannot be read")
-
-
-def _rules(run: Json) -> list[str]:
-    return run["protocol"]["scoring"]
 
 
 def outcome_of(run: Json, rule: str) -> Outcome:

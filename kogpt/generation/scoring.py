@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kogpt.errors import InputRefusedError, KoGPTError
+from kogpt.errors import InputRefusedError, NotFiniteError
 from kogpt.generation.requests import evaluation_mode, refuse_unreadable
 from kogpt.generation.sample import TokenLogprob
 from kogpt.model import KoGPT, KVCache
@@ -256,9 +256,9 @@ def sequence_logprobs(
 
 
 def refuse_unusable(logits: Tensor) -> None:
-    """Raises KoGPTError if a logit is NaN or infinite."""
+    """Raises NotFiniteError if a logit is NaN or infinite."""
     if not logits.isfinite().all():
-        raise KoGPTError(
+        raise NotFiniteError(
             "the model computes logits that are NaN or infinite: its weights are damaged, or its "
             "dtype is too narrow (try bfloat16 or float32)"
         )

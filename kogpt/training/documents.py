@@ -30,10 +30,9 @@ def read_documents(paths: Iterable[Path], column: str) -> Iterator[str]:
     """
     for path in paths:
         kind = Path(path.name.removesuffix(".xz")).suffix
-        if not path.exists():
-            raise InputRefusedError(f"{path}: no such file")
         if kind not in (".txt", ".tsv"):
-            raise InputRefusedError(f"{path}: must be .txt or .tsv, or either with .xz")
+            wrong = "must be .txt or .tsv, or either with .xz" if path.exists() else "no such file"
+            raise InputRefusedError(f"{path}: {wrong}")
         if kind == ".tsv" or _is_table(path, column):
             yield from (cell for (cell,) in read_table(path, [column]))
         else:

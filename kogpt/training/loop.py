@@ -12,7 +12,7 @@ from typing import Any, Generic, TextIO, TypeVar
 import torch
 from torch import Tensor
 
-from kogpt.errors import InputRefusedError, KoGPTError
+from kogpt.errors import InputRefusedError, KoGPTError, NotFiniteError
 from kogpt.parallel import Parallel
 from kogpt.training.activation_checkpointing import checkpoint_activations
 from kogpt.training.curve import CURVE_NAME, draw_curve, require_matplotlib
@@ -201,7 +201,10 @@ class Trainer(Generic[C, B]):
         progress.trained(self.step, loss, speed)
 
     def _validate(self, progress: Progress) -> None:
-        figures = self.job.validate(self.step)
+        try:
+            figures = self.job.validate(self.step)
+        except NotFiniteError as error:
+            raise KoGPTError(f"step {self.step}: {error}; {self._advice}") from None
         for name, x in figures.items():
             if not math.isfinite(x):
                 raise KoGPTError(f"step {self.step}: {name} is {x}; {self._advice}")

@@ -49,7 +49,7 @@ def test_every_hundredth_row_is_held_out_counting_on_over_files(tmp_path):
     ("name", "data", "message"),
     [
         ("a.tsv", b"id\ttext\n1\tx\n", "a.tsv: no column 'document'; there are id, text"),
-        ("a.tsv", b"", "a.tsv: no column 'document'"),
+        ("a.tsv", b"", "a.tsv: is empty"),
         ("a.tsv", b"id\tdocument\n1\tx\n2\n", "a.tsv: line 3 has 1 columns, the header 2"),
         ("a.txt", "좋다\n".encode() + "나쁘다\n".encode("cp949"), "a.txt: line 2 is not UTF-8"),
         ("a.txt.xz", b"not xz at all", "a.txt.xz: damaged after line 0"),
