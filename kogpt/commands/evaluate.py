@@ -120,9 +120,9 @@ def plan(args: argparse.Namespace) -> list[Work]:
         works = [work for task in tasks for work in works_of(task, args)]
     tokenizer = load_tokenizer(args.model)
     for work in works:
-        for count in work.protocol.shots:  # the first draw tells whether there are enough
-            protocol = dataclasses.replace(work.protocol, shots=(count,))
-            draw_set(work.task, protocol, work.data, 0, tokenizer)
+        # The first draw of the most examples tells whether there are enough for all.
+        protocol = dataclasses.replace(work.protocol, shots=(max(work.protocol.shots),))
+        draw_set(work.task, protocol, work.data, 0, tokenizer)
     return works
 
 

@@ -176,10 +176,10 @@ class SharedReader:
             b, t = torch.tensor(places, device=hidden.device).unbind(1)
             ids = torch.tensor([rows[b][t] for b, t in places], device=hidden.device)
             logits = self.model.logits(hidden[b, t]).double()  # (places, V)
-            refuse_unusable(logits)
             chosen = logits.gather(1, ids[:, None]).squeeze(1)
-            values = (chosen - logits.logsumexp(1)).tolist()
-            judged += map(Likelihood, values, (chosen == logits.amax(1)).tolist())
+            values = chosen - logits.logsumexp(1)
+            refuse_unusable(values)
+            judged += map(Likelihood, values.tolist(), (chosen == logits.amax(1)).tolist())
         found = iter(judged)
         return [list(islice(found, len(row))) for row in rows]
 

@@ -144,6 +144,7 @@ def test_x_and_weights_need_not_be_contiguous(format, M):
     wide = torch.full((M, 512), math.nan)
     wide[:, ::2] = x
     for rows in (x.T.contiguous().T, wide[:, ::2]):
+        # Kernels give equal bits; PyTorch, where there are none, adds in an order of its own.
         torch.testing.assert_close(linear(rows, parts), expected, rtol=1e-5, atol=1e-4)
 
 
