@@ -31,15 +31,17 @@ namespace kogpt::cpu {
 namespace {
 
 constexpr int64_t kMostRows = 4;
-constexpr int64_t kShare = 64;    // outputs of a panel, which share what is near of x
-constexpr int64_t kNear = 65536;  // bytes of x that these read before more comes near
-constexpr int64_t kAhead = 1280;  // bytes that each stream of weights is asked for ahead
+constexpr int64_t kShare = 64;      // outputs of a panel, which share what is near of x
+constexpr int64_t kNear = 65536;    // bytes of x that these read before more comes near
+constexpr int64_t kAhead = 1280;    // bytes that each stream of weights is asked for ahead
+constexpr int64_t kTilesAhead = 2;  // tiles whose scales are asked for ahead
 
 template <class Simd>
 struct Linear {
   using Words = typename Simd::Words;
   using Sums = typename Simd::Sums;
   using Floats = typename Simd::Floats;
+  using Nibbles = typename Simd::Nibbles;
   using Numbers = cpu::Numbers<Simd>;
   using Rounding = cpu::Rounding<Simd>;
 
@@ -48,11 +50,12 @@ struct Linear {
 
   // One row of x as the kernel reads it.
   struct Row {
-    float* wide;    // K floats
-    int16_t* q;     // weights of 8 bits: K integers
-    int8_t* bytes;  // weights of 4 bits, in the place of q: K, in the order of the weights' vectors
-    float* unit;    // integer weights: what the integers count, for each grain
-    float* sum;     // integer weights: minus what all integers of a grain come to, each grain
+    float* wide;     // K floats
+    int16_t* q;      // weights of 8 bits: K integers
+    int8_t* bytes;   // weights of 4 bits, in the place of q: K, ordered as the weights' vectors are
+    Nibbles* start;  // weights of 4 bits, after these: what the products of each step are added to
+    float* unit;     // integer weights: what the integers count, for each grain
+    float* sum;      // integer weights: minus what all integers of a grain come to, each grain
   };
 
   static Row row(const LinearParams& params, int64_t m) {
@@ -62,6 +65,7 @@ struct Linear {
     row.wide = reinterpret_cast<float*>(bytes);
     row.q = reinterpret_cast<int16_t*>(bytes + 4 * K);
     row.bytes = reinterpret_cast<int8_t*>(bytes + 4 * K);
+    row.start = reinterpret_cast<Nibbles*>(bytes + 5 * K);
     row.unit = reinterpret_cast<float*>(bytes + 6 * K);
     row.sum = row.unit + K / kGroup;
     return row;
@@ -78,6 +82,7 @@ struct Linear {
         round(p, to, to.bytes);
         // A byte has two weights: one vector gets the first of each, the next one the second.
         for (int64_t k = 0; k < p.K; k += kPacked) split_pairs<kPacked>(to.bytes + k);
+        fill_start(p, to);
       } else if (p.weight.element == Element::kBFloat16) {
         // So has a 32-bit word.
         for (int64_t k = 0; k < p.K; k += 2 * kLanes) split_pairs<2 * kLanes>(to.wide + k);
@@ -106,6 +111,19 @@ struct Linear {
       }
     }
     std::fill_n(to.sum + p.K / inputs, kLanes, 0.0f);  // read by the vector
+  }
+
+  // 4-bit weights are stored as q + 8: sums of their products begin with -8 for every weight.
+  static void fill_start(const LinearParams& p, const Row& to) {
+    const int64_t inputs = int4_step(grain(p));
+    for (int64_t k = 0; k < p.K; k += inputs) {
+      Nibbles eights = {};
+      for (int64_t i = k; i < k + inputs; i += kPacked / 2) {
+        eights =
+            Simd::dot_nibbles(eights, Simd::repeat_words(0x08080808), Simd::load(to.bytes + i));
+      }
+      to.start[k / inputs] = Simd::negative(eights);
+    }
   }
 
   // Puts the first of every pair before the second of every pair.
@@ -265,10 +283,13 @@ struct Linear {
     }
   }
 
+  // Inputs of a step, whole vectors of weights.
+  static constexpr int64_t int4_step(int64_t grain) { return std::max(grain, kPacked); }
+
   template <int64_t kGrain, int kRows, int kOutputs>
   static void int4_grain(const LinearParams& p, const Tile<kRows, kOutputs>& tile, int64_t first,
                          int64_t last, Floats (&totals)[kRows][kOutputs]) {
-    constexpr int64_t kStep = std::max(kGrain, kPacked);
+    constexpr int64_t kStep = int4_step(kGrain);
     steps<Element::kInt4, kStep, kStep / kGrain>(p, tile, first, last, totals);
   }
 
@@ -292,26 +313,26 @@ struct Linear {
       for (int i = 0; i < kRows; ++i) {
         fill_factors<kGrain>(scales, tile.x[i].unit, first, last, factors[i][j]);
       }
-      if (kWeight != Element::kInt4 && !p.offset.data) continue;
-      float excess[kFactors];
-      fill_excess<kWeight, kGrain>(p, tile.output[j], first, last, scales, excess);
+      if (!p.offset.data) continue;
+      float offsets[kFactors] = {};  // and zeros to the end of the last vector
+      widen_groups<kGrain>(p, p.offset, tile.output[j], first, last, offsets);
       for (int64_t c = 0; c < (last - first) / kGrain; c += kLanes) {
-        const Floats each = Simd::load(excess + c);
+        const Floats each = Simd::load(offsets + c);
         for (int i = 0; i < kRows; ++i) {
           sums[i][j] = Simd::fma(each, Simd::load(tile.x[i].sum + first / kGrain + c), sums[i][j]);
         }
       }
     }
-    for (int64_t k = first; k < last; k += kStep) {
-      Products<kWeight> products[kRows][kOutputs] = {};
+    for (int64_t step = first / kStep; step < last / kStep; ++step) {
+      const int64_t k = step * kStep, bytes = step * (kStep / kPerByte);
+      Products<kWeight> products[kRows][kOutputs];
       for (int j = 0; j < kOutputs; ++j) {
-        ahead(tile.weight[j] + k / kPerByte, kStep / kPerByte);
+        ahead(tile.weight[j] + bytes, kStep / kPerByte);
+        for (int i = 0; i < kRows; ++i) products[i][j] = start<kWeight>(tile.x[i], step);
       }
       for (int v = 0; v < kStep / kVector; ++v) {
         Words w[kOutputs];
-        for (int j = 0; j < kOutputs; ++j) {
-          w[j] = weights<kWeight>(tile.weight[j] + k / kPerByte, v);
-        }
+        for (int j = 0; j < kOutputs; ++j) w[j] = weights<kWeight>(tile.weight[j] + bytes, v);
         for (int i = 0; i < kRows; ++i) {
           const Words q = inputs<kWeight>(tile.x[i], k + v * kVector);
           for (int j = 0; j < kOutputs; ++j) {
@@ -319,7 +340,7 @@ struct Linear {
           }
         }
       }
-      const int64_t at = (k - first) / kGrain;
+      const int64_t at = step * kSpread - first / kGrain;
       for (int i = 0; i < kRows; ++i) {
         for (int j = 0; j < kOutputs; ++j) {
           const Floats factor = Simd::template spread<kSpread>(factors[i][j] + at);
@@ -333,7 +354,16 @@ struct Linear {
   // --- what a step of integers is made of, by the format of its weights ---
 
   template <Element kWeight>
-  using Products = std::conditional_t<kWeight == Element::kInt4, typename Simd::Nibbles, Sums>;
+  using Products = std::conditional_t<kWeight == Element::kInt4, Nibbles, Sums>;
+
+  // What the sums of products of the n-th step begin with.
+  template <Element kWeight>
+  static Products<kWeight> start(const Row& x, int64_t n) {
+    if constexpr (kWeight == Element::kInt4)
+      return x.start[n];
+    else
+      return Sums{};
+  }
 
   // The n-th vector of a step's weights.
   template <Element kWeight>
@@ -366,32 +396,24 @@ struct Linear {
   }
 
   // What the sums of products of every kGrain inputs count: scale of the weights times unit of x.
-  // Zeros follow, up to a whole vector.
   template <int64_t kGrain>
   static void fill_factors(const float* scales, const float* units, int64_t first, int64_t last,
                            float* to) {
     const int64_t count = (last - first) / kGrain;
     for (int64_t c = 0; c < count; ++c) to[c] = scales[c] * units[first / kGrain + c];
-    std::fill_n(to + count, kLanes, 0.0f);
   }
 
-  // By how much an output's weights are too high for every kGrain inputs: 4-bit ones are stored as
-  // q + 8. Zeros follow, up to a whole vector.
-  template <Element kWeight, int64_t kGrain>
-  static void fill_excess(const LinearParams& p, int64_t output, int64_t first, int64_t last,
-                          const float* scales, float* to) {
-    const int64_t count = (last - first) / kGrain;
-    std::fill_n(to, count + kLanes, 0.0f);
-    if (p.offset.data) widen_groups<kGrain>(p, p.offset, output, first, last, to);
-    if (kWeight != Element::kInt4) return;
-    for (int64_t c = 0; c < count; ++c) to[c] += 8 * scales[c];
-  }
-
-  // An output's scales or offsets, for every kGrain inputs.
+  // An output's scales or offsets, for every kGrain inputs. They are too few to be read as a
+  // stream: those of a tile to come are asked for.
   template <int64_t kGrain>
   static void widen_groups(const LinearParams& p, const Array& groups, int64_t output,
                            int64_t first, int64_t last, float* to) {
     const int64_t count = (last - first) / kGrain, group = p.K / p.G, at = output * p.G;
+    const int64_t bytes = groups.element == Element::kFloat32 ? 4 : 2;
+    const char* next = static_cast<const char*>(groups.data) + (at + kTilesAhead * p.G) * bytes;
+    for (int64_t i = first / group * bytes; i < last / group * bytes; i += kLine) {
+      __builtin_prefetch(next + i);
+    }
     if (group == kGrain) return Numbers::widen(groups, at + first / group, count, to);
     for (int64_t c = 0, end; c < count; c = end) {
       const int64_t k = first + c * kGrain;

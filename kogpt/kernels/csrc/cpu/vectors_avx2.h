@@ -24,7 +24,9 @@ struct Avx2 {
   static uint16_t to_half(float value) { return _cvtss_sh(value, _MM_FROUND_TO_NEAREST_INT); }
 
   static __m256i load(const void* at) {
-    return _mm256_loadu_si256(static_cast<const __m256i*>(at));
+    __m256i words = _mm256_loadu_si256(static_cast<const __m256i*>(at));
+    asm("" : "+x"(words));  // one load for all that it multiplies, where GCC would repeat it
+    return words;
   }
   static Words load(const int16_t* at) { return load(static_cast<const void*>(at)); }
   static Words load(const int8_t* at) { return load(static_cast<const void*>(at)); }
@@ -45,6 +47,10 @@ struct Avx2 {
   // Of weights below 16 and signed x, both bytes; pairs are added in 16 bits.
   static Nibbles dot_nibbles(Nibbles pairs, Words a, Words b) {
     return pairs + reinterpret_cast<Nibbles>(_mm256_maddubs_epi16(a, b));
+  }
+  template <class Integers>
+  static Integers negative(Integers a) {
+    return -a;
   }
   static Sums add(Sums sums, Sums others) { return sums + others; }
   static Sums add(Sums sums, Nibbles pairs) {

@@ -99,6 +99,10 @@ struct Plain {
     return sums;
   }
   static Nibbles dot_nibbles(Nibbles sums, Words a, Words b) { return dot_bytes(sums, a, b); }
+  static Nibbles negative(Nibbles sums) {
+    for (int32_t& lane : sums.lanes) lane = -lane;
+    return sums;
+  }
   static Sums add(Sums sums, Nibbles others) {
     for (int64_t i = 0; i < kLanes; ++i) sums.lanes[i] += others.lanes[i];
     return sums;
