@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <memory>
@@ -127,9 +128,13 @@ Tensor linear(const Tensor& x_given, const Tensor& weight_given,
     chosen.linear_prepare(params, first, last);
   });
   const int64_t grain = std::max<int64_t>(1, kGrain / std::max<int64_t>(1, M * K));
-  torch::stable::parallel_for(0, N, grain, [&](int64_t first, int64_t last) {
+  // Threads take a panel at a time: one that is held up does not keep the others waiting.
+  std::atomic<int64_t> taken = 0;
+  torch::stable::parallel_for(0, N, grain, [&](int64_t, int64_t) {
     const Scratch part(linear_part(params));
-    chosen.linear(params, first, last, part.data());
+    for (int64_t first; (first = taken.fetch_add(kPanel)) < N;) {
+      chosen.linear(params, first, std::min(first + kPanel, N), part.data());
+    }
   });
   return y;
 }

@@ -35,9 +35,11 @@ constexpr int64_t kGroup = 32;
 // Up to so many rows, memory is the limit; with more, arithmetic.
 constexpr int64_t kFewRows = 8;  // MAX_ROWS of linear.py
 
-// Rows that many rows are taken by, and outputs that these pass at a time.
-constexpr int64_t kTileRows = 6;
+// Outputs of a panel, which share what is near of x, and which a thread takes at a time.
 constexpr int64_t kPanel = 64;
+
+// Rows that many rows are taken by.
+constexpr int64_t kTileRows = 6;
 
 // Many rows and what fills up their last tile.
 inline int64_t padded_rows(int64_t M) { return (M + kTileRows - 1) / kTileRows * kTileRows; }

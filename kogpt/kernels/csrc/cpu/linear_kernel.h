@@ -31,7 +31,6 @@ namespace kogpt::cpu {
 namespace {
 
 constexpr int64_t kMostRows = 4;
-constexpr int64_t kShare = 64;      // outputs of a panel, which share what is near of x
 constexpr int64_t kNear = 65536;    // bytes of x that these read before more comes near
 constexpr int64_t kAhead = 1280;    // bytes that each stream of weights is asked for ahead
 constexpr int64_t kTilesAhead = 2;  // tiles whose scales are asked for ahead
@@ -139,8 +138,8 @@ struct Linear {
 
   static void outputs(const LinearParams& params, int64_t first, int64_t last, void* part) {
     if (params.M > kFewRows) return Many<Simd>::outputs(params, first, last, part);
-    for (int64_t panel = first; panel < last; panel += kShare) {
-      const int64_t end = std::min(panel + kShare, last);
+    for (int64_t panel = first; panel < last; panel += kPanel) {
+      const int64_t end = std::min(panel + kPanel, last);
       for (int64_t m = 0; m < params.M; m += kMostRows) {
         switch (std::min(kMostRows, params.M - m)) {
           case 1:
@@ -187,7 +186,7 @@ struct Linear {
   template <int kRows, int kOutputs>
   static void rows(const LinearParams& p, int64_t m, int64_t first, int64_t last) {
     using Totals = Floats[kRows][kOutputs];
-    Totals totals[kShare / kOutputs] = {};
+    Totals totals[kPanel / kOutputs] = {};
     const int64_t tiles = (last - first + kOutputs - 1) / kOutputs;
     const int64_t step = most_inputs(kRows, p.weight.element);
     for (int64_t k = 0; k < p.K; k += step) {
