@@ -54,7 +54,7 @@ struct Linear {
     int8_t* bytes;   // weights of 4 bits, in the place of q: K, ordered as the weights' vectors are
     Nibbles* start;  // weights of 4 bits, after these: what the products of each step are added to
     float* unit;     // integer weights: what the integers count, for each grain
-    float* sum;      // integer weights: minus what all integers of a grain come to, each grain
+    float* sum;      // and with offsets, minus what all integers of a grain come to, each grain
   };
 
   static Row row(const LinearParams& params, int64_t m) {
@@ -103,9 +103,10 @@ struct Linear {
     for (int64_t first = 0; first < p.K; first += kBlock) {
       const float unit = Rounding::quantize(to.wide + first, kBlock, q + first);
       for (int64_t k = first; k < first + kBlock; k += inputs) {
+        to.unit[k / inputs] = unit;
+        if (!p.offset.data) continue;
         int32_t sum = 0;
         for (int64_t i = k; i < k + inputs; ++i) sum += q[i];
-        to.unit[k / inputs] = unit;
         to.sum[k / inputs] = -unit * static_cast<float>(sum);
       }
     }
@@ -121,7 +122,7 @@ struct Linear {
         eights =
             Simd::dot_nibbles(eights, Simd::repeat_words(0x08080808), Simd::load(to.bytes + i));
       }
-      to.start[k / inputs] = Simd::negative(eights);
+      to.start[k / inputs] = -eights;
     }
   }
 

@@ -48,10 +48,6 @@ struct Avx2 {
   static Nibbles dot_nibbles(Nibbles pairs, Words a, Words b) {
     return pairs + reinterpret_cast<Nibbles>(_mm256_maddubs_epi16(a, b));
   }
-  template <class Integers>
-  static Integers negative(Integers a) {
-    return -a;
-  }
   static Sums add(Sums sums, Sums others) { return sums + others; }
   static Sums add(Sums sums, Nibbles pairs) {
     return dot(sums, reinterpret_cast<Words>(pairs), _mm256_set1_epi16(1));

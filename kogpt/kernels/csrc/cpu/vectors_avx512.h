@@ -44,10 +44,6 @@ struct Avx512 {
   static Nibbles dot_nibbles(Nibbles pairs, Words a, Words b) {
     return pairs + reinterpret_cast<Nibbles>(_mm512_maddubs_epi16(a, b));
   }
-  template <class Integers>
-  static Integers negative(Integers a) {
-    return -a;
-  }
   static Sums add(Sums sums, Sums others) { return sums + others; }
   static Sums add(Sums sums, Nibbles pairs) {
     return dot(sums, reinterpret_cast<Words>(pairs), _mm512_set1_epi16(1));

@@ -24,6 +24,12 @@ struct Plain {
   };
   struct Sums {
     int32_t lanes[kLanes];
+
+    Sums operator-() const {
+      Sums negative;
+      for (int64_t i = 0; i < kLanes; ++i) negative.lanes[i] = -lanes[i];
+      return negative;
+    }
   };
   struct Floats {
     float lanes[kLanes];
@@ -99,10 +105,6 @@ struct Plain {
     return sums;
   }
   static Nibbles dot_nibbles(Nibbles sums, Words a, Words b) { return dot_bytes(sums, a, b); }
-  static Nibbles negative(Nibbles sums) {
-    for (int32_t& lane : sums.lanes) lane = -lane;
-    return sums;
-  }
   static Sums add(Sums sums, Nibbles others) {
     for (int64_t i = 0; i < kLanes; ++i) sums.lanes[i] += others.lanes[i];
     return sums;
