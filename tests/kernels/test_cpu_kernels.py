@@ -315,6 +315,19 @@ def test_a_decode_step_is_within_the_budget_and_appends(kernels, dtype):
             check_cache(step, before)
 
 
+@on_every_dtype
+def test_tokens_read_together_or_one_by_one_give_the_same_bits(kernels, dtype):
+    together = random_step(5, 64, 32, dtype, lengths=(0, 9, 40), starts=(0, 3, 42))
+    alone = budget.on_own_cache(together)
+    out = kernels.decode(together)
+    for t in range(5):
+        q, k, v = (x[:, t : t + 1] for x in alone[:3])
+        step = alone._replace(q=q, k=k, v=v, lengths=together.lengths + t)
+        assert torch.equal(kernels.decode(step), out[:, t : t + 1])
+    for cache, other in zip(alone[3:5], together[3:5], strict=True):
+        assert torch.equal(cache.nan_to_num(), other.nan_to_num())
+
+
 @pytest.mark.parametrize("dtype", FLOATS[1:], ids=NAMES.get)
 def test_scores_beyond_what_exp_takes_are_within_the_budget(kernels, dtype):
     step = random_step(4, 64, 32, dtype, lengths=(0, 1, 33, 15))

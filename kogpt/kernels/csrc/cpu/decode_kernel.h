@@ -1,13 +1,15 @@
 // Attention of a few new tokens over a long cache, for any instruction set: see linear_kernel.h.
 //
-// One head of one row at a time: its keys lie together, and each is read once for the score and
-// each value once for the sum, as fast as memory gives them. Everything between is float.
+// One query of one head at a time. The keys of a head lie together, and so do its values: they are
+// read as a few long streams, as weights are. Everything between is float. What a query gives
+// depends on its own keys and values alone, not on how many new tokens come with it.
 #pragma once
 
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #include "decode.h"
 #include "numbers.h"
@@ -21,6 +23,8 @@ struct Decode {
   using Numbers = cpu::Numbers<Simd>;
 
   static constexpr int64_t kLanes = Simd::kLanes;
+  static constexpr int64_t kPair = 2 * kLanes;  // numbers that are widened at once
+  static constexpr int kStreams = 4;
 
   static void heads(const DecodeParams& p, int64_t first, int64_t last) {
     for (int64_t head = first; head < last; ++head) {
@@ -37,6 +41,15 @@ struct Decode {
     }
   }
 
+  // The keys of what a query sees, or the values.
+  struct Seen {
+    const char* data;
+    int64_t stride;  // bytes from one to the next
+    int64_t count;
+
+    const char* operator[](int64_t i) const { return data + i * stride; }
+  };
+
   template <Element kElement>
   static void run(const DecodeParams& p, int64_t head) {
     const int64_t b = head / p.H, h = head % p.H;
@@ -48,22 +61,23 @@ struct Decode {
       const int64_t place = p.lengths[b] + t;
       Numbers::widen({at<kElement>(p.k, b, t, h), kElement}, 0, p.D, query);
       rotate(p, std::max<int64_t>(place - start, 0), query);
-      put<kElement>(query, p.D, at<kElement>(p.keys, b, place, h));
+      Numbers::narrow(kElement, query, p.D, at<kElement>(p.keys, b, place, h), 0);
       std::memcpy(at<kElement>(p.values, b, place, h), at<kElement>(p.v, b, t, h),
                   p.D * bytes(kElement));
     }
     for (int64_t t = 0; t < p.T; ++t) {
       const int64_t place = p.lengths[b] + t, first = std::min(start, place);
+      const int64_t count = place + 1 - first;
       Numbers::widen({at<kElement>(p.q, b, t, h), kElement}, 0, p.D, query);
       rotate(p, std::max<int64_t>(place - start, 0), query);
-      order<kElement>(query, result, p.D);
-      score<kElement>(p, b, h, first, place + 1, result, scores);
-      const float sum = softmax(scores, place + 1 - first);
-      std::memset(query, 0, p.D * sizeof *query);
-      mix<kElement>(p, b, h, first, place + 1, scores, query);
-      reorder<kElement>(query, result, p.D);
+      reorder<kElement>(query, p.D, split_pairs<kPair, float>);
+      score<kElement>(p, seen<kElement>(p.keys, b, first, h, count), query, scores);
+      const float sum = softmax(scores, count);
+      std::memset(result, 0, p.D * sizeof *result);
+      mix<kElement>(p, seen<kElement>(p.values, b, first, h, count), scores, result);
+      reorder<kElement>(result, p.D, join_pairs<kPair, float>);
       for (int64_t d = 0; d < p.D; ++d) result[d] /= sum;
-      put<kElement>(result, p.D, at<kElement>(p.out, b, t, h));
+      Numbers::narrow(kElement, result, p.D, at<kElement>(p.out, b, t, h), 0);
     }
   }
 
@@ -76,8 +90,8 @@ struct Decode {
   }
 
   template <Element kElement>
-  static void put(const float* from, int64_t count, void* to) {
-    for (int64_t i = 0; i < count; ++i) Numbers::store(kElement, to, i, from[i]);
+  static Seen seen(const Rows& rows, int64_t b, int64_t first, int64_t h, int64_t count) {
+    return {at<kElement>(rows, b, first, h), rows.token_stride * bytes(kElement), count};
   }
 
   static void rotate(const DecodeParams& p, int64_t position, float* x) {
@@ -89,38 +103,42 @@ struct Decode {
     }
   }
 
-  // Where the number at place `d` of a head comes to lie when vectors widen it.
+  // Brings a head's numbers into the order in which vectors widen them, or back.
   template <Element kElement>
-  static int64_t place_of(int64_t d) {
-    if (kElement != Element::kBFloat16) return d;
-    const int64_t pair = d % (2 * kLanes);
-    return d - pair + pair / 2 + pair % 2 * kLanes;
+  static void reorder(float* x, int64_t D, void (*pairs)(float*)) {
+    if (kElement != Element::kBFloat16) return;
+    for (int64_t d = 0; d < D; d += kPair) pairs(x + d);
   }
 
-  template <Element kElement>
-  static void order(const float* from, float* to, int64_t D) {
-    for (int64_t d = 0; d < D; ++d) to[place_of<kElement>(d)] = from[d];
-  }
-
-  template <Element kElement>
-  static void reorder(const float* from, float* to, int64_t D) {
-    for (int64_t d = 0; d < D; ++d) to[d] = from[place_of<kElement>(d)];
-  }
-
-  template <Element kElement>
-  static void score(const DecodeParams& p, int64_t b, int64_t h, int64_t first, int64_t last,
-                    const float* query, float* scores) {
-    for (int64_t s = first; s < last; ++s) {
-      const char* key = at<kElement>(p.keys, b, s, h);
-      Floats even = {}, odd = {};
-      for (int64_t d = 0; d < p.D; d += 2 * kLanes) {
-        Floats k0, k1;
-        Simd::template widen<kElement>(key + d * bytes(kElement), k0, k1);
-        even = Simd::fma(k0, Simd::load(query + d), even);
-        odd = Simd::fma(k1, Simd::load(query + d + kLanes), odd);
-      }
-      scores[s - first] = (Simd::sum(even) + Simd::sum(odd)) * p.scale;
+  // Calls `tokens(n, i, apart)` until every one of `count` tokens was among the n that begin with
+  // the i-th and lie `apart`.
+  template <class Function>
+  static void streams(int64_t count, Function&& tokens) {
+    const int64_t apart = count / kStreams;
+    for (int64_t i = 0; i < apart; ++i) {
+      tokens(std::integral_constant<int, kStreams>(), i, apart);
     }
+    for (int64_t i = kStreams * apart; i < count; ++i) {
+      tokens(std::integral_constant<int, 1>(), i, int64_t{0});
+    }
+  }
+
+  template <Element kElement>
+  static void score(const DecodeParams& p, const Seen& keys, const float* query, float* scores) {
+    streams(keys.count, [&](auto n, int64_t i, int64_t apart) {
+      const char* key[n];
+      Floats sums[n] = {};
+      for (int j = 0; j < n; ++j) key[j] = keys[i + j * apart];
+      for (int64_t d = 0; d < p.D; d += kPair) {
+        const Floats q0 = Simd::load(query + d), q1 = Simd::load(query + d + kLanes);
+        for (int j = 0; j < n; ++j) {
+          Floats k0, k1;
+          Simd::template widen<kElement>(key[j] + d * bytes(kElement), k0, k1);
+          sums[j] = Simd::fma(k1, q1, Simd::fma(k0, q0, sums[j]));
+        }
+      }
+      for (int j = 0; j < n; ++j) scores[i + j * apart] = Simd::sum(sums[j]) * p.scale;
+    });
   }
 
   // Scores to weights, up to the factor that comes back.
@@ -136,18 +154,26 @@ struct Decode {
   }
 
   template <Element kElement>
-  static void mix(const DecodeParams& p, int64_t b, int64_t h, int64_t first, int64_t last,
-                  const float* weights, float* result) {
-    for (int64_t s = first; s < last; ++s) {
-      const char* value = at<kElement>(p.values, b, s, h);
-      const Floats weight = Simd::template spread<1>(weights + s - first);
-      for (int64_t d = 0; d < p.D; d += 2 * kLanes) {
-        Floats v0, v1;
-        Simd::template widen<kElement>(value + d * bytes(kElement), v0, v1);
-        Simd::store(result + d, Simd::fma(v0, weight, Simd::load(result + d)));
-        Simd::store(result + d + kLanes, Simd::fma(v1, weight, Simd::load(result + d + kLanes)));
+  static void mix(const DecodeParams& p, const Seen& values, const float* weights, float* result) {
+    streams(values.count, [&](auto n, int64_t i, int64_t apart) {
+      const char* value[n];
+      Floats weight[n];
+      for (int j = 0; j < n; ++j) {
+        value[j] = values[i + j * apart];
+        weight[j] = Simd::template spread<1>(weights + i + j * apart);
       }
-    }
+      for (int64_t d = 0; d < p.D; d += kPair) {
+        Floats r0 = Simd::load(result + d), r1 = Simd::load(result + d + kLanes);
+        for (int j = 0; j < n; ++j) {
+          Floats v0, v1;
+          Simd::template widen<kElement>(value[j] + d * bytes(kElement), v0, v1);
+          r0 = Simd::fma(v0, weight[j], r0);
+          r1 = Simd::fma(v1, weight[j], r1);
+        }
+        Simd::store(result + d, r0);
+        Simd::store(result + d + kLanes, r1);
+      }
+    });
   }
 };
 

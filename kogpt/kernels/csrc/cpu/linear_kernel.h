@@ -126,17 +126,6 @@ struct Linear {
     }
   }
 
-  // Puts the first of every pair before the second of every pair.
-  template <int64_t kCount, class T>
-  static void split_pairs(T* x) {
-    T split[kCount];
-    for (int64_t i = 0; i < kCount / 2; ++i) {
-      split[i] = x[2 * i];
-      split[kCount / 2 + i] = x[2 * i + 1];
-    }
-    std::memcpy(x, split, sizeof split);
-  }
-
   static void outputs(const LinearParams& params, int64_t first, int64_t last, void* part) {
     if (params.M > kFewRows) return Many<Simd>::outputs(params, first, last, part);
     for (int64_t panel = first; panel < last; panel += kPanel) {

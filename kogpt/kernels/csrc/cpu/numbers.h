@@ -10,6 +10,28 @@
 namespace kogpt::cpu {
 namespace {
 
+// Puts the first of every pair before the second of every pair.
+template <int64_t kCount, class T>
+void split_pairs(T* x) {
+  T split[kCount];
+  for (int64_t i = 0; i < kCount / 2; ++i) {
+    split[i] = x[2 * i];
+    split[kCount / 2 + i] = x[2 * i + 1];
+  }
+  std::memcpy(x, split, sizeof split);
+}
+
+// The other way round.
+template <int64_t kCount, class T>
+void join_pairs(T* x) {
+  T joined[kCount];
+  for (int64_t i = 0; i < kCount / 2; ++i) {
+    joined[2 * i] = x[i];
+    joined[2 * i + 1] = x[kCount / 2 + i];
+  }
+  std::memcpy(x, joined, sizeof joined);
+}
+
 template <class Simd>
 struct Numbers {
   // Widens `count` numbers from place `first` on.
