@@ -18,6 +18,8 @@ from kogpt.tokenizer import Tokenizer, load_tokenizer
 from kogpt.training.config import FLOAT32, RunConfig, TrainingConfig
 from kogpt.training.sharing import cut
 
+TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")  # of a shape, from its tokenizer
+
 
 def load_start(
     config: TrainingConfig, last: Path | None, parallel: Parallel
@@ -34,7 +36,9 @@ def load_start(
     """
     dtype = torch.float32 if config.weights == FLOAT32 else torch.bfloat16
     if last is not None:
-        return load_weights(last, dtype, config, parallel), load_tokenizer(last)
+        model = load_weights(last, dtype, config, parallel)
+        _refuse_other_shape(config, model.config)
+        return model, load_tokenizer(last)
     folder = config.tokenizer or Path(config.model)
     if not folder.is_dir():
         raise InputRefusedError(f"{folder} is no folder with a tokenizer; name one")
@@ -92,7 +96,7 @@ def _new_model(config: TrainingConfig, tokenizer: Tokenizer, parallel: Parallel)
     shape = find_config(config.model, own)
     model_class = own or class_of(shape)
     _check_vocabulary(shape, tokenizer, config.model)
-    ids = {f"{role}_token_id": getattr(tokenizer, f"{role}_id") for role in ("bos", "eos", "pad")}
+    ids = {name: getattr(tokenizer, name.replace("_token", "")) for name in TOKEN_IDS}
     shape = dataclasses.replace(shape, **ids)
     generator = torch.Generator().manual_seed(config.seed)
     if not parallel.alone:
@@ -108,6 +112,19 @@ def _new_model(config: TrainingConfig, tokenizer: Tokenizer, parallel: Parallel)
     refuse_unsavable(model)
     model.init_weights(generator)
     return model
+
+
+def _refuse_other_shape(config: TrainingConfig, begun: KoGPTConfig) -> None:
+    """Refuses to go on where the file that a run took its shape from has another one by now."""
+    if not Path(config.model).is_file():
+        return
+    now = find_config(config.model, own_class(config)).to_dict()
+    for name, before in begun.to_dict().items():
+        if name not in TOKEN_IDS and now.get(name) != before:
+            raise InputRefusedError(
+                f"cannot resume with another shape: in {config.model} {name} is {now.get(name)!r},"
+                f" it was {before!r}"
+            )
 
 
 def _check_vocabulary(shape: KoGPTConfig, tokenizer: Tokenizer, name: str) -> None:

@@ -159,6 +159,19 @@ def test_a_run_is_not_resumed_with_other_data(settings, reviews):
         train(settings(resume=True), io.StringIO())
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"n_inner": 48}, "n_inner is 48, it was None"), ({"attn_pdrop": 0.1}, "attn_pdrop is 0.1")],
+)
+def test_a_run_is_not_resumed_where_its_shape_has_changed(settings, shape, change, message):
+    train(settings(steps=1), io.StringIO())
+    shape.write_text(json.dumps(TINY.to_dict() | change))
+    with pytest.raises(InputRefusedError, match=f"another shape: in {shape} {message}"):
+        train(settings(resume=True), io.StringIO())
+    shape.unlink()  # the checkpoint has its own
+    train(settings(resume=True, steps=2), io.StringIO())
+
+
 def test_a_finetuning_is_not_resumed_with_another_prompt(finetuning, task):
     finetune(finetuning(steps=1), io.StringIO())
     text = task.read_text(encoding="utf-8")
