@@ -21,7 +21,10 @@ def run(args: argparse.Namespace) -> None:
 
 def parse_ids(text: str) -> list[int]:
     """Ids written in decimal, between spaces or commas, in brackets or not."""
-    words = text.strip().removeprefix("[").removesuffix("]").replace(",", " ").split()
+    text = text.strip()
+    if text.startswith("[") and text.endswith("]"):
+        text = text[1:-1]
+    words = text.replace(",", " ").split()
     for word in words:
         if not is_number(word):
             raise UsageError(f"argument TEXT: {word[:50]!r} is not a token id")

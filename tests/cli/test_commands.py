@@ -269,6 +269,7 @@ def test_errors_do_not_go_to_the_output_where_there_is_no_place_for_them():
         (("score", "가", "--limit", "1"), "only with --data"),
         (("score", "--data", "x.tsv", "--limit", "0"), "at least 1"),
         (("tokenize", "--decode", "1 x"), "'x' is not a token id"),
+        (("tokenize", "--decode", "[1,2"), "'[1' is not a token id"),
         (("tokenize", "--decode", "99999999"), "99999999"),
         (("tokenize", "--decode", "1" * 5000), "is not a token id"),
         (("tokenize", "--decode", "--special", "1"), "not with --decode"),
