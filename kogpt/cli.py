@@ -10,7 +10,7 @@ import importlib
 import io
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import kogpt
 from kogpt.errors import KoGPTError
@@ -29,6 +29,7 @@ exit codes:
   4    not enough disk or memory
   130  interrupted"""
 
+PROGRAM = "kogpt"
 FAILED, USAGE, SHORTAGE, INTERRUPTED = 1, 2, 4, 130
 
 
@@ -40,30 +41,45 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns the exit code."""
     parser = build_parser()
     args = parser.parse_args(with_default_command(sys.argv[1:] if argv is None else argv))
+
+    def run() -> int | None:
+        command = importlib.import_module(f"kogpt.commands.{args.command}")
+        code: int | None = command.run(args)
+        return code
+
+    return exit_code(run)
+
+
+def exit_code(action: Callable[[], int | None], program: str = PROGRAM) -> int:
+    """Does something and returns the exit code; what can go wrong for a person is told in a line.
+
+    Args:
+        action: returns its own exit code, or None for 0.
+        program: who speaks.
+    """
     prepare_streams()
     if sys.stdout is None:
-        return fail("standard output is closed", FAILED)
+        return fail("standard output is closed", FAILED, program)
     try:
-        command = importlib.import_module(f"kogpt.commands.{args.command}")
-        code = command.run(args) or 0
+        code = action() or 0
         sys.stdout.flush()  # while there is an exit code to tell of what goes wrong
         return code
     except UsageError as error:
-        return fail(f"{error}", USAGE)
+        return fail(f"{error}", USAGE, program)
     except KoGPTError as error:
-        return fail(f"{error}", error.exit_code)
+        return fail(f"{error}", error.exit_code, program)
     except KeyboardInterrupt:
-        return fail("interrupted", INTERRUPTED)
+        return fail("interrupted", INTERRUPTED, program)
     except BrokenPipeError:  # whoever read the output has left
         let_go_of_output()
         return FAILED
     except MemoryError as error:  # torch's own out-of-memory errors arrive as commands' KoGPTError
-        return fail(f"not enough memory: {error}", SHORTAGE)
+        return fail(f"not enough memory: {error}", SHORTAGE, program)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         let_go_of_output()
-        return fail(f"{where}{error.strerror}", SHORTAGE if full else FAILED)
+        return fail(f"{where}{error.strerror}", SHORTAGE if full else FAILED, program)
 
 
 def prepare_streams() -> None:
@@ -82,10 +98,10 @@ def let_go_of_output() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def fail(message: str, code: int) -> int:
+def fail(message: str, code: int, program: str = PROGRAM) -> int:
     """Writes one line to standard error and returns the exit code."""
     process = os.environ.get("RANK", "0")  # as torchrun counts them
-    who = "kogpt" if process == "0" else f"kogpt (process {process})"
+    who = program if process == "0" else f"{program} (process {process})"
     print(f"{who}: {' '.join(message.split())}", file=sys.stderr)
     return code
 

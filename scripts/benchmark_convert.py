@@ -17,9 +17,13 @@ import sys
 import time
 from pathlib import Path
 
+from kogpt.cli import exit_code
+from kogpt.errors import KoGPTError
+
 CONVERT = """
 import sys, torch
 print(next(l for l in open("/proc/self/status") if l.startswith("RssAnon")).split()[1], flush=True)
+from kogpt.cli import exit_code
 from kogpt.checkpoint import ConversionOptions, convert
 convert(sys.argv[1], sys.argv[2], ConversionOptions(quantize=sys.argv[3] or None, quiet=True))
 """
@@ -63,7 +67,8 @@ def time_convert(source: Path, target: Path, quantize: str) -> tuple[float, int]
             peak = max(peak, *(int(line.split()[1]) for line in lines), 0)
             time.sleep(0.02)
     seconds = time.perf_counter() - start
-    assert child.returncode == 0
+    if child.returncode:
+        raise KoGPTError(f"{source}: the conversion ended with {child.returncode}")
     forget(weights_of(target))
     shutil.rmtree(target)
     return seconds, (peak - base) * 1024
@@ -95,4 +100,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main, Path(__file__).name))

@@ -26,6 +26,8 @@ import torch
 
 from kogpt.benchmarking import describe_machine
 from kogpt.box import BOX
+from kogpt.cli import exit_code
+from kogpt.errors import KoGPTError
 from kogpt.evaluation import Evaluator, Protocol, load_task, read_data
 from kogpt.evaluation.prompting import ask, example
 from kogpt.evaluation.running import draw_set
@@ -112,9 +114,10 @@ def start(name: str) -> tuple[Values, float, float]:
     done = subprocess.run(
         [sys.executable, __file__, *sys.argv[1:], "--contender", name],
         stdout=subprocess.PIPE,
-        check=True,
         text=True,
     )
+    if done.returncode:
+        raise KoGPTError(f"contender {name} ended with {done.returncode}")
     seconds = time.perf_counter() - began
     values, scoring = json.loads(done.stdout.splitlines()[-1])
     return values, scoring, seconds
@@ -177,4 +180,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main, Path(__file__).name))

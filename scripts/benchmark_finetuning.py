@@ -39,7 +39,8 @@ from finetuners import Case, contenders
 from kogpt.adapters import TARGETS
 from kogpt.benchmarking import describe_machine
 from kogpt.box import BOX
-from kogpt.cli import FAILED, fail
+from kogpt.cli import FAILED, exit_code
+from kogpt.errors import InputRefusedError
 from kogpt.model.config import PRESETS
 from kogpt.training.config import FULL, LORA, PRECISIONS, QLORA
 
@@ -362,7 +363,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> int:
     args = parse_arguments()
     if not (args.shape or (args.model / "config.json").is_file()):
-        return fail(f"{args.model}: not a checkpoint folder", FAILED)
+        raise InputRefusedError(f"{args.model}: not a checkpoint folder")
     about = describe(args)
     print("\n".join(f"- {key}: {value}" for key, value in about.items()), flush=True)
     boards = []
@@ -382,4 +383,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main, Path(__file__).name))

@@ -37,7 +37,8 @@ from torch.nn.functional import linear, scaled_dot_product_attention
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the tests' error budget
 
-from kogpt.cli import FAILED, fail
+from kogpt.cli import exit_code
+from kogpt.errors import KoGPTError
 from kogpt.kernels import DecodeStep, Weight, decode_attention, extension_available
 from kogpt.kernels.attention import attention_mask
 from kogpt.kernels.linear import pack_int4
@@ -659,9 +660,9 @@ def main() -> int:
     parser.add_argument("--dry-run", action="store_true", help="everything small, on the CPU")
     args = parser.parse_args()
     if not args.dry_run and not torch.cuda.is_available():
-        return fail("benchmark_kernels.py needs a CUDA device", FAILED)
+        raise KoGPTError("needs a CUDA device")
     if not args.dry_run and not extension_available():
-        return fail("benchmark_kernels.py needs the fused kernels, which are not there", FAILED)
+        raise KoGPTError("needs the fused kernels, which are not there")
     bench = Bench("cpu", DRY) if args.dry_run else Bench("cuda", Sizes())
     ceilings = measure_ceilings(bench)
     workloads = []
@@ -686,4 +687,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main, Path(__file__).name))

@@ -33,7 +33,8 @@ import torch
 from peers import CONTENDERS, missing
 
 from kogpt.benchmarking import describe_machine, read_bandwidth
-from kogpt.cli import FAILED, fail
+from kogpt.cli import exit_code
+from kogpt.errors import InputRefusedError
 
 WORKER = Path(__file__).with_name("peers.py")
 PACKAGES = ("transformers", "ctranslate2", "openvino", "nncf", "optimum-intel")
@@ -268,7 +269,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> int:
     args = parse_arguments()
     if not (args.source / "config.json").is_file():
-        return fail(f"{args.source}: not a checkpoint folder", FAILED)
+        raise InputRefusedError(f"{args.source}: not a checkpoint folder")
     args.work.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(args.threads)
     about, run, bandwidth = describe(args), Run(args), 0.0
@@ -292,4 +293,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main, Path(__file__).name))

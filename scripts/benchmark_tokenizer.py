@@ -7,12 +7,14 @@ Loading, encoding and streaming decode, in processor time.
 
 import argparse
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 
 from kogpt.box import BOX
+from kogpt.cli import exit_code
 from kogpt.tokenizer import load_tokenizer
 from kogpt.training.documents import read_documents
 
@@ -47,4 +49,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main, Path(__file__).name))

@@ -10,6 +10,7 @@ import argparse
 import lzma
 import math
 import platform
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from baseline_ngram import UNKNOWN, NGramModel
 
 from kogpt.box import BOX
 from kogpt.checkpoint import load_model
+from kogpt.cli import exit_code
 from kogpt.tokenizer import load_tokenizer
 from kogpt.training.data import EncodedDocuments, encode_documents
 from kogpt.training.documents import is_held_out, read_documents
@@ -111,4 +113,4 @@ def piece_bits(training: EncodedDocuments, held_out: EncodedDocuments, pieces: i
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main, Path(__file__).name))

@@ -13,6 +13,7 @@ import argparse
 import json
 import math
 import platform
+import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 
 from kogpt.box import BOX
 from kogpt.checkpoint import ConversionOptions, convert, load_model, open_checkpoint
+from kogpt.cli import exit_code
 from kogpt.fast import load_fast
 from kogpt.model import KoGPT
 from kogpt.model.transformer import Block
@@ -101,7 +103,7 @@ def parse_arguments() -> argparse.Namespace:
 def measure(folder: Path, exact: Path, documents: EncodedDocuments) -> Cost:
     """Compares the checkpoint in a folder with the exact one."""
     model, reference = load_model(folder, "float32"), load_model(exact, "float32")
-    length = min(LENGTH, model.config.n_positions)
+    length = min(LENGTH, model.config.n_positions, len(documents.ids))
     count = len(documents.ids) // length * length
     ids = torch.from_numpy(documents.ids[:count].astype("int64")).view(-1, length)[:ROWS]
     with open_checkpoint(folder) as reader:
@@ -174,4 +176,4 @@ def print_layers(kind: str, errors: dict[str, float]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main, Path(__file__).name))

@@ -21,6 +21,8 @@ from typing import Any
 
 from kogpt.box import BOX
 from kogpt.checkpoint import ConversionOptions, convert
+from kogpt.cli import exit_code
+from kogpt.errors import KoGPTError
 from kogpt.evaluation import load_task
 from kogpt.evaluation.metrics import METRICS
 from kogpt.training import FinetuningConfig
@@ -89,7 +91,8 @@ def run(name: str, seed: int, args: argparse.Namespace) -> None:
     command = [sys.executable, "-m", "kogpt", "finetune", "--model", str(model)]
     command += ["--data-dir", str(args.data), "--output", str(folder), "--seed", str(seed)]
     command += ["--save-every", "500", "--resume", *shlex.split(RUNS[name])]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    if code := subprocess.run(command, stdout=subprocess.DEVNULL).returncode:
+        raise KoGPTError(f"{folder.name}: kogpt finetune ended with {code}")
 
 
 def int4(work: Path) -> Path:
@@ -167,4 +170,4 @@ def line(cells: Sequence[str]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main, Path(__file__).name))

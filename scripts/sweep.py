@@ -9,7 +9,7 @@ A variant is a name, and after it, where there is one, a class of one's own and 
 that are others. Every run is `kogpt train` in a process of its own and reads the same tokens as the
 other variants of its seed, in the same order, so variants are compared seed by seed: the table has
 the mean of their differences from the first, with its standard error. What is in `work` already is
-not run again, and what was interrupted goes on.
+not run again, but refused where it was of other settings, and what was interrupted goes on.
 """
 
 import argparse
@@ -25,6 +25,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kogpt.box import BOX
+from kogpt.cli import exit_code
+from kogpt.errors import InputRefusedError, KoGPTError
 from kogpt.training.log import LOG_NAME, read_log
 
 if TYPE_CHECKING:
@@ -107,11 +109,15 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--documents", type=int, default=500, help="held out, to validate by")
     parser.add_argument("--device", help="default: cuda where there is one")
     parser.add_argument("--table", action="store_true", help="of what is there already")
-    return parser.parse_args()
+    args = parser.parse_args()
+    names = [variant.name for variant in args.variants]
+    if twice := [name for name in names if names.count(name) > 1]:
+        parser.error(f"argument --variant: {twice[0]!r} is there twice")
+    return args
 
 
 def run(variant: Variant, seed: int, args: argparse.Namespace) -> None:
-    """Starts a run, or goes on with it; one that is done does nothing."""
+    """Starts a run, or goes on with it; one that is done only sees that nothing else is asked."""
     folder = folder_of(args.work, variant, seed)
     steps = math.ceil(args.tokens / (args.batch_size * args.sequence_length))
     options = {
@@ -133,8 +139,8 @@ def run(variant: Variant, seed: int, args: argparse.Namespace) -> None:
     command = [sys.executable, "-m", "kogpt", "train", str(args.data), "--resume", "--no-curve"]
     for name, value in options.items():
         command += [] if value is None else [f"--{name}", str(value)]
-    if not list(folder.glob(f"step-{steps:08}")):
-        subprocess.run(command, check=True)
+    if code := subprocess.run(command).returncode:
+        raise KoGPTError(f"variant {variant.name}, seed {seed}: kogpt train ended with {code}")
 
 
 def folder_of(work: Path, variant: Variant, seed: int) -> Path:
@@ -142,8 +148,11 @@ def folder_of(work: Path, variant: Variant, seed: int) -> Path:
 
 
 def write_shape(variant: Variant, args: argparse.Namespace) -> Path:
-    """The config of a variant, as a file; ends the program where the variant cannot be."""
-    from kogpt.errors import InputRefusedError
+    """The config of a variant, as a file.
+
+    Raises:
+        InputRefusedError: the variant cannot be.
+    """
     from kogpt.model.variants import find_config
 
     try:
@@ -153,7 +162,7 @@ def write_shape(variant: Variant, args: argparse.Namespace) -> Path:
             raise InputRefusedError(f"{type(shape).__name__} has no field {min(unknown)!r}")
         values = type(shape).from_dict(shape.to_dict() | variant.fields).to_dict()
     except InputRefusedError as error:
-        raise SystemExit(f"sweep.py: variant {variant.name}: {error}") from None
+        raise InputRefusedError(f"variant {variant.name}: {error}") from None
     path = args.work / f"{variant.name}.json"
     path.write_text(json.dumps(values, indent=2), encoding="utf-8")
     return path
@@ -236,4 +245,4 @@ def draw(found: dict[str, dict[int, Curve]], path: Path, title: str) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main, Path(__file__).name))

@@ -7,8 +7,10 @@ without the header, is divisible by 100 (`kogpt.training.documents.is_held_out`)
 """
 
 import argparse
+import sys
 from pathlib import Path
 
+from kogpt.cli import exit_code
 from kogpt.tokenizer import load_tokenizer, train_sentencepiece
 from kogpt.training.documents import is_held_out, read_documents
 
@@ -32,4 +34,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main, Path(__file__).name))

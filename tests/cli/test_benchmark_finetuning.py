@@ -121,5 +121,5 @@ def test_who_cannot_take_part_says_why(tmp_path):
     done = run("--shape", "nano", "--sequence", "2000", "--recompute", "no", *QUICK)
     assert "| KoGPT | ValueError: 2000 tokens exceed the model's context of 1024 |" in done.stdout
     done = run("--model", tmp_path, *QUICK)
-    assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == f"kogpt: {tmp_path}: not a checkpoint folder\n"
+    assert (done.returncode, done.stdout) == (3, "")
+    assert done.stderr == f"benchmark_finetuning.py: {tmp_path}: not a checkpoint folder\n"

@@ -62,8 +62,8 @@ def test_ratios_are_taken_within_a_round_and_then_their_median(scripts):
 
 def test_a_contender_that_fails_is_a_row_with_its_last_words(scripts, tmp_path):
     done = run(tmp_path, tmp_path / "work")
-    assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == f"kogpt: {tmp_path}: not a checkpoint folder\n"
+    assert (done.returncode, done.stdout) == (3, "")
+    assert done.stderr == f"benchmark_peers.py: {tmp_path}: not a checkpoint folder\n"
     (tmp_path / "config.json").write_text((BOX / "config.json").read_text())  # and no weights
     done = run(tmp_path, tmp_path / "work", "--rounds", "1", "--only", "KoGPT bf16")
     assert done.returncode == 0, done.stderr

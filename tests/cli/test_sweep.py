@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from kogpt.errors import InputRefusedError
+
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "scripts"))
 import sweep  # noqa: E402
@@ -38,6 +40,19 @@ def test_variants_are_trained_on_the_same_tokens_and_told_apart(tmp_path):
     assert first[-1]["tokens"] == 256 and first != second
     again = subprocess.run([*command, "--table"], cwd=ROOT, capture_output=True, text=True)
     assert again.stdout == done.stdout and not again.stderr
+    command += ["--learning-rate", "1"]
+    other = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert other.returncode == 1
+    told = other.stderr.splitlines()[-2:]
+    assert "learning_rate was 0.0025 and is 1.0" in told[0]
+    assert told[1] == "sweep.py: variant plain, seed 0: kogpt train ended with 3"
+
+
+def test_no_two_variants_share_a_folder(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", "sweep.py data work --variant a --variant a=b.py:C".split())
+    with pytest.raises(SystemExit):
+        sweep.parse_arguments()
+    assert "argument --variant: 'a' is there twice" in capsys.readouterr().err
 
 
 def test_the_table_compares_seed_by_seed():
@@ -69,7 +84,7 @@ def test_a_variant_is_read_from_its_text():
 def test_a_field_that_there_is_not_ends_a_sweep_before_it_begins(tmp_path):
     variant = sweep.Variant.parse("typo,n_iner=5")
     args = argparse.Namespace(shape="nano", work=tmp_path)
-    with pytest.raises(SystemExit, match="variant typo: KoGPTConfig has no field 'n_iner'"):
+    with pytest.raises(InputRefusedError, match="variant typo: KoGPTConfig has no field 'n_iner'"):
         sweep.write_shape(variant, args)
     sweep.write_shape(sweep.Variant.parse("wide,n_inner=5"), args)
     assert json.loads((tmp_path / "wide.json").read_text())["n_inner"] == 5
