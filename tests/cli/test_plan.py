@@ -8,7 +8,10 @@ import torch
 from kogpt import load
 from kogpt.box import BOX
 from kogpt.checkpoint import ConversionOptions, convert
+from kogpt.cli import build_parser
+from kogpt.commands.plan import find_work
 from kogpt.model import PRESETS, KVCache
+from kogpt.training.planning import alternatives
 from tests.cli.test_commands import kogpt, refusal
 
 NANO = ("plan", "--model", "nano", "--sequence", "64")
@@ -95,20 +98,22 @@ def test_a_soft_prompt_begins_with_the_whole_model_on_each_of_several_gpus():
     assert plan["bytes"]["weights"] >= 2 * PRESETS["kogpt-6b"].num_parameters
 
 
+def offered(*args):
+    """The options of all ways that would be looked at."""
+    parsed = build_parser().parse_args([*NANO, "--method", "full", *args])
+    return [options for options, _ in alternatives(find_work(parsed, parsed.gpus))]
+
+
 def test_several_gpus_are_not_offered_what_one_process_alone_can_do():
-    asked = (*NANO, "--method", "full", "--gpus", "2", "--memory", "1.1GB")
-    options = [way["options"] for way in planned(*asked, code=4)["ways"]]
+    options = offered("--gpus", "2")
     assert any("--offload" in option for option in options)
     assert not any("8bit" in option or "bfloat16-" in option for option in options)
 
 
 def test_what_one_process_alone_can_do_leads_to_no_more_of_them():
     pytest.importorskip("torchao", reason="8-bit states come from torchao")
-    asked = (*NANO, "--method", "full", "--gpus", "1", "--memory", "1.09GB", "--batch", "4")
-    options = [
-        [way["options"] for way in planned(*asked, *more, code=4)["ways"]]
-        for more in ((), ("--optimizer", "adamw-8bit"))
-    ]
+    alone = ("--gpus", "1", "--batch", "4")
+    options = offered(*alone), offered(*alone, "--optimizer", "adamw-8bit")
     assert [any("--gpus" in option for option in each) for each in options] == [True, False]
 
 
