@@ -110,6 +110,15 @@ class Enter(NamedTuple):
             return self.linears[0](x).split(self.widths, dim=-1)
         return [each(x) for each in self.linears]
 
+    def chained(self, x: Tensor) -> Sequence[Tensor]:
+        """The same of rows (M, C), and of the last GELU, by the ops of a chain."""
+        *others, last = self.linears
+        if not others:
+            y = step_linear(x, *last[:2], gelu_from=sum(self.widths[:-1]))
+            return y.split_with_sizes(self.widths, dim=-1)
+        hidden = step_linear(x, *last[:2], gelu_from=0)
+        return [*(step_linear(x, *each[:2]) for each in others), hidden]
+
 
 class Leave(NamedTuple):
     """Linear layers whose results are added: out_proj and fc_out.
@@ -129,6 +138,29 @@ class Leave(NamedTuple):
         for each, x in zip(others, xs, strict=True):
             y += each(x)
         return y
+
+    def chained(self, mixed: Tensor, hidden: Tensor, residual: Tensor, ready: Tensor) -> Tensor:
+        """The same of rows, and the residual (M, C), by the ops of a chain.
+
+        Args:
+            mixed: (M, C), late: `ready` is the flag that all else is there.
+            hidden: (M, F).
+        """
+        if len(self.linears) == 1:
+            ((leave,),), C = self, mixed.size(1)
+            both = beside(mixed, hidden)
+            return step_linear(both, *leave[:2], residual=residual, late=C, ready=ready)
+        for each, x in zip(self.linears, (mixed, hidden), strict=True):
+            residual = step_linear(x, *each[:2], residual=residual)
+        return residual
+
+
+def beside(left: Tensor, right: Tensor) -> Tensor:
+    """Two matrices (M, K1) and (M, K2) as one; with nothing copied where they lie so already."""
+    step, end = left.stride(0), left.data_ptr() + left.size(1) * left.element_size()
+    if right.stride(0) == step and right.data_ptr() == end:
+        return left.as_strided((len(left), left.size(1) + right.size(1)), (step, 1))
+    return torch.cat((left, right), dim=1)
 
 
 @dataclass
@@ -156,15 +188,14 @@ class FastBlock:
         return x + self.leave(mixed, hidden)
 
     def chained(self, x: Tensor, attend: "FewTokens") -> Tensor:
-        """The same of rows (B T, C), as a chain of four kernels; `has_chain` tells whether it can.
+        """The same of rows (B T, C), as a chain of few kernels; `has_chain` tells whether it can.
 
-        What attention gives takes the place of v, and so lies before the MLP's inner layer: the
-        input of `leave`, with nothing copied.
+        What attention gives takes the place of v. Where `enter` is one matrix, that lies before the
+        MLP's inner layer: the input of `leave`, with nothing copied.
         """
-        C, ((enter,), widths), ((leave,),) = x.size(1), self.enter, self.leave
-        y = step_linear(step_norm(x, *self.norm), *enter[:2], gelu_from=3 * C)  # (B T, 3C + F)
-        ready = attend.in_place(self.layer, *y.split(widths, dim=-1)[:3])
-        return step_linear(y[:, 2 * C :], *leave[:2], residual=x, late=C, ready=ready)
+        q, k, v, hidden = self.enter.chained(step_norm(x, *self.norm))
+        ready = attend.in_place(self.layer, q, k, v)
+        return self.leave.chained(v, hidden, residual=x, ready=ready)
 
     def has_chain(self, x: Tensor) -> bool:
         """Whether there are kernels for a chain on rows (B T, C)."""
@@ -199,9 +230,10 @@ class FewTokens(NamedTuple):
 
     step: StepInput
     cache: KVCache
-    angles: Tensor  # (2, n_positions, R/2)
+    cos: Tensor  # (n_positions, R/2)
+    sin: Tensor  # (n_positions, R/2)
     counters: Tensor  # (B, H), zeros
-    flags: Tensor  # (layers, 1), zeros
+    flags: Sequence[Tensor]  # (1,) for each layer, zeros
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         # The op itself, whose checks need not be repeated for each layer of each step.
@@ -213,17 +245,16 @@ class FewTokens(NamedTuple):
         Returns:
             The flag that all else is there.
         """
-        B, head_dim = self.step.lengths.numel(), q.size(1) // self.counters.size(1)
-        heads = (x.view(B, -1, self.counters.size(1), head_dim) for x in (q, k, v))
-        step_attention(self.arguments(layer, *heads), self.flags[layer])
-        return self.flags[layer]
+        (B, T), H, ready = self.step.input_ids.shape, self.counters.size(1), self.flags[layer]
+        sizes = (B, T, H, q.size(1) // H)
+        step_attention(self.arguments(layer, *(x.view(sizes) for x in (q, k, v))), ready)
+        return ready
 
     def arguments(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> DecodeStep:
         """Those of the op for one layer."""
         keys, values = self.cache.buffers(layer, k, v)
-        cos, sin = self.angles
         _, lengths, starts = self.step
-        return DecodeStep(q, k, v, keys, values, lengths, cos, sin, starts, self.counters)
+        return DecodeStep(q, k, v, keys, values, lengths, self.cos, self.sin, starts, self.counters)
 
 
 class FastTransformer(Transformer):
@@ -239,6 +270,8 @@ class FastTransformer(Transformer):
         self.rotary = RotaryEmbedding(config.rotary_width, config.n_positions).to(wte.device)
         self.angles = self.rotary.table  # (2, n_positions, R/2)
         self.has_kernel = has_decode_kernel(config, wte.device, ln_f.weight.dtype)
+        row = ln_f.weight[None]  # (1, C)
+        self.has_chain = self.has_kernel and all(block.has_chain(row) for block in blocks)
         self.run_few = Graphs(self.read_few) if wte.is_cuda else self.read_few
 
     def forward(
@@ -280,10 +313,11 @@ class FastTransformer(Transformer):
         B, device = step.input_ids.size(0), step.input_ids.device
         sizes = B * self.n_head, len(self.blocks)
         counters, flags = torch.zeros(sum(sizes), dtype=torch.int32, device=device).split(sizes)
-        attend = FewTokens(step, cache, self.angles, counters.view(B, -1), flags[:, None])
+        cos, sin = self.angles
+        attend = FewTokens(step, cache, cos, sin, counters.view(B, -1), flags.split(1))
         x = self.look_up(step.input_ids)
         rows = x.flatten(0, 1)  # (B T, C)
-        if not all(block.has_chain(rows) for block in self.blocks):
+        if not self.has_chain or len(rows) > MAX_ROWS:
             return self.read(x, attend)
         for block in self.blocks:
             rows = block.chained(rows, attend)

@@ -1,18 +1,18 @@
-"""The operators of a decode step on a GPU, a chain in which each begins before the last has ended.
+"""The operators of a decode step, a chain with as little as possible between two products.
 
-A step of few tokens is a hundred small kernels in a row, and between two of them the memory would
-lie idle: until the first is done, the second launched, and its first operands there. These ops
-launch early (programmatic dependent launch, from sm_90 on). A kernel fetches what those ahead do
-not write (weights, the cache), and then waits for them to end. What else lies between two products
-is in the product before: bias, GELU and residual.
+A step of few tokens is a hundred small operators in a row, and between two products the memory lies
+idle. So what else there is belongs to the product before: bias, GELU and residual.
 
-In GPT-J's block the second product reads what attention gives beside what the MLP's inner layer
-holds, and of the latter attention knows nothing. So attention raises a flag when the kernels ahead
-of it are done, and the product begins with the inner layer, while attention runs.
+On a GPU each op also begins before the last has ended (programmatic dependent launch, from sm_90
+on). A kernel fetches what those ahead do not write (weights, the cache), and then waits for them to
+end. In GPT-J's block the second product reads what attention gives beside what the MLP's inner
+layer holds, and of the latter attention knows nothing. So attention raises a flag when the kernels
+ahead of it are done, and the product begins with the inner layer, while attention runs. All of this
+holds as long as nothing that is still under way when a chain begins writes weights, tables,
+lengths, starts or caches; an ordinary op between, such as the embedding, sees to that. On a CPU an
+op ends before the next begins.
 
-All of this holds as long as nothing that is still under way when a chain begins writes weights,
-tables, lengths, starts or caches; an ordinary op between, such as the embedding, sees to that. The
-references here are the definitions, and what runs where there is no kernel.
+The references here are the definitions, and what runs where there is no kernel.
 
 Dimension key: `B` batch, `T` new tokens, `M` rows, all of their tokens; `N` outputs, `K` inputs;
 `C` elements of a row; `H` heads, `D` head dim.
@@ -32,8 +32,8 @@ NORM_MULTIPLE = 8  # elements that a thread of the norm takes at once
 
 
 def step_obstacle(x: Tensor, *weights: Weight) -> str | None:
-    """What keeps rows `x` (M, C) from a chain with such weights on a GPU; None if nothing."""
-    if not x.is_cuda or not extension_available(x.device):
+    """What keeps rows `x` (M, C) from a chain with such weights; None if nothing."""
+    if not extension_available(x.device):
         return "no kernels"
     if len(x) > MAX_ROWS:
         return f"{len(x)} rows"

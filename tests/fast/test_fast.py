@@ -19,9 +19,11 @@ from kogpt.box import BOX
 from kogpt.checkpoint import load_model, open_checkpoint
 from kogpt.errors import NotEnoughResourcesError
 from kogpt.fast import FastKoGPT, load_fast
-from kogpt.fast.model import Linear
+from kogpt.fast.model import Linear, Norm
 from kogpt.generation import PromptLookup, SamplingParams, generate
-from kogpt.kernels import Weight, building, extension_available
+from kogpt.kernels import DecodeStep, Weight, building, extension_available
+from kogpt.kernels.decode import decode_attention_reference
+from kogpt.kernels.step import step_linear_reference
 from kogpt.model import KoGPT, KoGPTConfig, KVCache
 from tests.checkpoint.test_convert import write_hollow
 from tests.fast.conftest import FORMATS, SHAPES
@@ -95,14 +97,32 @@ def test_logits_are_those_of_the_model_to_read(tiny, shape, way):
         assert_same(read(fast, ids, WAYS[way]), read(model, ids))
 
 
+def norm(x: Tensor, *parameters: Tensor | float) -> Tensor:
+    return Norm(*parameters)(x)
+
+
+def product(x, weight, bias=None, *, gelu_from=None, residual=None, late=0, ready=None):
+    start = weight.shape[0] if gelu_from is None else gelu_from
+    return step_linear_reference(x, weight.values, weight.scale, bias, start, residual)
+
+
+def attend(step: DecodeStep, ready: Tensor) -> Tensor:
+    return step.v.copy_(decode_attention_reference(step))
+
+
+DEFINITIONS = {"step_norm": norm, "step_linear": product, "step_attention": attend}
+
+
 @pytest.mark.parametrize("padded", [False, True], ids=["whole", "padded"])
 @on_every_shape
 def test_a_chain_of_kernels_has_the_same_logits(tiny, shape, padded, monkeypatch):
-    """What a GPU runs, by the definitions of its ops."""
+    """By the definitions of its ops; the kernels of a CPU serve it in all other tests."""
     model, fast = tiny(shape)
     if not fast.transformer.has_kernel:
         pytest.skip("such heads have no decode kernel")
-    monkeypatch.setattr("kogpt.fast.model.step_obstacle", lambda *arguments: None)
+    monkeypatch.setattr(fast.transformer, "has_chain", True)
+    for name in ("step_norm", "step_linear", "step_attention"):
+        monkeypatch.setattr(f"kogpt.fast.model.{name}", DEFINITIONS[name])
     ids = random_ids(2, 40, model.config.vocab_size)
     starts = torch.tensor([0, 11]) if padded else None
     chained = read(fast, ids, [20, 8, 5, 2, *[1] * 5], starts)

@@ -78,6 +78,9 @@ def test_every_format_computes_the_same_where_it_lies(box, name, monkeypatch):
         is_here = [path is not None and path.startswith(str(folder)) for path in files]
         # Embedding and head are float16, which is kept where there are kernels for it.
         assert all(is_here[1:-1]) and is_here[0] == KEEPS_16_BITS
+    if KEEPS_16_BITS:
+        for fast in (copied, mapped):
+            assert fast.transformer.has_chain == ("zero points" not in name)
     assert all(path is None for path in files_of(copied))
     # float16 is computed in float32. Of bfloat16 two products are rounded to 8 bits before they are
     # added, where one was; of integers inputs are, with VNNI, by the whole row or its two parts.

@@ -70,6 +70,7 @@ void linear(Isa isa, Element x_element, Element weight_element, int64_t M, int64
   const Element scale_element = kFloats[(M + N) % 3], bias_element = kFloats[N % 3];
   Block x(M * K, x_element), weight(N * K, weight_element), scale(N * G, scale_element);
   Block offset(N * G, scale_element), bias(N, bias_element), y(M * N, x_element);
+  Block residual(M * N, x_element);
   const bool integers = bits(weight_element) < 16;
   LinearParams params = {};
   params.x = {x.data, x_element};
@@ -77,6 +78,8 @@ void linear(Isa isa, Element x_element, Element weight_element, int64_t M, int64
   if (integers) params.scale = {scale.data, scale_element};
   if (integers && M % 4 < 2) params.offset = {offset.data, scale_element};
   if (M % 2) params.bias = {bias.data, bias_element};
+  if (M % 3 && M <= kFewRows) params.residual = {residual.data, x_element};
+  params.gelu_from = M <= kFewRows ? N / 3 : N;
   params.y = y.data;
   params.M = M, params.N = N, params.K = K, params.G = G;
   const Aligned scratch = aligned(linear_scratch(params)), part = aligned(linear_part(params));
@@ -115,8 +118,26 @@ void decode(Isa isa, Element element, int64_t D, int64_t R, int64_t T, bool padd
   kernels(isa).decode(params, 0, B * H);
 }
 
+void norm(Isa isa, Element x_element, Element weight_element, int64_t M, int64_t C) {
+  Block x(M * C, x_element), y(M * C, x_element), weight(C, weight_element), bias(C, x_element);
+  Block scratch(M * norm_scratch(C), Element::kFloat32);
+  NormParams params = {};
+  params.x = {x.data, x_element};
+  params.weight = {weight.data, weight_element};
+  params.bias = {bias.data, x_element};
+  params.y = y.data;
+  params.scratch = static_cast<float*>(scratch.data);
+  params.M = M, params.C = C;
+  params.eps = 1e-5f;
+  kernels(isa).norm(params, 0, M / 2);
+  kernels(isa).norm(params, M / 2, M);
+}
+
 void run(Isa isa) {
   for (const Element x : kFloats) {
+    for (const int64_t C : {1, 7, 64, 65, 200}) {
+      for (const Element weight : kFloats) norm(isa, x, weight, 3, C);
+    }
     for (const int64_t M : {1, 2, 3, 5, 8, 9, 17}) {
       const int64_t N = M % 2 ? 37 : 3;
       for (const Element weight : kFloats) linear(isa, x, weight, M, N, 128, 1);

@@ -16,9 +16,12 @@ int32_t best() { return static_cast<int32_t>(best_isa()); }
 void struct_sizes(int64_t* sizes) {
   sizes[0] = sizeof(LinearParams);
   sizes[1] = sizeof(DecodeParams);
+  sizes[2] = sizeof(NormParams);
 }
 
 int64_t linear_scratch_bytes(const LinearParams* params) { return linear_scratch(*params); }
+
+int64_t norm_scratch_floats(int64_t C) { return norm_scratch(C); }
 
 int64_t decode_scratch_floats(const DecodeParams* params) { return decode_scratch(*params); }
 
@@ -37,6 +40,10 @@ void run_linear(int32_t isa, const LinearParams* params, int64_t share) {
 
 void run_decode(int32_t isa, const DecodeParams* params) {
   kernels(static_cast<Isa>(isa)).decode(*params, 0, params->B * params->H);
+}
+
+void run_norm(int32_t isa, const NormParams* params) {
+  kernels(static_cast<Isa>(isa)).norm(*params, 0, params->M);
 }
 
 }  // extern "C"

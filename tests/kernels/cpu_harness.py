@@ -101,9 +101,9 @@ class Rows(Structure):
 
 class LinearParams(Structure):
     _fields_ = [
-        *((name, Array) for name in ("x", "weight", "scale", "offset", "bias")),
+        *((name, Array) for name in ("x", "weight", "scale", "offset", "bias", "residual")),
         *((name, c_void_p) for name in ("y", "scratch")),
-        *((name, c_int64) for name in "MNKG"),
+        *((name, c_int64) for name in ("M", "N", "K", "G", "gelu_from")),
     ]
 
 
@@ -117,37 +117,65 @@ class DecodeParams(Structure):
     ]
 
 
+class NormParams(Structure):
+    _fields_ = [
+        *((name, Array) for name in ("x", "weight", "bias")),
+        *((name, c_void_p) for name in ("y", "scratch")),
+        *((name, c_int64) for name in "MC"),
+        ("eps", c_float),
+    ]
+
+
 class Kernels:
     """The kernels of one instruction set."""
 
     def __init__(self, library: ctypes.CDLL, isa: str) -> None:
         self.library, self.isa = library, ISAS.index(isa)
-        library.linear_scratch_bytes.restype = library.decode_scratch_floats.restype = c_int64
-        sizes = (c_int64 * 2)()
+        for name in ("linear_scratch_bytes", "decode_scratch_floats", "norm_scratch_floats"):
+            getattr(library, name).restype = c_int64
+        sizes = (c_int64 * 3)()
         library.struct_sizes(sizes)
-        mirrors = [ctypes.sizeof(LinearParams), ctypes.sizeof(DecodeParams)]
-        assert list(sizes) == mirrors, "a struct has changed"
+        mirrors = map(ctypes.sizeof, (LinearParams, DecodeParams, NormParams))
+        assert list(sizes) == list(mirrors), "a struct has changed"
         if self.isa > library.best():
             pytest.skip(f"this processor has no {isa}, or the library has no kernels for it")
 
     def linear(
-        self, x: Tensor, weight: Weight, bias: Tensor | None = None, *, share: int = 1 << 30
+        self,
+        x: Tensor,
+        weight: Weight,
+        bias: Tensor | None = None,
+        *,
+        share: int = 1 << 30,
+        gelu_from: int | None = None,
+        residual: Tensor | None = None,
     ) -> Tensor:
-        """The product of x (M, K), `share` outputs at a time."""
+        """The product of x (M, K), `share` outputs at a time; the rest as for `step_linear`."""
         (M, K), N = x.shape, weight.shape[0]
         y = torch.full((M, N), math.nan, dtype=x.dtype)
-        arrays = [array(part) for part in (x, *weight, bias)]
-        params = LinearParams(*arrays, y.data_ptr(), None, M, N, K, K // weight.group_size)
+        arrays = [array(part) for part in (x, *weight, bias, residual)]
+        sizes = (M, N, K, K // weight.group_size, N if gelu_from is None else gelu_from)
+        params = LinearParams(*arrays, y.data_ptr(), None, *sizes)
         size = self.library.linear_scratch_bytes(byref(params))
         scratch = torch.full((size + 64,), 255, dtype=torch.uint8)  # NaN in every format
         params.scratch = -(-scratch.data_ptr() // 64) * 64
         self.library.run_linear(self.isa, byref(params), c_int64(share))
         return y
 
-    def decode(self, step: DecodeStep) -> Tensor:
+    def norm(self, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+        """LayerNorm of rows (M, C)."""
+        (M, C), y = x.shape, torch.full_like(x, math.nan)
+        scratch = torch.full((M, self.library.norm_scratch_floats(c_int64(C))), math.nan)
+        arrays = [array(part) for part in (x, weight, bias)]
+        params = NormParams(*arrays, y.data_ptr(), scratch.data_ptr(), M, C, eps)
+        self.library.run_norm(self.isa, byref(params))
+        return y
+
+    def decode(self, step: DecodeStep, out: Tensor | None = None) -> Tensor:
         """`decode_attention`; the cache is appended to."""
         q, (B, T, H, D) = step.q, step.q.shape
-        out = torch.full((B, T, H, D), math.nan, dtype=q.dtype)
+        if out is None:
+            out = torch.full((B, T, H, D), math.nan, dtype=q.dtype)
         tensors = (q, step.k, step.v, step.keys, step.values, out)
         given = (step.lengths, step.starts, step.cos, step.sin)
         addresses = (None if x is None else x.data_ptr() for x in given)

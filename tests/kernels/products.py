@@ -11,6 +11,8 @@ inputs that are rounded so.
 Dimension key: `M` rows, `N` outputs, `K` inputs, `G` groups.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -83,11 +85,18 @@ def truth(x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
 
 
 def check_product(
-    out: Tensor, x: Tensor, weight: Weight, bias: Tensor | None = None, *, rounds: bool = True
+    out: Tensor,
+    x: Tensor,
+    weight: Weight,
+    bias: Tensor | None = None,
+    *,
+    rounds: bool = True,
+    after: Callable[[Tensor], Tensor] = lambda y: y,
 ) -> float:
     """Asserts the budget of a product.
 
     Args:
+        after: what is done with the product, in the same kernel.
         rounds: whether x may have been rounded to integers: not where PyTorch multiplies.
 
     Returns:
@@ -104,4 +113,5 @@ def check_product(
     # Each of 4 lanes adds K / 4 products; where few outputs are compared, luck decides.
     sums = x.double().abs() @ exact(weight).abs().T
     least = x.size(1) / 4 * FLOAT32 * sums.max().item() if x.dtype == torch.float32 else 0.0
-    return check("product", out, truth(x, weight, bias), *lows, factor=FORWARD, least=least)
+    exactly, *lows = map(after, (truth(x, weight, bias), *lows))
+    return check("product", out, exactly, *lows, factor=FORWARD, least=least)

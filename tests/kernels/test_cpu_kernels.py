@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from kogpt.kernels import DecodeStep, Weight, building, extension
 from kogpt.kernels.linear import pack_int4
@@ -137,6 +138,58 @@ def test_a_row_has_the_same_bits_beside_any_others(kernels, format, group, scale
             assert bits_of(kernels.linear(x[first : first + M].clone(), weight)).equal(
                 bits_of(out[first:])
             )
+
+
+@on_every_format
+@on_every_dtype
+def test_gelu_and_residual_are_rounded_with_the_product_at_once(
+    kernels, dtype, format, group, scales
+):
+    """And whose outputs go through GELU does not depend on who computes which."""
+    K = width(group)
+    weight = random_weight(format, 130, K, group, scales=scales)
+    x, residual = random_rows(8, K, dtype), random_rows(8, 256, dtype)[:, :130].contiguous()
+    bias = random_rows(1, 256, dtype)[0, :130]
+    for M, start in ((8, 0), (1, 70), (3, 129), (2, 130)):
+
+        def after(y: Tensor, M: int = M, start: int = start) -> Tensor:
+            y[:, start:] = F.gelu(y[:, start:], approximate="tanh")
+            return residual[:M] + y
+
+        rest = {"gelu_from": start, "residual": residual[:M]}
+        out = kernels.linear(x[:M], weight, bias, **rest)
+        check_product(out, x[:M], weight, bias, after=after)
+        assert bits_of(kernels.linear(x[:M], weight, bias, share=45, **rest)).equal(bits_of(out))
+
+
+@on_every_dtype
+def test_gelu_is_exact_to_the_rounding_of_floats(kernels, dtype):
+    """Of every size: tails, zeros, what is beyond the exponential's range, infinity and NaN."""
+    sizes = torch.cat((torch.linspace(-20, 20, 4001), torch.tensor([0.0, -0.0, 1e4, -1e4, 6e4])))
+    bias = torch.cat((sizes, torch.tensor([math.inf, math.nan]))).to(dtype)
+    weight, x = Weight(torch.zeros(len(bias), 128)), torch.zeros(1, 128, dtype=dtype)
+    (out,) = kernels.linear(x, weight, bias, gelu_from=0)
+    # As a sum of 1 and a tanh it would cancel in the tail, in float64 as well.
+    wide = bias.double()
+    truth = wide * (math.sqrt(8 / math.pi) * (wide + 0.044715 * wide**3)).sigmoid()
+    assert out[-2] == math.inf and out[-1].isnan()
+    relative = 1e-5 if dtype == torch.float32 else torch.finfo(dtype).eps
+    least = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps  # what is below is lost
+    torch.testing.assert_close(out[:-2].double(), truth[:-2], rtol=relative, atol=max(least, 1e-32))
+
+
+@on_every_dtype
+@pytest.mark.parametrize("C", [8, 24, 256, 1000])
+def test_a_norm_is_within_the_budget(kernels, dtype, C):
+    x = torch.randn(5, C, generator=torch.Generator().manual_seed(C)) * 3 + 2
+    x, weight, bias = (part.to(dtype) for part in (x, x[0] / 2, x[1]))
+    out = kernels.norm(x, weight, bias, 1e-5)
+    truth = F.layer_norm(x.double(), (C,), weight.double(), bias.double(), 1e-5)
+    low = F.layer_norm(x, (C,), weight, bias, 1e-5)
+    least = 8 * budget.FLOAT32 * truth.abs().max()
+    assert (out - truth).abs().max() <= 2 * (low - truth).abs().max() + least
+    for m in range(5):
+        assert bits_of(kernels.norm(x[m : m + 1], weight, bias, 1e-5)[0]).equal(bits_of(out[m]))
 
 
 @pytest.mark.parametrize("format_", [each for each in FORMATS if each[2]], ids=name_of)
@@ -313,6 +366,16 @@ def test_a_decode_step_is_within_the_budget_and_appends(kernels, dtype):
             # A few hundred numbers: the worst of them may be unlucky in float32.
             check_step(out, before, least=8 * budget.FLOAT32 if dtype == torch.float32 else 0.0)
             check_cache(step, before)
+
+
+@on_every_dtype
+def test_the_result_may_take_the_place_of_the_values(kernels, dtype):
+    step = random_step(3, 64, 32, dtype, lengths=(0, 9, 40), starts=(0, 3, 42))
+    alone = budget.on_own_cache(step)
+    out = kernels.decode(alone)
+    assert kernels.decode(step, out=step.v).equal(out)
+    for cache, other in zip(alone[3:5], step[3:5], strict=True):
+        assert torch.equal(cache.nan_to_num(), other.nan_to_num())
 
 
 @on_every_dtype

@@ -16,12 +16,13 @@
 KOGPT_BEGIN_TARGET
 #include "decode_kernel.h"
 #include "linear_kernel.h"
+#include "norm_kernel.h"
 #include "vectors_avx2.h"
 
 namespace kogpt::cpu {
 
 extern const Kernels kAvx2Kernels = {Linear<Avx2>::prepare, Linear<Avx2>::outputs,
-                                     Decode<Avx2>::heads};
+                                     Decode<Avx2>::heads, Norm<Avx2>::rows};
 
 }  // namespace kogpt::cpu
 KOGPT_END_TARGET

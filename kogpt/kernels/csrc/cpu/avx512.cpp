@@ -16,12 +16,13 @@
 KOGPT_BEGIN_TARGET
 #include "decode_kernel.h"
 #include "linear_kernel.h"
+#include "norm_kernel.h"
 #include "vectors_avx512.h"
 
 namespace kogpt::cpu {
 
 extern const Kernels kAvx512Kernels = {Linear<Avx512>::prepare, Linear<Avx512>::outputs,
-                                       Decode<Avx512>::heads};
+                                       Decode<Avx512>::heads, Norm<Avx512>::rows};
 
 }  // namespace kogpt::cpu
 KOGPT_END_TARGET

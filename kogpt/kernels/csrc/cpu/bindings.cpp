@@ -74,10 +74,12 @@ Array array(const Tensor& x) { return {x.data_ptr(), element(x)}; }
 
 Array array(const std::optional<Tensor>& x) { return x ? array(*x) : Array{nullptr, {}}; }
 
-Tensor plain(const Tensor& x) { return torch::stable::contiguous(x); }
+Tensor plain(const Tensor& x) {
+  return x.is_contiguous() ? x : torch::stable::contiguous(x);  // which takes long to find out
+}
 
 std::optional<Tensor> plain(const std::optional<Tensor>& x) {
-  return x ? std::optional<Tensor>(torch::stable::contiguous(*x)) : std::nullopt;
+  return x ? std::optional<Tensor>(plain(*x)) : std::nullopt;
 }
 
 // Refuses sizes that the kernels could not take.
@@ -95,12 +97,14 @@ void check(const LinearParams& p, int64_t width, const std::optional<Tensor>& sc
           " groups of ", p.K, " inputs");
 }
 
-Tensor linear(const Tensor& x_given, const Tensor& weight_given,
-              const std::optional<Tensor>& scale_given, const std::optional<Tensor>& bias_given,
-              const std::optional<Tensor>& offset_given) {
+// `gelu_from` is N for none.
+Tensor product(const Tensor& x_given, const Tensor& weight_given,
+               const std::optional<Tensor>& scale_given, const std::optional<Tensor>& bias_given,
+               const std::optional<Tensor>& offset_given, int64_t gelu_from,
+               const std::optional<Tensor>& residual_given) {
   const Tensor x = plain(x_given), weight = plain(weight_given);
   const std::optional<Tensor> scale = plain(scale_given), bias = plain(bias_given);
-  const std::optional<Tensor> offset = plain(offset_given);
+  const std::optional<Tensor> offset = plain(offset_given), residual = plain(residual_given);
   const int64_t M = x.size(0), K = x.size(1), N = weight.size(0);
   const std::array<int64_t, 2> shape = {M, N};
   const Tensor y = torch::stable::new_empty(x, {shape.data(), shape.size()});
@@ -111,6 +115,8 @@ Tensor linear(const Tensor& x_given, const Tensor& weight_given,
   params.scale = array(scale);
   params.offset = array(offset);
   params.bias = array(bias);
+  params.residual = array(residual);
+  params.gelu_from = gelu_from;
   params.y = y.data_ptr();
   params.M = M;
   params.N = N;
@@ -139,19 +145,58 @@ Tensor linear(const Tensor& x_given, const Tensor& weight_given,
   return y;
 }
 
+Tensor linear(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& scale,
+              const std::optional<Tensor>& bias, const std::optional<Tensor>& offset) {
+  return product(x, weight, scale, bias, offset, weight.size(0), std::nullopt);
+}
+
+// What is late on a GPU is there on a CPU, where one op ends before the next begins.
+Tensor step_linear(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& scale,
+                   const std::optional<Tensor>& bias, int64_t gelu_from,
+                   const std::optional<Tensor>& residual, int64_t /* late */,
+                   const std::optional<Tensor>& /* ready */) {
+  const int64_t M = x.size(0), N = weight.size(0);
+  require(M <= kFewRows, "kogpt::step_linear: ", M, " rows");
+  require(!residual || (residual->dim() == 2 && residual->size(0) == M && residual->size(1) == N),
+          "kogpt::step_linear: residual of another size");
+  return product(x, weight, scale, bias, std::nullopt, gelu_from, residual);
+}
+
+Tensor step_norm(const Tensor& x_given, const Tensor& weight_given, const Tensor& bias_given,
+                 double eps) {
+  const Tensor x = plain(x_given), weight = plain(weight_given), bias = plain(bias_given);
+  const int64_t M = x.size(0), C = x.size(1);
+  require(weight.size(0) == C && bias.size(0) == C, "kogpt::step_norm: weights of another size");
+  const std::array<int64_t, 2> shape = {M, C};
+  const Tensor y = torch::stable::new_empty(x, {shape.data(), shape.size()});
+  NormParams params = {};
+  params.x = array(x);
+  params.weight = array(weight);
+  params.bias = array(bias);
+  params.y = y.data_ptr();
+  params.M = M;
+  params.C = C;
+  params.eps = static_cast<float>(eps);
+  const Scratch scratch(4 * M * norm_scratch(C));
+  params.scratch = static_cast<float*>(scratch.data());
+  const Kernels& chosen = kernels(best_isa());
+  torch::stable::parallel_for(
+      0, M, kGrain / std::max<int64_t>(1, C) + 1,
+      [&](int64_t first, int64_t last) { chosen.norm(params, first, last); });
+  return y;
+}
+
 Rows rows(const Tensor& x) {
   require(x.stride(3) == 1, "kogpt::decode_attention: rows must be contiguous");
   return {x.data_ptr(), x.stride(0), x.stride(1), x.stride(2)};
 }
 
-Tensor decode(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& keys,
-              const Tensor& values, const Tensor& lengths, const Tensor& cos_given,
-              const Tensor& sin_given, const std::optional<Tensor>& starts,
-              const Tensor& counters) {
+// Writes to `out`, which may be v: of that a head is read before it is written.
+void attend(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& keys,
+            const Tensor& values, const Tensor& lengths, const Tensor& cos_given,
+            const Tensor& sin_given, const std::optional<Tensor>& starts, const Tensor& out) {
   const Tensor cos = plain(cos_given), sin = plain(sin_given);
   const int64_t B = q.size(0), T = q.size(1), H = q.size(2), D = q.size(3);
-  const std::array<int64_t, 4> shape = {B, T, H, D};
-  const Tensor out = torch::stable::new_empty(q, {shape.data(), shape.size()});
   DecodeParams params = {};
   params.q = rows(q);
   params.k = rows(k);
@@ -178,7 +223,23 @@ Tensor decode(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& k
   const Kernels& chosen = kernels(D % kWidest == 0 ? best_isa() : Isa::kPlain);
   torch::stable::parallel_for(
       0, B * H, 1, [&](int64_t first, int64_t last) { chosen.decode(params, first, last); });
+}
+
+Tensor decode(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& keys,
+              const Tensor& values, const Tensor& lengths, const Tensor& cos, const Tensor& sin,
+              const std::optional<Tensor>& starts, const Tensor& /* counters */) {
+  const std::array<int64_t, 4> shape = {q.size(0), q.size(1), q.size(2), q.size(3)};
+  const Tensor out = torch::stable::new_empty(q, {shape.data(), shape.size()});
+  attend(q, k, v, keys, values, lengths, cos, sin, starts, out);
   return out;
+}
+
+void step_attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& keys,
+                    const Tensor& values, const Tensor& lengths, const Tensor& cos,
+                    const Tensor& sin, const std::optional<Tensor>& starts,
+                    const Tensor& /* counters */, const Tensor& ready) {
+  attend(q, k, v, keys, values, lengths, cos, sin, starts, v);
+  *static_cast<int32_t*>(ready.data_ptr()) = 1;
 }
 
 }  // namespace
@@ -187,4 +248,7 @@ Tensor decode(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& k
 STABLE_TORCH_LIBRARY_IMPL(kogpt, CPU, library) {
   library.impl("linear", TORCH_BOX(&kogpt::cpu::linear));
   library.impl("decode_attention", TORCH_BOX(&kogpt::cpu::decode));
+  library.impl("step_attention", TORCH_BOX(&kogpt::cpu::step_attention));
+  library.impl("step_linear", TORCH_BOX(&kogpt::cpu::step_linear));
+  library.impl("step_norm", TORCH_BOX(&kogpt::cpu::step_norm));
 }

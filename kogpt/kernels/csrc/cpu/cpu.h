@@ -5,6 +5,7 @@
 
 #include "decode.h"
 #include "linear.h"
+#include "norm.h"
 
 namespace kogpt::cpu {
 
@@ -20,6 +21,8 @@ struct Kernels {
   void (*linear)(const LinearParams& params, int64_t first, int64_t last, void* part);
   // Runs the heads [first, last) of all B H. Calls for different heads may run at once.
   void (*decode)(const DecodeParams& params, int64_t first, int64_t last);
+  // Norms the rows [first, last). Calls for different rows may run at once.
+  void (*norm)(const NormParams& params, int64_t first, int64_t last);
 };
 
 // The best that this processor has.

@@ -10,17 +10,20 @@
 
 namespace kogpt::cpu {
 
-// y = x Wᵀ + bias.
+// y = residual + x Wᵀ + bias, of which the outputs from `gelu_from` on go through GELU before the
+// residual. GELU and residual are for few rows.
 struct LinearParams {
   Array x;          // (M, K), floating point
   Array weight;     // (N, K); int4: eight to a 32-bit word from its low end, each as q + 8
   Array scale;      // (N, G), floating point; null data for weights that are floating point
   Array offset;     // (N, G), floating point, what integers times scale are too much; or null data
   Array bias;       // (N,), floating point; null data for none
+  Array residual;   // (M, N), floating point; null data for none
   void* y;          // (M, N), of the element of x
   void* scratch;    // linear_scratch(...) bytes, on 64
   int64_t M, N, K;  // K is a multiple of kBlock
   int64_t G;        // K / G is a multiple of kBlock, or of 32 for int4
+  int64_t gelu_from;  // N for none
 };
 
 // Inputs that share a unit once x is rounded to integers.

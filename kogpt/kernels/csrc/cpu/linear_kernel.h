@@ -22,6 +22,7 @@
 #include <cstring>
 #include <limits>
 
+#include "gelu.h"
 #include "linear.h"
 #include "many_kernel.h"
 #include "numbers.h"
@@ -185,14 +186,28 @@ struct Linear {
         multiply(p, tile_at<kRows, kOutputs>(p, m, first + t, tiles, last), k, end, totals[t]);
       }
     }
-    for (int64_t n = first; n < last; ++n) {
-      float bias = 0;
-      if (p.bias.data) Numbers::widen(p.bias, n, 1, &bias);
-      for (int i = 0; i < kRows; ++i) {
-        const Floats& total = totals[(n - first) % tiles][i][(n - first) / tiles];
-        Numbers::store(p.x.element, p.y, (m + i) * p.N + n, Simd::sum(total) + bias);
-      }
+    for (int i = 0; i < kRows; ++i) {
+      float y[kPanel];
+      for (int64_t n = 0; n < last - first; ++n) y[n] = Simd::sum(totals[n % tiles][i][n / tiles]);
+      finish(p, m + i, first, last, y);
     }
+  }
+
+  // All that follows the products of one row with the outputs [first, last).
+  static void finish(const LinearParams& p, int64_t m, int64_t first, int64_t last, float* y) {
+    const int64_t count = last - first;
+    add(p.bias, first, count, y);
+    const int64_t plain = std::clamp(p.gelu_from, first, last) - first;
+    Gelu<Simd>::apply(y + plain, count - plain);
+    if (p.residual.data) add(p.residual, m * p.N + first, count, y);
+    Numbers::narrow(p.x.element, y, count, p.y, m * p.N + first);
+  }
+
+  // Adds the numbers from a place on; zeros where there are none.
+  static void add(const Array& array, int64_t first, int64_t count, float* y) {
+    float more[kPanel] = {};
+    if (array.data) Numbers::widen(array, first, count, more);
+    for (int64_t n = 0; n < count; ++n) y[n] += more[n];
   }
 
   template <int kRows, int kOutputs>

@@ -78,16 +78,6 @@ struct Numbers {
     if (std::isnan(value)) return 0x7fc0;
     return static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);  // to nearest even
   }
-
-  static void store(Element element, void* to, int64_t i, float value) {
-    if (element == Element::kFloat32) {
-      static_cast<float*>(to)[i] = value;
-    } else if (element == Element::kBFloat16) {
-      static_cast<uint16_t*>(to)[i] = to_bfloat16(value);
-    } else {
-      static_cast<uint16_t*>(to)[i] = Simd::to_half(value);
-    }
-  }
 };
 
 }  // namespace

@@ -2,13 +2,14 @@
 #include "cpu.h"
 #include "decode_kernel.h"
 #include "linear_kernel.h"
+#include "norm_kernel.h"
 #include "vectors_plain.h"
 
 namespace kogpt::cpu {
 namespace {
 
 constexpr Kernels kPlainKernels = {Linear<Plain>::prepare, Linear<Plain>::outputs,
-                                   Decode<Plain>::heads};
+                                   Decode<Plain>::heads, Norm<Plain>::rows};
 
 }  // namespace
 

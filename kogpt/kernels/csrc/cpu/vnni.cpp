@@ -16,6 +16,7 @@
 KOGPT_BEGIN_TARGET
 #include "decode_kernel.h"
 #include "linear_kernel.h"
+#include "norm_kernel.h"
 #include "vectors_avx512.h"
 
 namespace kogpt::cpu {
@@ -40,7 +41,7 @@ struct Vnni : Avx512 {
 }  // namespace
 
 extern const Kernels kVnniKernels = {Linear<Vnni>::prepare, Linear<Vnni>::outputs,
-                                     Decode<Vnni>::heads};
+                                     Decode<Vnni>::heads, Norm<Vnni>::rows};
 
 }  // namespace kogpt::cpu
 KOGPT_END_TARGET

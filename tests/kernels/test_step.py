@@ -1,0 +1,93 @@
+"""The operators of a chain, called from Python, on a CPU with kernels."""
+
+import pytest
+import torch
+
+from kogpt.kernels import (
+    DecodeStep,
+    Weight,
+    decode_attention,
+    step_attention,
+    step_linear,
+    step_norm,
+    step_obstacle,
+)
+from kogpt.kernels.extension import load
+from kogpt.kernels.targets import Cpu
+from kogpt.model.rotary import RotaryEmbedding
+
+from .products import FLOATS, NAMES, check_product, random_rows, random_weight
+
+on_every_dtype = pytest.mark.parametrize("dtype", FLOATS, ids=NAMES.get)
+
+
+@pytest.fixture(autouse=True)
+def kernels():
+    if not load(Cpu()):
+        pytest.skip("no kernels for this processor, see above")
+
+
+def attention_step(dtype: torch.dtype, B: int = 2, T: int = 3) -> DecodeStep:
+    """Queries, keys and values that lie in the rows of one matrix, as a chain has them."""
+    generator = torch.Generator().manual_seed(B)
+    rows = torch.randn(B * T, 5 * 128, generator=generator).to(dtype)
+    q, k, v = (part.view(B, T, 2, 64) for part in rows.split(128, dim=1)[:3])
+    cache = torch.randn(2, B, 16, 2, 64, generator=generator).to(dtype)
+    lengths = torch.tensor([0, 9][:B])
+    counters = torch.zeros(B, 2, dtype=torch.int32)
+    return DecodeStep(q, k, v, *cache, lengths, *RotaryEmbedding(32, 16).table, None, counters)
+
+
+@on_every_dtype
+def test_rows_of_a_product_may_lie_apart(dtype):
+    weight, wide = random_weight(4, 96, 256, 128), random_rows(4, 512, dtype)
+    x, residual = wide[:, 256:], wide[:, :96]
+    out = step_linear(x, weight, gelu_from=96, residual=residual)
+    check_product(out, x.contiguous(), weight, after=lambda y: residual + y)
+    assert step_linear(x, weight, residual=residual).equal(out)
+
+
+@on_every_dtype
+def test_attention_takes_the_place_of_the_values(dtype):
+    step = attention_step(dtype)
+    alone = step._replace(v=step.v.clone(), keys=step.keys.clone(), values=step.values.clone())
+    ready = torch.zeros(1, dtype=torch.int32)
+    expected = decode_attention(alone)
+    assert step_attention(step, ready).equal(expected) and step.v.equal(expected)
+    assert step.keys.equal(alone.keys) and step.values.equal(alone.values)
+    assert ready.item() == 1
+
+
+@on_every_dtype
+def test_the_ops_pass_opcheck(dtype):
+    x, residual = random_rows(3, 256, dtype), random_rows(3, 96, dtype)
+    weight, bias = random_weight(8, 96, 256), residual[0].clone()
+    given = (x, weight.values, weight.scale, bias, 40, residual, 0, None)
+    torch.library.opcheck(torch.ops.kogpt.step_linear.default, given)
+    torch.library.opcheck(torch.ops.kogpt.step_norm.default, (x, x[0].clone(), x[1].clone(), 1e-5))
+    ready = torch.zeros(1, dtype=torch.int32)
+    step = attention_step(dtype)
+    apart = [part.contiguous() if part is not None else None for part in step]
+    torch.library.opcheck(torch.ops.kogpt.step_attention.default, (*apart, ready))
+
+
+def test_what_keeps_rows_from_a_chain_is_told():
+    x, weight = random_rows(8, 256, torch.bfloat16), random_weight(4, 96, 256, 128)
+    assert step_obstacle(x, weight) is None
+    assert step_obstacle(torch.cat((x, x[:1])), weight) == "9 rows"
+    assert step_obstacle(x[:, :250], weight) == "250 elements, no multiple of 8"
+    assert step_obstacle(x, weight._replace(offset=weight.scale)) == "zero points"
+    assert step_obstacle(x, Weight(torch.zeros(4, 200))) == "200 inputs, no multiple of 128"
+
+
+def test_sizes_that_do_not_fit_are_refused():
+    x, weight = random_rows(9, 256, torch.bfloat16), random_weight(8, 96, 256)
+    with pytest.raises(RuntimeError, match="9 rows"):
+        step_linear(x, weight)
+    with pytest.raises(RuntimeError, match="bias of another size"):
+        step_linear(x[:1], weight, x[0, :95])
+    for residual in (x[:1, :95], x[:2, :96]):
+        with pytest.raises(RuntimeError, match="residual of another size"):
+            step_linear(x[:1], weight, residual=residual)
+    with pytest.raises(RuntimeError, match="weights of another size"):
+        step_norm(x, x[0], x[0, :255], 1e-5)
