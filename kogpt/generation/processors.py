@@ -16,6 +16,7 @@ from kogpt.generation.params import SamplingParams
 from kogpt.generation.vocabulary import BannedWords, Vocabulary
 
 BANNED = -math.inf
+SMALL = 1024  # tokens of a nucleus that are found sooner than all tokens are sorted
 
 
 class History(NamedTuple):
@@ -100,8 +101,29 @@ def top_p(logits: Tensor, p: float) -> Tensor:
 
     Source: Holtzman et al. (arXiv 1904.09751), section 3.1.
     """
+    if logits.device.type == "cpu" and (kept := _small_nucleus(logits, p)) is not None:
+        return kept
     order = logits.argsort(dim=-1, descending=True, stable=True)
     return _keep_mass(logits, order, p)
+
+
+def _small_nucleus(logits: Tensor, p: float) -> Tensor | None:
+    """What `top_p` gives where no row keeps more than SMALL tokens; None where one does.
+
+    It asks what values are, for which one would have to wait for a GPU.
+    """
+    largest, ids = logits.topk(min(SMALL, logits.size(-1)))  # (B, n), in their order
+    mass_before = _mass_before(logits, ids)
+    kept = mass_before < p
+    if kept[:, -1].any() and ids.size(-1) < logits.size(-1):
+        return None
+    count = kept.sum(-1, keepdim=True).clamp(min=1)  # 0 of what is no number
+    smallest = largest.gather(-1, count - 1)
+    # Of those as probable as the last one, lower ids go first: `topk` promises no order.
+    equal = logits == smallest
+    room = count - (largest > smallest).sum(-1, keepdim=True)
+    dropped = (logits < smallest) | (equal & (equal.cumsum(-1) > room))
+    return logits.masked_fill(dropped, BANNED)
 
 
 def min_p(logits: Tensor, p: float) -> Tensor:
@@ -127,10 +149,15 @@ def typical_p(logits: Tensor, p: float) -> Tensor:
 
 def _keep_mass(logits: Tensor, order: Tensor, p: float) -> Tensor:
     """Keeps the tokens that come first in `order` (B, V) until their mass reaches p."""
-    probs = logits.softmax(-1).gather(-1, order).double()
-    mass_before = probs.cumsum(-1) - probs
-    dropped = torch.empty_like(order, dtype=torch.bool).scatter_(-1, order, mass_before >= p)
+    late = _mass_before(logits, order) >= p
+    dropped = torch.empty_like(order, dtype=torch.bool).scatter_(-1, order, late)
     return logits.masked_fill(dropped, BANNED)
+
+
+def _mass_before(logits: Tensor, ids: Tensor) -> Tensor:
+    """For each of some ids (B, n), the probability of those that come before it in the row."""
+    probs = logits.softmax(-1).gather(-1, ids).double()
+    return probs.cumsum(-1) - probs
 
 
 class LogitsProcessor:

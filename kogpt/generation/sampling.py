@@ -37,19 +37,25 @@ def step_words(seed: int, sample: int, count: int) -> Tensor:
     return torch.from_numpy(philox.random_raw(count).view(np.int64))
 
 
-def split_mix(words: Tensor, count: int) -> Tensor:
-    """The first `count` outputs of the generator SplitMix64 seeded by each of `words` (B,).
+def split_mix(words: Tensor, places: Tensor) -> Tensor:
+    """Outputs of the generator SplitMix64 seeded by each of `words` (B,), the first at place 0.
 
     Source: Steele et al., "Fast splittable pseudorandom number generators" (OOPSLA 2014).
 
+    Args:
+        words: seeds.
+        places: which outputs, (n,), int64.
+
     Returns:
-        (B, count), int64, to be read as 64 bits: sums and products wrap around.
+        (B, n), int64, to be read as 64 bits: sums and products wrap around.
     """
-    places = torch.arange(1, count + 1, device=words.device)
-    z = words[:, None] + places * _signed(0x9E3779B97F4A7C15)
-    z = (z ^ _shifted(z, 30)) * _signed(0xBF58476D1CE4E5B9)
-    z = (z ^ _shifted(z, 27)) * _signed(0x94D049BB133111EB)
-    return z ^ _shifted(z, 31)
+    z = words[:, None] + (places + 1) * _signed(0x9E3779B97F4A7C15)
+    z ^= _shifted(z, 30)
+    z *= _signed(0xBF58476D1CE4E5B9)
+    z ^= _shifted(z, 27)
+    z *= _signed(0x94D049BB133111EB)
+    z ^= _shifted(z, 31)
+    return z
 
 
 def draw(logits: Tensor, words: Tensor) -> Tensor:
@@ -57,14 +63,22 @@ def draw(logits: Tensor, words: Tensor) -> Tensor:
 
     A token of probability 0 is not drawn.
     """
-    bits = _shifted(split_mix(words, logits.size(-1)), 12)
-    uniforms = (bits.double() + 0.5) * 2.0**-52  # of 53 bits, so exact, and neither 0 nor 1
-    return (uniforms.log().neg() / logits.softmax(-1)).argmin(-1)
+    probs = logits.softmax(-1)
+    runners = torch.arange(probs.size(-1), device=probs.device)
+    if probs.device.type == "cpu":  # a GPU would have to be waited for, to know how many there are
+        allowed = (probs != 0).any(0)  # and what is no number
+        if not allowed.all():
+            runners, probs = runners[allowed], probs[:, allowed]
+    bits = _shifted(split_mix(words, runners), 12)
+    uniforms = bits.double().add_(0.5).mul_(2.0**-52)  # of 53 bits, so exact, and neither 0 nor 1
+    return runners[(uniforms.log_().neg_() / probs).argmin(-1)]
 
 
 def _shifted(words: Tensor, places: int) -> Tensor:
     """The bits of `words` moved right, zeros coming in from the left."""
-    return (words >> places) & (2 ** (64 - places) - 1)
+    moved = words >> places
+    moved &= 2 ** (64 - places) - 1
+    return moved
 
 
 def _signed(word: int) -> int:

@@ -58,6 +58,29 @@ def test_top_p_is_that_of_transformers(p):
         assert_same_distribution(processors.top_p(logits, p), theirs)
 
 
+@pytest.mark.parametrize("p", [1e-6, 0.1, 0.5, 0.9, 0.999])
+@pytest.mark.parametrize("step", [0.0, 0.01, 1.0])
+def test_a_small_nucleus_is_that_of_all_tokens_sorted(p, step, monkeypatch):
+    """With tokens that are equally probable, too: every `step`; and with few that are allowed."""
+    found = set()
+    for seed in range(ROUNDS):
+        logits = random_logits(seed)
+        if step:
+            logits = (logits / step).round() * step
+        logits[1, seed % V :: 2] = logits[2, 1:] = -math.inf
+        order = logits.argsort(dim=-1, descending=True, stable=True)
+        whole = processors._keep_mass(logits, order, p)
+        for small in (1, 5, 40, V):
+            monkeypatch.setattr(processors, "SMALL", small)
+            kept = processors._small_nucleus(logits, p)
+            found.add(kept is None)
+            assert kept is None or kept.equal(whole)
+            fits = whole.isfinite().sum(-1).max() < small
+            assert kept is not None if fits or small == V else True
+            assert processors.top_p(logits, p).equal(whole)
+    assert found == {False, True}
+
+
 @pytest.mark.parametrize("p", [1e-6, 0.02, 0.1, 0.5, 1.0])
 def test_min_p_is_that_of_transformers(p):
     for seed in range(ROUNDS):

@@ -112,6 +112,21 @@ def test_the_token_drawn_is_that_of_the_race_in_whole_numbers_and_pythons_own_fl
         assert id == quotients.index(min(quotients))
 
 
+def test_banned_tokens_change_nothing_of_the_race_of_the_others():
+    """Alone or beside rows that allow others, and where a row has no numbers at all."""
+    logits = torch.randn(200, 500, generator=torch.Generator().manual_seed(3)) * 3
+    logits[torch.rand(logits.shape, generator=torch.Generator().manual_seed(4)) < 0.99] = -math.inf
+    logits[:, 7] = 0
+    logits[3] = math.nan
+    words = step_words(6, 0, 200)
+    bits = split_mix(words, torch.arange(500)) >> 12 & (1 << 52) - 1
+    luck = -((bits.double() + 0.5) / 2**52).log()
+    expected = (luck / logits.softmax(-1)).argmin(-1)
+    assert draw(logits, words).equal(expected)
+    alone = [draw(logits[i : i + 1], words[i : i + 1]) for i in range(200)]
+    assert torch.cat(alone).equal(expected)
+
+
 def test_a_banned_token_is_not_drawn_even_beside_one_that_is_nearly_impossible():
     logits = torch.tensor([[-math.inf, -80.0, -math.inf, 0.0, -math.inf]])
     words = step_words(8, 0, 10_000)
@@ -136,13 +151,15 @@ def test_close_distributions_draw_the_same_token_as_often_as_the_paper_proves():
 def test_the_numbers_of_a_seed_never_change():
     assert [word % 2**64 for word in step_words(0, 0, 3).tolist()] == FIRST
     assert [word % 2**64 for word in step_words(2**64 - 1, 5, 2).tolist()] == LAST
-    outputs = [output % 2**64 for output in split_mix(torch.tensor([0]), 2)[0].tolist()]
+    outputs = [
+        output % 2**64 for output in split_mix(torch.tensor([0]), torch.arange(2))[0].tolist()
+    ]
     assert outputs == [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4]  # as Java's SplittableRandom gives
 
 
 def test_split_mix_is_that_of_the_paper_for_every_seed():
     words = step_words(6, 0, 100)
-    for word, outputs in zip(words.tolist(), split_mix(words, 50), strict=True):
+    for word, outputs in zip(words.tolist(), split_mix(words, torch.arange(50)), strict=True):
         expected = list(islice(split_mix_of_the_paper(word % 2**64), 50))
         assert [output % 2**64 for output in outputs.tolist()] == expected
 
