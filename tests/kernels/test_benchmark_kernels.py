@@ -85,4 +85,4 @@ def test_the_roofline_is_drawn(dry_run):
 def test_without_a_gpu_one_line_says_so():
     done = run()
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == "kogpt: benchmark_kernels.py needs a CUDA device\n"
+    assert done.stderr == "benchmark_kernels.py: needs a CUDA device\n"

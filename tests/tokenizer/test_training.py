@@ -92,7 +92,9 @@ def test_the_script_leaves_out_every_hundredth_row(
         file.write("\n".join(["id\trating\tdocument", *rows]) + "\n")
     command = [SCRIPT, tmp_path / "reviews.tsv.xz", tmp_path / "out", "--vocab-size", "400"]
     monkeypatch.setattr(sys, "argv", list(map(str, command)))
-    runpy.run_path(str(SCRIPT), run_name="__main__")
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+    assert end.value.code == 0
 
     assert capsys.readouterr().out.startswith("400 pieces, ")
     assert load_tokenizer(tmp_path / "out").piece_to_id("뷁") is None
