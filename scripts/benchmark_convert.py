@@ -23,7 +23,6 @@ from kogpt.errors import KoGPTError
 CONVERT = """
 import sys, torch
 print(next(l for l in open("/proc/self/status") if l.startswith("RssAnon")).split()[1], flush=True)
-from kogpt.cli import exit_code
 from kogpt.checkpoint import ConversionOptions, convert
 convert(sys.argv[1], sys.argv[2], ConversionOptions(quantize=sys.argv[3] or None, quiet=True))
 """

@@ -173,9 +173,11 @@ def test_gelu_is_exact_to_the_rounding_of_floats(kernels, dtype):
     wide = bias.double()
     truth = wide * (math.sqrt(8 / math.pi) * (wide + 0.044715 * wide**3)).sigmoid()
     assert out[-2] == math.inf and out[-1].isnan()
-    relative = 1e-5 if dtype == torch.float32 else torch.finfo(dtype).eps
-    least = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps  # what is below is lost
-    torch.testing.assert_close(out[:-2].double(), truth[:-2], rtol=relative, atol=max(least, 1e-32))
+    # An exponent of up to 87 is rounded to float32 before it is one. What is below the smallest
+    # number of a dtype is lost, and what is beyond e^-87 counts as that: 1e-38 times 1e4.
+    relative = 87 * budget.FLOAT32 if dtype == torch.float32 else torch.finfo(dtype).eps
+    least = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
+    torch.testing.assert_close(out[:-2].double(), truth[:-2], rtol=relative, atol=max(least, 2e-34))
 
 
 @on_every_dtype
@@ -186,8 +188,9 @@ def test_a_norm_is_within_the_budget(kernels, dtype, C):
     out = kernels.norm(x, weight, bias, 1e-5)
     truth = F.layer_norm(x.double(), (C,), weight.double(), bias.double(), 1e-5)
     low = F.layer_norm(x, (C,), weight, bias, 1e-5)
-    least = 8 * budget.FLOAT32 * truth.abs().max()
-    assert (out - truth).abs().max() <= 2 * (low - truth).abs().max() + least
+    # Each number has several roundings: the worst of a few thousand may be unlucky in float32.
+    least = 8 * budget.FLOAT32 * truth.abs().max() if dtype == torch.float32 else 0.0
+    budget.check("norm", out, truth, low, factor=budget.FORWARD, least=least)
     for m in range(5):
         assert bits_of(kernels.norm(x[m : m + 1], weight, bias, 1e-5)[0]).equal(bits_of(out[m]))
 
