@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <cstring>
 
+typedef long long __m128i __attribute__((vector_size(16), may_alias));
 typedef long long __m256i __attribute__((vector_size(32), may_alias));
 typedef long long __m512i __attribute__((vector_size(64), may_alias));
 typedef float __m512 __attribute__((vector_size(64), may_alias));
@@ -45,9 +46,11 @@ Vector load(const void* at) {
 float _cvtsh_ss(uint16_t bits) { return static_cast<float>(same_bits<_Float16>(bits)); }
 uint16_t _cvtss_sh(float value, int) { return same_bits<uint16_t>(static_cast<_Float16>(value)); }
 
+__m128i _mm_loadu_si128(const __m128i* at) { return load<__m128i>(at); }
 __m256i _mm256_loadu_si256(const __m256i* at) { return load<__m256i>(at); }
 __m512i _mm512_loadu_si512(const void* at) { return load<__m512i>(at); }
 __m512 _mm512_loadu_ps(const void* at) { return load<__m512>(at); }
+void _mm512_storeu_si512(void* at, __m512i a) { std::memcpy(at, &a, sizeof a); }
 void _mm512_storeu_ps(void* at, __m512 a) { std::memcpy(at, &a, sizeof a); }
 __m512 _mm512_maskz_loadu_ps(__mmask16 mask, const void* at) {
   Lanes<float> some = {};
@@ -70,6 +73,9 @@ __m512i _mm512_set_epi32(Lanes... lanes) {  // the last lane comes first
 }
 
 __m512 _mm512_castsi512_ps(__m512i a) { return same_bits<__m512>(a); }
+__m512i _mm512_castps_si512(__m512 a) { return same_bits<__m512i>(a); }
+__m512i _mm512_castsi128_si512(__m128i a) { return __m512i{a[0], a[1]}; }
+__m512i _mm512_xor_si512(__m512i a, __m512i b) { return a ^ b; }
 __m512i _mm512_and_si512(__m512i a, __m512i b) { return a & b; }
 __m512i _mm512_slli_epi32(__m512i a, unsigned count) {
   return same_bits<__m512i>(same_bits<__v16su>(a) << count);
@@ -97,6 +103,34 @@ __m512 _mm512_permutexvar_ps(__m512i places, __m512 a) {
   return moved;
 }
 
+__m512i _mm512_inserti32x4(__m512i a, __m128i b, int part) {
+  a[2 * part] = b[0], a[2 * part + 1] = b[1];
+  return a;
+}
+
+// In each part of 128 bits, the numbers of `a` and of `b` in turn, from the `first`-th on.
+template <class Number>
+__m512i interleave(__m512i a, __m512i b, int first) {
+  constexpr int kEach = 16 / sizeof(Number);
+  const auto x = same_bits<Lanes<Number>>(a), y = same_bits<Lanes<Number>>(b);
+  Lanes<Number> both;
+  for (int part = 0; part < 4 * kEach; part += kEach) {
+    for (int i = 0; i < kEach; ++i) {
+      both.lanes[part + i] = (i % 2 ? y : x).lanes[part + first + i / 2];
+    }
+  }
+  return same_bits<__m512i>(both);
+}
+__m512i _mm512_unpacklo_epi32(__m512i a, __m512i b) { return interleave<int32_t>(a, b, 0); }
+__m512i _mm512_unpackhi_epi32(__m512i a, __m512i b) { return interleave<int32_t>(a, b, 2); }
+__m512i _mm512_unpacklo_epi64(__m512i a, __m512i b) { return interleave<int64_t>(a, b, 0); }
+__m512i _mm512_unpackhi_epi64(__m512i a, __m512i b) { return interleave<int64_t>(a, b, 1); }
+
+__m256i _mm512_cvtepi32_epi16(__m512i a) {
+  Lanes<int16_t, 32> words;
+  for (int i = 0; i < 16; ++i) words.lanes[i] = static_cast<int16_t>(same_bits<__v16si>(a)[i]);
+  return same_bits<__m256i>(words);
+}
 __m512 _mm512_cvtepi32_ps(__m512i a) {
   __m512 floats;
   for (int i = 0; i < 16; ++i) floats[i] = static_cast<float>(same_bits<__v16si>(a)[i]);

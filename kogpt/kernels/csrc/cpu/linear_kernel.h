@@ -13,7 +13,9 @@
 //
 // `Simd` has kLanes floats to a vector. `Words` holds 2 kLanes 16-bit integers or twice as many
 // bytes, `Sums` kLanes 32-bit integers, `Floats` kLanes floats. `Nibbles` holds what products of
-// 4-bit weights and bytes come to over kNibbleVectors vectors at least.
+// 4-bit weights and bytes come to over kNibbleVectors vectors at least. kStreams are the outputs of
+// a tile of integers and one row, and kAhead the bytes that each stream is asked for ahead: what
+// such processors read fastest with.
 #pragma once
 
 #include <algorithm>
@@ -33,7 +35,6 @@ namespace {
 
 constexpr int64_t kMostRows = 4;
 constexpr int64_t kNear = 65536;    // bytes of x that these read before more comes near
-constexpr int64_t kAhead = 1280;    // bytes that each stream of weights is asked for ahead
 constexpr int64_t kTilesAhead = 2;  // tiles whose scales are asked for ahead
 
 template <class Simd>
@@ -135,9 +136,9 @@ struct Linear {
         switch (std::min(kMostRows, params.M - m)) {
           case 1:
             if (params.scale.data) {
-              rows<1, 2>(params, m, panel, end);
-            } else {
-              rows<1, 4>(params, m, panel, end);  // or sums would wait for those before them
+              rows<1, Simd::kStreams>(params, m, panel, end);
+            } else {  // twice as many, or sums would wait for those before them
+              rows<1, 2 * Simd::kStreams>(params, m, panel, end);
             }
             break;
           case 2:
@@ -163,7 +164,7 @@ struct Linear {
   // Asks for what a stream will read after these weights, which the processor alone would not do
   // across pages.
   static void ahead(const char* at, int64_t bytes) {
-    for (int64_t i = 0; i < bytes; i += kLine) __builtin_prefetch(at + kAhead + i, 0, 2);
+    for (int64_t i = 0; i < bytes; i += kLine) __builtin_prefetch(at + Simd::kAhead + i, 0, 2);
   }
 
   // Inputs of a tile's rows that fill kNear.

@@ -61,17 +61,6 @@ struct Many {
       else
         return Simd::dot_bytes(products, w, x);
     }
-
-    // The j-th word of 32 bits in memory: its inputs are j, j + kWords, ...
-    static uint32_t word(uint32_t stored, int64_t j) {
-      if constexpr (kWeight == Element::kBFloat16) return j ? stored & 0xffff0000 : stored << 16;
-      if constexpr (kWeight == Element::kFloat16) {
-        return Numbers::to_bits(Simd::from_half(static_cast<uint16_t>(stored >> 16 * j)));
-      }
-      if constexpr (kWeight == Element::kFloat32) return stored;
-      if constexpr (kWeight == Element::kInt8) stored ^= 0x80808080;
-      return kWeight == Element::kInt4 ? stored >> 4 * j & 0x0f0f0f0f : stored;
-    }
   };
 
   // x as the tiles read it.
@@ -205,10 +194,7 @@ struct Many {
     const int64_t columns = (last - first + kOutputs - 1) / kOutputs * kOutputs;
     std::memset(part.totals, 0, x.count * kPanel * sizeof *part.totals);
     for (int64_t k = 0; k < p.K; k += inputs) {
-      for (int64_t n = 0; n < columns; ++n) {
-        // Beyond the last output, it again, for nothing.
-        column<Format>(p, std::min(first + n, last - 1), k, n, part);
-      }
+      for (int64_t n = 0; n < columns; n += kLanes) lay_out<Format>(p, first, last, k, n, part);
       for (int64_t m = 0; m < x.count; m += kRows) {
         const int64_t at = k / inputs * x.count + m;
         for (int64_t n = 0; n < columns; n += kOutputs) {
@@ -226,28 +212,32 @@ struct Many {
     finish(p, first, last, part.totals);
   }
 
-  // Lays out what a grain from `k` on has of one output's weights, the n-th of the panel.
+  // Lays out what a grain from `k` on has of kLanes outputs' weights, of those of the panel
+  // [first, last) from the n-th on. Beyond the last output, it again, for nothing.
   template <class Format>
-  static void column(const LinearParams& p, int64_t output, int64_t k, int64_t n,
-                     const Part& part) {
-    const int64_t inputs = grain(p), words = inputs / Format::kInputs;
-    int32_t* to = part.words + n / kOutputs * kOutputs * words + n % kOutputs;
-    const char* from =
-        static_cast<const char*>(p.weight.data) + (output * p.K + k) * Format::kBits / 8;
-    // The next grain of so many outputs is nothing that the processor would see coming.
-    const int64_t bytes = inputs * Format::kBits / 8;
-    for (int64_t i = 0; i < bytes; i += kLine) __builtin_prefetch(from + bytes + i);
-    for (int64_t i = 0; i < words; i += Format::kWords) {
-      uint32_t stored;
-      std::memcpy(&stored, from + i / Format::kWords * sizeof stored, sizeof stored);
-      for (int64_t j = 0; j < Format::kWords; ++j) {
-        to[(i + j) * kOutputs] = static_cast<int32_t>(Format::word(stored, j));
-      }
+  static void lay_out(const LinearParams& p, int64_t first, int64_t last, int64_t k, int64_t n,
+                      const Part& part) {
+    const int64_t inputs = grain(p), bytes = inputs * Format::kBits / 8, group = p.K / p.G;
+    const char* rows[kLanes];
+    for (int64_t i = 0; i < kLanes; ++i) {
+      const int64_t output = std::min(first + n + i, last - 1);
+      rows[i] = static_cast<const char*>(p.weight.data) + (output * p.K + k) * Format::kBits / 8;
+      // The next grain of so many outputs is nothing that the processor would see coming.
+      for (int64_t b = 0; b < bytes; b += kLine) __builtin_prefetch(rows[i] + bytes + b);
+      if (Format::kFloats || k % group) continue;
+      Numbers::widen(p.scale, output * p.G + k / group, 1, part.scales + n + i);
+      if (!p.offset.data) continue;
+      Numbers::widen(p.offset, output * p.G + k / group, 1, part.offsets + n + i);
     }
-    if (!Format::kFloats && k % (p.K / p.G) == 0) {
-      const int64_t group = output * p.G + k / (p.K / p.G);
-      Numbers::widen(p.scale, group, 1, part.scales + n);
-      if (p.offset.data) Numbers::widen(p.offset, group, 1, part.offsets + n);
+    int32_t* to = part.words + n / kOutputs * kOutputs * (inputs / Format::kInputs) + n % kOutputs;
+    for (int64_t b = 0; b < bytes; b += 4 * sizeof(int32_t)) {
+      Words stored[4];
+      Simd::columns(rows, b, stored);
+      for (int j = 0; j < 4; ++j) {
+        for (int i = 0; i < Format::kWords; ++i, to += kOutputs) {
+          Simd::store(to, Simd::template word<Format::kWeight>(stored[j], i));
+        }
+      }
     }
   }
 

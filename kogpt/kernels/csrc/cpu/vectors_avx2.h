@@ -18,6 +18,8 @@ struct Avx2 {
   static constexpr int64_t kLanes = 8;
   static constexpr int kVectors = 2;
   static constexpr int kNibbleVectors = 8;  // 8 x 2 products of at most 15 x 127 are below 2^15
+  static constexpr int kStreams = 2;
+  static constexpr int64_t kAhead = 1280;
   static constexpr bool kSaturates = true;  // dot_bytes, above 16 bits for a pair
 
   static float from_half(uint16_t bits) { return _cvtsh_ss(bits); }
@@ -32,6 +34,9 @@ struct Avx2 {
   static Words load(const int8_t* at) { return load(static_cast<const void*>(at)); }
   static Floats load(const float* at) { return _mm256_loadu_ps(at); }
   static void store(float* at, Floats a) { _mm256_storeu_ps(at, a); }
+  static void store(int32_t* at, Words a) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(at), a);
+  }
 
   static Floats fma(Floats a, Floats b, Floats c) { return _mm256_fmadd_ps(a, b, c); }
   static float sum(Floats a) {
@@ -73,6 +78,45 @@ struct Avx2 {
   static Floats spread(const float* at) {
     if constexpr (kCount == 1) return _mm256_set1_ps(*at);
     return _mm256_set_m128(_mm_set1_ps(at[1]), _mm_set1_ps(at[0]));
+  }
+
+  // Of kLanes rows, the four words of 32 bits that begin at a byte: columns[j] has the j-th of
+  // each.
+  static void columns(const char* const* rows, int64_t byte, Words (&columns)[4]) {
+    const auto four = [&](int i) {
+      return _mm_loadu_si128(reinterpret_cast<const __m128i*>(rows[i] + byte));
+    };
+    Words quads[4];  // all four words of the rows i and 4 + i
+    for (int i = 0; i < 4; ++i) quads[i] = _mm256_set_m128i(four(4 + i), four(i));
+    for (int j = 0; j < 2; ++j) {
+      const Words left =
+          j ? _mm256_unpackhi_epi32(quads[0], quads[1]) : _mm256_unpacklo_epi32(quads[0], quads[1]);
+      const Words right =
+          j ? _mm256_unpackhi_epi32(quads[2], quads[3]) : _mm256_unpacklo_epi32(quads[2], quads[3]);
+      columns[2 * j] = _mm256_unpacklo_epi64(left, right);
+      columns[2 * j + 1] = _mm256_unpackhi_epi64(left, right);
+    }
+  }
+
+  // What many rows are multiplied by, the n-th word that 32 bits in memory become: a float, or four
+  // bytes that are unsigned.
+  template <Element kWeight>
+  static Words word(Words stored, int n) {
+    if constexpr (kWeight == Element::kFloat32) return stored;
+    if constexpr (kWeight == Element::kBFloat16) {
+      return n ? _mm256_and_si256(stored, _mm256_set1_epi32(-65536))
+               : _mm256_slli_epi32(stored, 16);
+    }
+    if constexpr (kWeight == Element::kFloat16) {
+      const __m256i numbers =
+          n ? _mm256_srli_epi32(stored, 16) : _mm256_and_si256(stored, _mm256_set1_epi32(65535));
+      const __m128i halves =
+          _mm_packus_epi32(_mm256_castsi256_si128(numbers), _mm256_extracti128_si256(numbers, 1));
+      return _mm256_castps_si256(_mm256_cvtph_ps(halves));
+    }
+    if constexpr (kWeight == Element::kInt8)
+      return _mm256_xor_si256(stored, _mm256_set1_epi8(-128));
+    return _mm256_and_si256(_mm256_srli_epi16(stored, 4 * n), _mm256_set1_epi8(15));
   }
 
   template <Element kWeight>

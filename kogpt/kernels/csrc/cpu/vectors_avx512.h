@@ -18,6 +18,8 @@ struct Avx512 {
   static constexpr int64_t kLanes = 16;
   static constexpr int kVectors = 4;
   static constexpr int kNibbleVectors = 8;  // 8 x 2 products of at most 15 x 127 are below 2^15
+  static constexpr int kStreams = 4;
+  static constexpr int64_t kAhead = 2560;
   static constexpr bool kSaturates = true;  // dot_bytes, above 16 bits for a pair
 
   static float from_half(uint16_t bits) { return _cvtsh_ss(bits); }
@@ -32,6 +34,7 @@ struct Avx512 {
   static Words load(const int8_t* at) { return load(static_cast<const void*>(at)); }
   static Floats load(const float* at) { return _mm512_loadu_ps(at); }
   static void store(float* at, Floats a) { _mm512_storeu_ps(at, a); }
+  static void store(int32_t* at, Words a) { _mm512_storeu_si512(at, a); }
 
   static Floats fma(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
   static float sum(Floats a) { return _mm512_reduce_add_ps(a); }
@@ -72,6 +75,46 @@ struct Avx512 {
     const __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
     const __m512i part = _mm512_srli_epi32(lane, kCount == 2 ? 3 : 2);
     return _mm512_permutexvar_ps(part, _mm512_maskz_loadu_ps((1 << kCount) - 1, at));
+  }
+
+  // Of kLanes rows, the four words of 32 bits that begin at a byte: columns[j] has the j-th of
+  // each.
+  static void columns(const char* const* rows, int64_t byte, Words (&columns)[4]) {
+    const auto four = [&](int i) {
+      return _mm_loadu_si128(reinterpret_cast<const __m128i*>(rows[i] + byte));
+    };
+    Words quads[4];  // all four words of the rows i, 4 + i, 8 + i and 12 + i
+    for (int i = 0; i < 4; ++i) {
+      quads[i] = _mm512_inserti32x4(_mm512_castsi128_si512(four(i)), four(4 + i), 1);
+      quads[i] = _mm512_inserti32x4(quads[i], four(8 + i), 2);
+      quads[i] = _mm512_inserti32x4(quads[i], four(12 + i), 3);
+    }
+    for (int j = 0; j < 2; ++j) {
+      const Words left =
+          j ? _mm512_unpackhi_epi32(quads[0], quads[1]) : _mm512_unpacklo_epi32(quads[0], quads[1]);
+      const Words right =
+          j ? _mm512_unpackhi_epi32(quads[2], quads[3]) : _mm512_unpacklo_epi32(quads[2], quads[3]);
+      columns[2 * j] = _mm512_unpacklo_epi64(left, right);
+      columns[2 * j + 1] = _mm512_unpackhi_epi64(left, right);
+    }
+  }
+
+  // What many rows are multiplied by, the n-th word that 32 bits in memory become: a float, or four
+  // bytes that are unsigned.
+  template <Element kWeight>
+  static Words word(Words stored, int n) {
+    if constexpr (kWeight == Element::kFloat32) return stored;
+    if constexpr (kWeight == Element::kBFloat16) {
+      return n ? _mm512_and_si512(stored, _mm512_set1_epi32(-65536))
+               : _mm512_slli_epi32(stored, 16);
+    }
+    if constexpr (kWeight == Element::kFloat16) {
+      const __m256i halves = _mm512_cvtepi32_epi16(n ? _mm512_srli_epi32(stored, 16) : stored);
+      return _mm512_castps_si512(_mm512_cvtph_ps(halves));
+    }
+    if constexpr (kWeight == Element::kInt8)
+      return _mm512_xor_si512(stored, _mm512_set1_epi8(-128));
+    return _mm512_and_si512(_mm512_srli_epi16(stored, 4 * n), _mm512_set1_epi8(15));
   }
 
   template <Element kWeight>

@@ -15,6 +15,8 @@ struct Plain {
   static constexpr int64_t kLanes = 4;
   static constexpr int kVectors = 2;
   static constexpr int kNibbleVectors = 8;  // and many more: sums have 32 bits
+  static constexpr int kStreams = 2;
+  static constexpr int64_t kAhead = 1280;
   static constexpr bool kSaturates = false;
   struct Words {
     int16_t lanes[2 * kLanes];
@@ -78,6 +80,7 @@ struct Plain {
   static Words load(const int8_t* at) { return copy<Words>(at); }
   static Floats load(const float* at) { return copy<Floats>(at); }
   static void store(float* at, Floats a) { std::memcpy(at, &a, sizeof a); }
+  static void store(int32_t* at, Words a) { std::memcpy(at, &a, sizeof a); }
 
   static Floats fma(Floats a, Floats b, Floats c) {
     for (int64_t i = 0; i < kLanes; ++i) c.lanes[i] += a.lanes[i] * b.lanes[i];
@@ -136,6 +139,34 @@ struct Plain {
     for (float& lane : all.lanes) lane = *at;
     return all;
   }
+  // Of kLanes rows, the four words of 32 bits that begin at a byte: columns[j] has the j-th of
+  // each.
+  static void columns(const char* const* rows, int64_t byte, Words (&columns)[4]) {
+    for (int64_t j = 0; j < 4; ++j) {
+      int32_t words[kLanes];
+      for (int64_t i = 0; i < kLanes; ++i) std::memcpy(words + i, rows[i] + byte + 4 * j, 4);
+      columns[j] = copy<Words>(words);
+    }
+  }
+
+  // What many rows are multiplied by, the n-th word that 32 bits in memory become: a float, or four
+  // bytes that are unsigned.
+  template <Element kWeight>
+  static Words word(Words stored, int n) {
+    uint32_t words[kLanes];
+    std::memcpy(words, &stored, sizeof words);
+    for (uint32_t& word : words) {
+      if constexpr (kWeight == Element::kBFloat16) word = n ? word & 0xffff0000 : word << 16;
+      if constexpr (kWeight == Element::kFloat16) {
+        const float value = from_half(static_cast<uint16_t>(word >> 16 * n));
+        std::memcpy(&word, &value, sizeof word);
+      }
+      if constexpr (kWeight == Element::kInt8) word ^= 0x80808080;
+      if constexpr (kWeight == Element::kInt4) word = word >> 4 * n & 0x0f0f0f0f;
+    }
+    return copy<Words>(words);
+  }
+
   template <Element kWeight>
   static void widen(const void* at, Floats& first, Floats& second) {
     if constexpr (kWeight == Element::kFloat32) {
