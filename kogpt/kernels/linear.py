@@ -3,12 +3,13 @@
 Decoding reads every weight once per token, so its speed is bytes over bandwidth. The kernels, on a
 CPU and on a GPU, read weights as they are stored and widen them in registers. They serve few rows;
 for many, arithmetic is the limit, and the weights are widened in memory for the library's product.
-Only a CPU's kernels take many rows as well: of integers, and of 16-bit weights where PyTorch's own
-product of those is slow.
+Only a CPU's kernels take many rows as well: of integers, and of 16-bit weights that PyTorch has to
+widen first, or whose own product is slow.
 
 Dimension key: `M` rows, `N` outputs, `K` inputs, `G` groups of inputs that share a scale.
 """
 
+import functools
 from typing import NamedTuple
 
 import torch
@@ -20,8 +21,8 @@ from kogpt.kernels.extension import extension_available, on_gpu
 MAX_ROWS = 8  # kMaxLinearRows of csrc/linear.h
 BLOCK = 128  # inputs that a kernel takes at a time
 SMALLEST_GROUP = 32  # of 4 bits; of 8 bits, a block
-# PyTorch multiplies 16-bit numbers slowly where the processor has AVX2 and no AVX-512.
-SLOW_16_BITS = torch.backends.cpu.get_cpu_capability() == "AVX2"
+# Whether this processor has vectors that the kernels know: plain C++ is for few rows.
+HAS_VECTORS = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
 # Most weights that are widened at once for the library's product. A GPU has room for the largest
 # matrix of a block of the 6B, and takes less time for it than Python for its parts.
 WIDENED, WIDENED_ON_GPU = 1 << 24, 1 << 27
@@ -119,7 +120,19 @@ def has_kernel_for_many(x: Tensor, weight: Weight) -> bool:
     """Whether kernels serve more than `MAX_ROWS` rows of `x`, if they take these weights."""
     if x.device.type != "cpu":
         return False
-    return weight.bits < 16 or (SLOW_16_BITS and weight.bits == 16)
+    if weight.bits == 16:
+        widened = weight.values.dtype != x.dtype
+        return HAS_VECTORS and (widened or x.dtype in slow_dtypes())
+    return weight.bits < 16
+
+
+@functools.cache
+def slow_dtypes() -> frozenset[torch.dtype]:
+    """Those of 16 bits that PyTorch multiplies slower than the kernels do on this processor."""
+    if torch.backends.cpu.get_cpu_capability() == "AVX2":
+        return frozenset((torch.bfloat16, torch.float16))
+    fast = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_fp16_supported()
+    return frozenset() if fast else frozenset((torch.float16,))
 
 
 def obstacle(x: Tensor, weight: Weight) -> str | None:

@@ -300,20 +300,23 @@ def test_in_bfloat16_choices_are_those_that_rounding_leaves_no_doubt_of(box, nan
     folder, exact = box("bfloat16"), load_model(box("bfloat16"), dtype=torch.float32)
     plain, fast = load_model(folder), load_fast(folder)
     assert fast.dtype == torch.bfloat16
-    decided = 0
+    truths, others, found = [], [], []
     for prompt in PROMPTS:
         (new,) = ids_of(exact, tokenizer, [prompt], batch_size=1)
         ids = torch.tensor([[*tokenizer.encode(prompt), *new]])
         sizes = [ids.size(1) - len(new), *[1] * len(new)]
-        truth = read(exact, ids)[0]
-        noise = (read(plain, ids)[0] - truth).abs().max()
-        found = read(fast, ids, sizes)[0]
-        assert (found - truth).abs().max() <= 2 * noise
-        top = truth.topk(2).values
-        sure = top[:, 0] - top[:, 1] > 4 * noise  # each of the two may move by twice the noise
-        assert found.argmax(-1)[sure].equal(truth.argmax(-1)[sure])
-        decided += int(sure.sum())
-    assert decided > 100
+        truths.append(read(exact, ids)[0])
+        others.append(read(plain, ids)[0])
+        found.append(read(fast, ids, sizes)[0])
+    truth, fast_logits = torch.cat(truths), torch.cat(found)
+    off, fast_off = torch.cat(others) - truth, fast_logits - truth
+    assert fast_off.square().mean() <= off.square().mean()  # it rounds in fewer places
+    noise = off.abs().max()
+    assert fast_off.abs().max() <= 1.5 * noise
+    top = truth.topk(2).values
+    sure = top[:, 0] - top[:, 1] > 3 * noise  # each of the two may move by half of that
+    assert fast_logits.argmax(-1)[sure].equal(truth.argmax(-1)[sure])
+    assert sure.sum() > 100
 
 
 # ---- formats

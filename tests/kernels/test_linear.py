@@ -22,6 +22,7 @@ from kogpt.kernels.linear import (
     linear_reference,
     obstacle,
     pack_int4,
+    slow_dtypes,
     unpack_int4,
 )
 
@@ -189,15 +190,38 @@ def test_few_rows_run_the_kernel(kernels, format, monkeypatch):
     assert called == list(range(1, MAX_ROWS + 1))
 
 
-@pytest.mark.parametrize("slow", [False, True])
+@on_every_dtype
+@pytest.mark.parametrize("vectors", [False, True])
+@pytest.mark.parametrize("slow", [(), (torch.bfloat16, torch.float16)])
 @on_every_format
-def test_many_rows_run_the_kernel_where_the_library_is_slow(kernels, format, slow, monkeypatch):
-    monkeypatch.setitem(linear.__globals__, "SLOW_16_BITS", slow)
+def test_many_rows_run_the_kernel_where_the_library_is_slow(
+    kernels, format, slow, vectors, dtype, monkeypatch
+):
+    monkeypatch.setitem(linear.__globals__, "HAS_VECTORS", vectors)
+    monkeypatch.setitem(linear.__globals__, "slow_dtypes", lambda: slow)
     called = record(monkeypatch)
-    weight, x = random_weight(format, 33, 256), random_rows(12, 256, torch.bfloat16)
+    weight, x = random_weight(format, 33, 256), random_rows(12, 256, dtype)
     check_product(linear(x, weight), x, weight)
-    expected = format in (8, 4) or (slow and format != torch.float32)
+    halves = format in (torch.bfloat16, torch.float16)
+    expected = format in (8, 4) or (vectors and halves and (dtype != format or dtype in slow))
     assert called == [12] * expected
+
+
+@pytest.mark.parametrize(
+    ("capability", "fast", "slow"),
+    [
+        ("AVX2", False, {torch.bfloat16, torch.float16}),
+        ("AVX512", False, {torch.float16}),
+        ("AVX512", True, set()),
+    ],
+)
+def test_what_pytorch_multiplies_slowly_is_told_by_the_processor(
+    capability, fast, slow, monkeypatch
+):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_fp16_supported", lambda: fast)
+    assert slow_dtypes.__wrapped__() == slow
 
 
 @pytest.mark.parametrize("bits", [8, 4])
