@@ -254,6 +254,16 @@ def describe(args: argparse.Namespace) -> dict[str, Any]:
     return {**found, "rounds": args.rounds, "command": shlex.join(["python", *sys.argv])}
 
 
+def claim(work: Path, source: Path) -> None:
+    """Notes of which weights WORK keeps conversions, and refuses those of others."""
+    files = [source / "config.json", *sorted(source.glob("*.safetensors"))]
+    weights = {file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in files}
+    note = work / "source.json"
+    if note.exists() and json.loads(note.read_text()) != weights:
+        raise InputRefusedError(f"{work}: keeps conversions of other weights than {source} has")
+    note.write_text(json.dumps(weights) + "\n")
+
+
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("source", type=Path, metavar="DIR")
@@ -271,6 +281,7 @@ def main() -> int:
     if not (args.source / "config.json").is_file():
         raise InputRefusedError(f"{args.source}: not a checkpoint folder")
     args.work.mkdir(parents=True, exist_ok=True)
+    claim(args.work, args.source)
     torch.set_num_threads(args.threads)
     about, run, bandwidth = describe(args), Run(args), 0.0
     results = [Result(name) for name in args.only]

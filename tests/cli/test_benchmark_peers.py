@@ -71,6 +71,18 @@ def test_a_contender_that_fails_is_a_row_with_its_last_words(scripts, tmp_path):
     assert "InputRefusedError" in row
 
 
+def test_conversions_are_not_taken_for_those_of_other_weights(tmp_path):
+    source, work = tmp_path / "source", tmp_path / "work"
+    source.mkdir()
+    (source / "config.json").write_text("{}")
+    work.mkdir()
+    (work / "source.json").write_text('{"config.json": [3, 0]}')
+    done = run(source, work, "--only", "KoGPT bf16")
+    assert (done.returncode, done.stdout) == (3, "")
+    words = f"{work}: keeps conversions of other weights than {source} has"
+    assert done.stderr == f"benchmark_peers.py: {words}\n"
+
+
 def test_a_conversion_that_was_interrupted_is_begun_anew_and_a_whole_one_kept(scripts, tmp_path):
     from peers import Contender, convert
 
