@@ -11,7 +11,8 @@ reads one of 512, so neither memory nor threads are shared.
 Prints Markdown, the goals among it. Figures are medians over rounds, ratios medians of the ratios
 within a round. `prefill` is the time until the first token after 512. `of bandwidth` is the bytes a
 token needs (of peers the weights alone, of ours scales and cache too) over the time it took, over
-the best of the read bandwidths that were measured before each round.
+the read bandwidth: the better of those measured right before and after, since other machines that
+share a memory may double what is left of it, or halve it, within a minute.
 """
 
 import argparse
@@ -36,6 +37,7 @@ from kogpt.benchmarking import describe_machine, read_bandwidth
 from kogpt.cli import exit_code
 from kogpt.errors import InputRefusedError
 
+CPU = torch.device("cpu")
 WORKER = Path(__file__).with_name("peers.py")
 PACKAGES = ("transformers", "ctranslate2", "openvino", "nncf", "optimum-intel")
 DECODE_PROMPT, PREFILL_PROMPT = 32, 512
@@ -48,6 +50,7 @@ class Result:
     Attributes:
         name: of the contender.
         decode: tokens a second, the first not counted.
+        bandwidth: bytes a second that the memory gave when it decoded.
         prefill: seconds until the first token of the long prompt.
         load: seconds that loading took.
         memory: most bytes resident, over all rounds.
@@ -59,6 +62,7 @@ class Result:
 
     name: str
     decode: list[float] = field(default_factory=list)
+    bandwidth: list[float] = field(default_factory=list)
     prefill: list[float] = field(default_factory=list)
     load: list[float] = field(default_factory=list)
     memory: int = 0
@@ -71,9 +75,11 @@ class Result:
     def rate(self) -> float:
         return statistics.median(self.decode)
 
-    def share(self, bandwidth: float) -> float:
+    @property
+    def share(self) -> float:
         """Of the bandwidth, what decoding uses."""
-        return self.rate * self.step_bytes / bandwidth
+        pair = zip(self.decode, self.bandwidth, strict=True)
+        return statistics.median(rate * self.step_bytes / limit for rate, limit in pair)
 
 
 class Run:
@@ -97,7 +103,9 @@ class Run:
         with self.process(result) as ask:
             ready = ask(None)
             ask({"prompt": self.long, "count": 2})  # warm up
+            before = read_bandwidth(CPU)
             decode = ask({"prompt": self.short, "count": self.new_tokens})
+            bandwidth = max(before, read_bandwidth(CPU))
             prefill = ask({"prompt": self.long, "count": 1})
             result.about, result.ids = ready["about"], decode["ids"]
             result.step_bytes = decode["step_bytes"]
@@ -105,6 +113,7 @@ class Run:
             times = decode["times"]
             result.load.append(ready["load"])
             result.decode.append((len(times) - 1) / (times[-1] - times[0]))
+            result.bandwidth.append(bandwidth)
             result.prefill.append(prefill["times"][0])
 
     @contextmanager
@@ -171,8 +180,7 @@ class Goal:
 class Board:
     """All results of a run, and what they amount to."""
 
-    def __init__(self, results: list[Result], bandwidth: float) -> None:
-        self.bandwidth = bandwidth
+    def __init__(self, results: list[Result]) -> None:
         self.results = {result.name: result for result in results}
         self.measured = {r.name: r for r in results if not r.refused}
 
@@ -203,7 +211,7 @@ class Board:
             yield Goal(f"decode, {ours} x {peer}", least, self.faster(ours, peer))
         for ours in ("KoGPT bf16", "KoGPT int8", "KoGPT int4"):
             found = self.measured.get(ours)
-            share = found and 100 * found.share(self.bandwidth)
+            share = found and 100 * found.share
             yield Goal(f"decode, {ours}, % of read bandwidth", 80, share)
         for ours in ("KoGPT bf16", "KoGPT int8", "KoGPT int4"):
             yield Goal(f"prefill, {ours} x the fastest peer", 0.9, self.sooner(ours, peers))
@@ -218,7 +226,7 @@ class Board:
         low, high = min(result.decode), max(result.decode)
         return (
             f"| {result.name} | {result.rate:.2f} | {low:.2f}-{high:.2f}"
-            f" | {result.share(self.bandwidth):.0%} | {prefill:.2f} s"
+            f" | {result.share:.0%} | {prefill:.2f} s"
             f" | {PREFILL_PROMPT / prefill:.0f} | {result.memory / 1e9:.2f} GB"
             f" | {statistics.median(result.load):.1f} s |"
         )
@@ -226,7 +234,9 @@ class Board:
     def lines(self, about: dict[str, Any]) -> Iterator[str]:
         """All of it as Markdown."""
         yield from (f"- {key}: {value}" for key, value in about.items())
-        yield f"- read bandwidth: {self.bandwidth / 1e9:.1f} GB/s"
+        found = [each / 1e9 for result in self.measured.values() for each in result.bandwidth]
+        if found:
+            yield f"- read bandwidth: {min(found):.1f} to {max(found):.1f} GB/s"
         for result in self.measured.values():
             told = ", ".join(f"{key} {value}" for key, value in result.about.items())
             if told:
@@ -245,7 +255,7 @@ class Board:
 
 def describe(args: argparse.Namespace) -> dict[str, Any]:
     """The machine and what is installed on it."""
-    found = describe_machine(torch.device("cpu"))
+    found = describe_machine(CPU)
     for package in PACKAGES:
         try:
             found[package] = version(package)
@@ -283,21 +293,20 @@ def main() -> int:
     args.work.mkdir(parents=True, exist_ok=True)
     claim(args.work, args.source)
     torch.set_num_threads(args.threads)
-    about, run, bandwidth = describe(args), Run(args), 0.0
+    about, run = describe(args), Run(args)
     results = [Result(name) for name in args.only]
     for result in results:
         run.convert(result)
     for turn in range(args.rounds):
-        bandwidth = max(bandwidth, read_bandwidth(torch.device("cpu")))
         for result in results:
             if not result.refused:
                 print(f"round {turn + 1}: {result.name}", file=sys.stderr, flush=True)
                 run.measure(result)
-    board = Board(results, bandwidth)
+    board = Board(results)
     print("\n".join(board.lines(about)))
     if args.json:
         goals = [{**asdict(goal), "verdict": goal.verdict} for goal in board.goals()]
-        found = {"machine": about, "read_bandwidth": bandwidth, "goals": goals}
+        found = {"machine": about, "goals": goals}
         found["results"] = [asdict(result) for result in results]
         args.json.write_text(json.dumps(found, indent=1) + "\n")
     return 0
