@@ -312,9 +312,9 @@ def test_in_bfloat16_choices_are_those_that_rounding_leaves_no_doubt_of(box, nan
     off, fast_off = torch.cat(others) - truth, fast_logits - truth
     assert fast_off.square().mean() <= off.square().mean()  # it rounds in fewer places
     noise = off.abs().max()
-    assert fast_off.abs().max() <= 1.5 * noise
+    assert fast_off.abs().max() <= 1.5 * noise  # the worst of two million logits is luck
     top = truth.topk(2).values
-    sure = top[:, 0] - top[:, 1] > 3 * noise  # each of the two may move by half of that
+    sure = top[:, 0] - top[:, 1] > 3 * noise  # each of the two may move by 1.5 times the noise
     assert fast_logits.argmax(-1)[sure].equal(truth.argmax(-1)[sure])
     assert sure.sum() > 100
 
