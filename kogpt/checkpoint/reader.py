@@ -20,7 +20,7 @@ from kogpt.checkpoint.quantization import Quantization, parse_quantization
 from kogpt.checkpoint.quantized import Matrix, QuantizedMatrices
 from kogpt.checkpoint.safetensors_file import SafetensorsFile
 from kogpt.checkpoint.sliced import SlicedCheckpoint, is_sliced
-from kogpt.checkpoint.sources import Source, WeightsFile, map_tensor
+from kogpt.checkpoint.sources import LookUp, Source, WeightsFile, map_tensor, stored_rows
 from kogpt.errors import InputRefusedError
 from kogpt.kernels.linear import Weight
 from kogpt.model.config import KoGPTConfig, read_json_object
@@ -141,6 +141,10 @@ class CheckpointReader:
             return source.map_weight(name)
         values = map_tensor(source, name)
         return None if values is None else Weight(values)
+
+    def stored_rows(self, name: str) -> LookUp | None:
+        """A matrix of floats whose rows are read when they are looked up; None from a pickle."""
+        return stored_rows(self._owner[name], name)
 
     def stored_as(self, name: str) -> str:
         """What the numbers of a tensor are in the file: `float16`, `int8`, `int4`."""

@@ -6,14 +6,17 @@ A file is eight bytes of header length (little-endian), that many bytes of JSON,
 
 The reader accepts only what the format's description allows: no name twice, offsets that tile
 the data without gap or overlap, and a file of exactly that length. Weights are read by name and
-slice, and nothing is held beyond the slice asked for; or they are mapped, and nothing is read.
+slice, and nothing is held beyond the slice asked for; or they are mapped, and nothing is read; or
+looked up by row.
 """
 
+import copy
 import json
 import math
 import mmap
 import os
 import reprlib
+import weakref
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from io import FileIO
@@ -117,7 +120,7 @@ class SafetensorsFile:
         result = torch.empty(shape, dtype=entry.dtype)
         offset = self.header.data_start + entry.begin + skipped
         if result.numel():
-            self._read_exactly(result, offset, name)
+            self.read_into(result.view(-1).view(torch.uint8).numpy().data, offset, name)
         return result
 
     def map(self, name: str) -> Tensor | None:
@@ -139,18 +142,58 @@ class SafetensorsFile:
         flat = torch.frombuffer(self._map, dtype=entry.dtype, count=count, offset=start)
         return flat.view(entry.shape)
 
+    def rows(self, name: str) -> "StoredRows":
+        """A matrix of which single rows are read when they are asked for; outlives this object."""
+        return StoredRows(self, name)
+
     def read_raw(self, begin: int, end: int) -> bytes:
         """Bytes of the file itself."""
         return os.pread(self._file.fileno(), end - begin, begin)
 
-    def _read_exactly(self, into: Tensor, offset: int, name: str) -> None:
-        buffer = into.view(-1).view(torch.uint8).numpy().data
+    def reopened(self) -> "SafetensorsFile":
+        """The same file, whatever lies at its path by now, to be closed on its own."""
+        twin = copy.copy(self)
+        twin._file = os.fdopen(os.dup(self._file.fileno()), "rb", buffering=0)
+        return twin
+
+    def read_into(self, buffer: memoryview, offset: int, name: str) -> None:
+        """Fills a buffer with the bytes of tensor `name` from an offset of the file on."""
         while buffer:
             # At an offset of its own, so that threads may read at once.
             count = os.preadv(self._file.fileno(), [buffer], offset)
             if not count:
                 raise InputRefusedError(f"{self.path}: {name} ends early: the file was truncated")
             buffer, offset = buffer[count:], offset + count
+
+
+class StoredRows:
+    """Rows of a matrix (N, K) that stay in their file until they are looked up.
+
+    A mapping would take memory for more than the rows: the system maps what lies around each, of a
+    file that it holds in large pages up to 2 MB, and counts that as this process's.
+    """
+
+    def __init__(self, file: SafetensorsFile, name: str) -> None:
+        self._file, self._name = file.reopened(), name
+        weakref.finalize(self, self._file.close)
+        self._entry = file.tensors[name]
+        self._start = file.header.data_start + self._entry.begin
+
+    def __call__(self, ids: Tensor) -> Tensor:
+        """Rows (..., K) of ids (...).
+
+        Raises:
+            IndexError: there is no such row.
+            InputRefusedError: the file has become shorter since it was opened.
+        """
+        places = ids.flatten().tolist()
+        N, K = self._entry.shape
+        rows = torch.empty(len(places), K, dtype=self._entry.dtype)
+        for place, row in zip(places, rows.view(torch.uint8).numpy(), strict=True):
+            if not 0 <= place < N:
+                raise IndexError(f"{self._name} has {N} rows, none is {place}")
+            self._file.read_into(row.data, self._start + place * row.nbytes, self._name)
+        return rows.view(*ids.shape, K)
 
 
 def read_header(file: FileIO, where: str) -> Header:

@@ -17,8 +17,10 @@ from kogpt.checkpoint.dtypes import compute_dtype, parse_dtype
 from kogpt.checkpoint.loading import ROOM_TO_RUN, load_model
 from kogpt.checkpoint.reader import CheckpointReader, open_checkpoint
 from kogpt.checkpoint.resources import require_memory
+from kogpt.checkpoint.sources import LookUp
 from kogpt.fast.fusing import common_format, side_by_side
 from kogpt.fast.model import (
+    Embedding,
     Enter,
     FastBlock,
     FastKoGPT,
@@ -49,7 +51,7 @@ def load_fast(
     """Loads a model prepared for decoding; one of another block than GPT-J's as `load_model` does.
 
     On a CPU, large matrices of safetensors files are not read but mapped: their memory is that of
-    the system's cache of the file.
+    the system's cache of the file. Of the embedding, rows are read as they are needed.
 
     Args:
         path: as for `kogpt.load_model`; a quantised folder stays as it is in memory too.
@@ -126,8 +128,8 @@ class _Loader:
     def model(self) -> FastKoGPT:
         with ThreadPoolExecutor(READERS) as pool:
             blocks = list(pool.map(self.block, range(self.config.n_layer)))
-        wte = self.embedding()
-        transformer = FastTransformer(self.config, wte, blocks, self.norm("transformer.ln_f"))
+        norm = self.norm("transformer.ln_f")
+        transformer = FastTransformer(self.config, self.embedding(), blocks, norm)
         (head,) = self.linears([["lm_head"]], self.vector("lm_head.bias"))
         model = FastKoGPT(self.config, transformer, head)
         model.prefix_ids = virtual_ids(self.adapters, self.config)
@@ -136,16 +138,18 @@ class _Loader:
                 put_head(model, adapter.head)
         return model.requires_grad_(False)
 
-    def embedding(self) -> Tensor:
-        """The tokens' embeddings, and behind them those of virtual tokens, (V + n, C)."""
+    def embedding(self) -> LookUp:
+        """Looks up embeddings: of the tokens, and behind them of virtual ones, (V + n, C)."""
         prompts = [adapter.prompt for adapter in self.adapters if adapter.prompt is not None]
         name = "transformer.wte"
-        if not prompts and (mapped := self.mapped(name)) is not None:
-            return mapped.values
+        if not prompts and self.stays(f"{name}.weight"):
+            stored = self.reader.stored_rows(f"{name}.weight")
+            if stored is not None:
+                return stored
         wte = self.matrix([[name]], spare=sum(map(len, prompts))).values
         if prompts:
             wte[self.config.vocab_size :] = torch.cat(prompts)
-        return wte
+        return Embedding(wte)
 
     def block(self, layer: int) -> FastBlock:
         C, F = self.config.n_embd, self.config.inner_dim
@@ -186,13 +190,17 @@ class _Loader:
     def mapped(self, name: str) -> Weight | None:
         """A large matrix where it lies in its file; None where it has to be copied or changed."""
         full = f"{name}.weight"
-        if self.device.type != "cpu" or self.reader.stored_bytes(full) < MAPPED:
+        if not self.stays(full):
             return None
         if not self.is_integer(name):
             changed = any(name in adapter.updates for adapter in self.adapters)
             if changed or self.reader.dtype(full) != self.weight_dtype:
                 return None
         return self.reader.map_weight(full)
+
+    def stays(self, full: str) -> bool:
+        """Whether a matrix is so large that it stays in its file if it can."""
+        return self.device.type == "cpu" and self.reader.stored_bytes(full) >= MAPPED
 
     def low_rank(self, grid: Sequence[Sequence[str]]) -> LowRank | None:
         """The updates of integer matrices in a grid as one, each in its rows and columns."""

@@ -37,6 +37,16 @@ from kogpt.model.rotary import RotaryEmbedding, Rotation
 from kogpt.model.transformer import Transformer
 
 
+@dataclass(frozen=True)
+class Embedding:
+    """A table of tokens' embeddings, (V, C)."""
+
+    weight: Tensor
+
+    def __call__(self, input_ids: Tensor) -> Tensor:
+        return F.embedding(input_ids, self.weight)
+
+
 class Norm(NamedTuple):
     """A LayerNorm."""
 
@@ -184,8 +194,10 @@ class FastBlock:
         q, k, v, hidden = self.enter(self.norm(x))
         q, k, v = (part.unflatten(-1, (-1, self.head_dim)) for part in (q, k, v))
         mixed = attend(self.layer, q, k, v).flatten(2)  # (B, T, C)
-        hidden = F.gelu(hidden, approximate="tanh")  # (B, T, F)
-        return x + self.leave(mixed, hidden)
+        # Many tokens take 8 MB for each of q, k and v in the 6B, and 34 for the inner layer.
+        del q, k, v
+        torch.ops.aten.gelu_(hidden, approximate="tanh")
+        return self.leave(mixed, hidden).add_(x)
 
     def chained(self, x: Tensor, attend: "FewTokens") -> Tensor:
         """The same of rows (B T, C), as a chain of few kernels; `has_chain` tells whether it can.
@@ -258,21 +270,30 @@ class FewTokens(NamedTuple):
 
 
 class FastTransformer(Transformer):
-    """Token embedding, blocks and the final norm: ids in, hidden states out."""
+    """Token embedding, blocks and the final norm: ids in, hidden states out.
+
+    Attributes:
+        embedding: gives the embeddings (B, T, C) of tokens, from a table or from a file.
+    """
 
     def __init__(
-        self, config: KoGPTConfig, wte: Tensor, blocks: list[FastBlock], ln_f: Norm
+        self,
+        config: KoGPTConfig,
+        embedding: Callable[[Tensor], Tensor],
+        blocks: list[FastBlock],
+        ln_f: Norm,
     ) -> None:
         nn.Module.__init__(self)  # what the base class would make is made
         self.n_positions = config.n_positions
         self.n_head, self.head_dim = config.n_head, config.head_dim
-        self.embedding, self.blocks, self.norm = wte, blocks, ln_f
-        self.rotary = RotaryEmbedding(config.rotary_width, config.n_positions).to(wte.device)
+        self.embedding, self.blocks, self.norm = embedding, blocks, ln_f
+        self.device = ln_f.weight.device
+        self.rotary = RotaryEmbedding(config.rotary_width, config.n_positions).to(self.device)
         self.angles = self.rotary.table  # (2, n_positions, R/2)
-        self.has_kernel = has_decode_kernel(config, wte.device, ln_f.weight.dtype)
+        self.has_kernel = has_decode_kernel(config, self.device, ln_f.weight.dtype)
         row = ln_f.weight[None]  # (1, C)
         self.has_chain = self.has_kernel and all(block.has_chain(row) for block in blocks)
-        self.run_few = Graphs(self.read_few) if wte.is_cuda else self.read_few
+        self.run_few = Graphs(self.read_few) if self.device.type == "cuda" else self.read_few
 
     def forward(
         self, input_ids: Tensor, cache: KVCache | None = None, starts: Tensor | None = None
@@ -288,9 +309,7 @@ class FastTransformer(Transformer):
             raise ValueError(f"starts are {starts.tolist()}, they must be at least 0")
         positions = self.positions(input_ids, cache, starts)
         if cache is not None:
-            cache.refuse_other(
-                (B, self.n_head, self.head_dim), self.norm.weight.dtype, self.embedding.device
-            )
+            cache.refuse_other((B, self.n_head, self.head_dim), self.norm.weight.dtype, self.device)
         if cache is None or not self.takes(T, cache, starts):
             attend = ManyTokens(self.rotary(positions), cache, starts)
             hidden = self.read(self.look_up(input_ids), attend)
@@ -331,7 +350,7 @@ class FastTransformer(Transformer):
 
     def look_up(self, input_ids: Tensor) -> Tensor:
         """The tokens' embeddings (B, T, C)."""
-        return F.embedding(input_ids, self.embedding).to(self.norm.weight.dtype)
+        return self.embedding(input_ids).to(self.norm.weight.dtype)
 
 
 def row_starts(starts: Tensor | None, lengths: Tensor) -> Tensor | None:
@@ -374,7 +393,7 @@ class FastKoGPT(KoGPT):
 
     @property
     def device(self) -> torch.device:
-        return self.transformer.embedding.device
+        return self.transformer.device
 
     @property
     def dtype(self) -> torch.dtype:

@@ -1,5 +1,7 @@
 """Large matrices stay in their file, and what is computed with them stays the same."""
 
+import gc
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -10,6 +12,8 @@ import torch
 from kogpt.adapters import TARGETS, LoRAConfig, load_adapters, write_adapter
 from kogpt.box import BOX
 from kogpt.checkpoint import ConversionOptions, convert, load_model
+from kogpt.checkpoint.safetensors_file import StoredRows
+from kogpt.errors import InputRefusedError
 from kogpt.fast import FastKoGPT, load_fast
 from kogpt.kernels import extension_available
 from kogpt.model import KVCache
@@ -28,11 +32,10 @@ def mapping(monkeypatch):
 
 
 def files_of(fast: FastKoGPT) -> list[str | None]:
-    """The file of each matrix: of the embedding, the blocks in order, and the head."""
+    """The file of each matrix: of the blocks in order, and the head."""
     blocks = fast.transformer.blocks
     products = [each for b in blocks for part in (b.enter, b.leave) for each in part.linears]
-    matrices = [fast.transformer.embedding]
-    matrices += [each.weight.values for each in (*products, fast.lm_head)]
+    matrices = [each.weight.values for each in (*products, fast.lm_head)]
     ranges = []
     for line in Path("/proc/self/maps").read_text().splitlines():
         addresses, *_, path = line.split(maxsplit=5)
@@ -74,10 +77,10 @@ def test_every_format_computes_the_same_where_it_lies(box, name, monkeypatch):
     if name.startswith("int") or KEEPS_16_BITS:
         assert all(len(b.enter.linears) == 4 and len(b.leave.linears) == 2 for b in blocks)
         files = files_of(mapped)
-        assert len(files) == 2 + 6 * len(blocks)
+        assert len(files) == 1 + 6 * len(blocks)
         is_here = [path is not None and path.startswith(str(folder)) for path in files]
-        # Embedding and head are float16, which is kept where there are kernels for it.
-        assert all(is_here[1:-1]) and is_here[0] == KEEPS_16_BITS
+        assert all(is_here[:-1])  # the head is float16, which is kept where there are kernels
+        assert isinstance(mapped.transformer.embedding, StoredRows)
     if KEEPS_16_BITS:
         for fast in (copied, mapped):
             assert fast.transformer.has_chain == ("zero points" not in name)
@@ -133,9 +136,49 @@ def test_to_write_to_a_weight_is_to_write_to_a_copy(mapping, single):
     (path,) = single.glob("*.safetensors")
     before = path.read_bytes()
     fast = load_fast(single)
-    fast.transformer.embedding.zero_()
-    assert not load_fast(single).transformer.embedding.equal(fast.transformer.embedding)
+    weight = fast.lm_head.weight.values
+    weight.zero_()
+    assert load_fast(single).lm_head.weight.values.count_nonzero()
     assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("dtype", [None, torch.float32, torch.bfloat16])
+def test_embeddings_are_looked_up_in_the_file(mapping, box, dtype):
+    """In whatever dtype they are wanted: few rows are converted, not the table."""
+    fast, plain = load_fast(box("float16"), dtype), load_model(box("float16"), dtype)
+    assert isinstance(fast.transformer.embedding, StoredRows)
+    ids = torch.tensor([[0, 7999, 5], [5, 5, 0]])
+    found = fast.transformer.look_up(ids)
+    assert found.equal(plain.transformer.wte(ids).to(found.dtype))
+    assert fast.transformer.look_up(ids[:, :0]).shape == (2, 0, fast.config.n_embd)
+
+
+@pytest.mark.parametrize("place", [-1, 8000])
+def test_a_token_that_there_is_not_is_refused(mapping, box, place):
+    with pytest.raises(IndexError, match=f"transformer.wte.weight has 8000 rows, none is {place}"):
+        load_fast(box("bfloat16"))(torch.tensor([[5, place]]))
+
+
+def test_a_file_that_became_shorter_is_refused_by_name(mapping, single, tmp_path):
+    shutil.copytree(single, tmp_path / "model")
+    (path,) = (tmp_path / "model").glob("*.safetensors")
+    rows = load_fast(path).transformer.embedding
+    os.truncate(path, 8 << 10)
+    with pytest.raises(InputRefusedError, match="transformer.wte.weight ends early"):
+        rows(torch.tensor([7999]))
+
+
+def test_files_are_closed_with_the_model(mapping, single):
+    def held() -> int:
+        gc.collect()
+        links = [link for link in Path("/proc/self/fd").iterdir() if link.exists()]
+        return sum(os.readlink(link).endswith(".safetensors") for link in links)
+
+    before = held()
+    fast = load_fast(single)
+    assert held() == before + 2  # the mapping has one as well
+    del fast
+    assert held() == before
 
 
 @pytest.mark.parametrize("name", ["bfloat16", "int8", "int4 with zero points"])
@@ -144,7 +187,7 @@ def test_updates_change_copies_of_floats_and_lie_beside_integers(mapping, box, n
     trained_lora(model, LoRAConfig(targets=TARGETS, rank=4, alpha=0.4), seed=4)
     write_adapter(tmp_path / "lora", model)
     fast = load_fast(box(name), adapters=tmp_path / "lora")
-    for path in files_of(fast)[1:-1]:
+    for path in files_of(fast)[:-1]:
         assert (path is not None) == name.startswith("int")
     plain = load_model(box(name), torch.float32)
     load_adapters(plain, tmp_path / "lora")
