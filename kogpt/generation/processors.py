@@ -16,7 +16,7 @@ from kogpt.generation.params import SamplingParams
 from kogpt.generation.vocabulary import BannedWords, Vocabulary
 
 BANNED = -math.inf
-SMALL = 1024  # tokens of a nucleus that are found sooner than all tokens are sorted
+SMALL = 1024  # tokens that are found sooner than all tokens are sorted
 
 
 class History(NamedTuple):
@@ -101,29 +101,7 @@ def top_p(logits: Tensor, p: float) -> Tensor:
 
     Source: Holtzman et al. (arXiv 1904.09751), section 3.1.
     """
-    if logits.device.type == "cpu" and (kept := _small_nucleus(logits, p)) is not None:
-        return kept
-    order = logits.argsort(dim=-1, descending=True, stable=True)
-    return _keep_mass(logits, order, p)
-
-
-def _small_nucleus(logits: Tensor, p: float) -> Tensor | None:
-    """What `top_p` gives where no row keeps more than SMALL tokens; None where one does.
-
-    It asks what values are, for which one would have to wait for a GPU.
-    """
-    largest, ids = logits.topk(min(SMALL, logits.size(-1)))  # (B, n), in their order
-    mass_before = _mass_before(logits, ids)
-    kept = mass_before < p
-    if kept[:, -1].any() and ids.size(-1) < logits.size(-1):
-        return None
-    count = kept.sum(-1, keepdim=True).clamp(min=1)  # 0 of what is no number
-    smallest = largest.gather(-1, count - 1)
-    # Of those as probable as the last one, lower ids go first: `topk` promises no order.
-    equal = logits == smallest
-    room = count - (largest > smallest).sum(-1, keepdim=True)
-    dropped = (logits < smallest) | (equal & (equal.cumsum(-1) > room))
-    return logits.masked_fill(dropped, BANNED)
+    return _keep_mass(logits, logits, p)
 
 
 def min_p(logits: Tensor, p: float) -> Tensor:
@@ -144,13 +122,38 @@ def typical_p(logits: Tensor, p: float) -> Tensor:
     logprobs = logits.log_softmax(-1)
     entropy = torch.special.entr(logprobs.exp()).sum(-1, keepdim=True)
     surprise = (-logprobs - entropy).abs()
-    return _keep_mass(logits, surprise.argsort(dim=-1, stable=True), p)
+    return _keep_mass(logits, -surprise, p)
 
 
-def _keep_mass(logits: Tensor, order: Tensor, p: float) -> Tensor:
-    """Keeps the tokens that come first in `order` (B, V) until their mass reaches p."""
+def _keep_mass(logits: Tensor, rank: Tensor, p: float) -> Tensor:
+    """Keeps the fewest tokens, those of highest rank (B, V) first, whose mass reaches p.
+
+    Of tokens of the same rank, those with lower ids go first.
+    """
+    if logits.device.type == "cpu" and (kept := _keep_few(logits, rank, p)) is not None:
+        return kept
+    order = rank.argsort(dim=-1, descending=True, stable=True)
     late = _mass_before(logits, order) >= p
     dropped = torch.empty_like(order, dtype=torch.bool).scatter_(-1, order, late)
+    return logits.masked_fill(dropped, BANNED)
+
+
+def _keep_few(logits: Tensor, rank: Tensor, p: float) -> Tensor | None:
+    """What `_keep_mass` gives where no row keeps more than SMALL tokens; None where one does.
+
+    It asks what values are, for which one would have to wait for a GPU.
+    """
+    ids = rank.topk(min(SMALL, rank.size(-1))).indices.sort(dim=-1).values  # (B, n)
+    ranks, order = rank.gather(-1, ids).sort(dim=-1, descending=True, stable=True)
+    kept = _mass_before(logits, ids.gather(-1, order)) < p
+    count = kept.sum(-1, keepdim=True).clamp(min=1)  # 0 of what is no number
+    lowest = ranks.gather(-1, count - 1)
+    # Of tokens ranked as the last of these, `topk` takes any.
+    if ids.size(-1) < rank.size(-1) and (lowest == ranks[:, -1:]).any():
+        return None
+    equal = rank == lowest
+    room = count - (ranks > lowest).sum(-1, keepdim=True)
+    dropped = (rank < lowest) | (equal & (equal.cumsum(-1) > room))
     return logits.masked_fill(dropped, BANNED)
 
 

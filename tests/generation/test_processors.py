@@ -60,24 +60,51 @@ def test_top_p_is_that_of_transformers(p):
 
 @pytest.mark.parametrize("p", [1e-6, 0.1, 0.5, 0.9, 0.999])
 @pytest.mark.parametrize("step", [0.0, 0.01, 1.0])
-def test_a_small_nucleus_is_that_of_all_tokens_sorted(p, step, monkeypatch):
-    """With tokens that are equally probable, too: every `step`; and with few that are allowed."""
-    found = set()
+@pytest.mark.parametrize("warp", [processors.top_p, processors.typical_p])
+def test_few_tokens_are_those_of_all_sorted(p, step, warp, monkeypatch):
+    """With tokens of the same rank, too: every `step`; and with few that are allowed."""
+    ranks, found = [], set()
+
+    def keep_few(logits, rank, p):
+        ranks.append(rank)
+        kept = few(logits, rank, p)
+        found.add(kept is None)
+        return kept
+
+    few = processors._keep_few
     for seed in range(ROUNDS):
         logits = random_logits(seed)
         if step:
             logits = (logits / step).round() * step
         logits[1, seed % V :: 2] = logits[2, 1:] = -math.inf
-        order = logits.argsort(dim=-1, descending=True, stable=True)
-        whole = processors._keep_mass(logits, order, p)
+        with monkeypatch.context() as patch:
+            patch.setattr(processors, "_keep_few", lambda *_: None)
+            whole = warp(logits, p)
+        monkeypatch.setattr(processors, "_keep_few", keep_few)
         for small in (1, 5, 40, V):
             monkeypatch.setattr(processors, "SMALL", small)
-            kept = processors._small_nucleus(logits, p)
+            assert warp(logits, p).equal(whole)
+        rank = ranks[-1]
+        last = rank.where(whole.isfinite(), math.inf).amin(-1, keepdim=True)
+        monkeypatch.setattr(processors, "SMALL", 1 + int((rank >= last).sum(-1).max()))
+        assert few(logits, rank, p) is not None
+    assert found == {False, True}
+
+
+@pytest.mark.parametrize("p", [0.01, 0.2, 0.5, 0.9])
+def test_of_tokens_of_the_same_rank_those_with_lower_ids_go_first(p, monkeypatch):
+    """However probable: one above the entropy can be as typical as another below."""
+    found = set()
+    for seed in range(ROUNDS):
+        logits, rank = random_logits(seed), random_ids(seed, V).float()
+        order = rank.argsort(dim=-1, descending=True, stable=True)
+        mass_before = processors._mass_before(logits, order)
+        for small in (5, V // 4, V // 2, V):
+            monkeypatch.setattr(processors, "SMALL", small)
+            kept = processors._keep_few(logits, rank, p)
             found.add(kept is None)
-            assert kept is None or kept.equal(whole)
-            fits = whole.isfinite().sum(-1).max() < small
-            assert kept is not None or not (fits or small == V)
-            assert processors.top_p(logits, p).equal(whole)
+            if kept is not None:
+                assert kept.isfinite().gather(-1, order).equal(mass_before < p)
     assert found == {False, True}
 
 
