@@ -2,9 +2,9 @@
 
 GPT-J's parallel residual lets a block be two products: q, k, v and fc_in read the same normed input
 and are one matrix, out_proj and fc_out add into the same sum and are another. Weights stay as they
-are stored, in 16, 8 or 4 bits; on a CPU large ones also where they are stored, in the file, and
-then each is a product of its own. The model to read, and the oracle of this one, is
-`kogpt/model/transformer.py`; both are called in the same way.
+are stored, in 16, 8 or 4 bits; on a CPU large ones also where they are stored, in the file, each on
+its own, and those that enter together are one product in a chain alone. The model to read, and the
+oracle of this one, is `kogpt/model/transformer.py`; both are called in the same way.
 
 Dimension key as there: `B` batch, `T` new tokens, `S` cached + new tokens, `H` heads, `D` head dim,
 `C` n_embd, `F` inner dim, `V` vocabulary.
@@ -26,6 +26,7 @@ from kogpt.kernels import (
     linear,
     step_attention,
     step_linear,
+    step_linears,
     step_norm,
     step_obstacle,
 )
@@ -122,12 +123,13 @@ class Enter(NamedTuple):
 
     def chained(self, x: Tensor) -> Sequence[Tensor]:
         """The same of rows (M, C), and of the last GELU, by the ops of a chain."""
-        *others, last = self.linears
-        if not others:
-            y = step_linear(x, *last[:2], gelu_from=sum(self.widths[:-1]))
-            return y.split_with_sizes(self.widths, dim=-1)
-        hidden = step_linear(x, *last[:2], gelu_from=0)
-        return [*(step_linear(x, *each[:2]) for each in others), hidden]
+        last, start = self.linears[-1], sum(self.widths[:-1])
+        if len(self.linears) == 1:
+            y = step_linear(x, *last[:2], gelu_from=start)
+        else:
+            weights = [each.weight for each in self.linears]
+            y = step_linears(x, weights, last.bias, gelu_from=start)
+        return y.split_with_sizes(self.widths, dim=-1)
 
 
 class Leave(NamedTuple):
@@ -213,6 +215,8 @@ class FastBlock:
         """Whether there are kernels for a chain on rows (B T, C)."""
         linears = (*self.enter.linears, *self.leave.linears)
         if any(each.update is not None for each in linears):
+            return False
+        if len({each.weight.format for each in self.enter.linears}) > 1:
             return False
         return step_obstacle(x, *(each.weight for each in linears)) is None
 

@@ -5,7 +5,13 @@ from kogpt.kernels.decode import DecodeStep, decode_attention
 from kogpt.kernels.extension import extension_available
 from kogpt.kernels.frozen import FrozenLinear
 from kogpt.kernels.linear import Weight, linear
-from kogpt.kernels.step import step_attention, step_linear, step_norm, step_obstacle
+from kogpt.kernels.step import (
+    step_attention,
+    step_linear,
+    step_linears,
+    step_norm,
+    step_obstacle,
+)
 
 __all__ = [
     "DecodeStep",
@@ -18,6 +24,7 @@ __all__ = [
     "linear",
     "step_attention",
     "step_linear",
+    "step_linears",
     "step_norm",
     "step_obstacle",
 ]

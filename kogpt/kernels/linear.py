@@ -58,6 +58,12 @@ class Weight(NamedTuple):
         """Inputs that share a scale; all of them where there is none."""
         return self.shape[1] // (1 if self.scale is None else self.scale.size(1))
 
+    @property
+    def format(self) -> tuple[torch.dtype, torch.dtype | None, int]:
+        """What matrices have in common that a kernel can take as one: dtypes and group size."""
+        scale = None if self.scale is None else self.scale.dtype
+        return self.values.dtype, scale, self.group_size
+
     def rows(self, rows: slice) -> "Weight":
         """Some of the outputs."""
         scale, offset = (part if part is None else part[rows] for part in self[1:])

@@ -18,6 +18,7 @@ Dimension key: `B` batch, `T` new tokens, `M` rows, all of their tokens; `N` out
 `C` elements of a row; `H` heads, `D` head dim.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -82,6 +83,25 @@ def step_linear(
     )
 
 
+def step_linears(
+    x: Tensor, weights: Sequence[Weight], bias: Tensor | None, *, gelu_from: int
+) -> Tensor:
+    """`step_linear` of matrices that read the same input, as if they lay one under the other.
+
+    Args:
+        x: (M, K), M <= 8; rows may lie apart.
+        weights: (N1, K), (N2, K), ..., all in the same format.
+        bias: of the last.
+        gelu_from: first of all outputs that goes through GELU.
+
+    Returns:
+        (M, N1 + N2 + ...).
+    """
+    values, scales, _ = zip(*weights, strict=True)
+    given = [scale for scale in scales if scale is not None]
+    return torch.ops.kogpt.step_linears(x, values, given, bias, gelu_from)
+
+
 def step_attention(step: DecodeStep, ready: Tensor) -> Tensor:
     """`decode_attention` whose result takes the place of the new values.
 
@@ -113,6 +133,24 @@ def step_linear_reference(
     return y if residual is None else residual + y
 
 
+def step_linears_reference(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    scales: Sequence[Tensor],
+    bias: Tensor | None,
+    gelu_from: int,
+) -> Tensor:
+    """The definition of `step_linears`, in plain operations."""
+    parts = [
+        linear_reference(x, weight, scales[i] if scales else None, None)
+        for i, weight in enumerate(weights)
+    ]
+    if bias is not None:
+        parts[-1] = parts[-1] + bias
+    y = torch.cat(parts, dim=1)
+    return torch.cat((y[:, :gelu_from], F.gelu(y[:, gelu_from:], approximate="tanh")), dim=1)
+
+
 torch.library.define(
     "kogpt::step_norm", "(Tensor x, Tensor weight, Tensor bias, float eps) -> Tensor"
 )
@@ -122,11 +160,16 @@ torch.library.define(
     " int late, Tensor? ready) -> Tensor",
 )
 torch.library.define(
+    "kogpt::step_linears",
+    "(Tensor x, Tensor[] weights, Tensor[] scales, Tensor? bias, int gelu_from) -> Tensor",
+)
+torch.library.define(
     "kogpt::step_attention",
     "(Tensor q, Tensor k, Tensor(d!) v, Tensor(a!) keys, Tensor(b!) values, Tensor lengths,"
     " Tensor cos, Tensor sin, Tensor? starts, Tensor(c!) counters, Tensor(e!) ready) -> ()",
 )
 torch.library.impl("kogpt::step_linear", "default", step_linear_reference)
+torch.library.impl("kogpt::step_linears", "default", step_linears_reference)
 
 
 @torch.library.impl("kogpt::step_norm", "default")
@@ -149,6 +192,11 @@ def _norm_shape(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
 @torch.library.register_fake("kogpt::step_linear")
 def _product_shape(x: Tensor, weight: Tensor, *others: Any) -> Tensor:
     return x.new_empty(x.size(0), weight.size(0))
+
+
+@torch.library.register_fake("kogpt::step_linears")
+def _products_shape(x: Tensor, weights: Sequence[Tensor], *others: Any) -> Tensor:
+    return x.new_empty(x.size(0), sum(weight.size(0) for weight in weights))
 
 
 @torch.library.register_fake("kogpt::step_attention")

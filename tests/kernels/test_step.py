@@ -9,6 +9,7 @@ from kogpt.kernels import (
     decode_attention,
     step_attention,
     step_linear,
+    step_linears,
     step_norm,
     step_obstacle,
 )
@@ -47,6 +48,26 @@ def test_rows_of_a_product_may_lie_apart(dtype):
     assert step_linear(x, weight, residual=residual).equal(out)
 
 
+HEIGHTS = [96, 64, 1, 130]  # within a panel, to its end, and more than one
+
+
+@on_every_dtype
+@pytest.mark.parametrize("format", [torch.float16, 8, 4])
+@pytest.mark.parametrize("M", [1, 2, 8])
+def test_weights_that_lie_apart_are_as_one(M, format, dtype):
+    x = random_rows(M, 512, dtype)[:, 256:]
+    parts = [random_weight(format, N, 256) for N in HEIGHTS]
+    bias = torch.linspace(-1, 1, HEIGHTS[-1]).to(dtype)
+    y = step_linears(x, parts, bias, gelu_from=sum(HEIGHTS[:-1]) + 7)
+    *others, last = y.split(HEIGHTS, dim=1)
+    for part, weight in zip(others, parts, strict=False):
+        assert part.equal(step_linear(x, weight))
+    assert last.equal(step_linear(x, parts[-1], bias, gelu_from=7))
+    assert step_linears(x, parts, None, gelu_from=0)[:, :96].equal(
+        step_linear(x, parts[0], gelu_from=0)
+    )
+
+
 @on_every_dtype
 def test_attention_takes_the_place_of_the_values(dtype):
     step = attention_step(dtype)
@@ -64,6 +85,8 @@ def test_the_ops_pass_opcheck(dtype):
     weight, bias = random_weight(8, 96, 256), residual[0].clone()
     given = (x, weight.values, weight.scale, bias, 40, residual, 0, None)
     torch.library.opcheck(torch.ops.kogpt.step_linear.default, given)
+    several = ([weight.values] * 2, [weight.scale] * 2, bias, 40)
+    torch.library.opcheck(torch.ops.kogpt.step_linears.default, (x, *several))
     torch.library.opcheck(torch.ops.kogpt.step_norm.default, (x, x[0].clone(), x[1].clone(), 1e-5))
     ready = torch.zeros(1, dtype=torch.int32)
     step = attention_step(dtype)
@@ -86,6 +109,12 @@ def test_sizes_that_do_not_fit_are_refused():
         step_linear(x, weight)
     with pytest.raises(RuntimeError, match="bias of another size"):
         step_linear(x[:1], weight, x[0, :95])
+    with pytest.raises(RuntimeError, match="9 rows"):
+        step_linears(x, [weight, weight], None, gelu_from=0)
+    with pytest.raises(RuntimeError, match="weights of other formats"):
+        step_linears(x[:1], [weight, random_weight(4, 96, 256, 128)], None, gelu_from=0)
+    with pytest.raises(RuntimeError, match="scales go with integers"):
+        step_linears(x[:1], [weight, Weight(weight.values)], None, gelu_from=0)
     for residual in (x[:1, :95], x[:2, :96]):
         with pytest.raises(RuntimeError, match="residual of another size"):
             step_linear(x[:1], weight, residual=residual)

@@ -16,6 +16,7 @@
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 #include "cpu.h"
 
@@ -97,49 +98,89 @@ void check(const LinearParams& p, int64_t width, const std::optional<Tensor>& sc
           " groups of ", p.K, " inputs");
 }
 
-// `gelu_from` is N for none.
-Tensor product(const Tensor& x_given, const Tensor& weight_given,
-               const std::optional<Tensor>& scale_given, const std::optional<Tensor>& bias_given,
-               const std::optional<Tensor>& offset_given, int64_t gelu_from,
-               const std::optional<Tensor>& residual_given) {
-  const Tensor x = plain(x_given), weight = plain(weight_given);
-  const std::optional<Tensor> scale = plain(scale_given), bias = plain(bias_given);
-  const std::optional<Tensor> offset = plain(offset_given), residual = plain(residual_given);
-  const int64_t M = x.size(0), K = x.size(1), N = weight.size(0);
-  const std::array<int64_t, 2> shape = {M, N};
-  const Tensor y = torch::stable::new_empty(x, {shape.data(), shape.size()});
+// A linear layer as it is given.
+struct Layer {
+  Tensor weight;
+  std::optional<Tensor> scale, bias, offset;
+};
 
+// Describes a layer on its own.
+LinearParams describe(const Tensor& x, const Layer& layer) {
   LinearParams params = {};
   params.x = array(x);
-  params.weight = array(weight);
-  params.scale = array(scale);
-  params.offset = array(offset);
-  params.bias = array(bias);
-  params.residual = array(residual);
-  params.gelu_from = gelu_from;
-  params.y = y.data_ptr();
-  params.M = M;
-  params.N = N;
-  params.K = K;
-  params.G = scale ? scale->size(1) : 1;
-  const int64_t width =
-      params.weight.element == Element::kInt4 ? 8 * weight.size(1) : weight.size(1);
-  check(params, width, scale, bias, offset);
+  params.weight = array(layer.weight);
+  params.scale = array(layer.scale);
+  params.offset = array(layer.offset);
+  params.bias = array(layer.bias);
+  params.M = x.size(0);
+  params.N = layer.weight.size(0);
+  params.K = x.size(1);
+  params.G = layer.scale ? layer.scale->size(1) : 1;
+  const bool packed = params.weight.element == Element::kInt4;
+  check(params, (packed ? 8 : 1) * layer.weight.size(1), layer.scale, layer.bias, layer.offset);
+  return params;
+}
 
-  const Scratch scratch(linear_scratch(params));
-  params.scratch = scratch.data();
+// Where an array would begin if there were so many numbers before it.
+Array moved(const Array& array, int64_t numbers) {
+  if (!array.data) return array;
+  const int64_t bits = element_bits(array.element);
+  const auto address = reinterpret_cast<uintptr_t>(array.data) - numbers * bits / 8;
+  return {reinterpret_cast<const void*>(address), array.element};
+}
+
+// Layers of the same input and format, their outputs one after the other in one row. `gelu_from`
+// is the number of all outputs for none.
+Tensor product(const Tensor& x_given, const std::vector<Layer>& layers, int64_t gelu_from,
+               const std::optional<Tensor>& residual_given) {
+  const Tensor x = plain(x_given);
+  const std::optional<Tensor> residual = plain(residual_given);
+  std::vector<Layer> held;
+  std::vector<LinearParams> parts;
+  int64_t N = 0;
+  for (const Layer& layer : layers) {
+    held.push_back(
+        {plain(layer.weight), plain(layer.scale), plain(layer.bias), plain(layer.offset)});
+    parts.push_back(describe(x, held.back()));
+    N += parts.back().N;
+  }
+  const int64_t M = x.size(0), K = x.size(1);
+  const std::array<int64_t, 2> shape = {M, N};
+  const Tensor y = torch::stable::new_empty(x, {shape.data(), shape.size()});
+  const Scratch scratch(linear_scratch(parts[0]));
+  // Each part is described as if its outputs lay where they do in the row.
+  std::vector<int64_t> ends;
+  for (LinearParams& part : parts) {
+    const int64_t start = ends.empty() ? 0 : ends.back();
+    ends.push_back(start + part.N);
+    require(part.weight.element == parts[0].weight.element && part.G == parts[0].G,
+            "kogpt::step_linears: weights of other formats");
+    part.weight = moved(part.weight, start * K);
+    part.scale = moved(part.scale, start * part.G);
+    part.offset = moved(part.offset, start * part.G);
+    part.bias = moved(part.bias, start);
+    part.residual = array(residual);
+    part.gelu_from = gelu_from;
+    part.y = y.data_ptr();
+    part.N = N;
+    part.scratch = scratch.data();
+  }
 
   const Kernels& chosen = kernels(best_isa());
   torch::stable::parallel_for(0, M, kGrain / K + 1, [&](int64_t first, int64_t last) {
-    chosen.linear_prepare(params, first, last);
+    chosen.linear_prepare(parts[0], first, last);
   });
   const int64_t grain = std::max<int64_t>(1, kGrain / std::max<int64_t>(1, M * K));
   // Threads take a panel at a time: one that is held up does not keep the others waiting.
   std::atomic<int64_t> taken = 0;
   torch::stable::parallel_for(0, N, grain, [&](int64_t, int64_t) {
-    const Scratch part(linear_part(params));
+    const Scratch own(linear_part(parts[0]));
     for (int64_t first; (first = taken.fetch_add(kPanel)) < N;) {
-      chosen.linear(params, first, std::min(first + kPanel, N), part.data());
+      const int64_t last = std::min(first + kPanel, N);
+      for (size_t i = 0; i < parts.size(); ++i) {
+        const int64_t from = std::max(first, i ? ends[i - 1] : 0), to = std::min(last, ends[i]);
+        if (from < to) chosen.linear(parts[i], from, to, own.data());
+      }
     }
   });
   return y;
@@ -147,7 +188,7 @@ Tensor product(const Tensor& x_given, const Tensor& weight_given,
 
 Tensor linear(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& scale,
               const std::optional<Tensor>& bias, const std::optional<Tensor>& offset) {
-  return product(x, weight, scale, bias, offset, weight.size(0), std::nullopt);
+  return product(x, {{weight, scale, bias, offset}}, weight.size(0), std::nullopt);
 }
 
 // What is late on a GPU is there on a CPU, where one op ends before the next begins.
@@ -159,7 +200,22 @@ Tensor step_linear(const Tensor& x, const Tensor& weight, const std::optional<Te
   require(M <= kFewRows, "kogpt::step_linear: ", M, " rows");
   require(!residual || (residual->dim() == 2 && residual->size(0) == M && residual->size(1) == N),
           "kogpt::step_linear: residual of another size");
-  return product(x, weight, scale, bias, std::nullopt, gelu_from, residual);
+  return product(x, {{weight, scale, bias, std::nullopt}}, gelu_from, residual);
+}
+
+Tensor step_linears(const Tensor& x, const std::vector<Tensor>& weights,
+                    const std::vector<Tensor>& scales, const std::optional<Tensor>& bias,
+                    int64_t gelu_from) {
+  require(x.size(0) <= kFewRows, "kogpt::step_linears: ", x.size(0), " rows");
+  require(!weights.empty() && (scales.empty() || scales.size() == weights.size()),
+          "kogpt::step_linears: scales go with integers");
+  std::vector<Layer> layers;
+  for (size_t i = 0; i < weights.size(); ++i) {
+    layers.push_back({weights[i], std::nullopt, std::nullopt, std::nullopt});
+    if (!scales.empty()) layers[i].scale = scales[i];
+  }
+  layers.back().bias = bias;
+  return product(x, layers, gelu_from, std::nullopt);
 }
 
 Tensor step_norm(const Tensor& x_given, const Tensor& weight_given, const Tensor& bias_given,
@@ -250,5 +306,6 @@ STABLE_TORCH_LIBRARY_IMPL(kogpt, CPU, library) {
   library.impl("decode_attention", TORCH_BOX(&kogpt::cpu::decode));
   library.impl("step_attention", TORCH_BOX(&kogpt::cpu::step_attention));
   library.impl("step_linear", TORCH_BOX(&kogpt::cpu::step_linear));
+  library.impl("step_linears", TORCH_BOX(&kogpt::cpu::step_linears));
   library.impl("step_norm", TORCH_BOX(&kogpt::cpu::step_norm));
 }
