@@ -18,31 +18,18 @@ namespace {
 int64_t g_offset = 0;
 std::mt19937 g_random;
 
-int64_t bits(Element element) {
-  switch (element) {
-    case Element::kFloat32:
-      return 32;
-    case Element::kInt8:
-      return 8;
-    case Element::kInt4:
-      return 4;
-    default:
-      return 16;
-  }
-}
-
 // Memory for so many numbers and not a byte more.
 class Block {
  public:
   Block(int64_t count, Element element) {
-    const int64_t unit = element == Element::kInt4 ? 4 : bits(element) / 8;
-    const int64_t size = count * bits(element) / 8;
+    const int64_t unit = element == Element::kInt4 ? 4 : element_bits(element) / 8;
+    const int64_t size = count * element_bits(element) / 8;
     all_.reset(static_cast<char*>(std::malloc(size + g_offset * unit)));
     data = all_.get() + g_offset * unit;
     // Small numbers in every format: 0.5 to 1 as floats, anything as integers.
     char* bytes = static_cast<char*>(data);
     for (int64_t i = 0; i < size; ++i) bytes[i] = static_cast<char>(g_random());
-    const int64_t high = bits(element) / 8;
+    const int64_t high = element_bits(element) / 8;
     if (element == Element::kFloat32 || element == Element::kBFloat16) {
       for (int64_t i = 0; i < count; ++i) bytes[i * high + high - 1] = 0x3f;
     } else if (element == Element::kFloat16) {
@@ -71,7 +58,7 @@ void linear(Isa isa, Element x_element, Element weight_element, int64_t M, int64
   Block x(M * K, x_element), weight(N * K, weight_element), scale(N * G, scale_element);
   Block offset(N * G, scale_element), bias(N, bias_element), y(M * N, x_element);
   Block residual(M * N, x_element);
-  const bool integers = bits(weight_element) < 16;
+  const bool integers = element_bits(weight_element) < 16;
   LinearParams params = {};
   params.x = {x.data, x_element};
   params.weight = {weight.data, weight_element};
