@@ -141,14 +141,10 @@ def step_linears_reference(
     gelu_from: int,
 ) -> Tensor:
     """The definition of `step_linears`, in plain operations."""
-    parts = [
-        linear_reference(x, weight, scales[i] if scales else None, None)
-        for i, weight in enumerate(weights)
-    ]
+    whole, scale = torch.cat(list(weights)), torch.cat(list(scales)) if scales else None
     if bias is not None:
-        parts[-1] = parts[-1] + bias
-    y = torch.cat(parts, dim=1)
-    return torch.cat((y[:, :gelu_from], F.gelu(y[:, gelu_from:], approximate="tanh")), dim=1)
+        bias = F.pad(bias, (len(whole) - len(bias), 0))
+    return step_linear_reference(x, whole, scale, bias, gelu_from, None)
 
 
 torch.library.define(

@@ -14,6 +14,7 @@ from kogpt.kernels import (
     step_obstacle,
 )
 from kogpt.kernels.extension import load
+from kogpt.kernels.step import step_linear_reference, step_linears_reference
 from kogpt.kernels.targets import Cpu
 from kogpt.model.rotary import RotaryEmbedding
 
@@ -66,6 +67,19 @@ def test_weights_that_lie_apart_are_as_one(M, format, dtype):
     assert step_linears(x, parts, None, gelu_from=0)[:, :96].equal(
         step_linear(x, parts[0], gelu_from=0)
     )
+
+
+@pytest.mark.parametrize("format", [torch.float16, 8, 4])
+def test_the_definition_of_weights_that_lie_apart(format):
+    """In float64, to its rounding."""
+    x, bias = random_rows(2, 256, torch.float64), torch.linspace(-1, 1, HEIGHTS[-1]).double()
+    values, scales, _ = zip(*(random_weight(format, N, 256) for N in HEIGHTS), strict=True)
+    given = [] if format == torch.float16 else scales
+    y = step_linears_reference(x, values, given, bias, sum(HEIGHTS[:-1]) + 7)
+    for i, part in enumerate(y.split(HEIGHTS, dim=1)):
+        last = i == len(HEIGHTS) - 1
+        alone = x, values[i], scales[i], bias if last else None, 7 if last else HEIGHTS[i], None
+        torch.testing.assert_close(part, step_linear_reference(*alone))
 
 
 @on_every_dtype
