@@ -10,6 +10,7 @@
 typedef long long __m128i __attribute__((vector_size(16), may_alias));
 typedef long long __m256i __attribute__((vector_size(32), may_alias));
 typedef long long __m512i __attribute__((vector_size(64), may_alias));
+typedef float __m128 __attribute__((vector_size(16), may_alias));
 typedef float __m512 __attribute__((vector_size(64), may_alias));
 typedef int32_t __v16si __attribute__((vector_size(64)));
 typedef int8_t __v64qi __attribute__((vector_size(64)));
@@ -52,6 +53,7 @@ __m512i _mm512_loadu_si512(const void* at) { return load<__m512i>(at); }
 __m512 _mm512_loadu_ps(const void* at) { return load<__m512>(at); }
 void _mm512_storeu_si512(void* at, __m512i a) { std::memcpy(at, &a, sizeof a); }
 void _mm512_storeu_ps(void* at, __m512 a) { std::memcpy(at, &a, sizeof a); }
+void _mm_storeu_ps(float* at, __m128 a) { std::memcpy(at, &a, sizeof a); }
 __m512 _mm512_maskz_loadu_ps(__mmask16 mask, const void* at) {
   Lanes<float> some = {};
   for (int i = 0; i < 16; ++i) {
@@ -107,6 +109,9 @@ __m512i _mm512_inserti32x4(__m512i a, __m128i b, int part) {
   a[2 * part] = b[0], a[2 * part + 1] = b[1];
   return a;
 }
+__m128 _mm512_extractf32x4_ps(__m512 a, int part) {
+  return same_bits<Lanes<__m128>>(a).lanes[part];
+}
 
 // In each part of 128 bits, the numbers of `a` and of `b` in turn, from the `first`-th on.
 template <class Number>
@@ -141,6 +146,12 @@ __m512 _mm512_cvtph_ps(__m256i a) {
   const auto halves = same_bits<Lanes<uint16_t, 32>>(a);
   for (int i = 0; i < 16; ++i) floats[i] = _cvtsh_ss(halves.lanes[i]);
   return floats;
+}
+__m512i _mm512_cvtepu16_epi32(__m256i a) {
+  __v16si words;
+  const auto numbers = same_bits<Lanes<uint16_t, 32>>(a);
+  for (int i = 0; i < 16; ++i) words[i] = numbers.lanes[i];
+  return same_bits<__m512i>(words);
 }
 __m512i _mm512_cvtepi8_epi16(__m256i a) {
   __v32hi words;

@@ -14,8 +14,8 @@
 // `Simd` has kLanes floats to a vector. `Words` holds 2 kLanes 16-bit integers or twice as many
 // bytes, `Sums` kLanes 32-bit integers, `Floats` kLanes floats. `Nibbles` holds what products of
 // 4-bit weights and bytes come to over kNibbleVectors vectors at least. kStreams are the outputs of
-// a tile of integers and one row, and kAhead the bytes that each stream is asked for ahead: what
-// such processors read fastest with.
+// a tile of integers and one row, kFloatStreams those of floats, and kAhead the bytes that each
+// stream is asked for ahead: what such processors read fastest with.
 #pragma once
 
 #include <algorithm>
@@ -51,12 +51,12 @@ struct Linear {
 
   // One row of x as the kernel reads it.
   struct Row {
-    float* wide;     // K floats
-    int16_t* q;      // weights of 8 bits: K integers
-    int8_t* bytes;   // weights of 4 bits, in the place of q: K, ordered as the weights' vectors are
-    Nibbles* start;  // weights of 4 bits, after these: what the products of each step are added to
-    float* unit;     // integer weights: what the integers count, for each grain
-    float* sum;      // and with offsets, minus what all integers of a grain come to, each grain
+    float* wide;    // K floats
+    int16_t* q;     // weights of 8 bits: K integers
+    int8_t* bytes;  // weights of 4 bits, in the place of q: K, ordered as the weights' vectors are
+    float* unit;    // integer weights: what the integers count, for each grain
+    float* start;   // weights of 4 bits: what sums of products begin with, for each grain
+    float* sum;     // with offsets: minus what all integers of a grain come to, each grain
   };
 
   static Row row(const LinearParams& params, int64_t m) {
@@ -66,9 +66,9 @@ struct Linear {
     row.wide = reinterpret_cast<float*>(bytes);
     row.q = reinterpret_cast<int16_t*>(bytes + 4 * K);
     row.bytes = reinterpret_cast<int8_t*>(bytes + 4 * K);
-    row.start = reinterpret_cast<Nibbles*>(bytes + 5 * K);
     row.unit = reinterpret_cast<float*>(bytes + 6 * K);
-    row.sum = row.unit + K / kGroup;
+    row.start = row.unit + K / kGroup;
+    row.sum = row.start + K / kGroup;
     return row;
   }
 
@@ -83,7 +83,6 @@ struct Linear {
         round(p, to, to.bytes);
         // A byte has two weights: one vector gets the first of each, the next one the second.
         for (int64_t k = 0; k < p.K; k += kPacked) split_pairs<kPacked>(to.bytes + k);
-        fill_start(p, to);
       } else if (p.weight.element == Element::kBFloat16) {
         // So has a 32-bit word.
         for (int64_t k = 0; k < p.K; k += 2 * kLanes) split_pairs<2 * kLanes>(to.wide + k);
@@ -102,29 +101,18 @@ struct Linear {
   template <class Integer>
   static void round(const LinearParams& p, const Row& to, Integer* q) {
     const int64_t inputs = grain(p);
+    // Vectors read beyond the last.
+    for (float* each : {to.unit, to.start, to.sum}) std::fill_n(each + p.K / inputs, kLanes, 0.0f);
     for (int64_t first = 0; first < p.K; first += kBlock) {
       const float unit = Rounding::quantize(to.wide + first, kBlock, q + first);
       for (int64_t k = first; k < first + kBlock; k += inputs) {
         to.unit[k / inputs] = unit;
-        if (!p.offset.data) continue;
+        if (one_scale(p)) continue;
         int32_t sum = 0;
         for (int64_t i = k; i < k + inputs; ++i) sum += q[i];
+        to.start[k / inputs] = static_cast<float>(-8 * sum);  // 4-bit weights are stored as q + 8
         to.sum[k / inputs] = -unit * static_cast<float>(sum);
       }
-    }
-    std::fill_n(to.sum + p.K / inputs, kLanes, 0.0f);  // read by the vector
-  }
-
-  // 4-bit weights are stored as q + 8: sums of their products begin with -8 for every weight.
-  static void fill_start(const LinearParams& p, const Row& to) {
-    const int64_t inputs = int4_step(grain(p));
-    for (int64_t k = 0; k < p.K; k += inputs) {
-      Nibbles eights = {};
-      for (int64_t i = k; i < k + inputs; i += kPacked / 2) {
-        eights =
-            Simd::dot_nibbles(eights, Simd::repeat_words(0x08080808), Simd::load(to.bytes + i));
-      }
-      to.start[k / inputs] = -eights;
     }
   }
 
@@ -137,8 +125,8 @@ struct Linear {
           case 1:
             if (params.scale.data) {
               rows<1, Simd::kStreams>(params, m, panel, end);
-            } else {  // twice as many, or sums would wait for those before them
-              rows<1, 2 * Simd::kStreams>(params, m, panel, end);
+            } else {
+              rows<1, Simd::kFloatStreams>(params, m, panel, end);
             }
             break;
           case 2:
@@ -156,6 +144,7 @@ struct Linear {
 
   template <int kRows, int kOutputs>
   struct Tile {
+    int64_t grain, group;  // inputs that count the same, and that share a scale
     Row x[kRows];
     int64_t output[kOutputs];
     const char* weight[kOutputs];
@@ -179,17 +168,28 @@ struct Linear {
   static void rows(const LinearParams& p, int64_t m, int64_t first, int64_t last) {
     using Totals = Floats[kRows][kOutputs];
     Totals totals[kPanel / kOutputs] = {};
+    Tile<kRows, kOutputs> tile;
+    tile.grain = grain(p);
+    tile.group = p.K / p.G;
+    for (int i = 0; i < kRows; ++i) tile.x[i] = row(p, m + i);
     const int64_t tiles = (last - first + kOutputs - 1) / kOutputs;
     const int64_t step = most_inputs(kRows, p.weight.element);
     for (int64_t k = 0; k < p.K; k += step) {
       const int64_t end = std::min(k + step, p.K);
       for (int64_t t = 0; t < tiles; ++t) {
-        multiply(p, tile_at<kRows, kOutputs>(p, m, first + t, tiles, last), k, end, totals[t]);
+        aim(p, first + t, tiles, last, tile);
+        multiply(p, tile, k, end, totals[t]);
       }
     }
     for (int i = 0; i < kRows; ++i) {
-      float y[kPanel];
-      for (int64_t n = 0; n < last - first; ++n) y[n] = Simd::sum(totals[n % tiles][i][n / tiles]);
+      float y[kPanel + 3];
+      for (int j = 0; j < kOutputs; ++j) {
+        // What a last four has too much, the next stream writes over.
+        for (int64_t t = 0; t < tiles; t += 4) {
+          const Totals* four = totals + t;
+          Simd::sums(four[0][i][j], four[1][i][j], four[2][i][j], four[3][i][j], y + j * tiles + t);
+        }
+      }
       finish(p, m + i, first, last, y);
     }
   }
@@ -197,6 +197,11 @@ struct Linear {
   // All that follows the products of one row with the outputs [first, last).
   static void finish(const LinearParams& p, int64_t m, int64_t first, int64_t last, float* y) {
     const int64_t count = last - first;
+    if (one_scale(p)) {
+      float scales[kPanel];
+      Numbers::widen(p.scale, first, count, scales);
+      for (int64_t n = 0; n < count; ++n) y[n] *= scales[n];
+    }
     add(p.bias, first, count, y);
     const int64_t plain = std::clamp(p.gelu_from, first, last) - first;
     Gelu<Simd>::apply(y + plain, count - plain);
@@ -211,16 +216,14 @@ struct Linear {
     for (int64_t n = 0; n < count; ++n) y[n] += more[n];
   }
 
+  // Turns a tile to the output n and those that lie so far apart.
   template <int kRows, int kOutputs>
-  static Tile<kRows, kOutputs> tile_at(const LinearParams& p, int64_t m, int64_t n, int64_t apart,
-                                       int64_t last) {
-    Tile<kRows, kOutputs> tile;
-    for (int i = 0; i < kRows; ++i) tile.x[i] = row(p, m + i);
+  static void aim(const LinearParams& p, int64_t n, int64_t apart, int64_t last,
+                  Tile<kRows, kOutputs>& tile) {
     for (int j = 0; j < kOutputs; ++j) {
       tile.output[j] = std::min(n + j * apart, last - 1);  // beyond the last, it again, for nothing
       tile.weight[j] = static_cast<const char*>(p.weight.data) + tile.output[j] * stride(p);
     }
-    return tile;
   }
 
   // Adds the products of the inputs [first, last) to a tile's totals.
@@ -235,7 +238,8 @@ struct Linear {
       case Element::kFloat16:
         return floats<Element::kFloat16>(tile, first, last, totals);
       case Element::kInt8:
-        return steps<Element::kInt8, kBlock, 1>(p, tile, first, last, totals);
+        return one_scale(p) ? steps<Element::kInt8, kBlock, 1, true>(p, tile, first, last, totals)
+                            : steps<Element::kInt8, kBlock, 1, false>(p, tile, first, last, totals);
       case Element::kInt4:
         return int4(p, tile, first, last, totals);
     }
@@ -278,7 +282,7 @@ struct Linear {
   template <int kRows, int kOutputs>
   static void int4(const LinearParams& p, const Tile<kRows, kOutputs>& tile, int64_t first,
                    int64_t last, Floats (&totals)[kRows][kOutputs]) {
-    switch (grain(p)) {
+    switch (tile.grain) {
       case kBlock:
         return int4_grain<kBlock>(p, tile, first, last, totals);
       case 2 * kGroup:
@@ -295,12 +299,12 @@ struct Linear {
   static void int4_grain(const LinearParams& p, const Tile<kRows, kOutputs>& tile, int64_t first,
                          int64_t last, Floats (&totals)[kRows][kOutputs]) {
     constexpr int64_t kStep = int4_step(kGrain);
-    steps<Element::kInt4, kStep, kStep / kGrain>(p, tile, first, last, totals);
+    steps<Element::kInt4, kStep, kStep / kGrain, false>(p, tile, first, last, totals);
   }
 
   // The products of kStep inputs are summed as integers. With kSpread > 1, the weights of one
-  // vector belong to so many groups.
-  template <Element kWeight, int64_t kStep, int kSpread, int kRows, int kOutputs>
+  // vector belong to so many groups. With kLateScale, scales are left to the end.
+  template <Element kWeight, int64_t kStep, int kSpread, bool kLateScale, int kRows, int kOutputs>
   static void steps(const LinearParams& p, const Tile<kRows, kOutputs>& tile, int64_t first,
                     int64_t last, Floats (&totals)[kRows][kOutputs]) {
     constexpr int64_t kPerByte = kWeight == Element::kInt4 ? 2 : 1;
@@ -312,28 +316,14 @@ struct Linear {
     float factors[kRows][kOutputs][kFactors];
     Floats sums[kRows][kOutputs];
     std::memcpy(sums, totals, sizeof sums);
-    for (int j = 0; j < kOutputs; ++j) {
-      float scales[kFactors];
-      widen_groups<kGrain>(p, p.scale, tile.output[j], first, last, scales);
-      for (int i = 0; i < kRows; ++i) {
-        fill_factors<kGrain>(scales, tile.x[i].unit, first, last, factors[i][j]);
-      }
-      if (!p.offset.data) continue;
-      float offsets[kFactors] = {};  // and zeros to the end of the last vector
-      widen_groups<kGrain>(p, p.offset, tile.output[j], first, last, offsets);
-      for (int64_t c = 0; c < (last - first) / kGrain; c += kLanes) {
-        const Floats each = Simd::load(offsets + c);
-        for (int i = 0; i < kRows; ++i) {
-          sums[i][j] = Simd::fma(each, Simd::load(tile.x[i].sum + first / kGrain + c), sums[i][j]);
-        }
-      }
-    }
+    if constexpr (!kLateScale) fill_factors<kWeight, kGrain>(p, tile, first, last, factors, sums);
+    if (p.offset.data) add_offsets<kGrain>(p, tile, first, last, sums);
     for (int64_t step = first / kStep; step < last / kStep; ++step) {
       const int64_t k = step * kStep, bytes = step * (kStep / kPerByte);
       Products<kWeight> products[kRows][kOutputs];
       for (int j = 0; j < kOutputs; ++j) {
         ahead(tile.weight[j] + bytes, kStep / kPerByte);
-        for (int i = 0; i < kRows; ++i) products[i][j] = start<kWeight>(tile.x[i], step);
+        for (int i = 0; i < kRows; ++i) products[i][j] = Products<kWeight>{};
       }
       for (int v = 0; v < kStep / kVector; ++v) {
         Words w[kOutputs];
@@ -348,7 +338,8 @@ struct Linear {
       const int64_t at = step * kSpread - first / kGrain;
       for (int i = 0; i < kRows; ++i) {
         for (int j = 0; j < kOutputs; ++j) {
-          const Floats factor = Simd::template spread<kSpread>(factors[i][j] + at);
+          const float* each = kLateScale ? tile.x[i].unit + first / kGrain : factors[i][j];
+          const Floats factor = Simd::template spread<kSpread>(each + at);
           sums[i][j] = Simd::fma(total<kWeight>(products[i][j]), factor, sums[i][j]);
         }
       }
@@ -360,15 +351,6 @@ struct Linear {
 
   template <Element kWeight>
   using Products = std::conditional_t<kWeight == Element::kInt4, Nibbles, Sums>;
-
-  // What the sums of products of the n-th step begin with.
-  template <Element kWeight>
-  static Products<kWeight> start(const Row& x, int64_t n) {
-    if constexpr (kWeight == Element::kInt4)
-      return x.start[n];
-    else
-      return Sums{};
-  }
 
   // The n-th vector of a step's weights.
   template <Element kWeight>
@@ -400,32 +382,79 @@ struct Linear {
       return Simd::to_floats(products);
   }
 
-  // What the sums of products of every kGrain inputs count: scale of the weights times unit of x.
-  template <int64_t kGrain>
-  static void fill_factors(const float* scales, const float* units, int64_t first, int64_t last,
-                           float* to) {
-    const int64_t count = (last - first) / kGrain;
-    for (int64_t c = 0; c < count; ++c) to[c] = scales[c] * units[first / kGrain + c];
+  // Whether all inputs of an output have one scale, which then waits for the end.
+  static bool one_scale(const LinearParams& p) {
+    return p.weight.element == Element::kInt8 && p.G == 1 && !p.offset.data;
   }
 
-  // An output's scales or offsets, for every kGrain inputs. They are too few to be read as a
-  // stream: those of a tile to come are asked for.
+  // What the sums of products of every kGrain inputs count, scale of the weights times unit of x;
+  // adds to `sums` what those of 4-bit weights begin with.
+  template <Element kWeight, int64_t kGrain, int kRows, int kOutputs, int64_t kFactors>
+  static void fill_factors(const LinearParams& p, const Tile<kRows, kOutputs>& tile, int64_t first,
+                           int64_t last, float (&factors)[kRows][kOutputs][kFactors],
+                           Floats (&sums)[kRows][kOutputs]) {
+    for (int64_t k = first, c = 0; k < last; k += kLanes * kGrain, c += kLanes) {
+      for (int j = 0; j < kOutputs; ++j) {
+        const Floats scale = groups<kGrain>(p.scale, tile.output[j] * p.G, tile.group, k, last);
+        for (int i = 0; i < kRows; ++i) {
+          const Floats unit = Simd::load(tile.x[i].unit + k / kGrain);
+          const Floats factor = Simd::fma(scale, unit, Floats{});
+          Simd::store(factors[i][j] + c, factor);
+          if (kWeight == Element::kInt4) {
+            const Floats start = Simd::load(tile.x[i].start + k / kGrain);
+            sums[i][j] = Simd::fma(factor, start, sums[i][j]);
+          }
+        }
+      }
+    }
+    for (int j = 0; j < kOutputs && first == 0; ++j) ask_for_scales(p, tile.output[j]);
+  }
+
+  // Adds to `sums` what offsets make of x.
+  template <int64_t kGrain, int kRows, int kOutputs>
+  static void add_offsets(const LinearParams& p, const Tile<kRows, kOutputs>& tile, int64_t first,
+                          int64_t last, Floats (&sums)[kRows][kOutputs]) {
+    for (int64_t k = first; k < last; k += kLanes * kGrain) {
+      for (int j = 0; j < kOutputs; ++j) {
+        const Floats less = groups<kGrain>(p.offset, tile.output[j] * p.G, tile.group, k, last);
+        for (int i = 0; i < kRows; ++i) {
+          sums[i][j] = Simd::fma(less, Simd::load(tile.x[i].sum + k / kGrain), sums[i][j]);
+        }
+      }
+    }
+  }
+
+  // Scales or offsets, the first of an output's at `from`, for the grains from input `first` on: a
+  // vector of them, and zeros from `last` on.
   template <int64_t kGrain>
-  static void widen_groups(const LinearParams& p, const Array& groups, int64_t output,
-                           int64_t first, int64_t last, float* to) {
-    const int64_t count = (last - first) / kGrain, group = p.K / p.G, at = output * p.G;
-    const int64_t bytes = groups.element == Element::kFloat32 ? 4 : 2;
-    const char* next = static_cast<const char*>(groups.data) + (at + kTilesAhead * p.G) * bytes;
-    for (int64_t i = first / group * bytes; i < last / group * bytes; i += kLine) {
-      __builtin_prefetch(next + i);
+  static Floats groups(const Array& all, int64_t from, int64_t group, int64_t first, int64_t last) {
+    const bool whole = group == kGrain && last - first >= kLanes * kGrain;
+    return whole ? Numbers::widen(all, from + first / kGrain)
+                 : few_groups<kGrain>(all, from, group, first, last);
+  }
+
+  // The same of groups that are wider than a grain, or too few for a vector.
+  template <int64_t kGrain>
+  [[gnu::noinline]] static Floats few_groups(const Array& all, int64_t from, int64_t group,
+                                             int64_t first, int64_t last) {
+    const int64_t count = std::min(kLanes, (last - first) / kGrain), grain = first / kGrain;
+    const int64_t grains = group / kGrain;
+    float each[kLanes] = {};
+    if (grains == 1) Numbers::widen(all, from + grain, count, each);
+    for (int64_t c = 0, end; c < count && grains > 1; c = end) {
+      const int64_t at = (grain + c) / grains;
+      end = std::min(count, (at + 1) * grains - grain);
+      Numbers::widen(all, from + at, 1, each + c);
+      std::fill(each + c + 1, each + end, each[c]);
     }
-    if (group == kGrain) return Numbers::widen(groups, at + first / group, count, to);
-    for (int64_t c = 0, end; c < count; c = end) {
-      const int64_t k = first + c * kGrain;
-      end = std::min(count, c + (group - k % group) / kGrain);
-      Numbers::widen(groups, at + k / group, 1, to + c);
-      std::fill(to + c + 1, to + end, to[c]);
-    }
+    return Simd::load(each);
+  }
+
+  // Scales are too few to be read as a stream: those of a tile to come are asked for.
+  static void ask_for_scales(const LinearParams& p, int64_t output) {
+    const int64_t bytes = element_bits(p.scale.element) / 8 * p.G;
+    const char* at = static_cast<const char*>(p.scale.data) + (output + kTilesAhead) * bytes;
+    for (int64_t i = 0; i < bytes; i += kLine) __builtin_prefetch(at + i);
   }
 };
 

@@ -48,6 +48,18 @@ struct Numbers {
     }
   }
 
+  // Widens a vector of numbers from place `first` on.
+  static typename Simd::Floats widen(const Array& array, int64_t first) {
+    switch (array.element) {
+      case Element::kFloat32:
+        return Simd::load(static_cast<const float*>(array.data) + first);
+      case Element::kBFloat16:
+        return Simd::from_bfloat16(static_cast<const uint16_t*>(array.data) + first);
+      default:
+        return Simd::from_half(static_cast<const uint16_t*>(array.data) + first);
+    }
+  }
+
   // Rounds `count` numbers to the places from `first` on.
   static void narrow(Element element, const float* from, int64_t count, void* to, int64_t first) {
     if (element == Element::kFloat32) {

@@ -18,7 +18,8 @@ struct Avx2 {
   static constexpr int64_t kLanes = 8;
   static constexpr int kVectors = 2;
   static constexpr int kNibbleVectors = 8;  // 8 x 2 products of at most 15 x 127 are below 2^15
-  static constexpr int kStreams = 2;
+  static constexpr int kStreams = 4;
+  static constexpr int kFloatStreams = 4;  // or sums would wait for those before them
   static constexpr int64_t kAhead = 1280;
   static constexpr bool kSaturates = true;  // dot_bytes, above 16 bits for a pair
 
@@ -33,6 +34,13 @@ struct Avx2 {
   static Words load(const int16_t* at) { return load(static_cast<const void*>(at)); }
   static Words load(const int8_t* at) { return load(static_cast<const void*>(at)); }
   static Floats load(const float* at) { return _mm256_loadu_ps(at); }
+  static Floats from_half(const uint16_t* at) {
+    return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(at)));
+  }
+  static Floats from_bfloat16(const uint16_t* at) {
+    const Words wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(at)));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
+  }
   static void store(float* at, Floats a) { _mm256_storeu_ps(at, a); }
   static void store(int32_t* at, Words a) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(at), a);
@@ -44,6 +52,13 @@ struct Avx2 {
     four = _mm_add_ps(four, _mm_movehl_ps(four, four));
     return _mm_cvtss_f32(_mm_add_ss(four, _mm_movehdup_ps(four)));
   }
+
+  // What each of four vectors comes to.
+  static void sums(Floats a, Floats b, Floats c, Floats d, float* to) {
+    const Floats four = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));
+    _mm_storeu_ps(to, _mm_add_ps(_mm256_castps256_ps128(four), _mm256_extractf128_ps(four, 1)));
+  }
+
   static Floats to_floats(Sums a) { return _mm256_cvtepi32_ps(reinterpret_cast<__m256i>(a)); }
   static Sums dot(Sums sums, Words a, Words b) {
     return sums + reinterpret_cast<Sums>(_mm256_madd_epi16(a, b));

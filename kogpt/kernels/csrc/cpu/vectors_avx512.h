@@ -18,8 +18,9 @@ struct Avx512 {
   static constexpr int64_t kLanes = 16;
   static constexpr int kVectors = 4;
   static constexpr int kNibbleVectors = 8;  // 8 x 2 products of at most 15 x 127 are below 2^15
-  static constexpr int kStreams = 4;
-  static constexpr int64_t kAhead = 2560;
+  static constexpr int kStreams = 8;
+  static constexpr int kFloatStreams = 8;
+  static constexpr int64_t kAhead = 1280;
   static constexpr bool kSaturates = true;  // dot_bytes, above 16 bits for a pair
 
   static float from_half(uint16_t bits) { return _cvtsh_ss(bits); }
@@ -33,11 +34,36 @@ struct Avx512 {
   static Words load(const int16_t* at) { return load(static_cast<const void*>(at)); }
   static Words load(const int8_t* at) { return load(static_cast<const void*>(at)); }
   static Floats load(const float* at) { return _mm512_loadu_ps(at); }
+  static Floats from_half(const uint16_t* at) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at)));
+  }
+  static Floats from_bfloat16(const uint16_t* at) {
+    const Words wide =
+        _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at)));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
+  }
   static void store(float* at, Floats a) { _mm512_storeu_ps(at, a); }
   static void store(int32_t* at, Words a) { _mm512_storeu_si512(at, a); }
 
   static Floats fma(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
   static float sum(Floats a) { return _mm512_reduce_add_ps(a); }
+
+  // What each of four vectors comes to.
+  static void sums(Floats a, Floats b, Floats c, Floats d, float* to) {
+    const auto words = [](Floats x) { return _mm512_castps_si512(x); };
+    const auto floats = [](Words x) { return _mm512_castsi512_ps(x); };
+    const Words ab = words(floats(_mm512_unpacklo_epi32(words(a), words(b))) +
+                           floats(_mm512_unpackhi_epi32(words(a), words(b))));
+    const Words cd = words(floats(_mm512_unpacklo_epi32(words(c), words(d))) +
+                           floats(_mm512_unpackhi_epi32(words(c), words(d))));
+    // In each part of 128 bits, what the four have there.
+    const Floats parts =
+        floats(_mm512_unpacklo_epi64(ab, cd)) + floats(_mm512_unpackhi_epi64(ab, cd));
+    const __m128 left = _mm512_extractf32x4_ps(parts, 0) + _mm512_extractf32x4_ps(parts, 1);
+    const __m128 right = _mm512_extractf32x4_ps(parts, 2) + _mm512_extractf32x4_ps(parts, 3);
+    _mm_storeu_ps(to, left + right);
+  }
+
   static Floats to_floats(Sums a) { return _mm512_cvtepi32_ps(reinterpret_cast<__m512i>(a)); }
   static Sums dot(Sums sums, Words a, Words b) {
     return sums + reinterpret_cast<Sums>(_mm512_madd_epi16(a, b));

@@ -16,6 +16,7 @@ struct Plain {
   static constexpr int kVectors = 2;
   static constexpr int kNibbleVectors = 8;  // and many more: sums have 32 bits
   static constexpr int kStreams = 2;
+  static constexpr int kFloatStreams = 4;
   static constexpr int64_t kAhead = 1280;
   static constexpr bool kSaturates = false;
   struct Words {
@@ -26,12 +27,6 @@ struct Plain {
   };
   struct Sums {
     int32_t lanes[kLanes];
-
-    Sums operator-() const {
-      Sums negative;
-      for (int64_t i = 0; i < kLanes; ++i) negative.lanes[i] = -lanes[i];
-      return negative;
-    }
   };
   struct Floats {
     float lanes[kLanes];
@@ -79,6 +74,18 @@ struct Plain {
   static Words load(const int16_t* at) { return copy<Words>(at); }
   static Words load(const int8_t* at) { return copy<Words>(at); }
   static Floats load(const float* at) { return copy<Floats>(at); }
+  static Floats from_half(const uint16_t* at) {
+    Floats wide;
+    for (int64_t i = 0; i < kLanes; ++i) wide.lanes[i] = from_half(at[i]);
+    return wide;
+  }
+  static Floats from_bfloat16(const uint16_t* at) {
+    Floats wide;
+    for (int64_t i = 0; i < kLanes; ++i) {
+      wide.lanes[i] = from_bits(static_cast<uint32_t>(at[i]) << 16);
+    }
+    return wide;
+  }
   static void store(float* at, Floats a) { std::memcpy(at, &a, sizeof a); }
   static void store(int32_t* at, Words a) { std::memcpy(at, &a, sizeof a); }
 
@@ -87,6 +94,15 @@ struct Plain {
     return c;
   }
   static float sum(Floats a) { return (a.lanes[0] + a.lanes[2]) + (a.lanes[1] + a.lanes[3]); }
+
+  // What each of four vectors comes to.
+  static void sums(Floats a, Floats b, Floats c, Floats d, float* to) {
+    to[0] = sum(a);
+    to[1] = sum(b);
+    to[2] = sum(c);
+    to[3] = sum(d);
+  }
+
   static Floats to_floats(Sums a) {
     Floats wide;
     for (int64_t i = 0; i < kLanes; ++i) wide.lanes[i] = static_cast<float>(a.lanes[i]);
@@ -139,6 +155,7 @@ struct Plain {
     for (float& lane : all.lanes) lane = *at;
     return all;
   }
+
   // Of kLanes rows, the four words of 32 bits that begin at a byte: columns[j] has the j-th of
   // each.
   static void columns(const char* const* rows, int64_t byte, Words (&columns)[4]) {
