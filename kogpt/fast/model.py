@@ -3,8 +3,8 @@
 GPT-J's parallel residual lets a block be two products: q, k, v and fc_in read the same normed input
 and are one matrix, out_proj and fc_out add into the same sum and are another. Weights stay as they
 are stored, in 16, 8 or 4 bits; on a CPU large ones also where they are stored, in the file, each on
-its own, and those that enter together are one product in a chain alone. The model to read, and the
-oracle of this one, is `kogpt/model/transformer.py`; both are called in the same way.
+its own. The model to read, and the oracle of this one, is `kogpt/model/transformer.py`; both are
+called in the same way.
 
 Dimension key as there: `B` batch, `T` new tokens, `S` cached + new tokens, `H` heads, `D` head dim,
 `C` n_embd, `F` inner dim, `V` vocabulary.
@@ -12,6 +12,7 @@ Dimension key as there: `B` batch, `T` new tokens, `S` cached + new tokens, `H` 
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple, Protocol, Self
 
 import torch
@@ -21,12 +22,13 @@ from torch.nn import functional as F
 from kogpt.fast.graph import Graphs, StepInput
 from kogpt.kernels import (
     DecodeStep,
+    Layers,
     Weight,
     attention,
     linear,
     step_attention,
+    step_block,
     step_linear,
-    step_linears,
     step_norm,
     step_obstacle,
 )
@@ -121,16 +123,6 @@ class Enter(NamedTuple):
             return self.linears[0](x).split(self.widths, dim=-1)
         return [each(x) for each in self.linears]
 
-    def chained(self, x: Tensor) -> Sequence[Tensor]:
-        """The same of rows (M, C), and of the last GELU, by the ops of a chain."""
-        last, start = self.linears[-1], sum(self.widths[:-1])
-        if len(self.linears) == 1:
-            y = step_linear(x, *last[:2], gelu_from=start)
-        else:
-            weights = [each.weight for each in self.linears]
-            y = step_linears(x, weights, last.bias, gelu_from=start)
-        return y.split_with_sizes(self.widths, dim=-1)
-
 
 class Leave(NamedTuple):
     """Linear layers whose results are added: out_proj and fc_out.
@@ -150,29 +142,6 @@ class Leave(NamedTuple):
         for each, x in zip(others, xs, strict=True):
             y += each(x)
         return y
-
-    def chained(self, mixed: Tensor, hidden: Tensor, residual: Tensor, ready: Tensor) -> Tensor:
-        """The same of rows, and the residual (M, C), by the ops of a chain.
-
-        Args:
-            mixed: (M, C), late: `ready` is the flag that all else is there.
-            hidden: (M, F).
-        """
-        if len(self.linears) == 1:
-            ((leave,),), C = self, mixed.size(1)
-            both = beside(mixed, hidden)
-            return step_linear(both, *leave[:2], residual=residual, late=C, ready=ready)
-        for each, x in zip(self.linears, (mixed, hidden), strict=True):
-            residual = step_linear(x, *each[:2], residual=residual)
-        return residual
-
-
-def beside(left: Tensor, right: Tensor) -> Tensor:
-    """Two matrices (M, K1) and (M, K2) as one; with nothing copied where they lie so already."""
-    step, end = left.stride(0), left.data_ptr() + left.size(1) * left.element_size()
-    if right.stride(0) == step and right.data_ptr() == end:
-        return left.as_strided((len(left), left.size(1) + right.size(1)), (step, 1))
-    return torch.cat((left, right), dim=1)
 
 
 @dataclass
@@ -204,21 +173,38 @@ class FastBlock:
     def chained(self, x: Tensor, attend: "FewTokens") -> Tensor:
         """The same of rows (B T, C), as a chain of few kernels; `has_chain` tells whether it can.
 
-        What attention gives takes the place of v. Where `enter` is one matrix, that lies before the
-        MLP's inner layer: the input of `leave`, with nothing copied.
+        Matrices are two, as they are on a GPU. What attention gives takes the place of v, and so
+        lies before the MLP's inner layer: the input of `leave`.
         """
-        q, k, v, hidden = self.enter.chained(step_norm(x, *self.norm))
+        (enter,), (leave,), C = self.enter.linears, self.leave.linears, x.size(1)
+        y = step_linear(step_norm(x, *self.norm), *enter[:2], gelu_from=3 * C)
+        q, k, v, _ = y.split_with_sizes(self.enter.widths, dim=-1)
         ready = attend.in_place(self.layer, q, k, v)
-        return self.leave.chained(v, hidden, residual=x, ready=ready)
+        return step_linear(y[:, 2 * C :], *leave[:2], residual=x, late=C, ready=ready)
+
+    @cached_property
+    def parts(self) -> tuple[Norm, Layers, Layers]:
+        """What `step_block` takes, which a CPU with kernels has for whatever `has_chain` allows."""
+        return self.norm, layers(self.enter.linears), layers(self.leave.linears)
 
     def has_chain(self, x: Tensor) -> bool:
         """Whether there are kernels for a chain on rows (B T, C)."""
         linears = (*self.enter.linears, *self.leave.linears)
         if any(each.update is not None for each in linears):
             return False
-        if len({each.weight.format for each in self.enter.linears}) > 1:
+        enter, leave = ([each.weight for each in part.linears] for part in (self.enter, self.leave))
+        one_format = len({weight.format for weight in enter}) == 1
+        if not one_format or len({weight.scale is None for weight in leave}) > 1:
             return False
-        return step_obstacle(x, *(each.weight for each in linears)) is None
+        return step_obstacle(x, *enter, *leave) is None
+
+
+def layers(linears: Sequence[Linear]) -> Layers:
+    """Layers as `step_block` takes them; the last has a bias."""
+    weights, scales, _ = zip(*(each.weight for each in linears), strict=True)
+    bias = linears[-1].bias
+    assert bias is not None, "fc_in and fc_out have one"
+    return Layers(list(weights), [scale for scale in scales if scale is not None], bias)
 
 
 class Attend(Protocol):
@@ -297,6 +283,7 @@ class FastTransformer(Transformer):
         self.has_kernel = has_decode_kernel(config, self.device, ln_f.weight.dtype)
         row = ln_f.weight[None]  # (1, C)
         self.has_chain = self.has_kernel and all(block.has_chain(row) for block in blocks)
+        self.has_block_op = self.has_chain and self.device.type == "cpu"
         self.run_few = Graphs(self.read_few) if self.device.type == "cuda" else self.read_few
 
     def forward(
@@ -334,6 +321,8 @@ class FastTransformer(Transformer):
     def read_few(self, step: StepInput, cache: KVCache) -> Tensor:
         """A step through the decode kernel."""
         B, device = step.input_ids.size(0), step.input_ids.device
+        if self.has_block_op and step.input_ids.numel() <= MAX_ROWS:
+            return self.read_rows(step, cache)
         sizes = B * self.n_head, len(self.blocks)
         counters, flags = torch.zeros(sum(sizes), dtype=torch.int32, device=device).split(sizes)
         cos, sin = self.angles
@@ -344,6 +333,17 @@ class FastTransformer(Transformer):
             return self.read(x, attend)
         for block in self.blocks:
             rows = block.chained(rows, attend)
+        return step_norm(rows, *self.norm).view_as(x)
+
+    def read_rows(self, step: StepInput, cache: KVCache) -> Tensor:
+        """The same where a block is one op."""
+        input_ids, lengths, starts = step
+        x, (cos, sin) = self.look_up(input_ids), self.angles
+        rows = x.flatten(0, 1)  # (B T, C)
+        new = x.new_empty(x.size(0), 0, self.n_head, self.head_dim)
+        for block in self.blocks:
+            buffers = cache.buffers(block.layer, new, new)
+            rows = step_block(rows, *block.parts, buffers, lengths, (cos, sin), starts)
         return step_norm(rows, *self.norm).view_as(x)
 
     def read(self, x: Tensor, attend: Attend) -> Tensor:

@@ -6,9 +6,10 @@ from kogpt.kernels.extension import extension_available
 from kogpt.kernels.frozen import FrozenLinear
 from kogpt.kernels.linear import Weight, linear
 from kogpt.kernels.step import (
+    Layers,
     step_attention,
+    step_block,
     step_linear,
-    step_linears,
     step_norm,
     step_obstacle,
 )
@@ -16,6 +17,7 @@ from kogpt.kernels.step import (
 __all__ = [
     "DecodeStep",
     "FrozenLinear",
+    "Layers",
     "Weight",
     "attention",
     "attention_reference",
@@ -23,8 +25,8 @@ __all__ = [
     "extension_available",
     "linear",
     "step_attention",
+    "step_block",
     "step_linear",
-    "step_linears",
     "step_norm",
     "step_obstacle",
 ]

@@ -9,8 +9,10 @@ end. In GPT-J's block the second product reads what attention gives beside what 
 layer holds, and of the latter attention knows nothing. So attention raises a flag when the kernels
 ahead of it are done, and the product begins with the inner layer, while attention runs. All of this
 holds as long as nothing that is still under way when a chain begins writes weights, tables,
-lengths, starts or caches; an ordinary op between, such as the embedding, sees to that. On a CPU an
-op ends before the next begins.
+lengths, starts or caches; an ordinary op between, such as the embedding, sees to that.
+
+On a CPU an op ends before the next begins, and the weights that it streamed have driven what
+Python needs next from every cache. So there a whole block is one op.
 
 The references here are the definitions, and what runs where there is no kernel.
 
@@ -18,8 +20,7 @@ Dimension key: `B` batch, `T` new tokens, `M` rows, all of their tokens; `N` out
 `C` elements of a row; `H` heads, `D` head dim.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -83,25 +84,6 @@ def step_linear(
     )
 
 
-def step_linears(
-    x: Tensor, weights: Sequence[Weight], bias: Tensor | None, *, gelu_from: int
-) -> Tensor:
-    """`step_linear` of matrices that read the same input, as if they lay one under the other.
-
-    Args:
-        x: (M, K), M <= 8; rows may lie apart.
-        weights: (N1, K), (N2, K), ..., all in the same format.
-        bias: of the last.
-        gelu_from: first of all outputs that goes through GELU.
-
-    Returns:
-        (M, N1 + N2 + ...).
-    """
-    values, scales, _ = zip(*weights, strict=True)
-    given = [scale for scale in scales if scale is not None]
-    return torch.ops.kogpt.step_linears(x, values, given, bias, gelu_from)
-
-
 def step_attention(step: DecodeStep, ready: Tensor) -> Tensor:
     """`decode_attention` whose result takes the place of the new values.
 
@@ -114,6 +96,49 @@ def step_attention(step: DecodeStep, ready: Tensor) -> Tensor:
     """
     torch.ops.kogpt.step_attention(*step, ready)
     return step.v
+
+
+class Layers(NamedTuple):
+    """Linear layers that read one input, or whose results are added, as `step_block` takes them.
+
+    Attributes:
+        weights: (N, K) each, without zero points; all floats or all integers, and of one format
+            where they read one input.
+        scales: those of integers.
+        bias: of the last layer; the others have none.
+    """
+
+    weights: list[Tensor]
+    scales: list[Tensor]
+    bias: Tensor
+
+
+def step_block(
+    x: Tensor,
+    norm: tuple[Tensor, Tensor, float],
+    enter: Layers,
+    leave: Layers,
+    cache: tuple[Tensor, Tensor],
+    lengths: Tensor,
+    angles: tuple[Tensor, Tensor],
+    starts: Tensor | None,
+) -> Tensor:
+    """A block of GPT-J with a parallel residual.
+
+    Args:
+        x: rows (B T, C), B T <= 8.
+        norm: weight, bias and epsilon of LayerNorm.
+        enter: give queries, keys and values, H D of each, and the MLP's inner layer.
+        leave: read what attention gives, and behind it the inner layer.
+        cache: keys and values (B, capacity, H, D), appended to in place.
+        lengths: as for `decode_attention`, like all that follows.
+        angles: cos and sin.
+        starts: (B,), or None.
+
+    Returns:
+        (B T, C).
+    """
+    return torch.ops.kogpt.step_block(x, *norm, *enter, *leave, *cache, lengths, *angles, starts)
 
 
 def step_linear_reference(
@@ -133,18 +158,37 @@ def step_linear_reference(
     return y if residual is None else residual + y
 
 
-def step_linears_reference(
+def step_block_reference(
     x: Tensor,
-    weights: Sequence[Tensor],
-    scales: Sequence[Tensor],
-    bias: Tensor | None,
-    gelu_from: int,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    eps: float,
+    enter: list[Tensor],
+    enter_scales: list[Tensor],
+    enter_bias: Tensor,
+    leave: list[Tensor],
+    leave_scales: list[Tensor],
+    leave_bias: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    *others: Tensor,
 ) -> Tensor:
-    """The definition of `step_linears`, in plain operations."""
-    whole, scale = torch.cat(list(weights)), torch.cat(list(scales)) if scales else None
-    if bias is not None:
-        bias = F.pad(bias, (len(whole) - len(bias), 0))
-    return step_linear_reference(x, whole, scale, bias, gelu_from, None)
+    """The definition of `step_block`, in plain operations."""
+    B, _, H, D = keys.shape
+    normed = F.layer_norm(x, x.shape[1:], norm_weight, norm_bias, eps)
+    above = sum(map(len, enter[:-1]))
+    whole, scale = torch.cat(enter), torch.cat(enter_scales) if enter_scales else None
+    y = step_linear_reference(normed, whole, scale, F.pad(enter_bias, (above, 0)), 3 * H * D, None)
+    q, k, v, hidden = y.tensor_split((H * D, 2 * H * D, 3 * H * D), dim=1)
+    q, k, v = (part.reshape(B, -1, H, D) for part in (q, k, v))
+    mixed = decode_attention_reference(DecodeStep(q, k, v, keys, values, *others))
+    inputs = torch.cat((mixed.flatten(2).flatten(0, 1), hidden), dim=1)
+    for i, weight in enumerate(leave):
+        each = leave_scales[i] if leave_scales else None
+        bias = leave_bias if i == len(leave) - 1 else None
+        read, inputs = inputs.tensor_split((Weight(weight, each).shape[1],), dim=1)
+        x = step_linear_reference(read, weight, each, bias, len(weight), x)
+    return x
 
 
 torch.library.define(
@@ -156,16 +200,19 @@ torch.library.define(
     " int late, Tensor? ready) -> Tensor",
 )
 torch.library.define(
-    "kogpt::step_linears",
-    "(Tensor x, Tensor[] weights, Tensor[] scales, Tensor? bias, int gelu_from) -> Tensor",
-)
-torch.library.define(
     "kogpt::step_attention",
     "(Tensor q, Tensor k, Tensor(d!) v, Tensor(a!) keys, Tensor(b!) values, Tensor lengths,"
     " Tensor cos, Tensor sin, Tensor? starts, Tensor(c!) counters, Tensor(e!) ready) -> ()",
 )
+torch.library.define(
+    "kogpt::step_block",
+    "(Tensor x, Tensor norm_weight, Tensor norm_bias, float eps, Tensor[] enter,"
+    " Tensor[] enter_scales, Tensor enter_bias, Tensor[] leave, Tensor[] leave_scales,"
+    " Tensor leave_bias, Tensor(a!) keys, Tensor(b!) values, Tensor lengths, Tensor cos,"
+    " Tensor sin, Tensor? starts) -> Tensor",
+)
 torch.library.impl("kogpt::step_linear", "default", step_linear_reference)
-torch.library.impl("kogpt::step_linears", "default", step_linears_reference)
+torch.library.impl("kogpt::step_block", "default", step_block_reference)
 
 
 @torch.library.impl("kogpt::step_norm", "default")
@@ -190,9 +237,9 @@ def _product_shape(x: Tensor, weight: Tensor, *others: Any) -> Tensor:
     return x.new_empty(x.size(0), weight.size(0))
 
 
-@torch.library.register_fake("kogpt::step_linears")
-def _products_shape(x: Tensor, weights: Sequence[Tensor], *others: Any) -> Tensor:
-    return x.new_empty(x.size(0), sum(weight.size(0) for weight in weights))
+@torch.library.register_fake("kogpt::step_block")
+def _block_shape(x: Tensor, *others: Any) -> Tensor:
+    return x.new_empty(x.shape)
 
 
 @torch.library.register_fake("kogpt::step_attention")

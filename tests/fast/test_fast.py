@@ -19,7 +19,7 @@ from kogpt.box import BOX
 from kogpt.checkpoint import load_model, open_checkpoint
 from kogpt.errors import NotEnoughResourcesError
 from kogpt.fast import FastKoGPT, load_fast
-from kogpt.fast.model import Linear, Norm, beside
+from kogpt.fast.model import Linear, Norm
 from kogpt.generation import PromptLookup, SamplingParams, generate
 from kogpt.kernels import DecodeStep, Weight, building, extension_available
 from kogpt.kernels.decode import decode_attention_reference
@@ -121,6 +121,7 @@ def test_a_chain_of_kernels_has_the_same_logits(tiny, shape, padded, monkeypatch
     if not fast.transformer.has_kernel:
         pytest.skip("such heads have no decode kernel")
     monkeypatch.setattr(fast.transformer, "has_chain", True)
+    monkeypatch.setattr(fast.transformer, "has_block_op", False)
     for name in ("step_norm", "step_linear", "step_attention"):
         monkeypatch.setattr(f"kogpt.fast.model.{name}", DEFINITIONS[name])
     ids = random_ids(2, 40, model.config.vocab_size)
@@ -129,16 +130,6 @@ def test_a_chain_of_kernels_has_the_same_logits(tiny, shape, padded, monkeypatch
     plain = read(model, ids, starts=starts)
     for row, start in enumerate([0, 11] if padded else [0, 0]):
         assert_same(chained[row : row + 1, start:], plain[row : row + 1, start:])
-
-
-@pytest.mark.parametrize("M", [1, 3])
-def test_matrices_that_lie_beside_each_other_are_not_copied(M):
-    whole = torch.randn(M, 9)
-    left, right = whole.split((4, 5), dim=1)
-    both = beside(left, right)
-    assert both.equal(whole) and both.data_ptr() == whole.data_ptr()
-    for apart in (right.clone(), whole[:, 3:8]):
-        assert beside(left, apart).equal(torch.cat((left, apart), dim=1))
 
 
 @pytest.mark.parametrize("way", WAYS)

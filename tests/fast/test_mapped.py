@@ -1,5 +1,6 @@
 """Large matrices stay in their file, and what is computed with them stays the same."""
 
+import dataclasses
 import gc
 import os
 import shutil
@@ -15,7 +16,7 @@ from kogpt.checkpoint import ConversionOptions, convert, load_model
 from kogpt.checkpoint.safetensors_file import StoredRows
 from kogpt.errors import InputRefusedError
 from kogpt.fast import FastKoGPT, load_fast
-from kogpt.kernels import extension_available
+from kogpt.kernels import Weight, extension_available
 from kogpt.model import KVCache
 from tests.adapters.filled import trained_lora
 from tests.fast.conftest import FORMATS
@@ -88,6 +89,18 @@ def test_every_format_computes_the_same_where_it_lies(box, name, monkeypatch):
     # float16 is computed in float32. Of bfloat16 two products are rounded to 8 bits before they are
     # added, where one was; of integers inputs are, with VNNI, by the whole row or its two parts.
     assert_close(mapped, copied, 1e-5 if name == "float16" else 1e-2)
+
+
+@pytest.mark.parametrize("part", ["enter", "leave"])
+def test_a_block_of_integers_and_floats_has_no_chain(mapping, box, part):
+    block = load_fast(box("int8")).transformer.blocks[0]
+    first, *others = getattr(block, part).linears
+    floats = first._replace(weight=Weight(first.weight.dequantize(torch.float32)))
+    mixed = dataclasses.replace(
+        block, **{part: getattr(block, part)._replace(linears=(floats, *others))}
+    )
+    row = torch.zeros(1, 256)
+    assert block.has_chain(row) == KEEPS_16_BITS and not mixed.has_chain(row)
 
 
 def test_a_copy_is_made_where_the_dtype_is_another(mapping, box):

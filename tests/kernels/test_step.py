@@ -5,16 +5,17 @@ import torch
 
 from kogpt.kernels import (
     DecodeStep,
+    Layers,
     Weight,
     decode_attention,
     step_attention,
+    step_block,
     step_linear,
-    step_linears,
     step_norm,
     step_obstacle,
 )
 from kogpt.kernels.extension import load
-from kogpt.kernels.step import step_linear_reference, step_linears_reference
+from kogpt.kernels.step import step_block_reference
 from kogpt.kernels.targets import Cpu
 from kogpt.model.rotary import RotaryEmbedding
 
@@ -49,37 +50,102 @@ def test_rows_of_a_product_may_lie_apart(dtype):
     assert step_linear(x, weight, residual=residual).equal(out)
 
 
-HEIGHTS = [96, 64, 1, 130]  # within a panel, to its end, and more than one
+C, F = 256, 384  # of the block: width, of 4 heads, and inner width
+APART = {True: ([C, C, C, F], [C, F]), False: ([3 * C + F], [C + F])}
+
+
+def block(format: torch.dtype | int, dtype: torch.dtype, M: int, apart: bool, padded: bool):
+    """The arguments of `step_block`: one text of M tokens, or two of half as many."""
+    B = 1 if M == 1 else 2
+    group = 128 if format == 4 else 0
+    generator = torch.Generator().manual_seed(M)
+    heights, widths = APART[apart]
+    bias = torch.linspace(-1, 1, F if apart else 3 * C + F).to(dtype)
+    enter = [random_weight(format, N, C, group) for N in heights]
+    leave = [random_weight(format, C, K, group) for K in widths]
+    norm = torch.randn(2, C, generator=generator).to(dtype)
+    cache = torch.randn(2, B, 16, 4, 64, generator=generator).to(dtype)
+    return {
+        "x": random_rows(M, C, dtype),
+        "norm": (*norm, 1e-5),
+        "enter": as_layers(enter, bias),
+        "leave": as_layers(leave, bias[:C].clone()),
+        "cache": tuple(cache),
+        "lengths": torch.tensor([9, 2][:B]),
+        "angles": tuple(RotaryEmbedding(32, 16).table),
+        "starts": torch.tensor([4, 0][:B]) if padded else None,
+    }
+
+
+def as_layers(weights: list[Weight], bias: torch.Tensor) -> Layers:
+    values, scales, _ = zip(*weights, strict=True)
+    return Layers(list(values), [scale for scale in scales if scale is not None], bias)
+
+
+def flat(given: dict) -> tuple:
+    """The arguments of the op, copies of what it writes."""
+    cache = [part.clone() for part in given["cache"]]
+    others = given["lengths"], *given["angles"], given["starts"]
+    return given["x"], *given["norm"], *given["enter"], *given["leave"], *cache, *others
+
+
+def chain(x, norm, enter, leave, cache, lengths, angles, starts):
+    """A block by the other ops, a product for each matrix."""
+    normed, B = step_norm(x, *norm), len(lengths)
+    parts = []
+    for i, weight in enumerate(weights_of(enter)):
+        last = i == len(enter.weights) - 1
+        start = (0 if len(enter.weights) > 1 else 3 * C) if last else None
+        bias = enter.bias if last else None
+        parts.append(step_linear(normed, weight, bias, gelu_from=start))
+    y = torch.cat(parts, dim=1)
+    q, k, v = (part.view(B, -1, 4, 64) for part in y[:, : 3 * C].split(C, dim=1))
+    counters = torch.zeros(B, 4, dtype=torch.int32)
+    step = DecodeStep(q, k, v, *cache, lengths, *angles, starts, counters)
+    step_attention(step, torch.zeros(1, dtype=torch.int32))
+    inputs = y[:, 2 * C :]
+    for i, weight in enumerate(weights_of(leave)):
+        bias = leave.bias if i == len(leave.weights) - 1 else None
+        read, inputs = inputs.tensor_split((weight.shape[1],), dim=1)
+        x = step_linear(read, weight, bias, residual=x)
+    return x
+
+
+def weights_of(layers: Layers) -> list[Weight]:
+    scales = layers.scales or [None] * len(layers.weights)
+    return [Weight(*each) for each in zip(layers.weights, scales, strict=True)]
+
+
+on_every_block = pytest.mark.parametrize("format", [torch.bfloat16, torch.float16, 8, 4], ids=str)
 
 
 @on_every_dtype
-@pytest.mark.parametrize("format", [torch.float16, 8, 4])
+@on_every_block
+@pytest.mark.parametrize("apart", [True, False], ids=["apart", "joined"])
 @pytest.mark.parametrize("M", [1, 2, 8])
-def test_weights_that_lie_apart_are_as_one(M, format, dtype):
-    x = random_rows(M, 512, dtype)[:, 256:]
-    parts = [random_weight(format, N, 256) for N in HEIGHTS]
-    bias = torch.linspace(-1, 1, HEIGHTS[-1]).to(dtype)
-    y = step_linears(x, parts, bias, gelu_from=sum(HEIGHTS[:-1]) + 7)
-    *others, last = y.split(HEIGHTS, dim=1)
-    for part, weight in zip(others, parts, strict=False):
-        assert part.equal(step_linear(x, weight))
-    assert last.equal(step_linear(x, parts[-1], bias, gelu_from=7))
-    assert step_linears(x, parts, None, gelu_from=0)[:, :96].equal(
-        step_linear(x, parts[0], gelu_from=0)
-    )
+def test_a_block_is_the_same_as_the_ops_of_a_chain(M, apart, format, dtype):
+    for padded in (False, True):
+        given = block(format, dtype, M, apart, padded)
+        copy = {**given, "cache": tuple(part.clone() for part in given["cache"])}
+        assert step_block(**given).equal(chain(**copy))
+        for part, other in zip(given["cache"], copy["cache"], strict=True):
+            assert part.equal(other)
 
 
-@pytest.mark.parametrize("format", [torch.float16, 8, 4])
-def test_the_definition_of_weights_that_lie_apart(format):
-    """In float64, to its rounding."""
-    x, bias = random_rows(2, 256, torch.float64), torch.linspace(-1, 1, HEIGHTS[-1]).double()
-    values, scales, _ = zip(*(random_weight(format, N, 256) for N in HEIGHTS), strict=True)
-    given = [] if format == torch.float16 else scales
-    y = step_linears_reference(x, values, given, bias, sum(HEIGHTS[:-1]) + 7)
-    for i, part in enumerate(y.split(HEIGHTS, dim=1)):
-        last = i == len(HEIGHTS) - 1
-        alone = x, values[i], scales[i], bias if last else None, 7 if last else HEIGHTS[i], None
-        torch.testing.assert_close(part, step_linear_reference(*alone))
+@on_every_block
+@pytest.mark.parametrize("M", [1, 8])
+def test_a_block_is_what_its_definition_says(M, format):
+    """In float32: floats to its rounding, integers to that of x, 8 bits beside weights of 4."""
+    for apart in (True, False):
+        given = block(format, torch.float32, M, apart, padded=True)
+        cache = [part.clone() for part in given["cache"]]
+        arguments = flat(given)
+        expected = step_block_reference(*arguments)
+        out, tolerance = step_block(**given), 2e-2 if format == 4 else 1e-4
+        assert (out - expected).norm() <= tolerance * expected.norm()
+        for part, other, before in zip(given["cache"], arguments[10:12], cache, strict=True):
+            assert (part - other).norm() <= tolerance * other.norm()
+            assert not part.equal(before)
 
 
 @on_every_dtype
@@ -99,8 +165,9 @@ def test_the_ops_pass_opcheck(dtype):
     weight, bias = random_weight(8, 96, 256), residual[0].clone()
     given = (x, weight.values, weight.scale, bias, 40, residual, 0, None)
     torch.library.opcheck(torch.ops.kogpt.step_linear.default, given)
-    several = ([weight.values] * 2, [weight.scale] * 2, bias, 40)
-    torch.library.opcheck(torch.ops.kogpt.step_linears.default, (x, *several))
+    for apart in (True, False):
+        arguments = flat(block(8, dtype, 2, apart, padded=True))
+        torch.library.opcheck(torch.ops.kogpt.step_block.default, arguments)
     torch.library.opcheck(torch.ops.kogpt.step_norm.default, (x, x[0].clone(), x[1].clone(), 1e-5))
     ready = torch.zeros(1, dtype=torch.int32)
     step = attention_step(dtype)
@@ -123,14 +190,40 @@ def test_sizes_that_do_not_fit_are_refused():
         step_linear(x, weight)
     with pytest.raises(RuntimeError, match="bias of another size"):
         step_linear(x[:1], weight, x[0, :95])
-    with pytest.raises(RuntimeError, match="9 rows"):
-        step_linears(x, [weight, weight], None, gelu_from=0)
-    with pytest.raises(RuntimeError, match="weights of other formats"):
-        step_linears(x[:1], [weight, random_weight(4, 96, 256, 128)], None, gelu_from=0)
-    with pytest.raises(RuntimeError, match="scales go with integers"):
-        step_linears(x[:1], [weight, Weight(weight.values)], None, gelu_from=0)
     for residual in (x[:1, :95], x[:2, :96]):
         with pytest.raises(RuntimeError, match="residual of another size"):
             step_linear(x[:1], weight, residual=residual)
     with pytest.raises(RuntimeError, match="weights of another size"):
         step_norm(x, x[0], x[0, :255], 1e-5)
+
+
+def test_blocks_that_do_not_fit_are_refused():
+    given = block(8, torch.bfloat16, 2, apart=True, padded=False)
+    enter, leave = given["enter"], given["leave"]
+    q, *others = enter.weights
+    other = random_weight(4, C, C, 128)
+    refusals = {
+        "9 rows": {"x": random_rows(9, C, torch.bfloat16)},
+        "3 rows and a cache of 2": {"x": random_rows(3, C, torch.bfloat16)},
+        "scales go with integers": {"enter": enter._replace(scales=enter.scales[1:])},
+        "weights of other formats": {
+            "enter": enter._replace(
+                weights=[*others[:2], other.values, others[2]],
+                scales=[*enter.scales[:2], other.scale, enter.scales[3]],
+            )
+        },
+        "250 outputs before others": {
+            "enter": enter._replace(
+                weights=[q[:250], *others], scales=[enter.scales[0][:250], *enter.scales[1:]]
+            )
+        },
+        "1152 outputs for 896 inputs": {
+            "leave": leave._replace(
+                weights=[*leave.weights, leave.weights[0]], scales=[*leave.scales, leave.scales[0]]
+            )
+        },
+        "bias of another size": {"leave": leave._replace(bias=leave.bias[1:])},
+    }
+    for told, changed in refusals.items():
+        with pytest.raises(RuntimeError, match=told):
+            step_block(**given | changed)

@@ -13,6 +13,7 @@
 #include <cmath>
 #include <cstdint>
 #include <memory>
+#include <numeric>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -98,6 +99,11 @@ void check(const LinearParams& p, int64_t width, const std::optional<Tensor>& sc
           " groups of ", p.K, " inputs");
 }
 
+// The inputs of weights.
+int64_t width(const Tensor& weight) {
+  return (element(weight) == Element::kInt4 ? 8 : 1) * weight.size(1);
+}
+
 // A linear layer as it is given.
 struct Layer {
   Tensor weight;
@@ -116,8 +122,7 @@ LinearParams describe(const Tensor& x, const Layer& layer) {
   params.N = layer.weight.size(0);
   params.K = x.size(1);
   params.G = layer.scale ? layer.scale->size(1) : 1;
-  const bool packed = params.weight.element == Element::kInt4;
-  check(params, (packed ? 8 : 1) * layer.weight.size(1), layer.scale, layer.bias, layer.offset);
+  check(params, width(layer.weight), layer.scale, layer.bias, layer.offset);
   return params;
 }
 
@@ -154,7 +159,8 @@ Tensor product(const Tensor& x_given, const std::vector<Layer>& layers, int64_t 
     const int64_t start = ends.empty() ? 0 : ends.back();
     ends.push_back(start + part.N);
     require(part.weight.element == parts[0].weight.element && part.G == parts[0].G,
-            "kogpt::step_linears: weights of other formats");
+            "kogpt::step_block: weights of other formats");
+    require(start % kPanel == 0, "kogpt::step_block: ", start, " outputs before others");
     part.weight = moved(part.weight, start * K);
     part.scale = moved(part.scale, start * part.G);
     part.offset = moved(part.offset, start * part.G);
@@ -176,11 +182,8 @@ Tensor product(const Tensor& x_given, const std::vector<Layer>& layers, int64_t 
   torch::stable::parallel_for(0, N, grain, [&](int64_t, int64_t) {
     const Scratch own(linear_part(parts[0]));
     for (int64_t first; (first = taken.fetch_add(kPanel)) < N;) {
-      const int64_t last = std::min(first + kPanel, N);
-      for (size_t i = 0; i < parts.size(); ++i) {
-        const int64_t from = std::max(first, i ? ends[i - 1] : 0), to = std::min(last, ends[i]);
-        if (from < to) chosen.linear(parts[i], from, to, own.data());
-      }
+      const size_t i = std::upper_bound(ends.begin(), ends.end(), first) - ends.begin();
+      chosen.linear(parts[i], first, std::min(first + kPanel, ends[i]), own.data());
     }
   });
   return y;
@@ -201,21 +204,6 @@ Tensor step_linear(const Tensor& x, const Tensor& weight, const std::optional<Te
   require(!residual || (residual->dim() == 2 && residual->size(0) == M && residual->size(1) == N),
           "kogpt::step_linear: residual of another size");
   return product(x, {{weight, scale, bias, std::nullopt}}, gelu_from, residual);
-}
-
-Tensor step_linears(const Tensor& x, const std::vector<Tensor>& weights,
-                    const std::vector<Tensor>& scales, const std::optional<Tensor>& bias,
-                    int64_t gelu_from) {
-  require(x.size(0) <= kFewRows, "kogpt::step_linears: ", x.size(0), " rows");
-  require(!weights.empty() && (scales.empty() || scales.size() == weights.size()),
-          "kogpt::step_linears: scales go with integers");
-  std::vector<Layer> layers;
-  for (size_t i = 0; i < weights.size(); ++i) {
-    layers.push_back({weights[i], std::nullopt, std::nullopt, std::nullopt});
-    if (!scales.empty()) layers[i].scale = scales[i];
-  }
-  layers.back().bias = bias;
-  return product(x, layers, gelu_from, std::nullopt);
 }
 
 Tensor step_norm(const Tensor& x_given, const Tensor& weight_given, const Tensor& bias_given,
@@ -247,24 +235,24 @@ Rows rows(const Tensor& x) {
   return {x.data_ptr(), x.stride(0), x.stride(1), x.stride(2)};
 }
 
-// Writes to `out`, which may be v: of that a head is read before it is written.
-void attend(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& keys,
+// Of T new tokens. Writes to `out`, which may be v: of that a head is read before it is written.
+void attend(const Rows& q, const Rows& k, const Rows& v, int64_t T, const Tensor& keys,
             const Tensor& values, const Tensor& lengths, const Tensor& cos_given,
-            const Tensor& sin_given, const std::optional<Tensor>& starts, const Tensor& out) {
+            const Tensor& sin_given, const std::optional<Tensor>& starts, const Rows& out) {
   const Tensor cos = plain(cos_given), sin = plain(sin_given);
-  const int64_t B = q.size(0), T = q.size(1), H = q.size(2), D = q.size(3);
+  const int64_t B = keys.size(0), H = keys.size(2), D = keys.size(3);
   DecodeParams params = {};
-  params.q = rows(q);
-  params.k = rows(k);
-  params.v = rows(v);
+  params.q = q;
+  params.k = k;
+  params.v = v;
   params.keys = rows(keys);
   params.values = rows(values);
-  params.out = rows(out);
+  params.out = out;
   params.lengths = static_cast<const int64_t*>(lengths.data_ptr());
   params.starts = starts ? static_cast<const int64_t*>(starts->data_ptr()) : nullptr;
   params.cos = static_cast<const float*>(cos.data_ptr());
   params.sin = static_cast<const float*>(sin.data_ptr());
-  params.element = element(q);
+  params.element = element(keys);
   params.B = B;
   params.T = T;
   params.H = H;
@@ -272,10 +260,8 @@ void attend(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& key
   params.R = 2 * cos.size(1);
   params.capacity = keys.size(1);
   params.scale = 1.0f / std::sqrt(static_cast<float>(D));
-  const std::array<int64_t, 1> floats = {B * H * decode_scratch(params)};
-  const Tensor scratch =
-      torch::stable::new_empty(q, {floats.data(), floats.size()}, ScalarType::Float);
-  params.scratch = static_cast<float*>(scratch.data_ptr());
+  const Scratch scratch(4 * B * H * decode_scratch(params));
+  params.scratch = static_cast<float*>(scratch.data());
   const Kernels& chosen = kernels(D % kWidest == 0 ? best_isa() : Isa::kPlain);
   torch::stable::parallel_for(
       0, B * H, 1, [&](int64_t first, int64_t last) { chosen.decode(params, first, last); });
@@ -286,7 +272,7 @@ Tensor decode(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& k
               const std::optional<Tensor>& starts, const Tensor& /* counters */) {
   const std::array<int64_t, 4> shape = {q.size(0), q.size(1), q.size(2), q.size(3)};
   const Tensor out = torch::stable::new_empty(q, {shape.data(), shape.size()});
-  attend(q, k, v, keys, values, lengths, cos, sin, starts, out);
+  attend(rows(q), rows(k), rows(v), q.size(1), keys, values, lengths, cos, sin, starts, rows(out));
   return out;
 }
 
@@ -294,8 +280,57 @@ void step_attention(const Tensor& q, const Tensor& k, const Tensor& v, const Ten
                     const Tensor& values, const Tensor& lengths, const Tensor& cos,
                     const Tensor& sin, const std::optional<Tensor>& starts,
                     const Tensor& /* counters */, const Tensor& ready) {
-  attend(q, k, v, keys, values, lengths, cos, sin, starts, v);
+  attend(rows(q), rows(k), rows(v), q.size(1), keys, values, lengths, cos, sin, starts, rows(v));
   *static_cast<int32_t*>(ready.data_ptr()) = 1;
+}
+
+// Layers of one input, of which the last has a bias.
+std::vector<Layer> layers(const std::vector<Tensor>& weights, const std::vector<Tensor>& scales,
+                          const Tensor& bias) {
+  require(!weights.empty() && (scales.empty() || scales.size() == weights.size()),
+          "kogpt::step_block: scales go with integers");
+  std::vector<Layer> all;
+  for (size_t i = 0; i < weights.size(); ++i) {
+    all.push_back({weights[i], std::nullopt, std::nullopt, std::nullopt});
+    if (!scales.empty()) all.back().scale = scales[i];
+  }
+  all.back().bias = bias;
+  return all;
+}
+
+Tensor step_block(const Tensor& x, const Tensor& norm_weight, const Tensor& norm_bias, double eps,
+                  const std::vector<Tensor>& enter, const std::vector<Tensor>& enter_scales,
+                  const Tensor& enter_bias, const std::vector<Tensor>& leave,
+                  const std::vector<Tensor>& leave_scales, const Tensor& leave_bias,
+                  const Tensor& keys, const Tensor& values, const Tensor& lengths,
+                  const Tensor& cos, const Tensor& sin, const std::optional<Tensor>& starts) {
+  const int64_t M = x.size(0), B = keys.size(0), H = keys.size(2), D = keys.size(3), C = H * D;
+  require(M <= kFewRows, "kogpt::step_block: ", M, " rows");
+  require(B > 0 && M % B == 0, "kogpt::step_block: ", M, " rows and a cache of ", B);
+  const Tensor normed = step_norm(x, norm_weight, norm_bias, eps);
+  Tensor y = product(normed, layers(enter, enter_scales, enter_bias), 3 * C, std::nullopt);
+  const int64_t N = y.size(1), T = M / B, bytes = element_bits(element(y)) / 8;
+  const std::vector<Layer> last = layers(leave, leave_scales, leave_bias);
+  const int64_t inputs = std::accumulate(
+      last.begin(), last.end(), int64_t{0},
+      [](int64_t before, const Layer& layer) { return before + width(layer.weight); });
+  require(N >= 3 * C && N == 2 * C + inputs, "kogpt::step_block: ", N, " outputs for ", inputs,
+          " inputs");
+  const auto heads = [&](int64_t first) {  // (B, T, H, D)
+    return Rows{static_cast<char*>(y.data_ptr()) + first * bytes, T * N, N, D};
+  };
+  const Rows v = heads(2 * C);
+  attend(heads(0), heads(C), v, T, keys, values, lengths, cos, sin, starts, v);
+
+  // What attention gives lies in the place of v, and behind it the inner layer.
+  Tensor sum = x;
+  int64_t first = 2 * C;
+  for (const Layer& layer : last) {
+    const int64_t K = width(layer.weight);
+    sum = product(torch::stable::narrow(y, 1, first, K), {layer}, layer.weight.size(0), sum);
+    first += K;
+  }
+  return sum;
 }
 
 }  // namespace
@@ -305,7 +340,7 @@ STABLE_TORCH_LIBRARY_IMPL(kogpt, CPU, library) {
   library.impl("linear", TORCH_BOX(&kogpt::cpu::linear));
   library.impl("decode_attention", TORCH_BOX(&kogpt::cpu::decode));
   library.impl("step_attention", TORCH_BOX(&kogpt::cpu::step_attention));
+  library.impl("step_block", TORCH_BOX(&kogpt::cpu::step_block));
   library.impl("step_linear", TORCH_BOX(&kogpt::cpu::step_linear));
-  library.impl("step_linears", TORCH_BOX(&kogpt::cpu::step_linears));
   library.impl("step_norm", TORCH_BOX(&kogpt::cpu::step_norm));
 }
