@@ -53,7 +53,7 @@ inline int64_t many_row_words(const LinearParams& params) {
 }
 
 // Bytes of what a kernel makes of one row of x, a multiple of 64: K floats, K 16-bit integers, and
-// twice K / kGroup floats and a vector of them.
+// three times K / kGroup floats and a vector of them.
 inline int64_t linear_row_bytes(int64_t K) { return (6 * K + 12 * K / kGroup + 127) / 64 * 64; }
 
 // Bytes that all rows take, a multiple of 64.
