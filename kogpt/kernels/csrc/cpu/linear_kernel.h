@@ -13,8 +13,8 @@
 //
 // `Simd` has kLanes floats to a vector. `Words` holds 2 kLanes 16-bit integers or twice as many
 // bytes, `Sums` kLanes 32-bit integers, `Floats` kLanes floats. `Nibbles` holds what products of
-// 4-bit weights and bytes come to over kNibbleVectors vectors at least. kStreams are the outputs of
-// a tile of integers and one row, kFloatStreams those of floats, and kAhead the bytes that each
+// 4-bit weights and bytes come to over kNibbleVectors vectors at least. Of one row, kStreams are
+// the outputs of a tile of integers, kFloatStreams those of floats; kAhead are the bytes that each
 // stream is asked for ahead: what such processors read fastest with.
 #pragma once
 
@@ -118,27 +118,55 @@ struct Linear {
 
   static void outputs(const LinearParams& params, int64_t first, int64_t last, void* part) {
     if (params.M > kFewRows) return Many<Simd>::outputs(params, first, last, part);
+    switch (params.weight.element) {
+      case Element::kFloat32:
+        return panels<Element::kFloat32>(params, first, last);
+      case Element::kBFloat16:
+        return panels<Element::kBFloat16>(params, first, last);
+      case Element::kFloat16:
+        return panels<Element::kFloat16>(params, first, last);
+      case Element::kInt8:
+        return panels<Element::kInt8>(params, first, last);
+      case Element::kInt4:
+        return panels<Element::kInt4>(params, first, last);
+    }
+  }
+
+  template <Element kWeight>
+  static void panels(const LinearParams& params, int64_t first, int64_t last) {
     for (int64_t panel = first; panel < last; panel += kPanel) {
       const int64_t end = std::min(panel + kPanel, last);
       for (int64_t m = 0; m < params.M; m += kMostRows) {
         switch (std::min(kMostRows, params.M - m)) {
           case 1:
-            if (params.scale.data) {
-              rows<1, Simd::kStreams>(params, m, panel, end);
-            } else {
-              rows<1, Simd::kFloatStreams>(params, m, panel, end);
-            }
+            rows<kWeight, 1>(params, m, panel, end);
             break;
           case 2:
-            rows<2, 4>(params, m, panel, end);
+            rows<kWeight, 2>(params, m, panel, end);
             break;
           case 3:
-            rows<3, 2>(params, m, panel, end);
+            rows<kWeight, 3>(params, m, panel, end);
             break;
           default:
-            rows<4, 2>(params, m, panel, end);
+            rows<kWeight, 4>(params, m, panel, end);
         }
       }
+    }
+  }
+
+  // Outputs of a tile: more are more streams, which memory is read faster by, until registers that
+  // do not suffice for their products cost more than that.
+  static constexpr int tile_outputs(Element weight, int rows) {
+    const bool is_int4 = weight == Element::kInt4;
+    switch (rows) {
+      case 1:
+        return is_int4 || weight == Element::kInt8 ? Simd::kStreams : Simd::kFloatStreams;
+      case 2:
+        return is_int4 ? 4 : 8;
+      case 3:
+        return 4;
+      default:
+        return is_int4 ? 2 : 4;
     }
   }
 
@@ -164,8 +192,9 @@ struct Linear {
 
   // All that one panel of outputs needs of some rows, so many inputs at a time that the rows stay
   // in a near cache.
-  template <int kRows, int kOutputs>
+  template <Element kWeight, int kRows>
   static void rows(const LinearParams& p, int64_t m, int64_t first, int64_t last) {
+    constexpr int kOutputs = tile_outputs(kWeight, kRows);
     using Totals = Floats[kRows][kOutputs];
     Totals totals[kPanel / kOutputs] = {};
     Tile<kRows, kOutputs> tile;
@@ -173,12 +202,12 @@ struct Linear {
     tile.group = p.K / p.G;
     for (int i = 0; i < kRows; ++i) tile.x[i] = row(p, m + i);
     const int64_t tiles = (last - first + kOutputs - 1) / kOutputs;
-    const int64_t step = most_inputs(kRows, p.weight.element);
+    constexpr int64_t step = most_inputs(kRows, kWeight);
     for (int64_t k = 0; k < p.K; k += step) {
       const int64_t end = std::min(k + step, p.K);
       for (int64_t t = 0; t < tiles; ++t) {
         aim(p, first + t, tiles, last, tile);
-        multiply(p, tile, k, end, totals[t]);
+        multiply<kWeight>(p, tile, k, end, totals[t]);
       }
     }
     for (int i = 0; i < kRows; ++i) {
@@ -227,21 +256,17 @@ struct Linear {
   }
 
   // Adds the products of the inputs [first, last) to a tile's totals.
-  template <int kRows, int kOutputs>
+  template <Element kWeight, int kRows, int kOutputs>
   static void multiply(const LinearParams& p, const Tile<kRows, kOutputs>& tile, int64_t first,
                        int64_t last, Floats (&totals)[kRows][kOutputs]) {
-    switch (p.weight.element) {
-      case Element::kFloat32:
-        return floats<Element::kFloat32>(tile, first, last, totals);
-      case Element::kBFloat16:
-        return floats<Element::kBFloat16>(tile, first, last, totals);
-      case Element::kFloat16:
-        return floats<Element::kFloat16>(tile, first, last, totals);
-      case Element::kInt8:
-        return one_scale(p) ? steps<Element::kInt8, kBlock, 1, true>(p, tile, first, last, totals)
-                            : steps<Element::kInt8, kBlock, 1, false>(p, tile, first, last, totals);
-      case Element::kInt4:
-        return int4(p, tile, first, last, totals);
+    if constexpr (kWeight == Element::kInt4) {
+      int4(p, tile, first, last, totals);
+    } else if constexpr (kWeight != Element::kInt8) {
+      floats<kWeight>(tile, first, last, totals);
+    } else if (one_scale(p)) {
+      steps<kWeight, kBlock, 1, true>(p, tile, first, last, totals);
+    } else {
+      steps<kWeight, kBlock, 1, false>(p, tile, first, last, totals);
     }
   }
 
