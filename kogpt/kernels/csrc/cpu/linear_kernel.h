@@ -249,9 +249,10 @@ struct Linear {
   template <int kRows, int kOutputs>
   static void aim(const LinearParams& p, int64_t n, int64_t apart, int64_t last,
                   Tile<kRows, kOutputs>& tile) {
+    const int64_t row = p.K * element_bits(p.weight.element) / 8;  // bytes
     for (int j = 0; j < kOutputs; ++j) {
       tile.output[j] = std::min(n + j * apart, last - 1);  // beyond the last, it again, for nothing
-      tile.weight[j] = static_cast<const char*>(p.weight.data) + tile.output[j] * stride(p);
+      tile.weight[j] = static_cast<const char*>(p.weight.data) + tile.output[j] * row;
     }
   }
 
@@ -267,20 +268,6 @@ struct Linear {
       steps<kWeight, kBlock, 1, true>(p, tile, first, last, totals);
     } else {
       steps<kWeight, kBlock, 1, false>(p, tile, first, last, totals);
-    }
-  }
-
-  // Bytes of a row of weights.
-  static int64_t stride(const LinearParams& p) {
-    switch (p.weight.element) {
-      case Element::kFloat32:
-        return 4 * p.K;
-      case Element::kInt8:
-        return p.K;
-      case Element::kInt4:
-        return p.K / 2;
-      default:
-        return 2 * p.K;
     }
   }
 
