@@ -1,18 +1,19 @@
 """Times generation beside other libraries: the same weights and prompts, in turn, in one run.
 
-    python scripts/benchmark_peers.py DIR WORK [--rounds 3] [--threads 2] [--json FILE]
+    python scripts/benchmark_peers.py DIR WORK [--rounds 3] [--turns 3] [--threads 2] [--json FILE]
 
 DIR is a folder that `kogpt convert` wrote. WORK keeps what contenders convert it to, so only the
 first run converts, and what they print. Peers are transformers, CTranslate2 and OpenVINO (through
-optimum-intel); one that is not installed is a row that says so. In each round each contender in
-turn is a fresh process on the CPU: it loads, warms up, continues a prompt of 32 tokens greedily and
-reads one of 512, so neither memory nor threads are shared.
+optimum-intel); one that is not installed is a row that says so. In each round each contender is a
+fresh process on the CPU that loads and warms up. Those of one format are there together and take
+turns: to continue a prompt of 32 tokens greedily, and to read one of 512. Whoever waits is stopped,
+threads and all. So a turn of ours and a peer's are seconds apart: other machines that share a
+memory may double what is left of it, or halve it, within a minute.
 
-Prints Markdown, the goals among it. Figures are medians over rounds, ratios medians of the ratios
-within a round. `prefill` is the time until the first token after 512. `of bandwidth` is the bytes a
-token needs (of peers the weights alone, of ours scales and cache too) over the time it took, over
-the read bandwidth: the better of those measured right before and after, since other machines that
-share a memory may double what is left of it, or halve it, within a minute.
+Prints Markdown, the goals among it. Figures are medians over all turns, ratios medians of the
+ratios within a turn. `prefill` is the time until the first token after 512. `of bandwidth` is the
+bytes a token needs (of peers the weights alone, of ours scales and cache too) over the time it
+took, over the read bandwidth: the better of those measured right before and after.
 """
 
 import argparse
@@ -20,15 +21,16 @@ import json
 import os
 import random
 import shlex
+import signal
 import statistics
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from peers import CONTENDERS, missing
@@ -43,9 +45,14 @@ PACKAGES = ("transformers", "ctranslate2", "openvino", "nncf", "optimum-intel")
 DECODE_PROMPT, PREFILL_PROMPT = 32, 512
 
 
+def format_of(name: str) -> str:
+    """The format of a contender's weights, of which it is named."""
+    return name.split()[-1]
+
+
 @dataclass
 class Result:
-    """What one contender took, a value for each round.
+    """What one contender took, a value for each turn, of loading for each round.
 
     Attributes:
         name: of the contender.
@@ -53,7 +60,7 @@ class Result:
         bandwidth: bytes a second that the memory gave when it decoded.
         prefill: seconds until the first token of the long prompt.
         load: seconds that loading took.
-        memory: most bytes resident, over all rounds.
+        memory: most bytes resident, over all turns.
         step_bytes: that a token needs.
         ids: what it wrote.
         about: what it decided by itself.
@@ -82,6 +89,34 @@ class Result:
         return statistics.median(rate * self.step_bytes / limit for rate, limit in pair)
 
 
+class Contestant:
+    """The process of a contender, which stands still unless it is asked."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.process = process
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.process.send_signal(signal.SIGCONT)
+        with suppress(BrokenPipeError), self.process:
+            pass  # it ends when there is nothing more to answer
+
+    def ask(self, prompt: list[int], count: int) -> dict[str, Any]:
+        """Lets it go on after a prompt by so many tokens."""
+        self.process.send_signal(signal.SIGCONT)
+        self.process.stdin.write(json.dumps({"prompt": prompt, "count": count}) + "\n")
+        self.process.stdin.flush()
+        return self.answer()
+
+    def answer(self) -> dict[str, Any]:
+        """The next line it writes; ValueError if that is none or not whole."""
+        found = json.loads(self.process.stdout.readline())
+        self.process.send_signal(signal.SIGSTOP)
+        return found
+
+
 class Run:
     """The contenders' processes, on one machine with one folder of weights."""
 
@@ -98,38 +133,42 @@ class Run:
         if not result.refused and self.start(result, "--convert").wait():
             result.refused = f"conversion failed: {self.last_words(result)}"
 
-    def measure(self, result: Result) -> None:
-        """One turn of a contender."""
-        with self.process(result) as ask:
-            ready = ask(None)
-            ask({"prompt": self.long, "count": 2})  # warm up
-            before = read_bandwidth(CPU)
-            decode = ask({"prompt": self.short, "count": self.new_tokens})
-            bandwidth = max(before, read_bandwidth(CPU))
-            prefill = ask({"prompt": self.long, "count": 1})
-            result.about, result.ids = ready["about"], decode["ids"]
-            result.step_bytes = decode["step_bytes"]
-            result.memory = max(result.memory, prefill["memory"])
-            times = decode["times"]
-            result.load.append(ready["load"])
-            result.decode.append((len(times) - 1) / (times[-1] - times[0]))
-            result.bandwidth.append(bandwidth)
-            result.prefill.append(prefill["times"][0])
+    def measure(self, results: list[Result], turns: int) -> None:
+        """A round of the contenders of one format."""
+        there = {}
+        with ExitStack() as processes:
+            for result in results:
+                with self.refusing(result):
+                    there[result.name] = Contestant(self.start(result))
+                    contestant = processes.enter_context(there[result.name])
+                    ready = contestant.answer()
+                    contestant.ask(self.long, 2)  # warm up
+                    result.about = ready["about"]
+                    result.load.append(ready["load"])
+            for _ in range(turns):
+                for result in results:
+                    if not result.refused:
+                        with self.refusing(result):
+                            self.turn(result, there[result.name])
+
+    def turn(self, result: Result, contestant: Contestant) -> None:
+        """Decodes, and reads a long prompt."""
+        before = read_bandwidth(CPU)
+        decode = contestant.ask(self.short, self.new_tokens)
+        bandwidth = max(before, read_bandwidth(CPU))
+        prefill = contestant.ask(self.long, 1)
+        times = decode["times"]
+        result.ids, result.step_bytes = decode["ids"], decode["step_bytes"]
+        result.memory = max(result.memory, prefill["memory"])
+        result.decode.append((len(times) - 1) / (times[-1] - times[0]))
+        result.bandwidth.append(bandwidth)
+        result.prefill.append(prefill["times"][0])
 
     @contextmanager
-    def process(self, result: Result) -> Iterator[Any]:
-        """A contender that answers questions; what goes wrong with it is noted as its refusal."""
-        process = self.start(result)
-
-        def ask(question: dict[str, Any] | None) -> dict[str, Any]:
-            if question:
-                process.stdin.write(json.dumps(question) + "\n")
-                process.stdin.flush()
-            return json.loads(process.stdout.readline())
-
+    def refusing(self, result: Result) -> Iterator[None]:
+        """What goes wrong with a contender is noted as its refusal."""
         try:
-            with process:
-                yield ask
+            yield
         except (ValueError, BrokenPipeError):  # no line came, or only a part of one
             result.refused = self.last_words(result)
 
@@ -185,14 +224,14 @@ class Board:
         self.measured = {r.name: r for r in results if not r.refused}
 
     def faster(self, ours: str, peer: str) -> float | None:
-        """How many times as fast we decode: the median over rounds."""
+        """How many times as fast we decode: the median over turns."""
         if not {ours, peer} <= set(self.measured):
             return None
         pair = zip(self.measured[ours].decode, self.measured[peer].decode, strict=True)
         return statistics.median(a / b for a, b in pair)
 
     def sooner(self, ours: str, peers: list[str]) -> float | None:
-        """How many times as fast as the fastest of some peers we read: the median over rounds."""
+        """How many times as fast as the fastest of some peers we read: the median over turns."""
         theirs = [self.measured[name].prefill for name in peers if name in self.measured]
         if ours not in self.measured or not theirs:
             return None
@@ -215,9 +254,9 @@ class Board:
             yield Goal(f"decode, {ours}, % of read bandwidth", 80, share)
         for ours in ("KoGPT bf16", "KoGPT int8", "KoGPT int4"):
             yield Goal(f"prefill, {ours} x the fastest peer", 0.9, self.sooner(ours, peers))
-            like = [name for name in peers if name.endswith(ours[-4:])]
+            like = [name for name in peers if format_of(name) == format_of(ours)]
             found = self.sooner(ours, like)
-            yield Goal(f"prefill, {ours} x the fastest {ours[-4:]} peer", 0.9, found)
+            yield Goal(f"prefill, {ours} x the fastest {format_of(ours)} peer", 0.9, found)
 
     def row(self, result: Result) -> str:
         if result.refused:
@@ -261,7 +300,8 @@ def describe(args: argparse.Namespace) -> dict[str, Any]:
             found[package] = version(package)
         except PackageNotFoundError:
             found[package] = "not installed"
-    return {**found, "rounds": args.rounds, "command": shlex.join(["python", *sys.argv])}
+    found |= {"rounds": args.rounds, "turns of each": args.turns}
+    return {**found, "command": shlex.join(["python", *sys.argv])}
 
 
 def claim(work: Path, source: Path) -> None:
@@ -279,6 +319,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("source", type=Path, metavar="DIR")
     parser.add_argument("work", type=Path, metavar="WORK")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--new-tokens", type=int, default=32)
     parser.add_argument("--only", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
@@ -297,11 +338,11 @@ def main() -> int:
     results = [Result(name) for name in args.only]
     for result in results:
         run.convert(result)
-    for turn in range(args.rounds):
-        for result in results:
-            if not result.refused:
-                print(f"round {turn + 1}: {result.name}", file=sys.stderr, flush=True)
-                run.measure(result)
+    for i in range(args.rounds):
+        for kind in dict.fromkeys(map(format_of, args.only)):
+            print(f"round {i + 1}: {kind}", file=sys.stderr, flush=True)
+            alike = [each for each in results if format_of(each.name) == kind]
+            run.measure([each for each in alike if not each.refused], args.turns)
     board = Board(results)
     print("\n".join(board.lines(about)))
     if args.json:
