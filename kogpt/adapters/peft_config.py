@@ -5,10 +5,11 @@ method or of a later peft: it may be there as long as it is off.
 """
 
 import re
+import sys
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from math import isfinite, sqrt
+from math import sqrt
 from typing import Any
 
 from kogpt.adapters.lora import LoRALinear
@@ -19,6 +20,8 @@ from kogpt.model import KoGPTConfig
 LORA, PROMPT_TUNING, P_TUNING = "LORA", "PROMPT_TUNING", "P_TUNING"
 CAUSAL_LM, SEQ_CLS = "CAUSAL_LM", "SEQ_CLS"
 HEAD = "score.weight"
+
+MAX_FLOAT = sys.float_info.max  # integers may be larger
 
 # What a key may hold and be off.
 OFF: tuple[object, ...] = (None, False, "", [], {})
@@ -182,7 +185,7 @@ def _check_count(key: str, value: object, where: str) -> None:
 
 def _check_scale(key: str, value: object, where: str) -> None:
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not isfinite(value) or value <= 0:  # type: ignore[arg-type, operator]
+    if not number or not 0 < value <= MAX_FLOAT:  # type: ignore[operator]
         raise InputRefusedError(f"{where}: {key} is {clip(value)}, it must be above 0")
 
 

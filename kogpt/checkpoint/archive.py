@@ -15,13 +15,13 @@ from kogpt.checkpoint.safetensors_file import clip
 from kogpt.errors import InputRefusedError
 
 MAX_MEMBERS = 100_000
-# UnicodeDecodeError: of a name that says it is UTF-8.
 DAMAGED = (
     zipfile.BadZipFile,
     NotImplementedError,
     EOFError,
     struct.error,
-    UnicodeDecodeError,
+    UnicodeDecodeError,  # of a name that says it is UTF-8
+    OverflowError,  # of a place beyond what files can have
 )
 END = struct.Struct("<4s16xH")  # signature, ..., length of the comment
 LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, ..., lengths of name and extra field

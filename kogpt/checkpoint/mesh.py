@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from kogpt.checkpoint.archive import Archive
+from kogpt.checkpoint.files import require_regular
 from kogpt.checkpoint.safetensors_file import clip
 from kogpt.errors import InputRefusedError
 
@@ -254,6 +255,7 @@ def _numbered(folder: Path, prefix: str, suffix: str) -> list[Path]:
 
 
 def _read_archive(path: Path) -> Iterator[Array]:
+    require_regular(path)
     archive = Archive(path, MEMBER)
     with path.open("rb") as file:
         for i in range(len(archive.members)):
@@ -280,6 +282,6 @@ def _read_npy_header(file: BinaryIO, path: Path, name: str) -> Array:
         code = dtype.str.lstrip("<|")
         if code not in DTYPES:
             raise ValueError(f"dtype {code}")
-    except (ValueError, tokenize.TokenError) as error:
+    except (ValueError, tokenize.TokenError, MemoryError, RecursionError) as error:
         raise InputRefusedError(f"{path}: {name}: {clip(str(error))}") from None
     return Array(path, file.tell(), DTYPES[code], shape, column_major)

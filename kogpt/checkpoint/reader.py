@@ -298,7 +298,7 @@ def _describe(
     table = values.get("quantization_config")
     quantization = None if table is None else parse_quantization(table, str(path))
     config = config or read_config(path, model_class)
-    kind = values["model_type"]
+    kind = values.get("model_type")
     layout = LAYOUTS.get(kind) if isinstance(kind, str) else None
     return Description(config, model_class, quantization, layout)
 

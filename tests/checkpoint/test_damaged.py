@@ -4,6 +4,8 @@ import io
 import json
 import os
 import re
+import struct
+import time
 import zipfile
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import safetensors.torch
 import torch
 
 from kogpt.checkpoint import convert, load_model, mesh, open_checkpoint
+from kogpt.checkpoint.safetensors_file import parse_header
 from kogpt.errors import InputRefusedError
 from tests.checkpoint.test_formats import shard_by_hand
 from tests.checkpoint.tiny import CONFIG, tiny_state, write_config, write_released
@@ -355,3 +358,54 @@ def test_an_array_whose_header_breaks_off_is_refused(tmp_path):
     header = b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
     with pytest.raises(InputRefusedError, match="0.npz: arr_0.npy: "):
         mesh._read_npy_header(io.BytesIO(header), tmp_path / "0.npz", "arr_0.npy")
+
+
+@pytest.mark.parametrize("text", [b"-" * 9000 + b"1", b"(" * 9000], ids=["signs", "brackets"])
+def test_an_array_whose_header_is_nested_is_refused(tmp_path, text):
+    header = b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
+    with pytest.raises(InputRefusedError, match="0.npz: arr_0.npy: "):
+        mesh._read_npy_header(io.BytesIO(header), tmp_path / "0.npz", "arr_0.npy")
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_a_slice_that_is_no_file_is_refused(tmp_path, make):
+    (tmp_path / "shard_0").mkdir()
+    make(tmp_path / "shard_0" / "0.npz")
+    with pytest.raises(InputRefusedError, match="0.npz: not a regular file"):
+        list(mesh._read_archive(tmp_path / "shard_0" / "0.npz"))
+
+
+def test_a_member_beyond_all_places_is_refused(tmp_path):
+    path = tmp_path / "weights.bin"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a/data.pkl", b"")
+        archive.writestr("a/data/0", b"")
+    raw = bytearray(path.read_bytes())
+    directory = raw.rindex(b"PK\x01\x02")  # of the last member
+    extra = struct.pack("<HHQ", 1, 8, 2**64 - 1)  # zip64: its place
+    raw[directory + 30 : directory + 32] = struct.pack("<H", len(extra))
+    raw[directory + 42 : directory + 46] = b"\xff" * 4
+    end = raw.rindex(b"PK\x05\x06")
+    raw[end:end] = extra
+    (size,) = struct.unpack_from("<I", raw, end + len(extra) + 12)
+    struct.pack_into("<I", raw, end + len(extra) + 12, size + len(extra))
+    path.write_bytes(raw)
+    with pytest.raises(InputRefusedError, match="weights.bin: "):
+        open_checkpoint(path)
+
+
+def test_a_config_without_a_kind_can_be_replaced(tmp_path):
+    good_safetensors(tmp_path)
+    values = CONFIG.to_dict()
+    del values["model_type"]
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    with open_checkpoint(tmp_path, config=CONFIG) as reader:
+        assert reader.require_config() == CONFIG
+
+
+def test_a_repeated_key_is_found_in_no_time():
+    text = b'{%s,"z":0,"z":0}' % b",".join(b'"%x":0' % i for i in range(100_000))
+    start = time.perf_counter()
+    with pytest.raises(InputRefusedError, match="'z' appears twice"):
+        parse_header(text, 0, "file")
+    assert time.perf_counter() - start < 5  # once 15 s, as the square of the keys
