@@ -37,7 +37,7 @@ from kogpt.checkpoint.dtypes import check_float
 from kogpt.checkpoint.files import refuse_foreign, require_regular
 from kogpt.checkpoint.names import expand
 from kogpt.checkpoint.safetensors_file import SafetensorsFile, encode_header
-from kogpt.checkpoint.staging import to_json, write_atomically, writing
+from kogpt.checkpoint.staging import put_in_place, to_json, writing, written_beside
 from kogpt.checkpoint.writer import raw_bytes
 from kogpt.errors import InputRefusedError
 from kogpt.model import KoGPT, KoGPTConfig
@@ -197,7 +197,8 @@ class _Weights:
 
     def take_head(self, name: str, config: KoGPTConfig) -> Tensor:
         """A head: as many outputs as there are."""
-        return self.take(name, (max(1, *self._shape(name)[:1]), config.n_embd))
+        outputs = next(iter(self._shape(name)), 1)
+        return self.take(name, (max(1, outputs), config.n_embd))
 
     def refuse_rest(self) -> None:
         """Refuses what was not asked for."""
@@ -255,14 +256,20 @@ def write_content(folder: Path, content: Content, base: Path, license_notice: st
     config = to_json({**values, "base_model_name_or_path": str(base)})
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        if path.exists() and path.read_bytes() != config:
-            path.unlink()  # it would describe weights that are not its own
         header = encode_header(
             ((name, tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()),
             {"format": "pt", "license": license_notice},
         )
-        write_atomically(folder / WEIGHTS_NAME, header, *map(raw_bytes, tensors.values()))
-        write_atomically(path, config)
+        weights = folder / WEIGHTS_NAME
+        data = map(raw_bytes, tensors.values())
+        with (
+            written_beside(weights, header, *data) as new_weights,
+            written_beside(path, config) as new_config,
+        ):
+            if path.exists() and path.read_bytes() != config:
+                path.unlink()  # it would describe weights that are not its own
+            put_in_place(new_weights, weights)
+            put_in_place(new_config, path)
 
 
 def adapter_content(model: KoGPT) -> Content:

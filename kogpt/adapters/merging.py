@@ -29,6 +29,7 @@ from kogpt.checkpoint.writer import (
 )
 from kogpt.errors import InputRefusedError
 from kogpt.model import KoGPT
+from kogpt.model.config import read_json_object
 
 
 @torch.no_grad()
@@ -152,6 +153,14 @@ class _Merge:
                 values = values.float() + adapter.updates[layer].delta(rows)
         return values
 
+    def _describe(self, head: Tensor) -> dict[str, Any]:
+        """What `config.json` says of a head; of its own, what the source says."""
+        described = describe_classifier(len(head))
+        if any(adapter.head is not None for adapter in self.adapters):
+            return described
+        values = read_json_object(self.reader.folder / "config.json")
+        return {key: values.get(key, value) for key, value in described.items()}
+
     def run(self, max_shard_size: int, quiet: bool) -> MergeReport:
         layout = layout_of(self.config, self.reader.model_class)
         stored = AssembledTensors(self.specs(), self.read, self.config, layout)
@@ -162,7 +171,7 @@ class _Merge:
         require_disk(self.dst, nbytes + ROOM_FOR_SMALL_FILES)
         notice = license_of(self.reader.folder, self.config)
         metadata = {"format": "pt", "license": notice}
-        further = None if self.head is None else describe_classifier(len(self.head))
+        further = None if self.head is None else self._describe(self.head)
         bar = tqdm(total=nbytes, unit="B", unit_scale=True, disable=True if quiet else None)
         with Staging(self.dst) as staging, bar:
             records = write_shards(staging, shards, stored.read, metadata, progress=bar.update)

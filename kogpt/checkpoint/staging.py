@@ -15,6 +15,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -23,13 +24,15 @@ from typing import Any
 
 from kogpt.errors import InputRefusedError, KoGPTError, NotEnoughResourcesError
 
+OWN = re.compile(r"folder|(plan|done-.*)\.json(\.tmp)?")  # names of what is in `.DST.partial`
+
 
 class Staging:
     """The unfinished form of a folder; one process at a time.
 
     Use as a context manager. Leaving it after `commit` leaves nothing but the folder. Leaving it
-    by an error removes the unfinished work; by a signal (KeyboardInterrupt, SystemExit) keeps it,
-    to be resumed.
+    by an error removes the unfinished work; by a signal (KeyboardInterrupt, SystemExit) keeps what
+    can be resumed.
 
     Attributes:
         folder: where to write the files.
@@ -43,7 +46,7 @@ class Staging:
             plan: all that determines the folder's content, as JSON. Finished steps of an
                 interrupted run with an equal plan are kept. None never resumes.
         """
-        self.dst = Path(os.path.abspath(dst))
+        self.dst = place_of(dst)
         self.partial = partial_of(dst)
         self.folder = self.partial / "folder"
         self._plan = plan
@@ -55,19 +58,24 @@ class Staging:
             self._lock = _lock(self.partial)
         try:
             refuse_existing(self.dst)
+            refuse_strangers(self.partial)
         except InputRefusedError:
-            self._close(discard=not self.folder.exists())  # a rest of other work is not ours
+            self._close(discard=not any(self.partial.iterdir()))  # other work is not ours
             raise
         try:
             with writing(self.partial):
                 self._prepare()
         except BaseException as error:
-            self._close(discard=isinstance(error, Exception))
+            self._close(discard=self._is_lost(type(error)))
             raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._close(discard=kind is None or issubclass(kind, Exception))
+        self._close(discard=kind is None or self._is_lost(kind))
+
+    def _is_lost(self, kind: type[BaseException]) -> bool:
+        """Whether nothing can be resumed of what such an error has ended."""
+        return self._plan is None or issubclass(kind, Exception)
 
     def _prepare(self) -> None:
         plan_file = self.partial / "plan.json"
@@ -95,6 +103,8 @@ class Staging:
         """
         with writing(self.dst):
             fsync_path(self.folder)
+            if self.dst.is_dir():
+                shutil.copymode(self.dst, self.folder)
             try:
                 os.rename(self.folder, self.dst)  # replaces an empty folder, nothing else
             except (FileExistsError, NotADirectoryError):
@@ -111,12 +121,37 @@ class Staging:
         os.close(self._lock)
 
 
+def place_of(dst: Path) -> Path:
+    """Where the system would make `dst`: behind the links of all that it lies in."""
+    path = Path(dst)
+    if path.name in ("", ".."):
+        return path.resolve()
+    return path.parent.resolve() / path.name
+
+
 def partial_of(dst: Path) -> Path:
-    """Where a folder grows before it gets its name; InputRefusedError for `/`, which has none."""
-    path = Path(os.path.abspath(dst))
+    """Where a folder grows before it gets its name.
+
+    Raises:
+        InputRefusedError: nothing there can be renamed to `dst`, which is `/` or a mount point.
+    """
+    path = place_of(dst)
     if not path.name:
         raise InputRefusedError(f"{dst}: exists already; choose another name")
+    if path.is_dir() and path.is_mount():
+        raise InputRefusedError(f"{dst}: a mount point; name a folder inside it")
     return path.with_name(f".{path.name}.partial")
+
+
+def refuse_strangers(partial: Path) -> None:
+    """Refuses a place for unfinished work that holds anything else.
+
+    Raises:
+        InputRefusedError: something there was not written by `Staging`.
+    """
+    for path in sorted(partial.iterdir()):
+        if not OWN.fullmatch(path.name) or path.is_symlink():
+            raise InputRefusedError(f"{path}: no part of unfinished work; move it away")
 
 
 def staged_bytes(dst: Path) -> int:
@@ -128,6 +163,7 @@ def sweep(dst: Path) -> None:
     """Removes what a run leaves that was killed after the folder got its name, before the rest."""
     partial = partial_of(dst)
     if partial.is_dir() and not (partial / "folder").exists() and dst.exists():
+        refuse_strangers(partial)
         with writing(partial):
             lock = _lock(partial)
             shutil.rmtree(partial)
@@ -192,8 +228,24 @@ def write_file(path: Path, *parts: bytes | memoryview) -> None:
 
 def write_atomically(path: Path, *parts: bytes | memoryview) -> None:
     """Writes a file, given in parts, so that its name is absent, or as before, or complete."""
+    with written_beside(path, *parts) as temporary:
+        put_in_place(temporary, path)
+
+
+@contextmanager
+def written_beside(path: Path, *parts: bytes | memoryview) -> Iterator[Path]:
+    """What is to be `path`, under another name; nothing is left of it by an error."""
     temporary = path.with_name(f"{path.name}.tmp")
-    write_file(temporary, *parts)
+    try:
+        write_file(temporary, *parts)
+        yield temporary
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def put_in_place(temporary: Path, path: Path) -> None:
+    """Gives a file its name, and waits until that is on the disk."""
     os.rename(temporary, path)
     fsync_path(path.parent)
 

@@ -1,6 +1,7 @@
 """Adapters' files against the peft library, both ways, and what is refused of them."""
 
 import json
+import resource
 import warnings
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from kogpt.adapters import (
 )
 from kogpt.checkpoint.safetensors_file import SafetensorsFile
 from kogpt.checkpoint.writer import write_checkpoint
-from kogpt.errors import InputRefusedError
+from kogpt.errors import InputRefusedError, NotEnoughResourcesError
 from kogpt.model import KoGPT
 from tests.adapters.filled import trained_lora
 from tests.checkpoint.tiny import CONFIG, tiny_state
@@ -239,6 +240,20 @@ def test_an_adapter_is_replaced_and_other_files_stay(base, model, tmp_path):
     assert names == {"log.jsonl", "adapter_config.json", "adapter_model.safetensors"}
 
 
+def test_an_adapter_that_cannot_be_written_leaves_the_one_before(lora, base, tmp_path):
+    before = {path.name: path.read_bytes() for path in lora.iterdir()}
+    larger = KoGPT(CONFIG)
+    trained_lora(larger, LoRAConfig(rank=8))
+    _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (max(map(len, before.values())), most))
+    try:
+        with pytest.raises(NotEnoughResourcesError, match="cannot be written: File too large"):
+            write_adapter(lora, larger, base)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+    assert {path.name: path.read_bytes() for path in lora.iterdir()} == before
+
+
 def test_what_is_no_single_adapter_is_not_written(base, model, tmp_path):
     with pytest.raises(ValueError, match="neither updates nor a soft prompt"):
         write_adapter(tmp_path, model, base)
@@ -297,6 +312,7 @@ def change(folder: Path, **values: object) -> None:
         ({"r": None}, "r is None"),
         ({"lora_alpha": "16"}, "lora_alpha is '16'"),
         ({"lora_alpha": float("inf")}, "lora_alpha is inf"),
+        ({"lora_alpha": 10**400}, "lora_alpha is 1000"),
         ({"rank_pattern": {"q.*": 2}}, "rank_pattern is .*not by expressions"),
         ({"rank_pattern": {"q_proj": 0}}, "rank_pattern of q_proj is 0"),
         ({"alpha_pattern": {"q_proj": None}}, "alpha_pattern of q_proj is None"),
@@ -358,6 +374,14 @@ def test_damaged_weights_are_refused_by_name(lora):
         read_adapter(lora, CONFIG)
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(InputRefusedError, match="adapter_model.safetensors: bad safetensors"):
+        read_adapter(lora, CONFIG)
+
+
+def test_a_head_without_dimensions_is_refused(lora):
+    path, head = lora / "adapter_model.safetensors", "base_model.model.score.weight"
+    save_file({**load_file(path), head: torch.tensor(1.0)}, path)
+    change(lora, modules_to_save=["score"])
+    with pytest.raises(InputRefusedError, match=r"score.weight has shape \[\], .* \[1, 16\]"):
         read_adapter(lora, CONFIG)
 
 

@@ -17,6 +17,7 @@ from kogpt.adapters import (
     load_classifier,
     merge,
     merge_checkpoint,
+    merging,
     write_adapter,
 )
 from kogpt.checkpoint import (
@@ -144,6 +145,29 @@ def test_a_head_is_written_beside_the_weights(tmp_path, ids):
     merge_checkpoint(tmp_path / "b", tmp_path / "c", tmp_path / "d", quiet=True)
     for folder in ("b", "d"):
         assert torch.equal(load_classifier(tmp_path / folder).score.weight, model.score.weight)
+
+
+def test_a_head_of_the_source_keeps_its_labels(tmp_path, adapters):
+    head = {"score.weight": torch.ones(2, CONFIG.n_embd)}
+    base, labels = tmp_path / "base", ["부정", "긍정"]
+    write_checkpoint(base, CONFIG, {**tiny_state(), **head}, labels=labels)
+    merge_checkpoint(base, adapters, tmp_path / "out", quiet=True)
+    described = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert described["id2label"] == {"0": "부정", "1": "긍정"}
+    assert described["label2id"] == {"부정": 0, "긍정": 1}
+
+
+def test_an_interrupted_merge_leaves_nothing_since_nothing_could_resume_it(
+    tmp_path, adapters, monkeypatch
+):
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    write_checkpoint(tmp_path / "base", CONFIG, tiny_state())
+    monkeypatch.setattr(merging, "finish", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        merge_checkpoint(tmp_path / "base", adapters, tmp_path / "out", quiet=True)
+    assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".*"))
 
 
 def test_what_cannot_be_merged_is_refused_and_leaves_nothing(tmp_path, adapters):
