@@ -360,7 +360,9 @@ def add_convert(commands: Commands) -> None:
         "--max-shard-size", default="5GB", metavar="SIZE", help="largest file, as 5GB (default)"
     )
     parser.add_argument(
-        "--config", metavar="FILE|PRESET", help="shape of the model, where SRC has no config.json"
+        "--config",
+        metavar="FILE|PRESET",
+        help="shape of the model (default: what config.json of SRC says)",
     )
     parser.add_argument(
         "--on-overflow",

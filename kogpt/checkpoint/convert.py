@@ -13,7 +13,13 @@ from tqdm import tqdm
 from kogpt.checkpoint.dtypes import dtype_name, parse_dtype
 from kogpt.checkpoint.files import require_regular
 from kogpt.checkpoint.layouts import AssembledTensors, layout_of
-from kogpt.checkpoint.manifest import MANIFEST_FORMATS, MANIFEST_NAME, file_record
+from kogpt.checkpoint.manifest import (
+    COMPANIONS,
+    MANIFEST_FORMATS,
+    MANIFEST_NAME,
+    file_record,
+    is_text,
+)
 from kogpt.checkpoint.names import expand
 from kogpt.checkpoint.overflow import FitCounts, clamp_finite, count_misfits
 from kogpt.checkpoint.quantization import IN_WORD, Quantization
@@ -21,8 +27,15 @@ from kogpt.checkpoint.quantizing import Quantizer
 from kogpt.checkpoint.reader import CheckpointReader, open_checkpoint
 from kogpt.checkpoint.report import ConversionReport, TensorLine
 from kogpt.checkpoint.resources import require_disk
-from kogpt.checkpoint.source_hash import SourceHash
-from kogpt.checkpoint.staging import Staging, refuse_existing, staged_bytes, sweep, to_json
+from kogpt.checkpoint.source_hash import SourceHash, printable
+from kogpt.checkpoint.staging import (
+    Staging,
+    partial_of,
+    refuse_existing,
+    staged_bytes,
+    sweep,
+    to_json,
+)
 from kogpt.checkpoint.verifying import read_manifest
 from kogpt.checkpoint.writer import (
     MAX_SHARD_SIZE,
@@ -37,17 +50,6 @@ from kogpt.checkpoint.writer import (
 from kogpt.errors import InputRefusedError
 from kogpt.model.config import KoGPTConfig
 
-# Copied where the source has them.
-COMPANIONS = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "tokenizer.model",
-    "generation_config.json",
-)
 MAX_COMPANION = 64 << 20  # bytes
 
 KOGPT_LICENSE = (
@@ -149,7 +151,9 @@ def convert(
     options = options or ConversionOptions()
     with open_checkpoint(src, config=options.config) as reader:
         job = _Job(reader, Path(dst), options)
-        if not options.dry_run:
+        if options.dry_run:
+            job.refuse_other()
+        else:
             job.run()
         return job.report()
 
@@ -173,7 +177,9 @@ class _Job:
             self.rounded.specs, self.rounded.read, self.config, self.layout
         )
         self.shards = plan_shards(self.stored.specs, options.max_shard_size)
-        license_notice = options.license_notice or license_of(reader.folder, self.config)
+        license_notice = options.license_notice
+        if license_notice is None:
+            license_notice = license_of(reader.folder, self.config)
         self.metadata = {"format": "pt", "license": license_notice, "source_sha256": UNKNOWN_HASH}
         self.was_complete = False
 
@@ -210,6 +216,12 @@ class _Job:
             )
         to_bfloat16 = self.misfits.total and self.options.on_overflow == "bfloat16"
         return torch.bfloat16 if to_bfloat16 else dtype
+
+    def refuse_other(self) -> None:
+        """Refuses a `dst` that is there and cannot be what this conversion has written."""
+        partial_of(self.dst)
+        if self._manifest() is None:
+            refuse_existing(self.dst)
 
     def run(self) -> None:
         sweep(self.dst)
@@ -263,7 +275,7 @@ class _Job:
 
     def _plan(self) -> dict[str, Any]:
         """All that determines the bytes of the result, to tell whether a rest can be resumed."""
-        stats = {_printable(path): path.stat() for path in self.reader.files}
+        stats = {printable(path): path.stat() for path in self.reader.files}
         plan = {
             "source": {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()},
             "shards": {shard.name: [spec.name for spec in shard.tensors] for shard in self.shards},
@@ -276,7 +288,12 @@ class _Job:
         return json.loads(to_json(plan))
 
     def _is_complete(self, source: SourceHash) -> bool:
-        """Whether `dst` is already what this conversion would write, by its manifest and sizes."""
+        """Whether `dst` is already what this conversion would write."""
+        manifest = self._manifest()
+        return manifest is not None and manifest["source"] == source.result()
+
+    def _manifest(self) -> dict[str, Any] | None:
+        """The manifest of `dst`, where by it and by sizes all but the source's hash is right."""
         try:
             manifest = read_manifest(self.dst)
             tensors = {
@@ -286,7 +303,7 @@ class _Job:
             sizes = {name: (self.dst / name).stat().st_size for name in manifest["files"]}
             sizes |= {shard.name: (self.dst / shard.name).stat().st_size for shard in self.shards}
         except (InputRefusedError, OSError, KeyError):
-            return False  # something else; refused for existing, if it does
+            return None  # something else; refused for existing, if it does
         wanted = {
             spec.name: (shard.name, dtype_name(spec.dtype), [*spec.shape])
             for shard in self.shards
@@ -299,7 +316,7 @@ class _Job:
             expected[shard.name] = len(shard.header(self.metadata)) + shard.nbytes
         same = tensors == wanted and manifest["files"] == files and sizes == expected
         same = same and manifest["license"] == self.metadata["license"]
-        return same and manifest["source"] == source.result()
+        return manifest if same else None
 
     def report(self) -> ConversionReport:
         lines = [
@@ -342,11 +359,6 @@ def license_of(folder: Path, config: KoGPTConfig) -> str:
     return KOGPT_LICENSE if is_release else OTHER_LICENSE
 
 
-def _printable(path: Path) -> str:
-    """A path in UTF-8, which it need not be and JSON is."""
-    return os.fsencode(path).decode(errors="backslashreplace")
-
-
 def _is_foreign(manifest: Path) -> bool:
     """Whether a manifest is of another program; a damaged one is taken for ours."""
     require_regular(manifest)
@@ -356,15 +368,6 @@ def _is_foreign(manifest: Path) -> bool:
         return False
     form = values.get("format") if isinstance(values, dict) else None
     return not (isinstance(form, str) and form.startswith(MANIFEST_FORMATS))
-
-
-def is_text(words: str) -> bool:
-    """Whether words of a command line are UTF-8, as files have them."""
-    try:
-        words.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def companions(folder: Path) -> dict[str, bytes]:

@@ -20,6 +20,18 @@ FORMAT = f"{MANIFEST_FORMATS}1"
 MANIFEST_NAME = "manifest.json"
 INDEX_NAME = "model.safetensors.index.json"
 
+# Files that go with weights, and are copied with them.
+COMPANIONS = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+    "generation_config.json",
+)
+
 
 @dataclass(frozen=True)
 class TensorRecord:
@@ -69,3 +81,12 @@ def file_record(parts: Iterable[bytes | memoryview]) -> dict[str, Any]:
         digest.update(part)
         size += len(part)
     return {"size": size, "sha256": digest.hexdigest()}
+
+
+def is_text(words: str) -> bool:
+    """Whether words, of a command line or of JSON, can be written in UTF-8."""
+    try:
+        words.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

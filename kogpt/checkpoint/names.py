@@ -138,8 +138,8 @@ def check_names(
     for name in extra:
         if not any(fnmatchcase(name, pattern) for pattern in allow_extra):
             raise InputRefusedError(
-                f"{where}: {name} is no part of a {model_class.__name__}; name it in --allow-extra"
-                " to leave it out"
+                f"{where}: {name} is no part of a {model_class.__name__};"
+                " `kogpt convert --allow-extra` would leave it out"
             )
     return extra
 

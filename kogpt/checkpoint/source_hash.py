@@ -23,7 +23,7 @@ class SourceHash:
     """
 
     def __init__(self, folder: Path, files: Iterable[Path]) -> None:
-        self._files = {os.path.relpath(path, folder): path for path in files}
+        self._files = {printable(os.path.relpath(path, folder)): path for path in files}
         self._size = sum(path.stat().st_size for path in self._files.values())
         self._allowed, self._done = LEAD, 0
         self._changed = threading.Condition()
@@ -73,6 +73,11 @@ class SourceHash:
             self._changed.wait_for(lambda: self._allowed < 0 or self._done <= self._allowed)
             if self._allowed < 0:
                 raise CancelledError
+
+
+def printable(path: str | Path) -> str:
+    """A path in UTF-8, which it need not be and JSON is."""
+    return os.fsencode(path).decode(errors="backslashreplace")
 
 
 def hash_file(path: Path, wait: Callable[[int], None] = lambda count: None) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import os
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,15 @@ from tqdm import tqdm
 
 from kogpt.checkpoint.files import require_regular
 from kogpt.checkpoint.index import name_problem, read_index
-from kogpt.checkpoint.manifest import FORMAT, INDEX_NAME, MANIFEST_NAME, TensorRecord, file_record
+from kogpt.checkpoint.manifest import (
+    COMPANIONS,
+    FORMAT,
+    INDEX_NAME,
+    MANIFEST_NAME,
+    TensorRecord,
+    file_record,
+    is_text,
+)
 from kogpt.checkpoint.mesh import is_mesh_checkpoint
 from kogpt.checkpoint.resources import human
 from kogpt.checkpoint.safetensors_file import SafetensorsFile, clip, unique_keys
@@ -24,6 +33,9 @@ from kogpt.checkpoint.writer import raw_bytes
 from kogpt.errors import InputRefusedError
 
 MAX_MANIFEST = 64 << 20  # bytes
+
+WEIGHTS = re.compile(r"(model|pytorch_model).*\.(safetensors|bin)", re.DOTALL)
+LOADED = (*COMPANIONS, "adapter_config.json")
 
 
 @dataclass(frozen=True)
@@ -77,7 +89,7 @@ def verify(path: str | os.PathLike[str], *, quiet: bool = False) -> Verification
     shards = list(manifest["headers"])
     if index.files != shards:
         raise InputRefusedError(f"{folder / INDEX_NAME}: lists other files than the manifest")
-    _refuse_strangers(folder, shards)
+    _refuse_strangers(folder, manifest)
     size = sum((folder / name).stat().st_size for name in shards)
     with tqdm(total=size, unit="B", unit_scale=True, disable=True if quiet else None) as bar:
         for name in shards:
@@ -126,18 +138,20 @@ def _check_form(manifest: object) -> None:
     source = manifest.get("source")
     if source is not None and not (isinstance(source, dict) and "sha256" in source):
         raise ValueError("source has no sha256")
-    if not isinstance(manifest.get("license"), str) or "source" not in manifest:
-        raise ValueError("license or source is missing")
+    notice = manifest.get("license")
+    if not isinstance(notice, str) or not is_text(notice) or "source" not in manifest:
+        raise ValueError("license, which must be text in UTF-8, or source is missing")
 
 
-def _refuse_strangers(folder: Path, shards: list[str]) -> None:
-    """Refuses weights that this or another program would load in place of those checked."""
+def _refuse_strangers(folder: Path, manifest: dict[str, Any]) -> None:
+    """Refuses what this or another program would load beside or in place of what was checked."""
     if is_mesh_checkpoint(folder) or is_sliced(folder):
         raise InputRefusedError(f"{folder}: holds slices of weights that are not in the manifest")
     for path in sorted(folder.iterdir()):
-        if path.name.startswith(("model", "pytorch_model")) and path.name not in shards:
-            if path.suffix in (".safetensors", ".bin"):
-                raise InputRefusedError(f"{path}: not in the manifest")
+        is_weights = WEIGHTS.fullmatch(path.name) and path.name not in manifest["headers"]
+        is_companion = path.name in LOADED and path.name not in manifest["files"]
+        if is_weights or is_companion:
+            raise InputRefusedError(f"{path}: not in the manifest")
 
 
 def _check_shard(path: Path, manifest: dict[str, Any], bar: tqdm) -> None:

@@ -223,8 +223,8 @@ def _write_data(
 def _check_finite(name: str, seen: Statistics, allowed: Collection[str]) -> None:
     if (seen.nan or seen.inf) and not any(fnmatchcase(name, pattern) for pattern in allowed):
         raise InputRefusedError(
-            f"{name} holds {seen.nan} NaN and {seen.inf} infinite values;"
-            " name it in --allow-nonfinite to accept that"
+            f"{name} holds {seen.nan} NaN and {seen.inf} infinite values, which only"
+            " `kogpt convert --allow-nonfinite` lets pass"
         )
 
 

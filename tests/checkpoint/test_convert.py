@@ -118,6 +118,10 @@ def test_a_path_need_not_be_utf8_and_a_notice_must(tmp_path):
     write_checkpoint(src, CONFIG, tiny_state())
     convert(src, tmp_path / "dst")
     verify(tmp_path / "dst")
+    file = tmp_path / os.fsdecode(b"m\xff.safetensors")
+    next(src.glob("model-*")).rename(file)
+    convert(file, tmp_path / "of file", ConversionOptions(config=CONFIG))
+    assert list(verify(tmp_path / "of file").files)
     with pytest.raises(ValueError, match="license_notice is .*no text in UTF-8"):
         ConversionOptions(license_notice=os.fsdecode(b"CC\xff"))
 
@@ -128,6 +132,59 @@ def test_the_root_is_no_name_for_a_folder(tmp_path):
         convert(src, "/")
     with pytest.raises(InputRefusedError, match="/: exists already"):
         write_checkpoint("/", CONFIG, tiny_state())
+
+
+def test_a_mount_point_is_refused_before_the_work(tmp_path, monkeypatch):
+    src = write_released(tmp_path / "src")
+    (tmp_path / "dst").mkdir()
+    monkeypatch.setattr(Path, "is_mount", lambda path: path == tmp_path / "dst")
+    for options in (ConversionOptions(), ConversionOptions(dry_run=True)):
+        with pytest.raises(InputRefusedError, match="dst: a mount point; name a folder inside it"):
+            convert(src, tmp_path / "dst", options)
+    with pytest.raises(InputRefusedError, match="dst: a mount point"):
+        write_checkpoint(tmp_path / "dst", CONFIG, tiny_state())
+    assert sorted(os.listdir(tmp_path)) == ["dst", "src"]
+    convert(src, tmp_path / "dst" / "inside")
+
+
+@pytest.mark.parametrize("name", ["precious", "plan.json.bak", "Folder"])
+@pytest.mark.parametrize("exists", [False, True])
+def test_what_others_keep_where_unfinished_work_goes_stays(tmp_path, name, exists):
+    src = write_released(tmp_path / "src")
+    (tmp_path / ".dst.partial").mkdir()
+    (tmp_path / ".dst.partial" / name).write_text("mine")
+    if exists:
+        (tmp_path / "dst").mkdir()
+        (tmp_path / "dst" / "x").touch()
+    with pytest.raises(InputRefusedError, match=f"{name}: no part of unfinished work"):
+        convert(src, tmp_path / "dst")
+    assert contents(tmp_path / ".dst.partial") == {name: b"mine"}
+
+
+def test_a_dry_run_refuses_what_the_run_would_refuse(tmp_path):
+    src, dry = write_released(tmp_path / "src"), ConversionOptions(dry_run=True)
+    convert(src, tmp_path / "dst")
+    convert(src, tmp_path / "dst", dry)  # it would say that it has been done
+    for folder, options in ((tmp_path / "src", {}), (tmp_path / "dst", {"dtype": "float32"})):
+        with pytest.raises(InputRefusedError, match="exists already"):
+            convert(src, folder, dataclasses.replace(dry, **options))
+
+
+def test_a_folder_appears_where_the_system_would_make_it_with_the_rights_it_has(tmp_path):
+    src = write_released(tmp_path / "src")
+    (tmp_path / "real" / "deep").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "real" / "deep")
+    (tmp_path / "real" / "out").mkdir(mode=0o700)
+    convert(src, tmp_path / "link" / ".." / "out")
+    verify(tmp_path / "real" / "out")
+    assert (tmp_path / "real" / "out").stat().st_mode & 0o777 == 0o700
+    assert sorted(os.listdir(tmp_path)) == ["link", "real", "src"]
+    assert sorted(os.listdir(tmp_path / "real")) == ["deep", "out"]
+
+
+def test_an_empty_notice_is_one(tmp_path):
+    src = write_released(tmp_path / "src")
+    assert convert(src, tmp_path / "dst", ConversionOptions(license_notice="")).license == ""
 
 
 def test_a_manifest_of_another_program_says_nothing_of_the_licence(tmp_path):
@@ -257,6 +314,9 @@ def _manifest_bit(folder: Path) -> bool:
         (lambda d: (d / "manifest.json").write_text("[" * 9999), "manifest.json"),
         (lambda d: (d / "model.safetensors").write_bytes(b"x"), "model.safetensors"),
         (lambda d: (d / "pytorch_model.bin").write_bytes(b"x"), "pytorch_model.bin"),
+        (lambda d: (d / "tokenizer.model").write_bytes(b"x"), "tokenizer.model: not in the manif"),
+        (lambda d: (d / "adapter_config.json").write_text("{}"), "adapter_config.json: not in the"),
+        (lambda d: set_license(d, "x\ud800"), "license, which must be text in UTF-8"),
         (lambda d: (d / "shard_0").mkdir(), "holds slices of weights"),
         (lambda d: change_manifest(d, "tensors", "ghost", {"file": "none"}), "ghost': its file is"),
         (lambda d: change_manifest(d, "tensors", "ghost", {}), "ghost': its file is"),
@@ -269,6 +329,11 @@ def test_verify_names_what_is_missing_or_strange(tmp_path, damage, word):
     damage(tmp_path / "dst")
     with pytest.raises(InputRefusedError, match=word):
         verify(tmp_path / "dst")
+
+
+def set_license(folder: Path, notice: str) -> None:
+    path = folder / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "license": notice}))
 
 
 def change_manifest(folder: Path, table: str, name: str, entry: dict | None) -> None:
