@@ -9,16 +9,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, get_args, get_type_hints
 
-from kogpt.architecture import load_architecture
 from kogpt.cli import UsageError
 from kogpt.errors import InputRefusedError, NotEnoughResourcesError
-from kogpt.model import KoGPT
 from kogpt.tokenizer import Tokenizer, load_tokenizer
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # torch takes seconds to import, and not every command needs it
     import torch
 
     from kogpt.generation.speculative import Speculation
+    from kogpt.model import KoGPT
     from kogpt.parallel import Parallel
 
 LOW_RANK, SOFT_PROMPTS = ("lora", "qlora"), ("p-tuning", "prompt-tuning")
@@ -63,8 +62,10 @@ def is_number(word: str) -> bool:
 
 def load(
     args: argparse.Namespace, parallel: "Parallel | None" = None, fast: bool = False
-) -> tuple[KoGPT, Tokenizer]:
+) -> "tuple[KoGPT, Tokenizer]":
     """Model and tokenizer that `--model`, `--adapter`, `--dtype` and `--device` ask for."""
+    from kogpt.architecture import load_architecture
+
     own = None if args.architecture is None else load_architecture(args.architecture)
     return load_folder(args.model, args, parallel, fast, args.adapter, own)
 
@@ -75,8 +76,8 @@ def load_folder(
     parallel: "Parallel | None" = None,
     fast: bool = False,
     adapters: Sequence[str] = (),
-    model_class: type[KoGPT] | None = None,
-) -> tuple[KoGPT, Tokenizer]:
+    model_class: "type[KoGPT] | None" = None,
+) -> "tuple[KoGPT, Tokenizer]":
     """Model and tokenizer of one folder, as `--dtype` and `--device` ask for.
 
     Where several processes hold a model together, each loads its part of the readable network.

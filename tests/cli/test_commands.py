@@ -80,6 +80,14 @@ def test_help_of_a_command_imports_neither_torch_nor_numpy(command):
     assert "exit codes:" in done.stdout
 
 
+def test_tokens_are_shown_without_torch():
+    code = (
+        "import sys; from kogpt.cli import main\n"
+        "assert main(['tokenize', '안녕']) == 0 and 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
 def test_importing_the_package_imports_nothing_of_weight():
     code = "import sys, kogpt; assert not {'torch', 'numpy'} & set(sys.modules); kogpt.load"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
