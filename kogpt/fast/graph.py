@@ -52,30 +52,34 @@ class Recording(NamedTuple):
 
 
 class Graphs:
-    """The graphs of one model: for each cache in use, one for each kind of step."""
+    """The graphs of one model: for each cache in use, one for each kind of step.
 
-    def __init__(self, run: Run) -> None:
-        self._run = run
+    What runs a step is given anew each time: kept here, it would keep the model that keeps this.
+    """
+
+    def __init__(self) -> None:
         self._recordings: WeakKeyDictionary[KVCache, dict[Kind, Recording | None]] = (
             WeakKeyDictionary()
         )
 
-    def __call__(self, step: StepInput, cache: KVCache) -> Tensor:
+    def __call__(self, run: Run, step: StepInput, cache: KVCache) -> Tensor:
         """Runs a step; the first of its kind as it is, which makes buffers and loads kernels."""
         recordings = self._recordings.setdefault(cache, {})
         kind = (step.input_ids.size(1), step.starts is None)
         if kind not in recordings:
             recordings[kind] = None
-            return self._run(step, cache)
+            return run(step, cache)
         recording = recordings[kind]
         if recording is None:
-            recording = recordings[kind] = self._record(step, cache)
+            recording = recordings[kind] = _record(run, step, cache)
         return recording.replay(step)
 
-    def _record(self, step: StepInput, cache: KVCache) -> Recording:
-        starts = None if step.starts is None else step.starts.clone()
-        given = StepInput(step.input_ids.clone(), step.lengths.clone(), starts)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            hidden = self._run(given, cache)
-        return Recording(graph, given, hidden)
+
+def _record(run: Run, step: StepInput, cache: KVCache) -> Recording:
+    starts = None if step.starts is None else step.starts.clone()
+    given = StepInput(step.input_ids.clone(), step.lengths.clone(), starts)
+    graph, device = torch.cuda.CUDAGraph(), step.input_ids.device
+    # A stream of the model's own device, which need not be the current one.
+    with torch.cuda.device(device), torch.cuda.graph(graph, stream=torch.cuda.Stream(device)):
+        hidden = run(given, cache)
+    return Recording(graph, given, hidden)

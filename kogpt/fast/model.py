@@ -284,7 +284,7 @@ class FastTransformer(Transformer):
         row = ln_f.weight[None]  # (1, C)
         self.has_chain = self.has_kernel and all(block.has_chain(row) for block in blocks)
         self.has_block_op = self.has_chain and self.device.type == "cpu"
-        self.run_few = Graphs(self.read_few) if self.device.type == "cuda" else self.read_few
+        self.graphs = Graphs() if self.device.type == "cuda" else None
 
     def forward(
         self, input_ids: Tensor, cache: KVCache | None = None, starts: Tensor | None = None
@@ -307,7 +307,10 @@ class FastTransformer(Transformer):
         else:
             lengths = torch.full((B,), cache.length, device=input_ids.device)
             step = StepInput(input_ids, lengths, row_starts(starts, lengths))
-            hidden = self.run_few(step, cache)
+            if self.graphs is None:
+                hidden = self.read_few(step, cache)
+            else:
+                hidden = self.graphs(self.read_few, step, cache)
         if cache is not None:
             cache.advance(T)
         return hidden

@@ -110,7 +110,8 @@ def linear(x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
         offset = None if on_gpu(x) else weight.offset
         y = torch.ops.kogpt.linear(rows, weight.values, weight.scale, bias, offset)
         if weight.offset is not None and on_gpu(x):
-            y -= group_sums(rows, weight.offset.size(1)) @ weight.offset.to(x.dtype).T
+            # In float32: sums of many inputs are beyond float16.
+            y = (y - group_sums(rows, weight.offset.size(1)) @ weight.offset.float().T).to(x.dtype)
     else:
         y = linear_by_blocks(rows, weight, bias)
     return y.unflatten(0, x.shape[:-1])
@@ -193,8 +194,8 @@ def widen_reference(weight: Tensor, scale: Tensor, offset: Tensor | None) -> Ten
 
 
 def group_sums(x: Tensor, groups: int) -> Tensor:
-    """Sums of the inputs of each group, (M, G)."""
-    return x.unflatten(1, (groups, -1)).sum(-1, dtype=torch.float32).to(x.dtype)
+    """Sums of the inputs of each group, (M, G), float32."""
+    return x.unflatten(1, (groups, -1)).sum(-1, dtype=torch.float32)
 
 
 def linear_reference(

@@ -13,6 +13,7 @@ from kogpt.kernels.building import CannotBuildError, Record
 Capability = tuple[int, int]
 
 OLDEST_CAPABILITY = (8, 0)  # bfloat16 tensor cores and asynchronous copies
+EARLY_LAUNCHES = (9, 0)  # before the kernels ahead have ended
 
 
 @dataclass(frozen=True)
@@ -106,11 +107,13 @@ def covers(architectures: str, capability: Capability) -> bool:
     """Whether code compiled for `architectures` runs on a device.
 
     Machine code runs on its own major version from its minor version up, PTX on all that is later;
-    code for an architecture with a letter, as 9.0a, on that one alone.
+    code for an architecture with a letter, as 9.0a, on that one alone. From 9.0 on, kernels are
+    launched before those ahead have ended, which code for older ones would not wait for.
     """
     for major, minor, letter, ptx in re.findall(r"(\d+)\.(\d)([a-z]?)(\+PTX)?", architectures):
         compiled = (int(major), int(minor))
-        if capability == compiled or (not letter and ptx and capability > compiled):
+        waits = compiled >= EARLY_LAUNCHES or capability < EARLY_LAUNCHES
+        if capability == compiled or (not letter and ptx and capability > compiled and waits):
             return True
         if not letter and capability[0] == compiled[0] and capability > compiled:
             return True

@@ -3,22 +3,28 @@
 Dimension key: `B` rows, `T` new tokens, `V` vocabulary.
 """
 
+import contextlib
 import copy
+import gc
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import kogpt
 from kogpt.box import BOX
 from kogpt.checkpoint import load_model, open_checkpoint
 from kogpt.errors import NotEnoughResourcesError
 from kogpt.fast import FastKoGPT, load_fast
+from kogpt.fast.graph import Graphs, Recording, StepInput
 from kogpt.fast.model import Linear, Norm
 from kogpt.generation import PromptLookup, SamplingParams, generate
 from kogpt.kernels import DecodeStep, Weight, building, extension_available
@@ -468,3 +474,41 @@ def test_without_a_compiler_it_is_slower_and_says_so_once(box, tmp_path):
     assert done.returncode == 0 and done.stdout == "the same\n", done.stderr
     (line,) = done.stderr.splitlines()
     assert "no CPU kernels, using PyTorch's slower operators" in line and "no-such-compiler" in line
+
+
+def test_a_prepared_model_goes_when_nobody_holds_it():
+    model, _ = kogpt.load(fast=True)
+    weights = weakref.ref(model.transformer)
+    gc.disable()
+    try:
+        del model
+        assert weights() is None
+    finally:
+        gc.enable()
+
+
+def test_a_graph_is_recorded_on_the_device_of_the_model(monkeypatch):
+    """Which need not be the current one, of whose streams torch would take one else."""
+    entered = []
+
+    @contextlib.contextmanager
+    def recording(graph: object, stream: SimpleNamespace) -> Iterator[None]:
+        entered.append(stream.device)
+        yield
+
+    @contextlib.contextmanager
+    def current(device: torch.device) -> Iterator[None]:
+        entered.append(device)
+        yield
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", SimpleNamespace)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: SimpleNamespace(device=device))
+    monkeypatch.setattr(torch.cuda, "graph", recording)
+    monkeypatch.setattr(torch.cuda, "device", current)
+    monkeypatch.setattr(Recording, "replay", lambda self, step: self.hidden)
+    cache, graphs = KVCache(8), Graphs()
+    with FakeTensorMode():
+        ids = torch.zeros(1, 1, dtype=torch.int64, device="cuda:1")
+        for _ in range(2):  # the second of its kind is recorded
+            graphs(lambda step, _: step.input_ids + 1, StepInput(ids, ids[0], None), cache)
+    assert entered == [torch.device("cuda:1")] * 2

@@ -330,7 +330,9 @@ def test_a_library_of_other_sources_or_another_processor_is_not_loaded(
         ("8.0;8.6;9.0", (8, 9), True),  # machine code runs on later minor versions
         ("8.6", (8, 0), False),
         ("8.0", (9, 0), False),
-        ("8.0+PTX", (9, 0), True),
+        ("8.0+PTX", (8, 9), True),
+        ("8.0+PTX", (9, 0), False),  # kernels would begin too early there, and not wait
+        ("9.0+PTX", (10, 0), True),
         ("8.0;9.0+PTX", (12, 1), True),
         ("9.0a", (9, 0), True),
         ("10.0a", (10, 3), False),

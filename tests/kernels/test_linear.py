@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.library import opcheck
 
 from kogpt.kernels import Weight, building, extension_available, linear
+from kogpt.kernels.extension import suppose_gpu
 from kogpt.kernels.linear import (
     BLOCK,
     MAX_ROWS,
@@ -110,6 +111,16 @@ def test_zero_points_are_within_the_budget(dtype, bits, group):
     for M in (1, 3, 8, 12):
         x = random_rows(M, 512, dtype)
         check_product(linear(x, weight, bias), x, weight, bias)
+
+
+@pytest.mark.parametrize("M", [1, 8])
+def test_sums_beyond_float16_are_subtracted_on_a_gpu_too(M):
+    q = torch.full((4, 20480), 1, dtype=torch.int8)
+    scale, offset = (torch.full((4, 1), value, dtype=torch.float16) for value in (0.125, 0.0625))
+    x = torch.full((M, 20480), 4.0, dtype=torch.float16)
+    with suppose_gpu():
+        y = linear(x, Weight(q, scale, offset))
+    assert torch.equal(y, torch.full((M, 4), 20480 * 4 * 0.0625, dtype=torch.float16))
 
 
 @pytest.mark.parametrize("N", [1, 2, 31, 33, 100])

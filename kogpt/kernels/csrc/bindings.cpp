@@ -32,6 +32,7 @@ using torch::stable::Tensor;
 using torch::stable::accelerator::DeviceGuard;
 
 constexpr int64_t kBytesOfVector = 16;  // what one load of the kernels moves
+constexpr int64_t kMaxGridZ = 65535;    // blocks, where decoding has a row of the batch for each
 
 std::string text(const char* part) { return part; }
 std::string text(int64_t part) { return std::to_string(part); }
@@ -155,7 +156,7 @@ std::tuple<Tensor, Tensor> attention(const Tensor& q_given, const Tensor& k_give
   const DeviceGuard guard(q_given.get_device_index());
   const Tensor q = readable(q_given), k = readable(k_given), v = readable(v_given);
   const Tensor out = empty_rows(q), lse = empty_float(q, {q.size(0), q.size(2), q.size(1)});
-  if (q.size(1) <= kMaxDecodeTokens && !of_queries(starts)) {
+  if (q.size(1) <= kMaxDecodeTokens && q.size(0) <= kMaxGridZ && !of_queries(starts)) {
     DecodeParams params = decode_params(q, k, v, out, starts);
     params.lse = pointer<float>(lse);
     params.length = k.size(1) - q.size(1);
