@@ -90,7 +90,7 @@ def plain(args: argparse.Namespace) -> tuple[Values, float]:
     task = load_task(args.task)
     prompt, data = task.prompt(args.prompt), read_data(task, args.data, args.protocol)
     model, tokenizer = load(args.model, dtype=torch.float32)
-    drawn = draw_set(task, args.protocol, data, 0, tokenizer)
+    drawn = draw_set(task, prompt, args.protocol, data, 0, tokenizer)
     shots = "".join(example(prompt, row) + "\n\n" for row in drawn)
     start = time.perf_counter()
 

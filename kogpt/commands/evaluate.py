@@ -122,7 +122,7 @@ def plan(args: argparse.Namespace) -> list[Work]:
     for work in works:
         # The first draw of the most examples tells whether there are enough for all.
         protocol = dataclasses.replace(work.protocol, shots=(max(work.protocol.shots),))
-        draw_set(work.task, protocol, work.data, 0, tokenizer)
+        draw_set(work.task, work.prompt, protocol, work.data, 0, tokenizer)
     return works
 
 
@@ -279,7 +279,7 @@ def shown(work: Work, args: argparse.Namespace) -> Iterator[str]:
     task, prompt = work.task, work.prompt
     for count in work.protocol.shots:
         protocol = dataclasses.replace(work.protocol, shots=(count,))
-        drawn = draw_set(task, protocol, work.data, 0, tokenizer)
+        drawn = draw_set(task, prompt, protocol, work.data, 0, tokenizer)
         shots = [example(prompt, row) for row in drawn]
         for row in islice(work.data.sample, args.show):
             question = ask(prompt, row)

@@ -1,7 +1,5 @@
 """A `Lens` as a picture: heads on the left, predictions on the right, a row for each layer."""
 
-import unicodedata
-from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,14 +9,13 @@ import numpy as np
 
 from kogpt.diagnostics.lens import Lens
 from kogpt.errors import KoGPTError
+from kogpt.fonts import find_font
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.font_manager import FontProperties
 
-# Fonts with Hangul by their files' names, those made for screens first.
-KNOWN = ("Pretendard", "NotoSansKR", "NotoSansCJK", "NanumGothic", "AppleSDGothicNeo", "malgun")
 SIDE = 0.92  # of a head's square, in those of the place it has
 COLUMNS = 24  # of predictions; of a longer prompt the last ones are drawn
 MAX_PROMPT = 90  # characters of the title
@@ -266,67 +263,3 @@ def _write_cell(
 
 def _percent(share: float) -> str:
     return f"{100 * share:.0f}%" if share >= 0.005 else "<1%"
-
-
-def find_font(
-    characters: set[str], paths: Iterable[str] | None = None
-) -> "tuple[FontProperties, frozenset[str]]":
-    """A font with Hangul, others for what it has not, and the characters that none has.
-
-    Args:
-        characters: that are to be drawn.
-        paths: of the font files to choose from; None for all that are installed.
-
-    Raises:
-        KoGPTError: there is Hangul among the characters, and no font has it.
-    """
-    from matplotlib import font_manager
-
-    if paths is None:
-        # Not the manager's own list, which is kept on the disk and may be older than the fonts.
-        paths = sorted(set(font_manager.findSystemFonts()), key=_order)
-    shipped = font_manager.findfont("DejaVu Sans")
-    names, missing = [], set(characters)
-    for path in (*paths, shipped):
-        has = _characters_of(path)
-        # The first has Hangul if there is any, so that words are of one font.
-        wanted = set(filter(_is_hangul, missing)) or missing
-        if wanted & has:
-            font_manager.fontManager.addfont(path)
-            names.append(font_manager.FontProperties(fname=path).get_name())
-            missing -= has
-        if not missing:
-            break
-    if hangul := "".join(sorted(filter(_is_hangul, missing))):
-        raise KoGPTError(
-            f"no installed font has the Hangul of the picture ({hangul[:8]}): install one, as with"
-            " apt-get install fonts-nanum"
-        )
-    # The shipped one comes first: its signs are narrow, where Korean fonts have some full width.
-    family = [*dict.fromkeys(["DejaVu Sans", *names])]
-    return font_manager.FontProperties(family=family), frozenset(missing)
-
-
-def _characters_of(path: str) -> set[str]:
-    """What a font can draw; nothing if it cannot be read, or is of coloured pictures."""
-    from matplotlib.ft2font import FT2Font
-
-    if "emoji" in Path(path).stem.lower():
-        return set()
-    try:
-        return set(map(chr, FT2Font(path).get_charmap()))
-    except (OSError, RuntimeError):
-        return set()
-
-
-def _is_hangul(character: str) -> bool:
-    return "HANGUL" in unicodedata.name(character, "")
-
-
-def _order(path: str) -> tuple[int, str]:
-    """Known fonts first, each in its regular weight."""
-    name = Path(path).stem
-    for place, known in enumerate(KNOWN):
-        if name.startswith(known):
-            return 2 * place + (name not in (known, f"{known}-Regular")), path
-    return 2 * len(KNOWN), path

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kogpt.diagnostics.trace_report import Compared, Trace
+from kogpt.fonts import families
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,9 +28,9 @@ def draw(trace: Trace, path: Path) -> None:
     axes = figure.subplots()
     draw_layers(axes, trace.sites)
     draw_errors(axes, trace)
-    axes.set_title(
-        f"{trace.names[0]} against {trace.names[1]}", loc="left", pad=28, weight="bold", color=INK
-    )
+    title = f"{trace.names[0]} against {trace.names[1]}"
+    style: dict[str, Any] = {"family": families(title), "parse_math": False}  # "$" is a letter
+    axes.set_title(title, loc="left", pad=28, weight="bold", color=INK, **style)
     axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(-0.01, 1.0), ncols=4)
     figure.savefig(path)
 

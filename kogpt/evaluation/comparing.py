@@ -1,6 +1,7 @@
 """Two reports side by side: is one model better on the same rows?"""
 
 from collections.abc import Iterator
+from statistics import fmean
 
 from kogpt.errors import InputRefusedError
 from kogpt.evaluation.metrics import METRICS, Comparison, compare
@@ -36,7 +37,10 @@ def _pairs(first: Json, second: Json) -> list[tuple[Json, Json]]:
 
 def _compare(run: Json, other: Json) -> Iterator[tuple[str, Comparison]]:
     same = run["scored"]["sha256"] == other["scored"]["sha256"]
-    if not same or any(run[name] != other[name] for name in ("rows", "gold", "labels")):
+    parts = ["rows", "gold", "labels"]
+    if run["degrees"] and other["degrees"]:
+        parts.append("degrees")
+    if not same or any(run[name] != other[name] for name in parts):
         counts = [f"{len(each['rows'])} of {each['scored']['file']}" for each in (run, other)]
         raise InputRefusedError(
             f"{run['task']}: the reports were not scored on the same rows: {' and '.join(counts)}"
@@ -50,7 +54,8 @@ def _compare(run: Json, other: Json) -> Iterator[tuple[str, Comparison]]:
     for rule in run["protocol"]["scoring"]:
         if rule in other["protocol"]["scoring"]:
             outcomes = outcome_of(run, rule), outcome_of(other, rule)
-            yield from ((rule, compare(metric, *outcomes)) for metric in run["metrics"])
+            metrics = [metric for metric in run["metrics"] if metric in other["metrics"]]
+            yield from ((rule, compare(metric, *outcomes)) for metric in metrics)
 
 
 def comparison_table(first: Json, second: Json) -> str:
@@ -77,6 +82,12 @@ def _notes(run: Json, other: Json) -> Iterator[str]:
             yield f"{where}: {name} is {values[0]!r} in the first and {values[1]!r} in the second"
     if (run["examples"] or {}).get("sha256") != (other["examples"] or {}).get("sha256"):
         yield f"{where}: the examples are of different files"
+    fits = [
+        [count for answers in each["sets"] for count in answers["fitted"]] for each in (run, other)
+    ]
+    if fits[0] != fits[1]:
+        means = [f"{fmean(fitted):.1f}" for fitted in fits]
+        yield f"{where}: in the mean {means[0]} fit in the first and {means[1]} in the second"
 
 
 def _name(run: Json, rule: str, result: Comparison) -> list[str]:

@@ -252,6 +252,8 @@ def _swapped(
 
 def _swapped_spearman(first: Outcome, second: Outcome, random: np.random.Generator) -> np.ndarray:
     rows = np.arange(len(first.gold))[None]
+    # Ranks, which all that counts depends on: scores of two models may be of different scales.
+    first, second = _ranked(first), _ranked(second)
 
     def once() -> float:
         move = random.random(len(first.gold)) < 0.5
@@ -260,6 +262,15 @@ def _swapped_spearman(first: Outcome, second: Outcome, random: np.random.Generat
         return other - one
 
     return np.array([once() for _ in range(RESAMPLES)])
+
+
+def _ranked(outcome: Outcome) -> Outcome:
+    """The same with ranks of the rows in the place of scores."""
+    from scipy.stats import rankdata  # an extra, and slow to import
+
+    ranks = rankdata(outcome.leans, axis=-1)
+    scores = np.stack([np.zeros_like(ranks), ranks], axis=-1)
+    return Outcome(2, outcome.gold, scores, outcome.degrees)
 
 
 def _mixed(stay: Outcome, move: Outcome, where: np.ndarray) -> Outcome:

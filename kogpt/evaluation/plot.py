@@ -9,6 +9,7 @@ import numpy as np
 from kogpt.errors import KoGPTError
 from kogpt.evaluation.metrics import METRICS, Outcome
 from kogpt.evaluation.report import Json, outcome_of
+from kogpt.fonts import families
 
 BINS = 10
 
@@ -29,22 +30,26 @@ def draw(run: Json, model: str, folder: Path) -> Path:
     Returns:
         The PNG file.
     """
-    from matplotlib.figure import Figure  # an extra, and slow to import
+    from matplotlib import rc_context  # an extra, and slow to import
+    from matplotlib.figure import Figure
 
     rule = run["protocol"]["scoring"][0]
     outcome = outcome_of(run, rule)
-    figure = Figure(figsize=(10.5, 4.8), dpi=150, layout="constrained")
-    left, right = figure.subplots(1, 2)
-    draw_confusion(left, outcome, run["labels"])
-    draw_calibration(right, outcome)
     shots, prompt = run["protocol"]["shots"], run["prompt"]["name"]
     result = run["results"][0]
-    figure.suptitle(
+    title = (
         f"{run['title']}, {model}: {METRICS[result['metric']]} {result['mean']:.1f}"
         f" (prompt {prompt}, {shots} shots, scored by {rule})"
     )
     path = folder / f"{run['task']}-{prompt}-{shots}.png"
-    figure.savefig(path)
+    fonts = families(title, *run["labels"])
+    with rc_context({"text.parse_math": False, "font.family": fonts}):  # "$" is a letter
+        figure = Figure(figsize=(10.5, 4.8), dpi=150, layout="constrained")
+        left, right = figure.subplots(1, 2)
+        draw_confusion(left, outcome, run["labels"])
+        draw_calibration(right, outcome)
+        figure.suptitle(title)
+        figure.savefig(path)
     return path
 
 

@@ -45,6 +45,11 @@ def ask(prompt: Prompt, row: Row) -> Question:
     return _fill(prompt, row.fields)
 
 
+def shown(prompt: Prompt, row: Row) -> Question:
+    """What is shown of a row's free texts: rows of which it is equal are taken for the same."""
+    return _fill(prompt, {name: text * (name in row.content) for name, text in row.fields.items()})
+
+
 def ask_nothing(prompt: Prompt, row: Row) -> list[Question]:
     """The row's answers behind texts that say nothing: what they score is the prompt's bias."""
     answers = _fill(prompt, row.fields).answers

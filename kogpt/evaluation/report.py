@@ -16,7 +16,7 @@ import numpy as np
 
 from kogpt.errors import InputRefusedError
 from kogpt.evaluation.data import Rows
-from kogpt.evaluation.metrics import METRICS, Outcome, interval, measure
+from kogpt.evaluation.metrics import METRICS, SPEARMAN, Outcome, interval, measure
 from kogpt.evaluation.running import Answers, Run
 
 FORMAT = "kogpt-evaluation-1"
@@ -63,7 +63,8 @@ def read_report(path: Path) -> Json:
         missing = RUN_KEYS - set(run if isinstance(run, dict) else ())
         if missing:
             raise InputRefusedError(f"{path}: damaged: a run has no {', '.join(sorted(missing))}")
-    if not isinstance(report.get("model"), dict) or "name" not in report["model"]:
+    model = report.get("model")
+    if not isinstance(model, dict) or not isinstance(model.get("name"), str):
         raise InputRefusedError(f"{path}: damaged: no name of the model")
     for run in report["runs"]:
         _refuse_damaged(run, path)
@@ -73,14 +74,29 @@ def read_report(path: Path) -> Json:
 def _refuse_damaged(run: Json, path: Path) -> None:
     """Takes all of a run that comparing will."""
     try:
-        rules = run["protocol"]["scoring"]
-        usable = all(np.isfinite(outcome_of(run, rule).scores).all() for rule in rules)
+        protocol, examples = run["protocol"], run["examples"]
+        usable = all(_is_whole(run, outcome_of(run, rule)) for rule in protocol["scoring"])
         usable &= all(metric in METRICS for metric in run["metrics"])
-        usable &= isinstance(run["scored"]["sha256"] + run["prompt"]["sha256"], str)
+        texts = [run["task"], run["title"], run["prompt"]["name"], run["prompt"]["sha256"]]
+        texts += [run["scored"]["sha256"], run["scored"]["file"]]
+        usable &= all(isinstance(text, str) for text in texts)
+        usable &= isinstance(protocol["shots"], int) and isinstance(examples, dict | None)
     except (KeyError, TypeError, ValueError):
         usable = False
     if not usable:
         raise InputRefusedError(f"{path}: damaged: what a run found cannot be read")
+
+
+def _is_whole(run: Json, outcome: Outcome) -> bool:
+    """Whether there is a right label, and a finite score for each answer, for every row."""
+    rows, labels = len(run["rows"]), len(run["labels"])
+    whole = outcome.scores.shape == (len(run["sets"]), rows, labels)
+    whole &= all(len(answers["fitted"]) == rows for answers in run["sets"])
+    whole &= outcome.gold.shape == (rows,) and set(run["gold"]) <= set(range(labels))
+    if SPEARMAN in run["metrics"]:
+        degrees = outcome.degrees
+        whole &= degrees is not None and degrees.shape == (rows,) and np.isfinite(degrees).all()
+    return bool(whole and np.isfinite(outcome.scores).all())
 
 
 def outcome_of(run: Json, rule: str) -> Outcome:

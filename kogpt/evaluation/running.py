@@ -14,11 +14,11 @@ from kogpt.evaluation.data import Row, Rows, find_first, read_rows
 from kogpt.evaluation.journal import Journal, Values
 from kogpt.evaluation.likelihood import Query, SharedReader, plan_batches
 from kogpt.evaluation.metrics import Outcome
-from kogpt.evaluation.prompting import Encoder, Question, ask, ask_nothing, example
+from kogpt.evaluation.prompting import Encoder, Question, ask, ask_nothing, example, shown
 from kogpt.evaluation.protocol import CALIBRATED, PER_CHARACTER, PER_TOKEN, SUM, Protocol
 from kogpt.evaluation.shots import draw_shots, sample_rows
 from kogpt.evaluation.task import Prompt, Task, load_task
-from kogpt.generation.requests import evaluation_mode
+from kogpt.generation.requests import evaluation_mode, refuse_unreadable
 from kogpt.model import KoGPT
 from kogpt.parallel import Parallel
 from kogpt.tokenizer import Tokenizer
@@ -136,7 +136,12 @@ def num_sets(protocol: Protocol) -> int:
 
 
 def draw_set(
-    task: Task, protocol: Protocol, data: TaskData, number: int, tokenizer: Tokenizer
+    task: Task,
+    prompt: Prompt,
+    protocol: Protocol,
+    data: TaskData,
+    number: int,
+    tokenizer: Tokenizer,
 ) -> list[Row]:
     """The examples of one set, of a protocol of one number of shots; never a text that is scored.
 
@@ -147,10 +152,10 @@ def draw_set(
     if count == 0:
         return []
     assert data.shots is not None, "examples were read"
-    scored, limit = {row.text for row in data.sample}, protocol.max_shot_tokens
+    scored, limit = {shown(prompt, row) for row in data.sample}, protocol.max_shot_tokens
 
     def suits(row: Row) -> bool:
-        if row.text in scored:
+        if shown(prompt, row) in scored:
             return False
         return limit is None or sum(len(tokenizer.encode(part)) for part in row.text) <= limit
 
@@ -189,7 +194,11 @@ class Evaluator:
             journal: where finished batches are kept; None keeps none.
             parallel: the processes that share the work; None is this one alone.
             watch: is told of progress.
+
+        Raises:
+            InputRefusedError: the tokenizer is not the model's.
         """
+        refuse_unreadable((), "", model, tokenizer)
         self.model, self.tokenizer = model, tokenizer
         self.journal = journal or Journal(None, "")
         self.parallel = parallel or Parallel()
@@ -217,7 +226,7 @@ class Evaluator:
                 raise InputRefusedError(f"{data.scored.path}: row {row.index}: an answer is empty")
         run = Run(task, prompt, protocol, data, rows, too_long)
         for number in range(num_sets(protocol)):
-            shots = draw_set(task, protocol, data, number, self.tokenizer)
+            shots = draw_set(task, prompt, protocol, data, number, self.tokenizer)
             run.sets.append(self._answers(run, encoder, shots))
         return run
 

@@ -339,6 +339,8 @@ def _data_file(table: dict[str, Any], common: dict[str, Any], where: str) -> Dat
         name: Field(spec) if isinstance(spec, str) else _make(Field, spec, f"fields.{name}.")
         for name, spec in specs.items()
     }
+    if DEGREE in parsed and not parsed[DEGREE].is_content:
+        raise _FileError(f"{where}fields.{DEGREE}: is a number as it stands")
     return _make(DataFile, table, where, fields=parsed)
 
 

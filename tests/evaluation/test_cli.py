@@ -214,7 +214,7 @@ def test_what_is_shown_is_what_the_model_reads(prompt, separator, reviews, tmp_p
     for shots in (0, 2, 9):
         protocol = Protocol((shots,), seed=3, separator=separator)
         data = read_data(task, tmp_path, protocol)
-        drawn = draw_set(task, protocol, data, 0, tokenizer)
+        drawn = draw_set(task, how, protocol, data, 0, tokenizer)
         for row in data.sample:
             query, fitted = encoder.fit(ask(how, row), [example(how, one) for one in drawn])
             heading, text = found.pop(0)

@@ -278,7 +278,7 @@ def test_the_harness_renders_our_prompts_and_measures_what_we_do(data, name, pro
     prompt = task.prompt(prompt_name)
     protocol = Protocol(shots=(2,), limit=12)
     read = read_data(task, data, protocol)
-    drawn = (task, protocol, read, 0, load_tokenizer())
+    drawn = (task, prompt, protocol, read, 0, load_tokenizer())
     shots = [example(prompt, row) for row in draw_set(*drawn)]
     assert "acc" in theirs.aggregation() and "accuracy" in task.metrics
     # Labels that no row has, and none is taken for, count in both.

@@ -134,7 +134,7 @@ def drawn(folder, text=TASK, number=0, **protocol):
     task = load_task(str(folder / "reviews.toml"))
     how = Protocol(**protocol)
     data = read_data(task, folder, how)
-    return data.sample, draw_set(task, how, data, number, tokenizer())
+    return data.sample, draw_set(task, task.prompt(None), how, data, number, tokenizer())
 
 
 @pytest.mark.parametrize("balanced", [False, True])
@@ -191,4 +191,4 @@ def test_texts_of_two_fields_are_the_same_only_if_both_are(tmp_path):
     write_table(tmp_path / task.shots[0].file, [header, *rows])
     how = Protocol(shots=(2,))
     data = read_data(task, tmp_path, how)
-    assert set(indices(draw_set(task, how, data, 0, tokenizer()))) == {1, 2}
+    assert set(indices(draw_set(task, task.prompt(None), how, data, 0, tokenizer()))) == {1, 2}

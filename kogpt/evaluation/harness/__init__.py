@@ -58,11 +58,15 @@ def rows(
     spec, folder = load_task(task), Path(data)
     labels = len(spec.labels)
     scored = sample_rows(read_rows(spec.scored, folder, labels).rows, limit)
-    texts = {row.text for row in scored}
+    clean = without_spaces if detokenize else str
+    texts = {tuple(map(clean, row.text)) for row in scored}
     pool = read_rows(find_first(spec.shots, folder), folder, labels).rows if shots else []
     each = labels if balanced else None
-    examples = draw_shots(pool, shots, seed, set, each, lambda row: row.text not in texts)
-    clean = without_spaces if detokenize else str
+
+    def suits(row: Row) -> bool:
+        return tuple(map(clean, row.text)) not in texts
+
+    examples = draw_shots(pool, shots, seed, set, each, suits)
     return {"scored": _dataset(scored, clean), "shots": _dataset(examples, clean)}
 
 
