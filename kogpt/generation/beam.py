@@ -123,12 +123,13 @@ class BeamSearch:
 
     def _finish(self, beam: Beam) -> None:
         """Puts a beam among the finished, of which the best `num_beams` are kept."""
-        self._finished.append((self._score(beam.total, len(beam.ids)), self._sample(beam)))
+        length = len(beam.ids) - (beam.ids[-1] == NO_TOKEN)
+        self._finished.append((self._score(beam.total, length), self._sample(beam)))
         self._finished.sort(key=lambda entry: entry[0], reverse=True)
         del self._finished[self.params.num_beams :]
 
     def _score(self, total: float, length: int) -> float:
-        return total / length**self.params.length_penalty
+        return total / max(1, length) ** self.params.length_penalty
 
     def _is_settled(self, best: Beam) -> bool:
         """Whether the finished beams are final, `best` being the best that could go on."""

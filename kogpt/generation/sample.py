@@ -100,8 +100,7 @@ class StopStrings:
     def __init__(self, stops: Sequence[str]) -> None:
         self.found: str | None = None
         self._stops = stops
-        self._beginnings = {stop[:cut] for stop in stops for cut in range(1, len(stop))}
-        self._longest = max(map(len, self._beginnings), default=0)
+        self._longest = max(map(len, stops), default=1) - 1  # that may be a beginning
         self._held = ""
 
     def push(self, text: str) -> str:
@@ -112,8 +111,9 @@ class StopStrings:
             start, self.found = min(places, key=lambda place: (place[0] + len(place[1]), place[0]))
             self._held = ""
             return text[:start]
-        held = (text[cut:] for cut in range(max(0, len(text) - self._longest), len(text)))
-        self._held = next((end for end in held if end in self._beginnings), "")
+        ends = (text[cut:] for cut in range(max(0, len(text) - self._longest), len(text)))
+        begun = (end for end in ends if any(stop.startswith(end) for stop in self._stops))
+        self._held = next(begun, "")
         return text.removesuffix(self._held)
 
     def flush(self) -> str:

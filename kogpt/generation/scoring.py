@@ -52,7 +52,10 @@ class Measures:
     @property
     def perplexity(self) -> float:
         """exp(-log_likelihood / num_tokens): comparable under one tokenizer only."""
-        return math.exp(-self.log_likelihood / self.num_tokens)
+        try:
+            return math.exp(-self.log_likelihood / self.num_tokens)
+        except OverflowError:
+            return math.inf
 
     @property
     def bits(self) -> float:
@@ -85,8 +88,11 @@ class Measures:
         return _ratio(self.num_broken, self.num_tokens)
 
     def to_dict(self) -> dict[str, Any]:
-        """All counts and ratios by name."""
-        return asdict(self) | {name: getattr(self, name) for name in RATIOS}
+        """All counts and ratios by name; None where a ratio is none, or infinite."""
+        ratios = {name: getattr(self, name) for name in RATIOS}
+        return asdict(self) | {
+            name: None if value == math.inf else value for name, value in ratios.items()
+        }
 
 
 RATIOS = (
