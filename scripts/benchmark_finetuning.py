@@ -264,7 +264,8 @@ class Goal:
     def verdict(self) -> str:
         if self.found is None:
             return "not measured"
-        return "met" if (self.found <= self.goal) == self.at_most else "missed"
+        met = self.found <= self.goal if self.at_most else self.found >= self.goal
+        return "met" if met else "missed"
 
     def row(self) -> str:
         found = "" if self.found is None else f"{self.found:,.2f}"
@@ -357,7 +358,13 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=3, help="that a turn counts")
     parser.add_argument("--json", type=Path, help="file for everything that was measured")
-    return parser.parse_args()
+    args = parser.parse_args()
+    for name in ("rounds", "steps", "threads", "sequence"):
+        if getattr(args, name) < 1:
+            parser.error(f"argument --{name}: must be at least 1")
+    if args.learnt is not None and not 1 <= args.learnt <= args.sequence:
+        parser.error(f"argument --learnt: must be 1 to {args.sequence}")
+    return args
 
 
 def main() -> int:

@@ -36,8 +36,9 @@ import torch
 from peers import CONTENDERS, missing
 
 from kogpt.benchmarking import describe_machine, read_bandwidth
-from kogpt.cli import exit_code
+from kogpt.cli import UsageError, exit_code
 from kogpt.errors import InputRefusedError
+from kogpt.model.variants import read_config
 
 CPU = torch.device("cpu")
 WORKER = Path(__file__).with_name("peers.py")
@@ -123,8 +124,8 @@ class Run:
     def __init__(self, args: argparse.Namespace) -> None:
         self.source, self.work, self.threads = args.source, args.work, args.threads
         self.new_tokens = args.new_tokens
-        config = json.loads((self.source / "config.json").read_text())
-        ids = random.Random(0).choices(range(5, config["vocab_size"]), k=PREFILL_PROMPT)
+        config = read_config(self.source / "config.json")
+        ids = random.Random(0).choices(range(5, config.vocab_size), k=PREFILL_PROMPT)
         self.short, self.long = ids[:DECODE_PROMPT], ids
 
     def convert(self, result: Result) -> None:
@@ -329,6 +330,10 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> int:
     args = parse_arguments()
+    for name, least in (("rounds", 1), ("turns", 1), ("threads", 1), ("new_tokens", 2)):
+        if getattr(args, name) < least:
+            option = "--" + name.replace("_", "-")
+            raise UsageError(f"argument {option}: must be at least {least}")
     if not (args.source / "config.json").is_file():
         raise InputRefusedError(f"{args.source}: not a checkpoint folder")
     args.work.mkdir(parents=True, exist_ok=True)

@@ -28,6 +28,7 @@ from kogpt.box import BOX
 from kogpt.cli import exit_code
 from kogpt.errors import InputRefusedError, KoGPTError
 from kogpt.training.log import LOG_NAME, read_log
+from kogpt.training.state import checkpoints, read_state
 
 if TYPE_CHECKING:
     from kogpt.model import KoGPT
@@ -74,6 +75,9 @@ def main() -> None:
         for seed in args.seeds:
             for variant in args.variants:
                 run(variant, seed, args)
+    for seed in args.seeds:
+        for variant in args.variants:
+            refuse_other_documents(variant, seed, args)
     found = {
         variant.name: {seed: read_curve(variant, seed, args) for seed in args.seeds}
         for variant in args.variants
@@ -110,6 +114,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--device", help="default: cuda where there is one")
     parser.add_argument("--table", action="store_true", help="of what is there already")
     args = parser.parse_args()
+    for name in ("tokens", "batch_size", "sequence_length", "validations"):
+        if not 1 <= getattr(args, name) < math.inf:
+            parser.error(f"argument --{name.replace('_', '-')}: must be at least 1")
     names = [variant.name for variant in args.variants]
     if twice := [name for name in names if names.count(name) > 1]:
         parser.error(f"argument --variant: {twice[0]!r} is there twice")
@@ -141,6 +148,17 @@ def run(variant: Variant, seed: int, args: argparse.Namespace) -> None:
         command += [] if value is None else [f"--{name}", str(value)]
     if code := subprocess.run(command).returncode:
         raise KoGPTError(f"variant {variant.name}, seed {seed}: kogpt train ended with {code}")
+
+
+def refuse_other_documents(variant: Variant, seed: int, args: argparse.Namespace) -> None:
+    """Refuses figures of other held-out documents, which `kogpt train` would let pass."""
+    folder = folder_of(args.work, variant, seed)
+    for checkpoint in checkpoints(folder):
+        before = read_state(checkpoint).config.get("validation_documents")
+        if before != args.documents:
+            raise InputRefusedError(
+                f"{folder}: validates on {before} documents, not on {args.documents}"
+            )
 
 
 def folder_of(work: Path, variant: Variant, seed: int) -> Path:

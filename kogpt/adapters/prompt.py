@@ -130,7 +130,9 @@ def attach_prompt(
     """
     room = model.config.n_positions - len(model.prefix_ids) - 1
     if config.tokens > room:
-        raise ValueError(f"tokens is {config.tokens}, the context leaves room for {room}")
+        raise ValueError(
+            f"a soft prompt has {config.tokens} tokens, the context leaves room for {room}"
+        )
     if init_ids is not None:
         _check_ids(init_ids, config, model.config.vocab_size)
     # The layers of an encoder draw from the global generator alone: for them it is this one.

@@ -26,6 +26,8 @@ from kogpt.fast import FastKoGPT
 from kogpt.model import KVCache
 from kogpt.model.variants.parts import TiedHead
 
+MOST_THREADS = 1024
+
 
 def run(args: argparse.Namespace) -> None:
     check_values(args)
@@ -50,6 +52,8 @@ def check_values(args: argparse.Namespace) -> None:
             if value is not None and value < low:
                 option = "--" + name.replace("_", "-")
                 raise UsageError(f"argument {option}: must be at least {low}, is {value}")
+    if args.threads is not None and args.threads > MOST_THREADS:
+        raise UsageError(f"argument --threads: must be at most {MOST_THREADS}, is {args.threads}")
     if args.plot:
         check_plot(Path(args.plot))
 

@@ -2,9 +2,10 @@
 
 import argparse
 import json
+import re
 import sys
 from codecs import lookup
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, get_args, get_type_hints
@@ -27,12 +28,13 @@ METHODS_OF = {  # of finetuning, that an option is of
     **dict.fromkeys(("encoder", "encoder_width"), SOFT_PROMPTS[:1]),
 }
 
+NO_MEMORY = "DefaultCPUAllocator: can't allocate memory"  # which is no error of its own on a CPU
+
 OPTIONS = {  # of parameters that have other names
     "banned_words": "--ban",
     "n": "--samples",
     "num_beams": "--beams",
     "stop_ids": "--stop-id",
-    "tokens": "--draft-tokens",
 }
 
 
@@ -136,7 +138,7 @@ def speculation(
     if args.draft_tokens is not None and not (args.speculate or args.draft_model):
         raise UsageError("argument --draft-tokens: only with --speculate or --draft-model")
     tokens = {} if args.draft_tokens is None else {"tokens": args.draft_tokens}
-    with usage_errors():
+    with usage_errors({"tokens": "--draft-tokens"}):
         lookup = PromptLookup(**tokens)  # of either kind, so that a wrong number is told at once
     if args.draft_model is None:
         return lookup if args.speculate else None
@@ -145,16 +147,17 @@ def speculation(
 
 
 @contextmanager
-def usage_errors() -> Iterator[None]:
-    """Turns the refusal of a parameter's value into a usage error that names the option."""
+def usage_errors(options: Mapping[str, str] = OPTIONS) -> Iterator[None]:
+    """Turns the refusal of a parameter's value into a usage error that names the options."""
     try:
         yield
     except InputRefusedError:
         raise
     except ValueError as error:
         name, _, rest = str(error).partition(" ")
-        known = name in OPTIONS
-        raise UsageError(f"argument {OPTIONS[name]}: {rest}" if known else str(error)) from None
+        words = f"argument {options[name]}: {rest}" if name in options else str(error)
+        words = re.sub(r"\w+_\w+", lambda match: options.get(match[0], match[0]), words)
+        raise UsageError(words) from None
 
 
 @contextmanager
@@ -166,6 +169,11 @@ def memory_errors() -> Iterator[None]:
         yield
     except torch.OutOfMemoryError as error:
         raise NotEnoughResourcesError(f"not enough memory: {error}") from None
+    except RuntimeError as error:
+        if NO_MEMORY not in str(error):
+            raise
+        _, _, words = str(error).partition(NO_MEMORY)
+        raise NotEnoughResourcesError(f"not enough memory{words}") from None
 
 
 def check_plot(path: Path) -> None:

@@ -10,6 +10,7 @@ from kogpt.commands.common import (
     run_settings,
     usage_errors,
 )
+from kogpt.evaluation import load_task
 from kogpt.parallel import Parallel
 from kogpt.training import FinetuningConfig, finetune
 from kogpt.training.config import LABEL_WORDS
@@ -35,6 +36,9 @@ def refuse_idle_objective(args: argparse.Namespace, config: FinetuningConfig) ->
     for name in ("data_dir", "prompt", "test_rows"):
         if config.task is None and getattr(args, name) is not None:
             raise UsageError(f"argument --{name.replace('_', '-')}: only with a task as --data")
+    if args.validation_rows is not None and config.task is not None:
+        if load_task(config.task).validation is not None:
+            raise UsageError("argument --validation-rows: the task has a file of them")
     if args.prompt is not None and config.objective not in (None, LABEL_WORDS):
         raise UsageError(f"argument --prompt: only with --objective {LABEL_WORDS}")
 

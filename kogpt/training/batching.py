@@ -60,6 +60,8 @@ class Plan:
         return self._epoch(epoch)[step]
 
     def _steps_of(self, epoch: int) -> int:
+        if self._room is None:  # in each as many
+            return -(-len(self._lengths) // self.batch_size)
         while len(self._epochs) <= epoch:
             self._epochs.append(len(self._epoch(len(self._epochs))))
         return self._epochs[epoch]

@@ -31,6 +31,7 @@ MAY_CHANGE = frozenset(
     }
 )
 
+MOST_EPOCHS = 1_000_000
 LARGEST_SEED = 2**32 - 1  # torch has 64 bits, of which steps and processes take some
 
 PRECISIONS = ("float32", "bfloat16")
@@ -133,6 +134,8 @@ class RunConfig:
         check_range("seed", self.seed, 0, LARGEST_SEED)
         check_range("warmup_steps", self.warmup_steps, 0, optional=True)
         check_range("final_learning_rate", self.final_learning_rate, 0, 1)
+        if self.epochs > MOST_EPOCHS:
+            raise ValueError(f"epochs is {self.epochs}, it must be at most {MOST_EPOCHS}")
         for name in ("learning_rate", "gradient_clip", "epochs"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} is {getattr(self, name)}, it must be above 0")
@@ -296,6 +299,8 @@ class FinetuningConfig(RunConfig):
         if self.objective is not None:
             check_choice("objective", self.objective, OBJECTIVES)
         check_choice("encoder", self.encoder, ENCODERS)
+        check_range("virtual_tokens", self.virtual_tokens, 1)
+        check_range("encoder_width", self.encoder_width, 1, optional=True)
         _ = self.lora, self.soft_prompt  # which check their values
         check_choice("keep_weights", self.keep_weights, KEPT)
         if self.weights != FLOAT32 and self.method != FULL:

@@ -61,6 +61,7 @@ from kogpt.training.job import Job
 from kogpt.training.log import LOG_NAME, read_log
 from kogpt.training.loop import run_job
 from kogpt.training.loss import autocast
+from kogpt.training.model import fingerprint as fingerprint_of_base
 from kogpt.training.model import load_weights, own_class
 from kogpt.training.objectives import (
     HELD_OUT_LOSS,
@@ -144,6 +145,7 @@ class Finetuning(Job[FinetuningConfig, ExampleBatch]):
         found = map(objective.example, splits.training)
         self.examples = [example for example in found if example is not None]
         self.data = fingerprint(self.examples, self.splits.validation)
+        self.base = None if config.method == FULL else fingerprint_of_base(config)
         if not self.examples:
             raise InputRefusedError(
                 f"{' '.join(config.data)}: none of {len(splits.training)} rows fits the context of "
@@ -162,7 +164,9 @@ class Finetuning(Job[FinetuningConfig, ExampleBatch]):
         kind = find_objective(config, task)
         tokenizer = load_tokenizer(config.model)
         model = start_model(config, outputs_of(kind, task), parallel)
-        if last is not None:
+        if last is None:  # what is best so far would be of a run of which nothing else is left
+            parallel.once(lambda: (config.folder / BEST_NAME).unlink(missing_ok=True))
+        else:
             with stored_tensors(last / WEIGHTS_NAME) as tensors:
                 restore(model, tensors)
         objective = make_objective(kind, config, model, tokenizer, task)

@@ -39,6 +39,7 @@ class Job(ABC, Generic[C, B]):
         config: all settings.
         model: is trained where its parameters require gradients.
         data: fingerprint of the data, by which a resumed run knows them again.
+        base: likewise of the weights that it reads again and does not train; None for none.
         dynamic: whether micro-batches come in many shapes, for `torch.compile`.
         parallel: the processes that do it together; one, unless it is told of more.
     """
@@ -46,6 +47,7 @@ class Job(ABC, Generic[C, B]):
     config: C
     model: KoGPT
     data: str
+    base: str | None = None
     parallel: Parallel = Parallel()
     dynamic: bool = False
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from kogpt.errors import InputRefusedError, KoGPTError, NotFiniteError
 from kogpt.parallel import Parallel
+from kogpt.parallel.parts import held
 from kogpt.training.activation_checkpointing import checkpoint_activations
 from kogpt.training.curve import CURVE_NAME, draw_curve, require_matplotlib
 from kogpt.training.job import B, C, Job
@@ -22,8 +23,10 @@ from kogpt.training.loss import autocast
 from kogpt.training.optimizer import (
     make_optimizer,
     optimizer_tensors,
+    require_compiler,
     restore_optimizer,
     set_learning_rate,
+    trained,
 )
 from kogpt.training.schedule import learning_rate
 from kogpt.training.state import (
@@ -90,10 +93,12 @@ class Trainer(Generic[C, B]):
         self.job, self.config, self.parallel = job, job.config, job.parallel
         self.step, self.steps, self.tokens = 0, job.num_steps(), 0
         self.optimizer = make_optimizer(job.model, self.config)
-        self._begun = TrainingState(0, 0, self.config.to_dict(), job.data)
+        self._begun = TrainingState(0, 0, self.config.to_dict(), job.data, job.base)
         if self.config.activation_checkpointing:
             checkpoint_activations(job.model)
         compiles = self.config.compile
+        if compiles and self.parallel.device.type == "cpu":
+            require_compiler("compile")
         self._loss = torch.compile(job.loss, dynamic=job.dynamic) if compiles else job.loss
         self._forward = self.parallel.as_forward(job.model, self._mean_loss)
         self._seconds, self._read = 0.0, 0  # since the log was written
@@ -101,7 +106,7 @@ class Trainer(Generic[C, B]):
     def restore(self, checkpoint: Path) -> None:
         """Goes back to where `checkpoint`, which the job was made from, was written."""
         state = read_state(checkpoint)
-        state.require_data(self.job.data)
+        state.require_same(self.job.data, self.job.base)
         if state.step > self.steps:
             raise InputRefusedError(
                 f"{checkpoint}: is of step {state.step}, the run has {self.steps} steps"
@@ -188,6 +193,13 @@ class Trainer(Generic[C, B]):
         with autocast(self.job.model, self.config.precision):
             return self._loss(batch) / count
 
+    def _require_finite(self) -> None:
+        """Refuses weights that the last step has spoilt, which no loss has shown yet."""
+        for name, parameter in trained(self.job.model).items():
+            spoilt = int(held(parameter).isfinite().logical_not().sum())
+            if self.parallel.add_up(spoilt):
+                raise KoGPTError(f"step {self.step}: {name} is not finite; {self._advice}")
+
     def _log(self, progress: Progress, loss: float, norm: float) -> None:
         speed = self._read / self._seconds
         self._seconds, self._read = 0.0, 0
@@ -215,6 +227,7 @@ class Trainer(Generic[C, B]):
             progress.say(f"step {self.step}: {told}")
 
     def _save(self) -> None:
+        self._require_finite()
         config, folder = self.config, self.config.folder
         state = self._begun.at(self.step, self.tokens)
         moments = optimizer_tensors(self.optimizer, self.job.model)

@@ -1,6 +1,7 @@
 """The model a run begins with: new, from a checkpoint, or where the run was left."""
 
 import dataclasses
+import hashlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -8,8 +9,9 @@ from pathlib import Path
 import torch
 
 from kogpt.architecture import load_architecture
-from kogpt.checkpoint import load_model
-from kogpt.checkpoint.names import refuse_unsavable
+from kogpt.checkpoint import load_model, open_checkpoint
+from kogpt.checkpoint.names import expand, refuse_unsavable
+from kogpt.checkpoint.writer import raw_bytes
 from kogpt.errors import InputRefusedError
 from kogpt.model import KoGPT, KoGPTConfig
 from kogpt.model.variants import class_of, find_config
@@ -79,6 +81,18 @@ def load_weights(
         cut(model, config, parallel)
 
     return load_parallel(path, parallel, dtype, cut=prepare)
+
+
+def fingerprint(config: RunConfig) -> str:
+    """Hash of a few rows of every tensor of the checkpoint `config.model`."""
+    own = own_class(config)
+    digest = hashlib.sha256()
+    with open_checkpoint(config.model, own) as reader:
+        for name, shape in expand(reader.require_config(), own).items():
+            digest.update(f"{name} {shape}".encode())
+            for row in (0, shape[0] // 2, shape[0] - 1):
+                digest.update(raw_bytes(reader.read(name, slice(row, row + 1))))
+    return digest.hexdigest()
 
 
 def own_class(config: RunConfig) -> type[KoGPT] | None:

@@ -202,11 +202,16 @@ def _eight_bits(
         raise KoGPTError(
             f"optimizer {EIGHT_BITS} needs torchao: pip install 'kogpt[torchao]'"
         ) from None
-    try:
-        find_compiler()
-    except CannotBuildError as reason:
-        raise KoGPTError(f"optimizer {EIGHT_BITS} compiles its step: {reason}") from None
+    require_compiler(f"optimizer {EIGHT_BITS} compiles its step")
     optimizer: torch.optim.Optimizer = AdamW8bit(
         groups, **settings, bf16_stochastic_round=config.weights == STOCHASTIC
     )
     return optimizer
+
+
+def require_compiler(what: str) -> None:
+    """Refuses, in words that begin with `what`, where there is no C++ compiler."""
+    try:
+        find_compiler()
+    except CannotBuildError as reason:
+        raise KoGPTError(f"{what}: {reason}") from None

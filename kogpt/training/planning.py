@@ -1,6 +1,7 @@
 """What a piece of work needs of memory, whether that is there, and what would make it fit."""
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -8,6 +9,7 @@ from typing import Any
 
 import torch
 
+from kogpt.checkpoint.names import expand
 from kogpt.checkpoint.quantization import Quantization
 from kogpt.checkpoint.resources import human
 from kogpt.training.config import (
@@ -17,6 +19,8 @@ from kogpt.training.config import (
     FULL,
     LORA,
     MASTER,
+    P_TUNING,
+    PROMPT_TUNING,
     QLORA,
     STOCHASTIC,
     FinetuningConfig,
@@ -36,11 +40,14 @@ from kogpt.training.memory import (
 from kogpt.training.rehearsal import (
     Stage,
     bytes_of_integers,
+    bytes_of_prompt,
     rehearse_reading,
     rehearse_training,
 )
 
 INFERENCE = "inference"
+SOFT = (P_TUNING, PROMPT_TUNING)
+TABLES = ("transformer.wte.weight", "lm_head.weight")
 LOADING = "loading, before it is divided"
 GATHERED = "gathered"  # weights of others, for as long as a block is computed
 GROUP_SIZE = 128  # of 4 bits, as `kogpt convert` has it
@@ -91,7 +98,7 @@ class Work:
                     for phase, parts in peaks.items()
                 }
         else:
-            peaks = rehearse_training(self.stage, self.config)
+            peaks = rehearse_training(self.stage, self._share())
         if self.gpus > 1:
             whole = max(parts[WEIGHTS] for parts in peaks.values())
             peaks = {phase: divided(parts, self) for phase, parts in peaks.items()}
@@ -100,6 +107,13 @@ class Work:
         phase = max(peaks, key=lambda phase: on_device(peaks[phase]))
         host = max(parts[HOST] for parts in peaks.values())
         return Need(phase, {**peaks[phase], HOST: host})
+
+    def _share(self) -> FinetuningConfig:
+        """What one of the GPUs does of a step."""
+        config, shares = self.config, max(1, self.gpus)
+        rows = -(-config.batch_size // shares)
+        micro = config.micro_batch_of(shares)
+        return dataclasses.replace(config, batch_size=rows, micro_batch_size=micro)
 
 
 @dataclass(frozen=True)
@@ -291,7 +305,8 @@ def _setting(config: FinetuningConfig, name: str) -> Any:
 def _changed(work: Work, **changes: Any) -> Work:
     method = changes.get("method", work.method)
     config = dataclasses.replace(work.config, **changes)
-    return dataclasses.replace(work, method=method, config=config)
+    as_stored = work.as_stored and "precision" not in changes  # which says what weights are
+    return dataclasses.replace(work, method=method, config=config, as_stored=as_stored)
 
 
 def _quantized(work: Work, kind: str) -> Work:
@@ -306,23 +321,29 @@ def divided(parts: Parts, work: Work) -> Parts:
 
     Of a model that reads, weights and cache are divided, by tensor parallel. In training it is
     weights, gradients and the optimizer's state, by FSDP; activations are each GPU's own, and so
-    are integers, whole. Gathered are embedding, norm and head throughout, a block and the next in
-    the dtype that products are computed in, which leaves nothing to cast, and the gradients of a
-    block until they are added up, in float32.
+    are integers and all of a soft prompt, whole. Gathered are embedding, norm and head throughout,
+    a block and the next in the dtype that products are computed in, which leaves nothing to cast,
+    and the gradients of a block until they are added up, in float32.
     """
     if work.method == INFERENCE:
         return {**parts, **{part: parts[part] // work.gpus for part in (WEIGHTS, CACHE)}}
     shape, config, dtype = work.stage.shape, work.config, base_dtype(work.config)
     passed = 2 if config.precision == "bfloat16" else dtype.itemsize
-    rest = 2 * shape.vocab_size * shape.n_embd
+    shapes = expand(shape, work.stage.model_class)
+    rest = sum(math.prod(shapes[name]) for name in TABLES if name in shapes)
     integers = bytes_of_integers(work.stage)
     block = 0 if integers else (shape.num_parameters - rest) // shape.n_layer
     gathered = rest * dtype.itemsize + 2 * block * passed
     if work.method == FULL:
         gathered += rest * dtype.itemsize + block * (passed + torch.float32.itemsize)
-    shared = {part: parts[part] // work.gpus for part in (GRADIENTS, OPTIMIZER)}
-    shared[WEIGHTS] = integers + (parts[WEIGHTS] - integers) // work.gpus
+    prompt = bytes_of_prompt(work.stage, config) if work.method in SOFT else 0
+    whole = integers + prompt
+    learnt = 1 if prompt else work.gpus  # parts of what is trained
+    shared = {part: parts[part] // learnt for part in (GRADIENTS, OPTIMIZER)}
+    shared[WEIGHTS] = whole + (parts[WEIGHTS] - whole) // work.gpus
     if config.offload:  # FSDP then keeps all that is divided there, all parts in one machine
-        kept = parts[HOST] + parts[WEIGHTS] - integers + parts[GRADIENTS]
-        return {**parts, WEIGHTS: integers, GRADIENTS: 0, CASTS: 0, GATHERED: gathered, HOST: kept}
+        kept = parts[HOST] + parts[WEIGHTS] - whole + (0 if prompt else parts[GRADIENTS])
+        gradients = parts[GRADIENTS] if prompt else 0
+        there = {WEIGHTS: whole, GRADIENTS: gradients, HOST: kept}
+        return {**parts, **there, CASTS: 0, GATHERED: gathered}
     return {**parts, **shared, CASTS: 0, GATHERED: gathered}

@@ -89,7 +89,7 @@ class Pretraining(Job[TrainingConfig, Sequences]):
         self.training, self.held_out = training, held_out
         self.length = sequence_length(config, model.config.n_positions)
         self.sequences = PackedSequences(training, self.length, config.seed)
-        self.data = training.fingerprint()
+        self.data = f"{training.fingerprint()} {held_out.fingerprint()}"
         # In memory, because the checkpoint they come from will be removed.
         self._tokenizer_files = {path.name: path.read_bytes() for path in tokenizer.files}
 

@@ -273,6 +273,14 @@ def bytes_of_integers(stage: Stage) -> int:
         return sum(buffer.nbytes for part in frozen for buffer in part.buffers(recurse=False))
 
 
+def bytes_of_prompt(stage: Stage, config: FinetuningConfig) -> int:
+    """What a soft prompt takes, with the network that computes it."""
+    with empty_tensors(stage.gpu):
+        model = make_model(stage, base_dtype(config))
+        attach_method(model, config, outputs=0)
+        return sum(parameter.nbytes for parameter in trained(model).values())
+
+
 def _quantized(layer: nn.Module, scheme: Scheme) -> FrozenLinear:
     """A layer that keeps integers in the place of one."""
     weight, bias = layer.weight, layer.bias

@@ -45,13 +45,15 @@ class TrainingState:
         step: optimizer steps taken.
         tokens: tokens read.
         config: the settings, as JSON values.
-        data: fingerprint of the training data.
+        data: fingerprint of the data.
+        base: fingerprint of the weights that a run reads again and does not train; None for none.
     """
 
     step: int
     tokens: int
     config: dict[str, Any]
     data: str
+    base: str | None = None
 
     def at(self, step: int, tokens: int) -> "TrainingState":
         """The same run after so many steps."""
@@ -75,14 +77,19 @@ class TrainingState:
                     f"cannot resume with other settings: {name} was {before!r} and is {now!r}"
                 )
 
-    def require_data(self, fingerprint: str) -> None:
-        """Refuses to go on with other data.
+    def require_same(self, data: str, base: str | None) -> None:
+        """Refuses to go on with other data, or beside other weights.
 
         Raises:
             InputRefusedError: they are others.
         """
-        if self.data != fingerprint:
+        if self.data != data:
             raise InputRefusedError("cannot resume with other data than the run began with")
+        if self.base != base:
+            model = self.config.get("model")
+            raise InputRefusedError(
+                f"cannot resume: {model} holds other weights than the run began with"
+            )
 
 
 def discard_all_but(count: int, out: Path) -> None:
@@ -192,6 +199,7 @@ def claimed(config: RunConfig) -> Iterator[None]:
         KoGPTError: another process trains in it.
     """
     folder = config.folder
+    made = [path for path in (folder, config.out) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     lock = _lock(folder)
     try:
@@ -202,7 +210,7 @@ def claimed(config: RunConfig) -> Iterator[None]:
         _sweep(folder)
         yield
     finally:
-        for path in (folder, config.out):
+        for path in made:
             if path.exists() and not any(path.iterdir()):
                 path.rmdir()
         os.close(lock)

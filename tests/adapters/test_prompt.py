@@ -121,7 +121,7 @@ def test_autocast_leaves_an_encoder_in_full_precision(model):
     ("config", "options", "message"),
     [
         ({"tokens": 0}, {}, "tokens is 0"),
-        ({"tokens": 32}, {}, "tokens is 32, the context leaves room for 31"),
+        ({"tokens": 32}, {}, "has 32 tokens, the context leaves room for 31"),
         ({"encoder": "gru"}, {}, "encoder is 'gru', it must be one of none, mlp, lstm"),
         ({"hidden": 0}, {}, "hidden is 0"),
         ({}, {"init_ids": []}, r"init_ids is \[\]"),

@@ -123,3 +123,22 @@ def test_who_cannot_take_part_says_why(tmp_path):
     done = run("--model", tmp_path, *QUICK)
     assert (done.returncode, done.stdout) == (3, "")
     assert done.stderr == f"benchmark_finetuning.py: {tmp_path}: not a checkpoint folder\n"
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [("--rounds 0", "must be at least 1"), ("--learnt 20 --sequence 8", "must be 1 to 8")],
+)
+def test_numbers_that_nothing_can_be_measured_with_are_refused(option, words):
+    done = run(*option.split())
+    assert done.returncode == 2 and words in done.stderr
+
+
+def test_a_goal_is_met_where_it_is_just_reached(script):
+    goals = [
+        script.Goal("x", 1.0, found, at_most)
+        for at_most in (False, True)
+        for found in (0.9, 1.0, 1.1)
+    ]
+    verdicts = ["missed", "met", "met", "met", "met", "missed"]
+    assert [goal.verdict for goal in goals] == verdicts

@@ -66,6 +66,8 @@ def test_an_interrupted_run_wants_to_be_resumed(finetune):
         (("--sequence-length", "4096"), "sequence_length is 4096, it must be at most"),
         (("--weights", "bfloat16-master"), "weights bfloat16-master go with precision bfloat16"),
         (("--virtual-tokens", "3"), "argument --virtual-tokens: only with --method p-tuning or"),
+        (("--method", "prompt-tuning", "--virtual-tokens", "0"), "virtual_tokens is 0, it must"),
+        (("--method", "p-tuning", "--encoder-width", "0"), "encoder_width is 0, it must"),
         (("--encoder", "mlp"), "argument --encoder: only with --method p-tuning"),
         (("--objective", "head", "--prompt", "short"), "--prompt: only with --objective label-wo"),
         (("--device", "foo"), "argument --device: no such device: 'foo'"),
@@ -80,6 +82,17 @@ def test_options_of_tasks_are_refused_beside_examples(finetune, tmp_path):
     for option, value in (("--data-dir", "."), ("--prompt", "short"), ("--test-rows", "1")):
         words = f"argument {option}: only with a task as --data"
         assert words in refusal(*rows, option, value, code=2)
+
+
+def test_held_out_rows_are_not_counted_where_a_task_has_a_file_of_them(finetune, tmp_path, task):
+    own = task.read_text(encoding="utf-8") + '\n[validation]\nfile = "reviews/scored.tsv"\n'
+    task.write_text(own, encoding="utf-8")
+    words = "argument --validation-rows: the task has a file of them"
+    assert words in refusal(*finetune("--validation-rows", "3"), code=2)
+
+
+def test_a_shortage_of_memory_is_one_line_and_exit_code_4(finetune):
+    assert "not enough memory" in refusal(*finetune("--rank", str(10**12)), code=4)
 
 
 def test_what_cannot_be_used_is_one_line_and_exit_code_3(finetune, tmp_path):

@@ -98,6 +98,36 @@ def test_a_soft_prompt_begins_with_the_whole_model_on_each_of_several_gpus():
     assert plan["bytes"]["weights"] >= 2 * PRESETS["kogpt-6b"].num_parameters
 
 
+def test_a_soft_prompt_is_whole_on_each_of_several_gpus():
+    work = ("plan", "--model", "kogpt-6b", "--sequence", "64", "--batch", "2", *FRUGAL)
+    one, two = (
+        planned(*work, "--method", "p-tuning", "--gpus", str(gpus))["bytes"] for gpus in (1, 2)
+    )
+    assert two["optimizer"] == one["optimizer"] > 6e9
+    prompt = one["optimizer"] / 2
+    base = one["weights"] - prompt
+    if two["weights"] != 2 * PRESETS["kogpt-6b"].num_parameters:  # else it is most while loading
+        assert two["weights"] == pytest.approx(prompt + base / 2, rel=1e-3)
+
+
+def test_each_of_several_gpus_reads_its_share_of_the_rows():
+    work = (*NANO, "--method", "lora")
+    shared = planned(*work, "--batch", "16", "--gpus", "4")["bytes"]
+    alone = planned(*work, "--batch", "4", "--gpus", "4", "--micro-batch-size", "1")["bytes"]
+    one = planned(*work, "--batch", "4", "--gpus", "1")["bytes"]
+    assert shared["activations"] == one["activations"] > 2 * alone["activations"]
+
+
+def test_a_way_to_less_is_counted_as_if_it_had_been_asked_for(tmp_path):
+    folder = tmp_path / "float16"
+    convert(BOX, folder, ConversionOptions(dtype="float16"))
+    work = ("plan", "--model", str(folder), "--method", "inference", "--gpus", "0")
+    ways = planned(*work, "--memory", "1MB", code=4)["ways"]
+    assert ways[0]["options"] == "--precision bfloat16"
+    asked = planned(*work, "--precision", "bfloat16", "--memory", "1MB", code=4)
+    assert ways[0]["bytes"] == asked["bytes"]
+
+
 def offered(*args):
     """The options of all ways that would be looked at."""
     parsed = build_parser().parse_args([*NANO, "--method", "full", *args])

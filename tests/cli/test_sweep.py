@@ -40,6 +40,10 @@ def test_variants_are_trained_on_the_same_tokens_and_told_apart(tmp_path):
     assert first[-1]["tokens"] == 256 and first != second
     again = subprocess.run([*command, "--table"], cwd=ROOT, capture_output=True, text=True)
     assert again.stdout == done.stdout and not again.stderr
+    documents = [*command, "--documents", "1", "--table"]
+    other = subprocess.run(documents, cwd=ROOT, capture_output=True, text=True)
+    assert other.returncode == 3
+    assert "plain-0: validates on 2 documents, not on 1" in other.stderr
     command += ["--learning-rate", "1"]
     other = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert other.returncode == 1
@@ -53,6 +57,16 @@ def test_no_two_variants_share_a_folder(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         sweep.parse_arguments()
     assert "argument --variant: 'a' is there twice" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "option", ["--tokens nan", "--tokens inf", "--batch-size 0", "--validations 0"]
+)
+def test_numbers_that_make_no_run_are_refused(monkeypatch, capsys, option):
+    monkeypatch.setattr(sys, "argv", f"sweep.py data work --variant a {option}".split())
+    with pytest.raises(SystemExit):
+        sweep.parse_arguments()
+    assert f"argument {option.split()[0]}: must be at least 1" in capsys.readouterr().err
 
 
 def test_the_table_compares_seed_by_seed():

@@ -18,9 +18,11 @@ from kogpt.errors import InputRefusedError, KoGPTError
 from kogpt.evaluation import evaluate, measure
 from kogpt.evaluation.data import Row
 from kogpt.evaluation.task import load_task
+from kogpt.parallel import Parallel
 from kogpt.tokenizer import load_tokenizer
 from kogpt.training import finetune
 from kogpt.training.examples import Completion, hold_out
+from kogpt.training.finetuning import Finetuning
 from kogpt.training.log import read_log
 from kogpt.training.objectives import LabelWords
 from tests.training.examples import reviews, write_jsonl, write_pairs, write_task
@@ -318,7 +320,7 @@ def test_a_damaged_example_is_refused_by_line(finetuning, tmp_path, line, messag
         ({"sequence_length": 65}, "sequence_length is 65, it must be at most the model's 64"),
         ({"method": "lora", "targets": ("wte",)}, "targets names 'wte'"),
         ({"method": "lora", "rank": 0}, "rank is 0"),
-        ({"method": "prompt-tuning", "virtual_tokens": 64}, "tokens is 64, the context leaves"),
+        ({"method": "prompt-tuning", "virtual_tokens": 64}, "has 64 tokens, the context leaves"),
         ({"data": ("nothing",)}, "no task 'nothing'"),
         ({"data": ("nsmc", "rows.jsonl")}, "data is one task or files of examples: nsmc is no"),
         ({"weight_decay": math.inf}, "weight_decay is inf, it must be finite"),
@@ -358,3 +360,36 @@ def test_figures_that_are_no_numbers_stop_the_run_and_leave_no_result(finetuning
     assert not list(config.out.rglob("best.safetensors"))
     assert [path.name for path in config.out.iterdir()] == ["run"]
     assert "NaN" not in (config.folder / "log.jsonl").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_weights_that_the_last_step_spoils_are_not_published(finetuning, tmp_path, method):
+    rows = write_jsonl(tmp_path / "few.jsonl", [("가", "나")] * 4)  # of which none is held out
+    changes = {"steps": 1, "learning_rate": 1e38, "warmup_steps": 0, "data_dir": None}
+    config = finetuning(data=(str(rows),), method=method, **changes)
+    with pytest.raises(KoGPTError, match="step 1: .* is not finite; lower the learning rate"):
+        run(config)
+    assert [path.name for path in config.out.iterdir()] == ["run"]
+    assert not list(config.folder.glob("step-*"))
+
+
+def test_a_run_that_could_not_begin_leaves_a_folder_that_was_there(finetuning, tmp_path):
+    (tmp_path / "there").mkdir()
+    for name in ("there", "new"):
+        with pytest.raises(InputRefusedError, match="none.jsonl: No such file"):
+            run(finetuning(data=("none.jsonl",), data_dir=None, out=tmp_path / name))
+    assert (tmp_path / "there").is_dir() and not (tmp_path / "new").exists()
+
+
+def test_a_compiled_run_wants_a_compiler(finetuning, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(KoGPTError, match="compile: no C.. compiler: no no-such-compiler"):
+        run(finetuning(compile=True))
+
+
+def test_epochs_are_counted_at_once(finetuning):
+    config = finetuning(steps=None, epochs=999_999.5)
+    started = Finetuning.start(config, None, io.StringIO(), Parallel())
+    assert started.num_steps() == round(999_999.5 * 14)  # of 108 rows, 8 a step
+    with pytest.raises(ValueError, match="epochs is 1e.308, it must be at most"):
+        finetuning(epochs=1e308)

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from kogpt.checkpoint import load_model
 from kogpt.errors import InputRefusedError
@@ -143,6 +144,36 @@ def test_a_run_is_not_resumed_with_other_data(settings, reviews):
         file.write("50\t하나 더\n")
     with pytest.raises(InputRefusedError, match="with other data"):
         train(settings(resume=True), io.StringIO())
+
+
+def test_a_run_is_not_resumed_with_other_held_out_data(settings, reviews):
+    train(settings(steps=1), io.StringIO())
+    reviews.write_text(reviews.read_text(encoding="utf-8").replace(" 0\n", " 영\n", 1))
+    with pytest.raises(InputRefusedError, match="with other data"):
+        train(settings(resume=True), io.StringIO())
+
+
+@pytest.mark.parametrize("method", ["lora", "prompt-tuning"])
+def test_a_finetuning_is_not_resumed_beside_other_weights(finetuning, base, tmp_path, method):
+    own = tmp_path / "own"
+    shutil.copytree(base, own)
+    finetune(finetuning(method=method, model=str(own), steps=1), io.StringIO())
+    (path,) = own.glob("model-*.safetensors")
+    save_file({n: 3 * tensor for n, tensor in load_file(path).items()}, path)
+    with pytest.raises(InputRefusedError, match="own holds other weights than the run began with"):
+        finetune(finetuning(method=method, model=str(own), steps=2, resume=True), io.StringIO())
+
+
+def test_the_best_weights_of_a_run_that_left_no_checkpoint_are_not_those_of_the_next(finetuning):
+    config = finetuning(method="lora", validation_rows=1, resume=True)
+    other = finetuning(method="lora", out=config.out.with_name("other"), learning_rate=0.5)
+    finetune(other, io.StringIO())
+    config.folder.mkdir(parents=True)
+    best = config.folder / "best.safetensors"
+    shutil.copy(other.folder / "best.safetensors", best)
+    copied = best.read_bytes()
+    finetune(config, io.StringIO())
+    assert best.read_bytes() != copied
 
 
 @pytest.mark.parametrize(
