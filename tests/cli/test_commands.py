@@ -283,6 +283,8 @@ def test_errors_do_not_go_to_the_output_where_there_is_no_place_for_them():
         (("tokenize", "--decode", "--special", "1"), "not with --decode"),
         (("generate", "가", "--logprobs", "1"), "only with --json"),
         (("generate", "가", "--length-penalty", "2"), "length_penalty is of use with --beams"),
+        (("benchmark", "--threads", "5000"), "argument --threads: must be at most 1024, is 5000"),
+        (("generate", "가", "--beams", "2", "-n", "3"), "argument --samples: is 3, it must be"),
         (("generate", "가", "--samples", "0"), "argument --samples: is 0, it must be"),
         (("generate", "가", "--beams", "0"), "argument --beams: is 0, it must be"),
         (("generate", "가", "--logit-bias", "5=1", "--logit-bias", "5=2"), "id 5 is given twice"),

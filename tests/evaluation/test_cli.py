@@ -1,5 +1,6 @@
 """`kogpt evaluate`: what it refuses, shows, lists and prints."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -10,11 +11,12 @@ import torch
 
 from kogpt import load
 from kogpt.box import BOX
-from kogpt.checkpoint import write_checkpoint
+from kogpt.checkpoint import load_model, write_checkpoint
 from kogpt.commands import evaluate as command
 from kogpt.evaluation import Protocol, load_preset, load_task, preset_names, read_data, task_names
 from kogpt.evaluation.prompting import Encoder, ask, example
 from kogpt.evaluation.running import draw_set
+from kogpt.model.variants import read_config
 from kogpt.tokenizer import load_tokenizer
 from tests.cli.test_commands import kogpt, refusal
 from tests.evaluation.tiny import SCORED, SHOTS, TASK, write_table, write_task
@@ -350,6 +352,39 @@ def test_unequally_many_sets_are_not_compared(metric, tmp_path):
     two = write_report(tmp_path / "two.json", arguments, "--sets", "2")
     told = refusal("evaluate", "--compare", one, two, code=3)
     assert told.endswith("rows change sides between equally many sets of shots, not 1 and 2")
+
+
+def test_scales_that_differ_are_not_compared_and_metrics_of_both_are(tmp_path):
+    scaled = TASK.replace("[fields]\n", '[fields]\ndegree = "label"\n')
+    paths = {}
+    for name, metrics in (("plain", '"accuracy"'), ("both", '"accuracy", "spearman"')):
+        text = (scaled if name == "both" else TASK).replace('"accuracy"', metrics, 1)
+        task = write_task(tmp_path, text)
+        arguments = ("evaluate", str(task), "--data", str(tmp_path))
+        paths[name] = write_report(tmp_path / f"{name}.json", arguments)
+    for pair in (("both", "plain"), ("plain", "both")):
+        done = kogpt("evaluate", "--compare", *(paths[name] for name in pair))
+        assert "accuracy" in done.stdout and "Spearman" not in done.stdout
+    report = json.loads((tmp_path / "both.json").read_text())
+    report["runs"][0]["degrees"].reverse()
+    (tmp_path / "turned.json").write_text(json.dumps(report))
+    told = refusal("evaluate", "--compare", paths["both"], str(tmp_path / "turned.json"), code=3)
+    assert "the reports were not scored on the same rows" in told
+
+
+def test_a_tokenizer_of_another_model_is_refused(reviews, tmp_path):
+    state = {
+        name: value[:5000] if len(value) == 8000 else value for name, value in weights().items()
+    }
+    config = dataclasses.replace(read_config(BOX / "config.json"), vocab_size=5000)
+    files = {path.name: path for path in load_tokenizer().files}
+    write_checkpoint(tmp_path / "model", config, state, files=files)
+    told = refusal(*reviews, "--model", str(tmp_path / "model"), code=3)
+    assert told.endswith("the tokenizer has 8000 ids, the model 5000: they do not belong together")
+
+
+def weights() -> dict[str, torch.Tensor]:
+    return load_model().state_dict()
 
 
 def test_damaged_reports_are_refused_and_so_is_nothing_to_compare(reviews, tmp_path):

@@ -290,3 +290,11 @@ def test_rows_of_equal_texts_are_the_same_whatever_stands_beside_the_texts(tmp_p
     one, two, three = read(task, tmp_path).rows
     assert one.text == two.text == ("가", "나", "다") != three.text
     assert sorted(one.content) == ["alternative_1", "alternative_2", "premise"]
+
+
+@pytest.mark.parametrize("rule", ["values = { 0 = 1, 1 = 0 }", "at_least = 1"])
+def test_a_degree_is_a_number_as_it_stands(tmp_path, rule):
+    field = f'degree = {{ column = "label", {rule} }}'
+    path = write_task(tmp_path, TASK.replace("[fields]\n", f"[fields]\n{field}\n"))
+    with pytest.raises(InputRefusedError, match="fields.degree: is a number as it stands"):
+        load_task(str(path))

@@ -170,6 +170,17 @@ def test_spearman_compares_too():
     assert compare(SPEARMAN, weak, strong).p_value < 0.01
 
 
+@pytest.mark.parametrize(
+    "change", [lambda x: x + 20, lambda x: 20 * x, np.exp], ids=["moved", "stretched", "bent"]
+)
+def test_the_p_value_of_spearman_is_of_ranks_as_spearman_is(change):
+    weak, strong = made_up(13, skill=0.3, rows=100), made_up(14, skill=1.2, rows=100)
+    leans = np.stack([np.zeros_like(strong.leans), change(strong.leans)], axis=-1)
+    other = Outcome(2, strong.gold, leans, strong.degrees)
+    wanted = compare(SPEARMAN, weak, strong)
+    assert compare(SPEARMAN, weak, other) == wanted and wanted.p_value < 0.01
+
+
 def test_other_rows_are_not_compared():
     with pytest.raises(ValueError, match="same rows"):
         compare(ACCURACY, made_up(1, rows=10), made_up(1, rows=11))

@@ -30,8 +30,10 @@ from kogpt.evaluation import (
     read_report,
 )
 from kogpt.evaluation.likelihood import log_likelihoods
+from kogpt.evaluation.plot import draw
 from kogpt.evaluation.prompting import Encoder, ask, ask_nothing, example
 from kogpt.evaluation.running import prior
+from kogpt.fonts import families
 from kogpt.generation import score
 from tests.evaluation.toy import write_task
 from tests.scale import scaled
@@ -238,6 +240,14 @@ def test_pictures_are_drawn(toy, tmp_path):
         assert (tmp_path / "pictures" / name).read_bytes().startswith(b"\x89PNG")
 
 
+def test_names_in_pictures_are_letters(toy, tmp_path, recwarn):
+    report = run(toy, "--shots", "0")
+    of_one = {**report["runs"][0], "title": "a$b_^$ 영화", "labels": ["부정$", "$^긍정"]}
+    path = draw(of_one, "모델$_$", tmp_path)
+    assert path.read_bytes().startswith(b"\x89PNG")
+    assert families("영화") == families("") or not list(recwarn)  # or no font here has Hangul
+
+
 def without_circumstances(report: dict[str, Any]) -> str:
     """What must not depend on how the work was done."""
     return json.dumps(report["runs"], sort_keys=True)
@@ -403,6 +413,18 @@ DAMAGES = {
     ),
     "rows of unequal lengths": lambda report: broken(
         report, lambda run: run["sets"][0]["log_likelihoods"][0].append(-1.0)
+    ),
+    "fewer right labels": lambda report: broken(report, lambda run: run["gold"].pop()),
+    "a label beyond all": lambda report: broken(
+        report, lambda run: run["gold"].append(run["gold"].pop() + 7)
+    ),
+    "fewer rows": lambda report: broken(report, lambda run: run["rows"].pop()),
+    "no name of a prompt": lambda report: broken(report, lambda run: run["prompt"].pop("name")),
+    "no shots": lambda report: broken(report, lambda run: run["protocol"].pop("shots")),
+    "a task that is a list": lambda report: broken(report, lambda run: run.update(task=[])),
+    "examples that are text": lambda report: broken(report, lambda run: run.update(examples="a")),
+    "no scale": lambda report: broken(
+        report, lambda run: run.update(metrics=["spearman"], degrees=[])
     ),
     "no hash": lambda report: broken(report, lambda run: run.update(scored={})),
     "an unknown metric": lambda report: broken(report, lambda run: run.update(metrics=["foo"])),

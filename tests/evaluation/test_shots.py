@@ -2,6 +2,7 @@
 
 import hashlib
 import random
+import re
 from collections import Counter
 from functools import cache
 
@@ -192,3 +193,24 @@ def test_texts_of_two_fields_are_the_same_only_if_both_are(tmp_path):
     how = Protocol(shots=(2,))
     data = read_data(task, tmp_path, how)
     assert set(indices(draw_set(task, task.prompt(None), how, data, 0, tokenizer()))) == {1, 2}
+
+
+def test_a_text_that_no_prompt_shows_makes_no_other_row(folder):
+    text = TASK.replace("[fields]\n", '[fields]\nid = "id"\n')
+    for name, rows in (("scored", SCORED), ("shots", SHOTS)):
+        numbered = [(f"{name}{i}", *row) for i, row in enumerate(rows)]
+        write_table(folder / "reviews" / f"{name}.tsv", [("id", "document", "label"), *numbered])
+    scored = {text for text, _ in SCORED}
+    _, shots = drawn(folder, text, shots=(7,))
+    assert not {row.fields["document"] for row in shots} & scored
+    with pytest.raises(InputRefusedError, match="there are 7 rows to draw 8 shots from"):
+        drawn(folder, text, shots=(8,))
+
+
+def test_texts_that_a_prompt_makes_the_same_are(folder):
+    rows = [("document", "label"), ("영화 최고 .", 1)]
+    write_table(folder / "reviews" / "scored.tsv", rows)
+    write_table(folder / "reviews" / "shots.tsv", [*rows[:1], ("영화 최고.", 1), ("별로", 0)])
+    text = re.sub(r"(\[prompts\.\w+\]\n)", r"\1detokenize = true\n", TASK)
+    _, shots = drawn(folder, text, shots=(1,))
+    assert [row.fields["document"] for row in shots] == ["별로"]

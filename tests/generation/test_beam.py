@@ -116,6 +116,18 @@ def test_a_search_with_logprobs_reports_the_models_own(model, tokenizer, no_end)
     assert [len(top) for top in result.top_logprobs] == [2] * 8
 
 
+def test_a_beam_that_nothing_may_follow_is_scored_by_its_own_length(model, tokenizer):
+    first, second = 100, 101
+    others = {id: -math.inf for id in range(model.config.vocab_size) if id not in (first, second)}
+    asked = {"num_beams": 2, "n": 2, "max_new_tokens": 9, "logprobs": 0}
+    params = SamplingParams(**asked, logit_bias=others, no_repeat_ngram_size=1)
+    results = generate(model, tokenizer, [PROMPT], params)
+    assert {tuple(result.token_ids) for result in results} == {(first, second), (second, first)}
+    for result in results:
+        assert result.finish_reason == "exhausted"
+        assert result.score == pytest.approx(sum(result.logprobs) / 2)
+
+
 def test_a_wider_search_is_at_least_as_good_as_greedy(model, tokenizer, no_end):
     asked = {"max_new_tokens": 10, "logit_bias": no_end, "temperature": 0, "logprobs": 0}
     (greedy,) = generate(model, tokenizer, [PROMPT], SamplingParams(**asked))

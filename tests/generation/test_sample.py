@@ -1,6 +1,7 @@
 """Stop strings against their definition, and the text of a sample."""
 
 import random
+import tracemalloc
 
 from kogpt.generation.sample import StopStrings
 from tests.scale import scaled
@@ -42,3 +43,12 @@ def test_stop_strings_are_found_and_held_back_however_the_text_is_cut():
 def test_without_stop_strings_nothing_is_held_back():
     finder = StopStrings([])
     assert finder.push("아무 글") == "아무 글" and finder.flush() == ""
+
+
+def test_a_long_stop_string_takes_no_memory_of_its_square():
+    tracemalloc.start()
+    stops = StopStrings(["가" * 20_000])
+    assert stops.push("나" + "가" * 500) == "나" and stops.flush() == "가" * 500
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 1e6

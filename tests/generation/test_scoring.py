@@ -1,5 +1,6 @@
 """Scores against the full forward."""
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -122,6 +123,12 @@ def test_one_text_counts_as_a_list_of_it(model, tokenizer):
 def test_a_batch_of_nothing_is_refused(model, tokenizer, batch_size):
     with pytest.raises(ValueError, match=f"batch_size is {batch_size}, it must be at least 1"):
         score(model, tokenizer, TEXTS, batch_size=batch_size)
+
+
+def test_a_perplexity_beyond_all_numbers_is_infinite_and_none_in_json(model, tokenizer):
+    found = score(model, tokenizer, TEXTS[:1])[0]
+    unlikely = dataclasses.replace(found, log_likelihood=-1000.0 * found.num_tokens)
+    assert unlikely.perplexity == math.inf and unlikely.to_dict()["perplexity"] is None
 
 
 def test_a_model_whose_logits_are_nan_has_no_score(tokenizer):
