@@ -283,6 +283,10 @@ def _locate(path: Path) -> Path:
     for pattern, what in FOREIGN.items():
         for found in path.glob(pattern):
             raise InputRefusedError(f"{found}: {what}")
+    if steps := sorted(path.glob("step-*/config.json")):
+        raise InputRefusedError(
+            f"{path}: the folder of a run; name one of its checkpoints, such as {steps[-1].parent}"
+        )
     raise InputRefusedError(f"{path}: holds no weights; expected one of {', '.join(WEIGHTS)}")
 
 

@@ -51,6 +51,7 @@ from kogpt.evaluation.plot import draw, require_matplotlib
 from kogpt.evaluation.prompting import CONTENT_FREE, Encoder, ask, example
 from kogpt.evaluation.protocol import CALIBRATED
 from kogpt.evaluation.provenance import code, commit, fingerprint, state
+from kogpt.evaluation.report import name_of
 from kogpt.evaluation.running import draw_set, num_sets, rules_of
 from kogpt.fast import FastKoGPT
 from kogpt.model import KoGPT
@@ -220,7 +221,7 @@ def check_outputs(args: argparse.Namespace) -> None:
 def pictures(report: dict[str, Any], args: argparse.Namespace) -> None:
     if args.plot:
         for one in report["runs"]:
-            draw(one, report["model"]["name"], Path(args.plot))
+            draw(one, name_of(report), Path(args.plot))
 
 
 def describe(model: KoGPT, args: argparse.Namespace) -> dict[str, Any]:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 SIDE = 0.92  # of a head's square, in those of the place it has
 COLUMNS = 24  # of predictions; of a longer prompt the last ones are drawn
 MAX_PROMPT = 90  # characters of the title
+LAYER_NAMED = 0.7  # inches of a layer in which "layer 28" has room
 LABEL_POINTS = 5.0  # the smallest label of a matrix
 
 
@@ -191,7 +192,18 @@ def _draw_heads(figure: "Figure", lens: Lens, sizes: Sizes, write: Writing) -> N
         down, across = np.add.outer(np.arange(L), places), np.add.outer(np.arange(H), places)
         axes.set_yticks(down.ravel(), labels * L, **write.at(points))
         axes.set_xticks(across.ravel(), labels * H, rotation=90, **write.at(points))
+    _name_layers(figure, L, sizes, write)
     _name_heads(figure, H, sizes, write)
+
+
+def _name_layers(figure: "Figure", layers: int, sizes: Sizes, write: Writing) -> None:
+    """The layers' numbers at the left edge, from the bottom to the top of the page."""
+    width, height = figure.get_size_inches()
+    style = write.at(7.5, color="#5a636f", ha="center", va="center", rotation=90)
+    for layer in range(layers):
+        middle = sizes.bottom + (layers - layer - 1 + SIDE / 2 + (1 - SIDE)) * sizes.row
+        name = f"layer {layer + 1}" if sizes.row >= LAYER_NAMED else f"{layer + 1}"
+        figure.text(0.35 / width, middle / height, name, **style)
 
 
 def _name_heads(figure: "Figure", heads: int, sizes: Sizes, write: Writing) -> None:

@@ -5,7 +5,7 @@ from statistics import fmean
 
 from kogpt.errors import InputRefusedError
 from kogpt.evaluation.metrics import METRICS, Comparison, compare
-from kogpt.evaluation.report import Json, outcome_of
+from kogpt.evaluation.report import Json, name_of, outcome_of
 
 HEADINGS = ("task", "prompt", "shots", "scored by", "metric", "{}", "{}", "difference", "95 %", "p")
 
@@ -60,7 +60,7 @@ def _compare(run: Json, other: Json) -> Iterator[tuple[str, Comparison]]:
 
 def comparison_table(first: Json, second: Json) -> str:
     """Markdown of `compare_reports`, and what the reports differ in besides the model."""
-    names = (first["model"]["name"], second["model"]["name"])
+    names = (name_of(first), name_of(second))
     if names[0] == names[1]:
         names = (f"{names[0]} (A)", f"{names[1]} (B)")
     headings = [*HEADINGS[:5], *names, *HEADINGS[7:]]

@@ -64,11 +64,15 @@ def read_report(path: Path) -> Json:
         if missing:
             raise InputRefusedError(f"{path}: damaged: a run has no {', '.join(sorted(missing))}")
     model = report.get("model")
-    if not isinstance(model, dict) or not isinstance(model.get("name"), str):
+    if not isinstance(model, dict) or not _has_names([model, *model.get("adapters", ())]):
         raise InputRefusedError(f"{path}: damaged: no name of the model")
     for run in report["runs"]:
         _refuse_damaged(run, path)
     return report
+
+
+def _has_names(parts: Sequence[Any]) -> bool:
+    return all(isinstance(part, dict) and isinstance(part.get("name"), str) for part in parts)
 
 
 def _refuse_damaged(run: Json, path: Path) -> None:
@@ -97,6 +101,12 @@ def _is_whole(run: Json, outcome: Outcome) -> bool:
         degrees = outcome.degrees
         whole &= degrees is not None and degrees.shape == (rows,) and np.isfinite(degrees).all()
     return bool(whole and np.isfinite(outcome.scores).all())
+
+
+def name_of(report: Json) -> str:
+    """The model's name, with those of its adapters."""
+    model = report["model"]
+    return " + ".join([model["name"], *(each["name"] for each in model.get("adapters", ()))])
 
 
 def outcome_of(run: Json, rule: str) -> Outcome:
@@ -182,7 +192,7 @@ def _task(runs: list[Json], report: Json) -> Iterator[str]:
     yield _line((*["---"] * 4, *["---:"] * (len(metrics) + 1), "---", "---"))
     for run in runs:
         for rule in run["protocol"]["scoring"]:
-            yield _line(_measured(run, rule, report["model"]["name"]))
+            yield _line(_measured(run, rule, name_of(report)))
     for published in first["published"]:
         if published["source"] not in sources:
             sources.append(published["source"])

@@ -26,4 +26,6 @@ def load_tokenizer(directory: str | PathLike[str] | None = None) -> Tokenizer:
     if (directory / FILE).exists():
         is_metaspace = decoder_of(directory / FILE) == MetaspaceTokenizer.decoder
         return MetaspaceTokenizer(directory) if is_metaspace else ByteLevelTokenizer(directory)
+    if not directory.is_dir():
+        raise InputRefusedError(f"{directory}: no such folder")
     raise InputRefusedError(f"{directory}: holds neither tokenizer.model nor tokenizer.json")

@@ -296,6 +296,8 @@ class FinetuningConfig(RunConfig):
         others = [name for name in self.data if not name.endswith(EXAMPLES)]
         if others and len(self.data) > 1:
             raise ValueError(f"data is one task or files of examples: {others[0]} is no .jsonl")
+        if others and Path(others[0]).suffix not in ("", ".toml"):
+            raise ValueError(f"data is {others[0]}: no task, and no {' or '.join(EXAMPLES)}")
         if self.objective is not None:
             check_choice("objective", self.objective, OBJECTIVES)
         check_choice("encoder", self.encoder, ENCODERS)

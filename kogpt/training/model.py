@@ -43,7 +43,9 @@ def load_start(
         return model, load_tokenizer(last)
     folder = config.tokenizer or Path(config.model)
     if not folder.is_dir():
-        raise InputRefusedError(f"{folder} is no folder with a tokenizer; name one")
+        raise InputRefusedError(
+            f"{folder} is no folder with a tokenizer: name one by --tokenizer, such as kogpt/nano"
+        )
     tokenizer = load_tokenizer(folder)
     if Path(config.model).is_dir():
         model = load_weights(Path(config.model), dtype, config, parallel)

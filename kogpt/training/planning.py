@@ -99,6 +99,11 @@ class Work:
                 }
         else:
             peaks = rehearse_training(self.stage, self._share())
+        if self.gpus == 0:  # beside it is the same memory
+            peaks = {
+                phase: {**parts, OPTIMIZER: parts[OPTIMIZER] + parts[HOST], HOST: 0}
+                for phase, parts in peaks.items()
+            }
         if self.gpus > 1:
             whole = max(parts[WEIGHTS] for parts in peaks.values())
             peaks = {phase: divided(parts, self) for phase, parts in peaks.items()}
@@ -258,8 +263,9 @@ def _less_state(work: Work) -> Iterator[tuple[str, Work]]:
             f"{eight} --weights {STOCHASTIC}",
             _changed(work, optimizer=EIGHT_BITS, weights=STOCHASTIC, offload=False, **narrow),
         )
-    yield "--offload", _changed(work, optimizer=ADAMW, weights=FLOAT32, offload=True)
-    if alone:
+    if work.gpus:
+        yield "--offload", _changed(work, optimizer=ADAMW, weights=FLOAT32, offload=True)
+    if alone and work.gpus:
         yield (
             f"--offload --weights {MASTER}",
             _changed(work, optimizer=ADAMW, weights=MASTER, offload=True, **narrow),

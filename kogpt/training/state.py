@@ -200,7 +200,10 @@ def claimed(config: RunConfig) -> Iterator[None]:
     """
     folder = config.folder
     made = [path for path in (folder, config.out) if not path.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise InputRefusedError(f"{config.out}: is no folder; choose another name") from None
     lock = _lock(folder)
     try:
         if not config.resume and (checkpoints(folder) or (folder / LOG_NAME).exists()):

@@ -330,6 +330,13 @@ def test_an_unreadable_file_is_refused(tmp_path):
         convert(tmp_path, tmp_path.parent / "dst")
 
 
+def test_the_folder_of_a_run_names_its_newest_checkpoint(tmp_path):
+    for step in ("step-00000002", "step-00000010"):
+        write_config(tmp_path / "run" / step)
+    with pytest.raises(InputRefusedError, match="run: the folder of a run; .*run/step-00000010$"):
+        open_checkpoint(tmp_path / "run")
+
+
 def test_a_model_is_not_loaded_from_a_bad_checkpoint_either(tmp_path):
     write_config(tmp_path)
     KINDS[f"missing {LAYER}ln_1.bias (bin)"][0](tmp_path)

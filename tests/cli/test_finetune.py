@@ -68,6 +68,7 @@ def test_an_interrupted_run_wants_to_be_resumed(finetune):
         (("--virtual-tokens", "3"), "argument --virtual-tokens: only with --method p-tuning or"),
         (("--method", "prompt-tuning", "--virtual-tokens", "0"), "virtual_tokens is 0, it must"),
         (("--method", "p-tuning", "--encoder-width", "0"), "encoder_width is 0, it must"),
+        (("--data", "texts.txt"), "data is texts.txt: no task, and no .jsonl or .jsonl.xz"),
         (("--encoder", "mlp"), "argument --encoder: only with --method p-tuning"),
         (("--objective", "head", "--prompt", "short"), "--prompt: only with --objective label-wo"),
         (("--device", "foo"), "argument --device: no such device: 'foo'"),
@@ -96,7 +97,10 @@ def test_a_shortage_of_memory_is_one_line_and_exit_code_4(finetune):
 
 
 def test_what_cannot_be_used_is_one_line_and_exit_code_3(finetune, tmp_path):
-    assert "none: holds neither token" in refusal(*finetune(model=str(tmp_path / "none")), code=3)
+    (tmp_path / "file").touch()
+    out = {"output": str(tmp_path / "file" / "out")}
+    assert "file/out: is no folder; choose another" in refusal(*finetune(**out), code=3)
+    assert "none: no such folder" in refusal(*finetune(model=str(tmp_path / "none")), code=3)
     missing = finetune(data=str(tmp_path / "none.jsonl"))
     assert "none.jsonl: No such file" in refusal(*missing, code=3)
     assert "holds no integers to keep" in refusal(*finetune(method="qlora"), code=3)

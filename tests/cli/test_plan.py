@@ -110,6 +110,14 @@ def test_a_soft_prompt_is_whole_on_each_of_several_gpus():
         assert two["weights"] == pytest.approx(prompt + base / 2, rel=1e-3)
 
 
+def test_what_is_offloaded_on_a_cpu_stays_in_the_same_memory():
+    work = (*NANO, "--method", "full", "--batch", "4", "--gpus", "0")
+    plain, offloaded = planned(*work), planned(*work, "--offload")
+    assert offloaded["bytes"]["host"] == 0
+    assert offloaded["total"] == pytest.approx(plain["total"], rel=0.01)
+    assert not any("--offload" in option for option in offered("--gpus", "0"))
+
+
 def test_each_of_several_gpus_reads_its_share_of_the_rows():
     work = (*NANO, "--method", "lora")
     shared = planned(*work, "--batch", "16", "--gpus", "4")["bytes"]

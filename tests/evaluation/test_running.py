@@ -22,12 +22,14 @@ from kogpt.evaluation import (
     Journal,
     Protocol,
     Run,
+    comparison_table,
     evaluate,
     load_task,
     measure,
     outcome_of,
     read_data,
     read_report,
+    tables,
 )
 from kogpt.evaluation.likelihood import log_likelihoods
 from kogpt.evaluation.plot import draw
@@ -404,7 +406,17 @@ def test_a_comparison_tells_what_differs_besides_the_models(toy, tmp_path, capsy
     ]
 
 
+def test_adapters_are_named_beside_the_model(whole):
+    report = {**whole, "model": {"name": "nano", "adapters": [{"name": "a"}, {"name": "b"}]}}
+    assert "| **nano + a + b** |" in tables(report)
+    assert "| nano + a + b | " in comparison_table(report, whole).splitlines()[0]
+
+
 DAMAGES = {
+    "an adapter without a name": lambda report: {
+        **report,
+        "model": {"name": "nano", "adapters": [{}]},
+    },
     "no list of runs": lambda report: {**report, "runs": 5},
     "an unknown key": lambda report: broken(report, lambda run: run["sets"][0].update(x=1)),
     "a prompt that is a string": lambda report: broken(report, lambda run: run.update(prompt="a")),

@@ -91,8 +91,11 @@ def test_the_folder_decides_the_kind(tmp_path: Path) -> None:
     assert isinstance(load_tokenizer(tmp_path), ByteLevelTokenizer)
     shutil.copy(NANO / "tokenizer.model", tmp_path)
     assert isinstance(load_tokenizer(tmp_path), SentencePieceTokenizer)
-    with pytest.raises(InputRefusedError, match="neither tokenizer.model nor tokenizer.json"):
+    with pytest.raises(InputRefusedError, match="nowhere: no such folder"):
         load_tokenizer(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputRefusedError, match="neither tokenizer.model nor tokenizer.json"):
+        load_tokenizer(tmp_path / "empty")
 
 
 def test_transformers_reads_the_box_the_same_way(nano: Backend, tmp_path: Path) -> None:
