@@ -13,7 +13,8 @@ memory may double what is left of it, or halve it, within a minute.
 Prints Markdown, the goals among it. Figures are medians over all turns, ratios medians of the
 ratios within a turn. `prefill` is the time until the first token after 512. `of bandwidth` is the
 bytes a token needs (of peers the weights alone, of ours scales and cache too) over the time it
-took, over the read bandwidth: the better of those measured right before and after.
+took, over the read bandwidth. That is measured right before and after; turns in which it changed by
+more than a fifth say nothing of the share, and nothing of a ratio if it changed between both.
 """
 
 import argparse
@@ -44,6 +45,12 @@ CPU = torch.device("cpu")
 WORKER = Path(__file__).with_name("peers.py")
 PACKAGES = ("transformers", "ctranslate2", "openvino", "nncf", "optimum-intel")
 DECODE_PROMPT, PREFILL_PROMPT = 32, 512
+STEADY = 0.8
+
+
+def is_steady(*bandwidths: float) -> bool:
+    """Whether the memory gave about the same each time."""
+    return min(bandwidths) >= STEADY * max(bandwidths)
 
 
 def format_of(name: str) -> str:
@@ -58,7 +65,7 @@ class Result:
     Attributes:
         name: of the contender.
         decode: tokens a second, the first not counted.
-        bandwidth: bytes a second that the memory gave when it decoded.
+        bandwidth: bytes a second that the memory gave, before and after it decoded.
         prefill: seconds until the first token of the long prompt.
         load: seconds that loading took.
         memory: most bytes resident, over all turns.
@@ -70,7 +77,7 @@ class Result:
 
     name: str
     decode: list[float] = field(default_factory=list)
-    bandwidth: list[float] = field(default_factory=list)
+    bandwidth: list[tuple[float, float]] = field(default_factory=list)
     prefill: list[float] = field(default_factory=list)
     load: list[float] = field(default_factory=list)
     memory: int = 0
@@ -84,10 +91,11 @@ class Result:
         return statistics.median(self.decode)
 
     @property
-    def share(self) -> float:
-        """Of the bandwidth, what decoding uses."""
-        pair = zip(self.decode, self.bandwidth, strict=True)
-        return statistics.median(rate * self.step_bytes / limit for rate, limit in pair)
+    def shares(self) -> list[float]:
+        """Of the bandwidth, what decoding used in the turns in which it held; else in all."""
+        turns = list(zip(self.decode, self.bandwidth, strict=True))
+        steady = [turn for turn in turns if is_steady(*turn[1])] or turns
+        return [rate * self.step_bytes / max(limits) for rate, limits in steady]
 
 
 class Contestant:
@@ -156,7 +164,7 @@ class Run:
         """Decodes, and reads a long prompt."""
         before = read_bandwidth(CPU)
         decode = contestant.ask(self.short, self.new_tokens)
-        bandwidth = max(before, read_bandwidth(CPU))
+        bandwidth = before, read_bandwidth(CPU)
         prefill = contestant.ask(self.long, 1)
         times = decode["times"]
         result.ids, result.step_bytes = decode["ids"], decode["step_bytes"]
@@ -204,17 +212,24 @@ class Goal:
         text: what it is.
         goal: at least so much.
         found: what was measured; None where somebody did not take part.
+        turns: how many tell of it.
     """
 
     text: str
     goal: float
     found: float | None
+    turns: int
 
     @property
     def verdict(self) -> str:
         if self.found is None:
             return "not measured"
         return "met" if self.found >= self.goal else "missed"
+
+
+def goal(text: str, least: float, turns: list[float]) -> Goal:
+    """A goal, with the median of what some turns gave."""
+    return Goal(text, least, statistics.median(turns) if turns else None, len(turns))
 
 
 class Board:
@@ -224,21 +239,23 @@ class Board:
         self.results = {result.name: result for result in results}
         self.measured = {r.name: r for r in results if not r.refused}
 
-    def faster(self, ours: str, peer: str) -> float | None:
-        """How many times as fast we decode: the median over turns."""
+    def faster(self, ours: str, peer: str) -> list[float]:
+        """How many times as fast we decode, in turns in which the memory gave both the same."""
         if not {ours, peer} <= set(self.measured):
-            return None
-        pair = zip(self.measured[ours].decode, self.measured[peer].decode, strict=True)
-        return statistics.median(a / b for a, b in pair)
+            return []
+        one, other = self.measured[ours], self.measured[peer]
+        turns = list(zip(one.decode, other.decode, one.bandwidth, other.bandwidth, strict=True))
+        steady = [turn for turn in turns if is_steady(*turn[2], *turn[3])] or turns
+        return [a / b for a, b, *_ in steady]
 
-    def sooner(self, ours: str, peers: list[str]) -> float | None:
-        """How many times as fast as the fastest of some peers we read: the median over turns."""
+    def sooner(self, ours: str, peers: list[str]) -> list[float]:
+        """How many times as fast as the fastest of some peers we read, in every turn."""
         theirs = [self.measured[name].prefill for name in peers if name in self.measured]
         if ours not in self.measured or not theirs:
-            return None
+            return []
         fastest = map(min, zip(*theirs, strict=True))
         pair = zip(fastest, self.measured[ours].prefill, strict=True)
-        return statistics.median(a / b for a, b in pair)
+        return [a / b for a, b in pair]
 
     def goals(self) -> Iterator[Goal]:
         peers = [name for name in CONTENDERS if not name.startswith("KoGPT")]
@@ -248,16 +265,16 @@ class Board:
             ("KoGPT int8", "CTranslate2 int8", 2.5),
             ("KoGPT int4", "OpenVINO int4", 1.6),
         ):
-            yield Goal(f"decode, {ours} x {peer}", least, self.faster(ours, peer))
+            yield goal(f"decode, {ours} x {peer}", least, self.faster(ours, peer))
         for ours in ("KoGPT bf16", "KoGPT int8", "KoGPT int4"):
             found = self.measured.get(ours)
-            share = found and 100 * found.share
-            yield Goal(f"decode, {ours}, % of read bandwidth", 80, share)
+            shares = [100 * share for share in found.shares] if found else []
+            yield goal(f"decode, {ours}, % of read bandwidth", 80, shares)
         for ours in ("KoGPT bf16", "KoGPT int8", "KoGPT int4"):
-            yield Goal(f"prefill, {ours} x the fastest peer", 0.9, self.sooner(ours, peers))
+            yield goal(f"prefill, {ours} x the fastest peer", 0.9, self.sooner(ours, peers))
             like = [name for name in peers if format_of(name) == format_of(ours)]
             found = self.sooner(ours, like)
-            yield Goal(f"prefill, {ours} x the fastest {format_of(ours)} peer", 0.9, found)
+            yield goal(f"prefill, {ours} x the fastest {format_of(ours)} peer", 0.9, found)
 
     def row(self, result: Result) -> str:
         if result.refused:
@@ -266,7 +283,7 @@ class Board:
         low, high = min(result.decode), max(result.decode)
         return (
             f"| {result.name} | {result.rate:.2f} | {low:.2f}-{high:.2f}"
-            f" | {result.share:.0%} | {prefill:.2f} s"
+            f" | {statistics.median(result.shares):.0%} | {prefill:.2f} s"
             f" | {PREFILL_PROMPT / prefill:.0f} | {result.memory / 1e9:.2f} GB"
             f" | {statistics.median(result.load):.1f} s |"
         )
@@ -274,7 +291,8 @@ class Board:
     def lines(self, about: dict[str, Any]) -> Iterator[str]:
         """All of it as Markdown."""
         yield from (f"- {key}: {value}" for key, value in about.items())
-        found = [each / 1e9 for result in self.measured.values() for each in result.bandwidth]
+        limits = [limits for result in self.measured.values() for limits in result.bandwidth]
+        found = [each / 1e9 for each in sum(limits, ())]
         if found:
             yield f"- read bandwidth: {min(found):.1f} to {max(found):.1f} GB/s"
         for result in self.measured.values():
@@ -287,10 +305,10 @@ class Board:
         )
         yield "|---|---:|---:|---:|---:|---:|---:|---:|"
         yield from map(self.row, self.results.values())
-        yield from ("", "| goal | at least | measured | |", "|---|---:|---:|---|")
-        for goal in self.goals():
-            found = "" if goal.found is None else f"{goal.found:.2f}"
-            yield f"| {goal.text} | {goal.goal} | {found} | {goal.verdict} |"
+        yield from ("", "| goal | at least | measured | turns | |", "|---|---:|---:|---:|---|")
+        for each in self.goals():
+            found = "" if each.found is None else f"{each.found:.2f}"
+            yield f"| {each.text} | {each.goal} | {found} | {each.turns} | {each.verdict} |"
 
 
 def describe(args: argparse.Namespace) -> dict[str, Any]:
@@ -351,7 +369,7 @@ def main() -> int:
     board = Board(results)
     print("\n".join(board.lines(about)))
     if args.json:
-        goals = [{**asdict(goal), "verdict": goal.verdict} for goal in board.goals()]
+        goals = [{**asdict(each), "verdict": each.verdict} for each in board.goals()]
         found = {"machine": about, "goals": goals}
         found["results"] = [asdict(result) for result in results]
         args.json.write_text(json.dumps(found, indent=1) + "\n")

@@ -50,18 +50,33 @@ def test_those_that_are_installed_are_timed_and_the_others_named(tmp_path):
 def test_ratios_are_taken_within_a_turn_and_then_their_median(scripts):
     from benchmark_peers import Board, Result
 
-    limits = [4e10, 3e10, 6e10]
+    limits = [(4e10, 4e10), (3e10, 3e10), (6e10, 6e10)]
     ours = Result("KoGPT int8", [4.0, 6.0, 9.0], limits, [1.0, 2.0, 4.0], step_bytes=5e9)
     slow = Result("OpenVINO int8", [2.0, 2.0, 9.0], limits, [1.0, 3.0, 2.0])
     fast = Result("CTranslate2 int8", [1.0, 3.0, 2.0], limits, [0.5, 4.0, 8.0])
     board = Board([ours, slow, fast])
-    assert board.faster("KoGPT int8", "OpenVINO int8") == 2.0  # of 2, 3 and 1
-    # The fastest of both: 0.5, 3 and 2 s, so 0.5, 1.5 and 0.5 times.
-    assert board.sooner("KoGPT int8", ["OpenVINO int8", "CTranslate2 int8"]) == 0.5
-    verdicts = {goal.text: (goal.found, goal.verdict) for goal in board.goals()}
-    assert verdicts["decode, KoGPT int8 x OpenVINO int8"] == (2.0, "met")
-    assert verdicts["decode, KoGPT int8, % of read bandwidth"] == (75.0, "missed")  # of 50, 100, 75
-    assert verdicts["decode, KoGPT int4 x OpenVINO int4"] == (None, "not measured")
+    assert board.faster("KoGPT int8", "OpenVINO int8") == [2.0, 3.0, 1.0]
+    # The fastest of both: 0.5, 3 and 2 s.
+    assert board.sooner("KoGPT int8", ["OpenVINO int8", "CTranslate2 int8"]) == [0.5, 1.5, 0.5]
+    verdicts = {goal.text: (goal.found, goal.turns, goal.verdict) for goal in board.goals()}
+    assert verdicts["decode, KoGPT int8 x OpenVINO int8"] == (2.0, 3, "met")
+    share = verdicts["decode, KoGPT int8, % of read bandwidth"]
+    assert share == (75.0, 3, "missed")  # of 50, 100, 75
+    assert verdicts["prefill, KoGPT int8 x the fastest peer"] == (0.5, 3, "missed")
+    assert verdicts["decode, KoGPT int4 x OpenVINO int4"] == (None, 0, "not measured")
+
+
+def test_turns_in_which_the_memory_changed_do_not_count(scripts):
+    from benchmark_peers import Board, Result
+
+    limits = [(4e10, 4e10), (3e10, 6e10), (6e10, 5e10)]
+    ours = Result("KoGPT int8", [4.0, 6.0, 9.0], limits, [1.0] * 3, step_bytes=5e9)
+    others = [(4e10, 4e10), (6e10, 6e10), (3e10, 3e10)]
+    peer = Result("OpenVINO int8", [2.0, 2.0, 9.0], others, [1.0] * 3)
+    assert ours.shares == [0.5, 0.75]
+    assert Board([ours, peer]).faster("KoGPT int8", "OpenVINO int8") == [2.0]
+    peer.bandwidth = [(9e10, 9e10)] * 3
+    assert Board([ours, peer]).faster("KoGPT int8", "OpenVINO int8") == [2.0, 3.0, 1.0]
 
 
 def test_a_contender_that_fails_is_a_row_with_its_last_words(scripts, tmp_path):
