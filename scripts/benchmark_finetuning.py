@@ -40,6 +40,7 @@ from kogpt.adapters import TARGETS
 from kogpt.benchmarking import describe_machine
 from kogpt.box import BOX
 from kogpt.cli import FAILED, exit_code
+from kogpt.commands.common import refuse_below
 from kogpt.errors import InputRefusedError
 from kogpt.model.config import PRESETS
 from kogpt.training.config import FULL, LORA, PRECISIONS, QLORA
@@ -359,9 +360,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=3, help="that a turn counts")
     parser.add_argument("--json", type=Path, help="file for everything that was measured")
     args = parser.parse_args()
-    for name in ("rounds", "steps", "threads", "sequence"):
-        if getattr(args, name) < 1:
-            parser.error(f"argument --{name}: must be at least 1")
+    refuse_below(args, rounds=1, steps=1, threads=1, sequence=1)
     if args.learnt is not None and not 1 <= args.learnt <= args.sequence:
         parser.error(f"argument --learnt: must be 1 to {args.sequence}")
     return args

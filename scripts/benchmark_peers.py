@@ -37,7 +37,8 @@ import torch
 from peers import CONTENDERS, missing
 
 from kogpt.benchmarking import describe_machine, read_bandwidth
-from kogpt.cli import UsageError, exit_code
+from kogpt.cli import exit_code
+from kogpt.commands.common import refuse_below
 from kogpt.errors import InputRefusedError
 from kogpt.model.variants import read_config
 
@@ -348,10 +349,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> int:
     args = parse_arguments()
-    for name, least in (("rounds", 1), ("turns", 1), ("threads", 1), ("new_tokens", 2)):
-        if getattr(args, name) < least:
-            option = "--" + name.replace("_", "-")
-            raise UsageError(f"argument {option}: must be at least {least}")
+    refuse_below(args, rounds=1, turns=1, threads=1, new_tokens=2)
     if not (args.source / "config.json").is_file():
         raise InputRefusedError(f"{args.source}: not a checkpoint folder")
     args.work.mkdir(parents=True, exist_ok=True)

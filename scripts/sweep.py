@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from kogpt.box import BOX
 from kogpt.cli import exit_code
+from kogpt.commands.common import refuse_below
 from kogpt.errors import InputRefusedError, KoGPTError
 from kogpt.training.log import LOG_NAME, read_log
 from kogpt.training.state import checkpoints, read_state
@@ -71,13 +72,11 @@ def main() -> None:
     args.work.mkdir(parents=True, exist_ok=True)
     for variant in args.variants:
         write_shape(variant, args)
-    if not args.table:
-        for seed in args.seeds:
-            for variant in args.variants:
-                run(variant, seed, args)
-    for seed in args.seeds:
-        for variant in args.variants:
-            refuse_other_documents(variant, seed, args)
+    runs = [(variant, seed) for seed in args.seeds for variant in args.variants]
+    for variant, seed in runs:
+        refuse_other_documents(variant, seed, args)
+    for variant, seed in [] if args.table else runs:
+        run(variant, seed, args)
     found = {
         variant.name: {seed: read_curve(variant, seed, args) for seed in args.seeds}
         for variant in args.variants
@@ -114,9 +113,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--device", help="default: cuda where there is one")
     parser.add_argument("--table", action="store_true", help="of what is there already")
     args = parser.parse_args()
-    for name in ("tokens", "batch_size", "sequence_length", "validations"):
-        if not 1 <= getattr(args, name) < math.inf:
-            parser.error(f"argument --{name.replace('_', '-')}: must be at least 1")
+    refuse_below(args, tokens=1, batch_size=1, sequence_length=1, validations=1)
     names = [variant.name for variant in args.variants]
     if twice := [name for name in names if names.count(name) > 1]:
         parser.error(f"argument --variant: {twice[0]!r} is there twice")

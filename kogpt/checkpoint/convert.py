@@ -219,7 +219,7 @@ class _Job:
 
     def refuse_other(self) -> None:
         """Refuses a `dst` that is there and cannot be what this conversion has written."""
-        partial_of(self.dst)
+        partial_of(self.dst)  # which there is none of beside a mount point
         if self._manifest() is None:
             refuse_existing(self.dst)
 

@@ -21,7 +21,7 @@ from kogpt.benchmarking.plot import draw
 from kogpt.box import BOX
 from kogpt.checkpoint.resources import require_memory
 from kogpt.cli import UsageError
-from kogpt.commands.common import check_plot, load, memory_errors, print_report
+from kogpt.commands.common import check_plot, load, memory_errors, print_report, refuse_below
 from kogpt.fast import FastKoGPT
 from kogpt.model import KVCache
 from kogpt.model.variants.parts import TiedHead
@@ -45,13 +45,7 @@ def run(args: argparse.Namespace) -> None:
 
 def check_values(args: argparse.Namespace) -> None:
     """Refuses what can be seen to be wrong before the model is loaded."""
-    least = {"batch": 1, "prompt_tokens": 1, "new_tokens": 2, "rounds": 1, "threads": 1}
-    for name, low in least.items():
-        values = getattr(args, name)
-        for value in values if isinstance(values, list) else [values]:
-            if value is not None and value < low:
-                option = "--" + name.replace("_", "-")
-                raise UsageError(f"argument {option}: must be at least {low}, is {value}")
+    refuse_below(args, batch=1, prompt_tokens=1, new_tokens=2, rounds=1, threads=1)
     if args.threads is not None and args.threads > MOST_THREADS:
         raise UsageError(f"argument --threads: must be at most {MOST_THREADS}, is {args.threads}")
     if args.plot:

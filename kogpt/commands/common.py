@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import re
 import sys
 from codecs import lookup
@@ -185,6 +186,16 @@ def check_plot(path: Path) -> None:
     if not path.absolute().parent.is_dir():
         raise UsageError(f"argument --plot: no such folder: {path.parent}")
     require_matplotlib()
+
+
+def refuse_below(args: argparse.Namespace, **least: int) -> None:
+    """Refuses options, numbers or lists of them, that are below what makes sense, or no numbers."""
+    for name, low in least.items():
+        values = getattr(args, name)
+        for value in values if isinstance(values, list) else [values]:
+            if value is not None and not low <= value < math.inf:
+                option = f"--{name.replace('_', '-')}"
+                raise UsageError(f"argument {option}: must be at least {low}, is {value}")
 
 
 def refuse_idle(args: argparse.Namespace) -> None:

@@ -195,9 +195,11 @@ class Trainer(Generic[C, B]):
 
     def _require_finite(self) -> None:
         """Refuses weights that the last step has spoilt, which no loss has shown yet."""
-        for name, parameter in trained(self.job.model).items():
-            spoilt = int(held(parameter).isfinite().logical_not().sum())
-            if self.parallel.add_up(spoilt):
+        parameters = trained(self.job.model)
+        spoilt = [int(held(each).isfinite().logical_not().sum()) for each in parameters.values()]
+        everywhere = self.parallel.sum_all(torch.tensor(spoilt)).tolist()
+        for name, count in zip(parameters, everywhere, strict=True):
+            if count:
                 raise KoGPTError(f"step {self.step}: {name} is not finite; {self._advice}")
 
     def _log(self, progress: Progress, loss: float, norm: float) -> None:

@@ -96,7 +96,10 @@ def test_a_contender_that_fails_is_a_row_with_its_last_words(scripts, tmp_path):
 def test_numbers_that_measure_nothing_are_refused(tmp_path, option, least):
     done = run(BOX, tmp_path / "work", option, str(least - 1))
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == f"benchmark_peers.py: argument {option}: must be at least {least}\n"
+    assert (
+        done.stderr
+        == f"benchmark_peers.py: argument {option}: must be at least {least}, is {least - 1}\n"
+    )
 
 
 def test_conversions_are_not_taken_for_those_of_other_weights(tmp_path):

@@ -104,17 +104,16 @@ def test_a_soft_prompt_is_whole_on_each_of_several_gpus():
         planned(*work, "--method", "p-tuning", "--gpus", str(gpus))["bytes"] for gpus in (1, 2)
     )
     assert two["optimizer"] == one["optimizer"] > 6e9
-    prompt = one["optimizer"] / 2
-    base = one["weights"] - prompt
-    if two["weights"] != 2 * PRESETS["kogpt-6b"].num_parameters:  # else it is most while loading
-        assert two["weights"] == pytest.approx(prompt + base / 2, rel=1e-3)
+    prompt = one["optimizer"] / 2  # two moments, and a counter of 4 bytes for each tensor
+    wanted = prompt + (one["weights"] - prompt) / 2
+    assert two["weights"] == pytest.approx(wanted, abs=64)
 
 
 def test_what_is_offloaded_on_a_cpu_stays_in_the_same_memory():
     work = (*NANO, "--method", "full", "--batch", "4", "--gpus", "0")
     plain, offloaded = planned(*work), planned(*work, "--offload")
     assert offloaded["bytes"]["host"] == 0
-    assert offloaded["total"] == pytest.approx(plain["total"], rel=0.01)
+    assert offloaded["total"] == plain["total"]
     assert not any("--offload" in option for option in offered("--gpus", "0"))
 
 

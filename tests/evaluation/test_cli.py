@@ -373,18 +373,13 @@ def test_scales_that_differ_are_not_compared_and_metrics_of_both_are(tmp_path):
 
 
 def test_a_tokenizer_of_another_model_is_refused(reviews, tmp_path):
-    state = {
-        name: value[:5000] if len(value) == 8000 else value for name, value in weights().items()
-    }
+    whole = load_model().state_dict()
+    state = {n: value[:5000] if len(value) == 8000 else value for n, value in whole.items()}
     config = dataclasses.replace(read_config(BOX / "config.json"), vocab_size=5000)
     files = {path.name: path for path in load_tokenizer().files}
     write_checkpoint(tmp_path / "model", config, state, files=files)
     told = refusal(*reviews, "--model", str(tmp_path / "model"), code=3)
     assert told.endswith("the tokenizer has 8000 ids, the model 5000: they do not belong together")
-
-
-def weights() -> dict[str, torch.Tensor]:
-    return load_model().state_dict()
 
 
 def test_damaged_reports_are_refused_and_so_is_nothing_to_compare(reviews, tmp_path):

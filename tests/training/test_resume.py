@@ -24,7 +24,7 @@ from kogpt.training.state import checkpoints
 from tests.scale import scaled
 from tests.server import Forked
 from tests.training.conftest import TINY
-from tests.training.examples import write_pairs
+from tests.training.examples import write_jsonl, write_pairs
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 36
@@ -164,16 +164,21 @@ def test_a_finetuning_is_not_resumed_beside_other_weights(finetuning, base, tmp_
         finetune(finetuning(method=method, model=str(own), steps=2, resume=True), io.StringIO())
 
 
-def test_the_best_weights_of_a_run_that_left_no_checkpoint_are_not_those_of_the_next(finetuning):
-    config = finetuning(method="lora", validation_rows=1, resume=True)
-    other = finetuning(method="lora", out=config.out.with_name("other"), learning_rate=0.5)
-    finetune(other, io.StringIO())
-    config.folder.mkdir(parents=True)
-    best = config.folder / "best.safetensors"
-    shutil.copy(other.folder / "best.safetensors", best)
-    copied = best.read_bytes()
-    finetune(config, io.StringIO())
-    assert best.read_bytes() != copied
+def test_the_best_weights_of_a_run_that_left_no_checkpoint_are_not_those_of_the_next(
+    finetuning, tmp_path
+):
+    killed = finetuning(method="lora", learning_rate=0.5)
+    finetune(killed, io.StringIO())
+    for path in killed.folder.iterdir():  # as where it was killed before its first checkpoint
+        if path.name != "best.safetensors":
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    rows = write_jsonl(tmp_path / "few.jsonl", [("가", "나")] * 4)  # of which none is held out
+    config = finetuning(method="lora", data=(str(rows),), data_dir=None, steps=20, resume=True)
+    assert finetune(config, io.StringIO())["step"] == 20
+    alone = dataclasses.replace(config, out=tmp_path / "alone", resume=False)
+    finetune(alone, io.StringIO())
+    name = "adapter_model.safetensors"
+    assert (config.out / name).read_bytes() == (alone.out / name).read_bytes()
 
 
 @pytest.mark.parametrize(
