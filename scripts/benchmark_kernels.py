@@ -446,7 +446,7 @@ class Product:
         return sum(part.nbytes for part in self.weight if part is not None)
 
     def ours(self, x: Tensor) -> Tensor:
-        return torch.ops.kogpt.linear(x, self.weight.values, self.weight.scale, None)
+        return torch.ops.kogpt.linear(x, *self.weight, None)
 
     def peer(self) -> tuple[str, Callable[[Tensor], Tensor]]:
         """What PyTorch has for this format, by name.

@@ -168,12 +168,14 @@ void launch_widen(Element element, Format format) {
   check(widen(params, nullptr), "widen", sizes("N", 1, "K", params.K));
 }
 
-void launch_linear(Element element, Format format, int K, int group) {
+void launch_linear(Element element, Format format, int K, int group, bool offset) {
   if (!linear_decode || (format != Format::kBits4 && group < kLinearBlock)) return;
+  if (format == Format::kBits16 && offset) return;
   LinearParams params = {};
   params.M = params.N = 1;
   params.K = K;
   params.G = K / group;
+  params.offset = offset ? &params : nullptr;  // nobody reads it
   params.format = format;
   params.element = element;
   check(linear_decode(params, nullptr), "linear_decode", sizes("K", K, "group", group));
@@ -194,7 +196,11 @@ int main(int, char** arguments) {
     }
     for (const int C : {256, 4096, 8192}) kogpt::launch_norm(element, C);
     for (const auto format : {Format::kBits16, Format::kBits8, Format::kBits4}) {
-      for (const int group : {32, 128, 20480}) kogpt::launch_linear(element, format, 20480, group);
+      for (const int group : {32, 128, 20480}) {
+        for (const bool offset : {false, true}) {
+          kogpt::launch_linear(element, format, 20480, group, offset);
+        }
+      }
       kogpt::launch_widen(element, format);
     }
   }

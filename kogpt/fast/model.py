@@ -33,7 +33,7 @@ from kogpt.kernels import (
     step_obstacle,
 )
 from kogpt.kernels.decode import MAX_TOKENS, ROTARY_MULTIPLE, decode_obstacle
-from kogpt.kernels.extension import extension_available, on_gpu
+from kogpt.kernels.extension import extension_available
 from kogpt.kernels.linear import MAX_ROWS, has_kernel
 from kogpt.model import KoGPT, KoGPTConfig, KVCache
 from kogpt.model.rotary import RotaryEmbedding, Rotation
@@ -91,8 +91,7 @@ class Linear(NamedTuple):
 
     def __call__(self, x: Tensor) -> Tensor:
         if self.is_ready and x.shape[:-1].numel() <= MAX_ROWS:
-            values, scale, offset = self.weight
-            y = torch.ops.kogpt.linear(x.flatten(0, -2), values, scale, self.bias, offset)
+            y = torch.ops.kogpt.linear(x.flatten(0, -2), *self.weight, self.bias)
             y = y.view(*x.shape[:-1], y.size(-1))
         else:
             y = linear(x, self.weight, self.bias)
@@ -194,17 +193,19 @@ class FastBlock:
             return False
         enter, leave = ([each.weight for each in part.linears] for part in (self.enter, self.leave))
         one_format = len({weight.format for weight in enter}) == 1
-        if not one_format or len({weight.scale is None for weight in leave}) > 1:
+        kinds = {(weight.scale is None, weight.offset is None) for weight in leave}
+        if not one_format or len(kinds) > 1:
             return False
         return step_obstacle(x, *enter, *leave) is None
 
 
 def layers(linears: Sequence[Linear]) -> Layers:
     """Layers as `step_block` takes them; the last has a bias."""
-    weights, scales, _ = zip(*(each.weight for each in linears), strict=True)
+    columns = zip(*(each.weight for each in linears), strict=True)
+    weights, scales, offsets = ([part for part in parts if part is not None] for parts in columns)
     bias = linears[-1].bias
     assert bias is not None, "fc_in and fc_out have one"
-    return Layers(list(weights), [scale for scale in scales if scale is not None], bias)
+    return Layers(weights, scales, offsets, bias)
 
 
 class Attend(Protocol):
@@ -368,11 +369,10 @@ def row_starts(starts: Tensor | None, lengths: Tensor) -> Tensor | None:
 
 
 def has_product_kernel(weight: Weight, dtype: torch.dtype) -> bool:
-    """Whether `kogpt::linear` alone is the product of such a weight and few rows of a dtype."""
+    """Whether `kogpt::linear` has a kernel for such a weight and few rows of a dtype."""
     device = weight.values.device
     row = torch.empty(1, weight.shape[1], dtype=dtype, device=device)
-    alone = weight.offset is None or not on_gpu(row)
-    return alone and has_kernel(row, weight) and extension_available(device)
+    return has_kernel(row, weight) and extension_available(device)
 
 
 def has_decode_kernel(config: KoGPTConfig, device: torch.device, dtype: torch.dtype) -> bool:

@@ -59,10 +59,9 @@ class Weight(NamedTuple):
         return self.shape[1] // (1 if self.scale is None else self.scale.size(1))
 
     @property
-    def format(self) -> tuple[torch.dtype, torch.dtype | None, int]:
+    def format(self) -> tuple[torch.dtype | None | int, ...]:
         """What matrices have in common that a kernel can take as one: dtypes and group size."""
-        scale = None if self.scale is None else self.scale.dtype
-        return self.values.dtype, scale, self.group_size
+        return *(None if part is None else part.dtype for part in self), self.group_size
 
     def rows(self, rows: slice) -> "Weight":
         """Some of the outputs."""
@@ -107,11 +106,7 @@ def linear(x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
     """
     rows = x.reshape(-1, x.size(-1))
     if has_kernel(rows, weight) and extension_available(x.device):
-        offset = None if on_gpu(x) else weight.offset
-        y = torch.ops.kogpt.linear(rows, weight.values, weight.scale, bias, offset)
-        if weight.offset is not None and on_gpu(x):
-            # In float32: sums of many inputs are beyond float16.
-            y = (y - group_sums(rows, weight.offset.size(1)) @ weight.offset.float().T).to(x.dtype)
+        y = torch.ops.kogpt.linear(rows, *weight, bias)
     else:
         y = linear_by_blocks(rows, weight, bias)
     return y.unflatten(0, x.shape[:-1])
@@ -193,17 +188,12 @@ def widen_reference(weight: Tensor, scale: Tensor, offset: Tensor | None) -> Ten
     return Weight(weight, scale, offset).dequantize(scale.dtype)
 
 
-def group_sums(x: Tensor, groups: int) -> Tensor:
-    """Sums of the inputs of each group, (M, G), float32."""
-    return x.unflatten(1, (groups, -1)).sum(-1, dtype=torch.float32)
-
-
 def linear_reference(
     x: Tensor,
     weight: Tensor,
     scale: Tensor | None,
+    offset: Tensor | None,
     bias: Tensor | None,
-    offset: Tensor | None = None,
 ) -> Tensor:
     """The definition: x (M, K) times the widened weights, (M, N) in the dtype of `x`."""
     return F.linear(x, Weight(weight, scale, offset).dequantize(x.dtype), bias)
@@ -211,7 +201,7 @@ def linear_reference(
 
 torch.library.define(
     "kogpt::linear",
-    "(Tensor x, Tensor weight, Tensor? scale, Tensor? bias, Tensor? offset=None) -> Tensor",
+    "(Tensor x, Tensor weight, Tensor? scale, Tensor? offset, Tensor? bias) -> Tensor",
 )
 torch.library.define("kogpt::widen", "(Tensor weight, Tensor scale, Tensor? offset) -> Tensor")
 torch.library.impl("kogpt::linear", "default", linear_reference)
@@ -219,13 +209,7 @@ torch.library.impl("kogpt::widen", "default", widen_reference)
 
 
 @torch.library.register_fake("kogpt::linear")
-def _product_shape(
-    x: Tensor,
-    weight: Tensor,
-    scale: Tensor | None,
-    bias: Tensor | None,
-    offset: Tensor | None = None,
-) -> Tensor:
+def _product_shape(x: Tensor, weight: Tensor, *others: Tensor | None) -> Tensor:
     return x.new_empty(x.size(0), weight.size(0))
 
 

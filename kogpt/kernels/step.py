@@ -41,8 +41,6 @@ def step_obstacle(x: Tensor, *weights: Weight) -> str | None:
         return f"{len(x)} rows"
     if x.size(1) % NORM_MULTIPLE:
         return f"{x.size(1)} elements, no multiple of {NORM_MULTIPLE}"
-    if any(weight.offset is not None for weight in weights):
-        return "zero points"
     widths = (x.new_empty(0, weight.shape[1]) for weight in weights)
     return next(filter(None, map(obstacle, widths, weights)), None)
 
@@ -79,9 +77,7 @@ def step_linear(
         (M, N), rounded once.
     """
     start = weight.shape[0] if gelu_from is None else gelu_from
-    return torch.ops.kogpt.step_linear(
-        x, weight.values, weight.scale, bias, start, residual, late, ready
-    )
+    return torch.ops.kogpt.step_linear(x, *weight, bias, start, residual, late, ready)
 
 
 def step_attention(step: DecodeStep, ready: Tensor) -> Tensor:
@@ -102,14 +98,16 @@ class Layers(NamedTuple):
     """Linear layers that read one input, or whose results are added, as `step_block` takes them.
 
     Attributes:
-        weights: (N, K) each, without zero points; all floats or all integers, and of one format
-            where they read one input.
+        weights: (N, K) each; all floats or all integers, and of one format where they read one
+            input.
         scales: those of integers.
+        offsets: theirs, of all or of none.
         bias: of the last layer; the others have none.
     """
 
     weights: list[Tensor]
     scales: list[Tensor]
+    offsets: list[Tensor]
     bias: Tensor
 
 
@@ -145,6 +143,7 @@ def step_linear_reference(
     x: Tensor,
     weight: Tensor,
     scale: Tensor | None,
+    offset: Tensor | None,
     bias: Tensor | None,
     gelu_from: int,
     residual: Tensor | None,
@@ -152,7 +151,7 @@ def step_linear_reference(
     ready: Tensor | None = None,
 ) -> Tensor:
     """The definition of `step_linear`, in plain operations."""
-    y = linear_reference(x, weight, scale, bias)
+    y = linear_reference(x, weight, scale, offset, bias)
     if gelu_from < y.size(1):
         y = torch.cat((y[:, :gelu_from], F.gelu(y[:, gelu_from:], approximate="tanh")), dim=1)
     return y if residual is None else residual + y
@@ -165,9 +164,11 @@ def step_block_reference(
     eps: float,
     enter: list[Tensor],
     enter_scales: list[Tensor],
+    enter_offsets: list[Tensor],
     enter_bias: Tensor,
     leave: list[Tensor],
     leave_scales: list[Tensor],
+    leave_offsets: list[Tensor],
     leave_bias: Tensor,
     keys: Tensor,
     values: Tensor,
@@ -177,17 +178,18 @@ def step_block_reference(
     B, _, H, D = keys.shape
     normed = F.layer_norm(x, x.shape[1:], norm_weight, norm_bias, eps)
     above = sum(map(len, enter[:-1]))
-    whole, scale = torch.cat(enter), torch.cat(enter_scales) if enter_scales else None
-    y = step_linear_reference(normed, whole, scale, F.pad(enter_bias, (above, 0)), 3 * H * D, None)
+    whole, inner = torch.cat(enter), F.pad(enter_bias, (above, 0))
+    scale, offset = (torch.cat(each) if each else None for each in (enter_scales, enter_offsets))
+    y = step_linear_reference(normed, whole, scale, offset, inner, 3 * H * D, None)
     q, k, v, hidden = y.tensor_split((H * D, 2 * H * D, 3 * H * D), dim=1)
     q, k, v = (part.reshape(B, -1, H, D) for part in (q, k, v))
     mixed = decode_attention_reference(DecodeStep(q, k, v, keys, values, *others))
     inputs = torch.cat((mixed.flatten(2).flatten(0, 1), hidden), dim=1)
-    for i, weight in enumerate(leave):
-        each = leave_scales[i] if leave_scales else None
-        bias = leave_bias if i == len(leave) - 1 else None
-        read, inputs = inputs.tensor_split((Weight(weight, each).shape[1],), dim=1)
-        x = step_linear_reference(read, weight, each, bias, len(weight), x)
+    for i, matrix in enumerate(leave):
+        scale, offset = (parts[i] if parts else None for parts in (leave_scales, leave_offsets))
+        weight, bias = Weight(matrix, scale, offset), leave_bias if i == len(leave) - 1 else None
+        read, inputs = inputs.tensor_split((weight.shape[1],), dim=1)
+        x = step_linear_reference(read, *weight, bias, len(matrix), x)
     return x
 
 
@@ -196,8 +198,8 @@ torch.library.define(
 )
 torch.library.define(
     "kogpt::step_linear",
-    "(Tensor x, Tensor weight, Tensor? scale, Tensor? bias, int gelu_from, Tensor? residual,"
-    " int late, Tensor? ready) -> Tensor",
+    "(Tensor x, Tensor weight, Tensor? scale, Tensor? offset, Tensor? bias, int gelu_from,"
+    " Tensor? residual, int late, Tensor? ready) -> Tensor",
 )
 torch.library.define(
     "kogpt::step_attention",
@@ -207,9 +209,9 @@ torch.library.define(
 torch.library.define(
     "kogpt::step_block",
     "(Tensor x, Tensor norm_weight, Tensor norm_bias, float eps, Tensor[] enter,"
-    " Tensor[] enter_scales, Tensor enter_bias, Tensor[] leave, Tensor[] leave_scales,"
-    " Tensor leave_bias, Tensor(a!) keys, Tensor(b!) values, Tensor lengths, Tensor cos,"
-    " Tensor sin, Tensor? starts) -> Tensor",
+    " Tensor[] enter_scales, Tensor[] enter_offsets, Tensor enter_bias, Tensor[] leave,"
+    " Tensor[] leave_scales, Tensor[] leave_offsets, Tensor leave_bias, Tensor(a!) keys,"
+    " Tensor(b!) values, Tensor lengths, Tensor cos, Tensor sin, Tensor? starts) -> Tensor",
 )
 torch.library.impl("kogpt::step_linear", "default", step_linear_reference)
 torch.library.impl("kogpt::step_block", "default", step_block_reference)

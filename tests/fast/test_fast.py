@@ -109,7 +109,7 @@ def norm(x: Tensor, *parameters: Tensor | float) -> Tensor:
 
 def product(x, weight, bias=None, *, gelu_from=None, residual=None, late=0, ready=None):
     start = weight.shape[0] if gelu_from is None else gelu_from
-    return step_linear_reference(x, weight.values, weight.scale, bias, start, residual)
+    return step_linear_reference(x, *weight, bias, start, residual)
 
 
 def attend(step: DecodeStep, ready: Tensor) -> Tensor:

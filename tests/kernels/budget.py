@@ -171,6 +171,6 @@ def check_linear(out: Tensor, x: Tensor, weight: Weight, bias: Tensor | None = N
     Returns:
         The part of the budget that is used.
     """
-    inputs = (x, weight.values, weight.scale, bias)
+    inputs = (x, *weight, bias)
     truth, low = linear_reference(*doubled(inputs)), linear_reference(*inputs)
     return check("out", out, truth, low, factor=FORWARD)

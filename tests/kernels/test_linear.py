@@ -278,9 +278,9 @@ def test_the_numbers_of_the_header_are_those_of_python():
 
 
 def arguments(format: torch.dtype | int, dtype: torch.dtype, bias: bool) -> tuple:
-    weight = random_weight(format, 33, 256, 128, scales=dtype)
+    weight = random_weight(format, 33, 256, 128, scales=dtype, offset=bias)
     given = random_rows(1, 128, dtype)[0, :33] if bias else None
-    return random_rows(3, 256, dtype), weight.values, weight.scale, given
+    return random_rows(3, 256, dtype), *weight, given
 
 
 @pytest.mark.parametrize("bias", [False, True], ids=["", "bias"])
@@ -299,7 +299,7 @@ def test_the_op_is_its_reference_where_numbers_are_small(kernels, format):
         weight = Weight(weight.values.round())
     else:
         weight = weight._replace(scale=torch.full((33, 1), 0.5))
-    given = (x, weight.values, weight.scale, None)
+    given = (x, *weight, None)
     assert torch.ops.kogpt.linear(*given).equal(
         linear_reference(
             *(

@@ -10,13 +10,22 @@ from kogpt.kernels import Weight
 
 from .budget import check_linear
 from .emulator.harness import SHARED_LIMITS, EmulatorError, linear, widen
-from .weights import bits_of, make_rows, make_weight, on_both_dtypes, on_every_format, stored, truth
+from .weights import (
+    bits_of,
+    make_rows,
+    make_weight,
+    on_both_dtypes,
+    on_every_format,
+    on_every_integer,
+    stored,
+    truth,
+)
 
 NAN = float("nan")
 
 
 def run(x: Tensor, weight: Weight, bias: Tensor | None = None, **options: int) -> Tensor:
-    return linear(x, weight.values, weight.scale, bias, **options)
+    return linear(x, weight, bias, **options)
 
 
 # --- results ---
@@ -47,6 +56,24 @@ def test_groups_of_any_size_are_within_the_error_budget(dtype, bits, group):
     check_linear(run(x, weight), x, weight)
 
 
+@on_every_integer
+@pytest.mark.parametrize(("M", "K"), [(1, 384), (3, 4096), (8, 384)])
+@on_both_dtypes
+def test_offsets_are_within_the_error_budget(dtype, M, K, bits, group):
+    weight, x = make_weight(bits, group, 45, K, dtype, offset=True), make_rows(M, K, dtype)
+    bias = make_rows(1, 45, dtype)[0]
+    check_linear(run(x, weight, bias), x, weight, bias)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@on_both_dtypes
+def test_offsets_of_inputs_far_from_zero_lose_nothing(dtype, bits):
+    """Sums in 16 bits would have no correct digit: both terms are a hundred times the result."""
+    weight = make_weight(bits, 128, 45, 384, dtype, offset=True)
+    x = make_rows(3, 384, dtype) / 8 + 32
+    check_linear(run(x, weight), x, weight)
+
+
 @on_every_format
 @on_both_dtypes
 def test_a_bias_is_added_before_rounding(dtype, bits, group):
@@ -66,6 +93,15 @@ def test_sums_that_float32_holds_are_rounded_once(dtype, N, bits, group):
     )
     bias = make_rows(1, N, dtype, exact=True)[0]
     assert run(x, weight, bias).equal(truth(x, weight, bias).to(dtype))
+
+
+@on_every_integer
+@pytest.mark.parametrize("N", [1, 31, 65])
+@on_both_dtypes
+def test_sums_less_offsets_that_float32_holds_are_rounded_once(dtype, N, bits, group):
+    weight = make_weight(bits, group, N, 896, dtype, offset=True, exact=True)
+    x = make_rows(8, 896, dtype, exact=True)
+    assert run(x, weight).equal(truth(x, weight).to(dtype))
 
 
 @on_every_format
@@ -146,16 +182,30 @@ def test_what_is_no_number_stays_in_its_output(dtype, bits, group):
     assert bits_of(out[:, keep].contiguous()).equal(bits_of(expected[:, keep].contiguous()))
 
 
+@on_every_integer
+@on_both_dtypes
+def test_an_offset_that_is_no_number_stays_in_its_output(dtype, bits, group):
+    weight, x = make_weight(bits, group, 40, 256, dtype, offset=True), make_rows(2, 256, dtype)
+    expected = run(x, weight)
+    weight.offset[21, -1] = NAN
+    out = run(x, weight)
+    assert out[:, 21].isnan().all()
+    keep = torch.arange(40) != 21
+    assert bits_of(out[:, keep].contiguous()).equal(bits_of(expected[:, keep].contiguous()))
+
+
 # --- what results do not depend on ---
 
 
 @on_every_format
 @on_both_dtypes
 def test_a_row_has_the_same_bits_beside_any_others(dtype, bits, group):
-    weight, x = make_weight(bits, group, 33, 4096, dtype), make_rows(8, 4096, dtype)
-    out = run(x, weight)
-    for M in range(1, 8):
-        assert bits_of(run(x[8 - M :].clone(), weight)).equal(bits_of(out[8 - M :]))
+    x = make_rows(8, 4096, dtype)
+    for offset in {False, bits < 16}:
+        weight = make_weight(bits, group, 33, 4096, dtype, offset=offset)
+        out = run(x, weight)
+        for M in range(1, 8):
+            assert bits_of(run(x[8 - M :].clone(), weight)).equal(bits_of(out[8 - M :]))
 
 
 @on_every_format
@@ -193,6 +243,12 @@ def test_shapes_that_it_does_not_take_are_refused(bits, M, K, group):
     weight = make_weight(bits, group, 32, K, torch.float16)
     with pytest.raises(EmulatorError, match="cudaError_t 1"):
         run(x, weight)
+
+
+def test_offsets_of_what_is_no_integer_are_refused():
+    x, weight = torch.zeros(1, 128, dtype=torch.float16), torch.zeros(32, 128, dtype=torch.float16)
+    with pytest.raises(EmulatorError, match="cudaError_t 1"):
+        run(x, Weight(weight, offset=weight[:, :1].clone()))
 
 
 # --- widening in memory ---

@@ -15,7 +15,15 @@ from kogpt.kernels.linear import MAX_ROWS
 from . import test_gpu
 from .budget import check_linear
 from .test_gpu import DEVICE, ops_called, poisoned_memory
-from .weights import bits_of, make_rows, make_weight, on_both_dtypes, on_every_format, truth
+from .weights import (
+    bits_of,
+    make_rows,
+    make_weight,
+    on_both_dtypes,
+    on_every_format,
+    on_every_integer,
+    truth,
+)
 
 pytestmark = pytest.mark.gpu
 
@@ -38,7 +46,7 @@ def rows_on_gpu(*shape: int, dtype: torch.dtype, **options) -> Tensor:
 
 def run(x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
     with poisoned_memory():
-        return torch.ops.kogpt.linear(x, weight.values, weight.scale, bias)
+        return torch.ops.kogpt.linear(x, *weight, bias)
 
 
 @on_every_format
@@ -67,6 +75,24 @@ def test_the_products_of_the_release_are_within_the_error_budget(N, K, M, bits, 
 def test_groups_of_any_size_are_within_the_error_budget(dtype, bits, group):
     weight, x = weight_on_gpu(bits, group, 99, 768, dtype=dtype), rows_on_gpu(2, 768, dtype=dtype)
     check_linear(run(x, weight), x, weight)
+
+
+@on_every_integer
+@pytest.mark.parametrize("M", range(1, MAX_ROWS + 1))
+@pytest.mark.parametrize(("N", "K"), [(33, 384), (1000, 4096), (70, 20480)])
+@on_both_dtypes
+def test_offsets_are_within_the_error_budget(dtype, N, K, M, bits, group):
+    weight = weight_on_gpu(bits, group, N, K, dtype=dtype, offset=True)
+    x = rows_on_gpu(M, K, dtype=dtype)
+    check_linear(run(x, weight), x, weight)
+
+
+@on_every_integer
+@on_both_dtypes
+def test_sums_less_offsets_that_float32_holds_are_rounded_once(dtype, bits, group):
+    weight = weight_on_gpu(bits, group, 333, 896, dtype=dtype, offset=True, exact=True)
+    x = rows_on_gpu(8, 896, dtype=dtype, exact=True)
+    assert run(x, weight).equal(truth(x, weight).to(dtype))
 
 
 @on_every_format
@@ -146,6 +172,9 @@ def test_what_does_not_fit_together_is_refused():
         run(x.half(), weight)
     with pytest.raises(RuntimeError, match="weights of another dtype than x"):
         run(x, Weight(weight_on_gpu(16, 0, 64, 256, dtype=torch.float16).values))
+    offset = weight.scale.expand(-1, 2).contiguous()
+    with pytest.raises(RuntimeError, match="offsets of other groups than the scales"):
+        run(x, weight._replace(offset=offset))
     with pytest.raises(RuntimeError, match="a bias of another size than the outputs"):
         run(x, weight, x[0, :63])
 
@@ -168,7 +197,7 @@ def test_a_product_is_captured_in_a_cuda_graph(bits, group):
     run(x, weight)  # loads the kernel, which capture does not allow
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        captured = torch.ops.kogpt.linear(x, weight.values, weight.scale, None)
+        captured = torch.ops.kogpt.linear(x, *weight, None)
     for step in range(3):
         x.copy_(rows_on_gpu(2 + step, 4096, dtype=torch.bfloat16)[:2])
         graph.replay()
@@ -180,7 +209,7 @@ def test_a_product_is_captured_in_a_cuda_graph(bits, group):
 def test_opcheck_finds_nothing_on_cuda(dtype, bits, group):
     weight, x = weight_on_gpu(bits, group, 65, 256, dtype=dtype), rows_on_gpu(3, 256, dtype=dtype)
     for bias in (None, rows_on_gpu(1, 65, dtype=dtype)[0]):
-        arguments = (x, weight.values, weight.scale, bias)
+        arguments = (x, *weight, bias)
         torch.library.opcheck(torch.ops.kogpt.linear.default, arguments)
 
 

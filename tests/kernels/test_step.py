@@ -1,5 +1,7 @@
 """The operators of a chain, called from Python, on a CPU with kernels."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -41,9 +43,10 @@ def attention_step(dtype: torch.dtype, B: int = 2, T: int = 3) -> DecodeStep:
     return DecodeStep(q, k, v, *cache, lengths, *RotaryEmbedding(32, 16).table, None, counters)
 
 
+@pytest.mark.parametrize("offset", [False, True], ids=["symmetric", "offset"])
 @on_every_dtype
-def test_rows_of_a_product_may_lie_apart(dtype):
-    weight, wide = random_weight(4, 96, 256, 128), random_rows(4, 512, dtype)
+def test_rows_of_a_product_may_lie_apart(dtype, offset):
+    weight, wide = random_weight(4, 96, 256, 128, offset=offset), random_rows(4, 512, dtype)
     x, residual = wide[:, 256:], wide[:, :96]
     out = step_linear(x, weight, gelu_from=96, residual=residual)
     check_product(out, x.contiguous(), weight, after=lambda y: residual + y)
@@ -54,15 +57,24 @@ C, F = 256, 384  # of the block: width, of 4 heads, and inner width
 APART = {True: ([C, C, C, F], [C, F]), False: ([3 * C + F], [C + F])}
 
 
-def block(format: torch.dtype | int, dtype: torch.dtype, M: int, apart: bool, padded: bool):
+BLOCKS = {
+    "bfloat16": (torch.bfloat16, False),
+    "float16": (torch.float16, False),
+    "int8": (8, False),
+    "int4": (4, False),
+    "int4 with zero points": (4, True),
+}
+
+
+def block(name: str, dtype: torch.dtype, M: int, apart: bool, padded: bool):
     """The arguments of `step_block`: one text of M tokens, or two of half as many."""
-    B = 1 if M == 1 else 2
+    B, (format, offset) = 1 if M == 1 else 2, BLOCKS[name]
     group = 128 if format == 4 else 0
     generator = torch.Generator().manual_seed(M)
     heights, widths = APART[apart]
     bias = torch.linspace(-1, 1, F if apart else 3 * C + F).to(dtype)
-    enter = [random_weight(format, N, C, group) for N in heights]
-    leave = [random_weight(format, C, K, group) for K in widths]
+    enter = [random_weight(format, N, C, group, offset=offset) for N in heights]
+    leave = [random_weight(format, C, K, group, offset=offset) for K in widths]
     norm = torch.randn(2, C, generator=generator).to(dtype)
     cache = torch.randn(2, B, 16, 4, 64, generator=generator).to(dtype)
     return {
@@ -78,8 +90,8 @@ def block(format: torch.dtype | int, dtype: torch.dtype, M: int, apart: bool, pa
 
 
 def as_layers(weights: list[Weight], bias: torch.Tensor) -> Layers:
-    values, scales, _ = zip(*weights, strict=True)
-    return Layers(list(values), [scale for scale in scales if scale is not None], bias)
+    columns = zip(*weights, strict=True)
+    return Layers(*([part for part in parts if part is not None] for parts in columns), bias)
 
 
 def flat(given: dict) -> tuple:
@@ -112,20 +124,21 @@ def chain(x, norm, enter, leave, cache, lengths, angles, starts):
 
 
 def weights_of(layers: Layers) -> list[Weight]:
-    scales = layers.scales or [None] * len(layers.weights)
-    return [Weight(*each) for each in zip(layers.weights, scales, strict=True)]
+    nothing = [None] * len(layers.weights)
+    columns = layers.weights, layers.scales or nothing, layers.offsets or nothing
+    return [Weight(*each) for each in zip(*columns, strict=True)]
 
 
-on_every_block = pytest.mark.parametrize("format", [torch.bfloat16, torch.float16, 8, 4], ids=str)
+on_every_block = pytest.mark.parametrize("name", BLOCKS)
 
 
 @on_every_dtype
 @on_every_block
 @pytest.mark.parametrize("apart", [True, False], ids=["apart", "joined"])
 @pytest.mark.parametrize("M", [1, 2, 8])
-def test_a_block_is_the_same_as_the_ops_of_a_chain(M, apart, format, dtype):
+def test_a_block_is_the_same_as_the_ops_of_a_chain(M, apart, name, dtype):
     for padded in (False, True):
-        given = block(format, dtype, M, apart, padded)
+        given = block(name, dtype, M, apart, padded)
         copy = {**given, "cache": tuple(part.clone() for part in given["cache"])}
         assert step_block(**given).equal(chain(**copy))
         for part, other in zip(given["cache"], copy["cache"], strict=True):
@@ -134,16 +147,16 @@ def test_a_block_is_the_same_as_the_ops_of_a_chain(M, apart, format, dtype):
 
 @on_every_block
 @pytest.mark.parametrize("M", [1, 8])
-def test_a_block_is_what_its_definition_says(M, format):
+def test_a_block_is_what_its_definition_says(M, name):
     """In float32: floats to its rounding, integers to that of x, 8 bits beside weights of 4."""
     for apart in (True, False):
-        given = block(format, torch.float32, M, apart, padded=True)
+        given = block(name, torch.float32, M, apart, padded=True)
         cache = [part.clone() for part in given["cache"]]
         arguments = flat(given)
         expected = step_block_reference(*arguments)
-        out, tolerance = step_block(**given), 2e-2 if format == 4 else 1e-4
+        out, tolerance = step_block(**given), 2e-2 if name.startswith("int4") else 1e-4
         assert (out - expected).norm() <= tolerance * expected.norm()
-        for part, other, before in zip(given["cache"], arguments[10:12], cache, strict=True):
+        for part, other, before in zip(given["cache"], arguments[12:14], cache, strict=True):
             assert (part - other).norm() <= tolerance * other.norm()
             assert not part.equal(before)
 
@@ -163,10 +176,10 @@ def test_attention_takes_the_place_of_the_values(dtype):
 def test_the_ops_pass_opcheck(dtype):
     x, residual = random_rows(3, 256, dtype), random_rows(3, 96, dtype)
     weight, bias = random_weight(8, 96, 256), residual[0].clone()
-    given = (x, weight.values, weight.scale, bias, 40, residual, 0, None)
+    given = (x, *weight, bias, 40, residual, 0, None)
     torch.library.opcheck(torch.ops.kogpt.step_linear.default, given)
-    for apart in (True, False):
-        arguments = flat(block(8, dtype, 2, apart, padded=True))
+    for name, apart in itertools.product(("int8", "int4 with zero points"), (True, False)):
+        arguments = flat(block(name, dtype, 2, apart, padded=True))
         torch.library.opcheck(torch.ops.kogpt.step_block.default, arguments)
     torch.library.opcheck(torch.ops.kogpt.step_norm.default, (x, x[0].clone(), x[1].clone(), 1e-5))
     ready = torch.zeros(1, dtype=torch.int32)
@@ -180,7 +193,6 @@ def test_what_keeps_rows_from_a_chain_is_told():
     assert step_obstacle(x, weight) is None
     assert step_obstacle(torch.cat((x, x[:1])), weight) == "9 rows"
     assert step_obstacle(x[:, :250], weight) == "250 elements, no multiple of 8"
-    assert step_obstacle(x, weight._replace(offset=weight.scale)) == "zero points"
     assert step_obstacle(x, Weight(torch.zeros(4, 200))) == "200 inputs, no multiple of 128"
 
 
@@ -198,7 +210,7 @@ def test_sizes_that_do_not_fit_are_refused():
 
 
 def test_blocks_that_do_not_fit_are_refused():
-    given = block(8, torch.bfloat16, 2, apart=True, padded=False)
+    given = block("int8", torch.bfloat16, 2, apart=True, padded=False)
     enter, leave = given["enter"], given["leave"]
     q, *others = enter.weights
     other = random_weight(4, C, C, 128)
@@ -206,6 +218,8 @@ def test_blocks_that_do_not_fit_are_refused():
         "9 rows": {"x": random_rows(9, C, torch.bfloat16)},
         "3 rows and a cache of 2": {"x": random_rows(3, C, torch.bfloat16)},
         "scales go with integers": {"enter": enter._replace(scales=enter.scales[1:])},
+        "offsets go with scales": {"enter": enter._replace(offsets=enter.scales[1:])},
+        "offset of another size": {"leave": leave._replace(offsets=enter.scales[2:])},
         "weights of other formats": {
             "enter": enter._replace(
                 weights=[*others[:2], other.values, others[2]],

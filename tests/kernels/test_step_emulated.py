@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from kogpt.kernels import Weight
 from kogpt.kernels.step import step_linear_reference
 
 from . import budget, test_decode_emulated
@@ -69,11 +70,11 @@ def test_what_a_step_adds_is_within_the_error_budget(dtype, bits, group, gelu_fr
     weight, x = make_weight(bits, group, 70, 256, dtype), make_rows(3, 256, dtype) / 16
     bias, added = make_rows(1, 70, dtype)[0], make_rows(3, 70, dtype) if residual else None
     start = 70 if gelu_from is None else gelu_from
-    inputs = (x, weight.values, weight.scale, bias, start, added)
-    wide = budget.doubled(inputs[:4])
-    truth = step_linear_reference(*wide, start, None if added is None else added.double())
-    out = linear(*inputs[:4], gelu_from=gelu_from, residual=added, promised=True)
-    low = step_linear_reference(*inputs)
+    inputs = (x, *weight, bias)
+    wide = budget.doubled((*inputs, added))
+    truth = step_linear_reference(*wide[:-1], start, wide[-1])
+    out = linear(x, weight, bias, gelu_from=gelu_from, residual=added, promised=True)
+    low = step_linear_reference(*inputs, start, added)
     budget.check("out", out, truth, low, factor=budget.FORWARD)
 
 
@@ -82,7 +83,8 @@ def test_gelu_is_right_for_every_element_there_is(dtype):
     """Rounded once: to half a unit in the last place, and a little more for what exp2 errs."""
     elements = torch.arange(-(1 << 15), 1 << 15).to(torch.int16).view(dtype)
     elements = elements[elements.isfinite()]
-    weight, zeros = torch.zeros(len(elements), 128, dtype=dtype), torch.zeros(1, 128, dtype=dtype)
+    weight = Weight(torch.zeros(len(elements), 128, dtype=dtype))
+    zeros = torch.zeros(1, 128, dtype=dtype)
     found = linear(zeros, weight, bias=elements, gelu_from=0)[0].double()
     x = elements.double()
     # 1 + tanh(u) cancels where x is far below zero; 2 sigmoid(2 u) is the same and does not.
@@ -100,8 +102,8 @@ def test_rows_may_lie_apart(dtype, bits, group):
     weight = make_weight(bits, group, 45, 256, dtype)
     x = make_rows(5, 640, dtype)[:, 128 : 128 + 256]
     x_alone = x.contiguous()
-    apart = linear(x, weight.values, weight.scale, promised=True)
-    assert bits_of(apart).equal(bits_of(linear(x_alone, weight.values, weight.scale)))
+    apart = linear(x, weight, promised=True)
+    assert bits_of(apart).equal(bits_of(linear(x_alone, weight)))
 
 
 @pytest.mark.parametrize(("late", "K"), [(128, 256), (128, 4096), (1024, 4096), (3968, 4096)])
@@ -109,24 +111,25 @@ def test_rows_may_lie_apart(dtype, bits, group):
 def test_inputs_that_come_late_are_read_late(bits, group, late, K):
     """The emulator stops at whatever is read before the flag, or before the kernel ahead ends."""
     dtype = torch.bfloat16
-    weight = make_weight(bits, group, 45, K, dtype, exact=True)
     x, ready = make_rows(3, K, dtype, exact=True), torch.ones(1, dtype=torch.int32)
-    out = linear(x, weight.values, weight.scale, late=late, ready=ready, promised=True)
-    assert out.equal(truth(x, weight).to(dtype))
+    for offset in {False, bits < 16}:
+        weight = make_weight(bits, group, 45, K, dtype, offset=offset, exact=True)
+        out = linear(x, weight, late=late, ready=ready, promised=True)
+        assert out.equal(truth(x, weight).to(dtype))
 
 
 def test_a_flag_that_nobody_raises_is_no_end_of_waiting():
     weight, x = make_weight(8, 0, 45, 256, torch.bfloat16), make_rows(3, 256, torch.bfloat16)
     ready = torch.zeros(1, dtype=torch.int32)
     with pytest.raises(EmulatorError, match="await_flag at .*: nobody has raised it"):
-        linear(x, weight.values, weight.scale, late=128, ready=ready, promised=True)
+        linear(x, weight, late=128, ready=ready, promised=True)
 
 
 @pytest.mark.parametrize("late", [-128, 64, 256, 384])
 def test_late_inputs_that_it_does_not_take_are_refused(late):
     weight, x = make_weight(8, 0, 45, 256, torch.bfloat16), make_rows(3, 256, torch.bfloat16)
     with pytest.raises(EmulatorError, match="cudaError_t 1"):
-        linear(x, weight.values, weight.scale, late=late, ready=torch.ones(1, dtype=torch.int32))
+        linear(x, weight, late=late, ready=torch.ones(1, dtype=torch.int32))
 
 
 # --- attention ---

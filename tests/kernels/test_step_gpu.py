@@ -24,7 +24,7 @@ from kogpt.kernels.step import step_linear_reference, step_obstacle
 from . import budget, test_gpu
 from .test_gpu import DEVICE, Draw, draw_step, poisoned_memory
 from .test_linear_gpu import rows_on_gpu, weight_on_gpu
-from .weights import bits_of, on_both_dtypes, on_every_format
+from .weights import bits_of, on_both_dtypes, on_every_format, on_every_integer
 
 pytestmark = pytest.mark.gpu
 
@@ -63,7 +63,7 @@ def test_what_a_step_adds_is_within_the_error_budget(dtype, bits, group, M, gelu
     )
     x, bias = x / 64, rows_on_gpu(1, 1000, dtype=dtype)[0]
     residual, start = rows_on_gpu(M, 1000, dtype=dtype), 1000 if gelu_from is None else gelu_from
-    inputs = (x, weight.values, weight.scale, bias)
+    inputs = (x, *weight, bias)
     torch.cuda.synchronize()
     with poisoned_memory():
         out = step_linear(x, weight, bias, gelu_from=gelu_from, residual=residual)
@@ -166,13 +166,24 @@ def test_kernels_that_begin_early_give_the_bits_of_kernels_that_wait(C, bits, gr
         assert bits_of(found).equal(bits_of(expected)), round
 
 
+@on_every_integer
+@on_both_dtypes
+def test_a_step_takes_offsets_off(dtype, bits, group):
+    weight = weight_on_gpu(bits, group, 1000, 4096, dtype=dtype, offset=True)
+    x, bias = rows_on_gpu(3, 4096, dtype=dtype) / 64, rows_on_gpu(1, 1000, dtype=dtype)[0]
+    torch.cuda.synchronize()
+    with poisoned_memory():
+        out = step_linear(x, weight, bias)
+    budget.check_linear(out, x, weight, bias)
+
+
 @on_every_format
 def test_opcheck_finds_nothing_on_cuda(bits, group):
     dtype = torch.bfloat16
     weight, x = weight_on_gpu(bits, group, 64, 256, dtype=dtype), rows_on_gpu(3, 256, dtype=dtype)
     bias, residual = rows_on_gpu(1, 64, dtype=dtype)[0], rows_on_gpu(3, 64, dtype=dtype)
     ready = torch.ones(1, dtype=torch.int32, device=DEVICE)
-    arguments = (x, weight.values, weight.scale, bias, 16, residual, 128, ready)
+    arguments = (x, *weight, bias, 16, residual, 128, ready)
     torch.library.opcheck(torch.ops.kogpt.step_linear.default, arguments)
     torch.library.opcheck(
         torch.ops.kogpt.step_norm.default, (x, *norm_parameters(256, dtype), 1e-5)
@@ -193,7 +204,6 @@ def test_what_a_chain_cannot_take_is_told():
     weight = weight_on_gpu(8, 0, 64, 256, dtype=torch.bfloat16)
     assert step_obstacle(x, weight) is None
     assert step_obstacle(torch.cat((x, x[:1])), weight) == "9 rows"
-    assert step_obstacle(x, weight._replace(offset=weight.scale)) == "zero points"
     assert step_obstacle(x.float(), weight) == "float32 on a GPU"
     assert step_obstacle(x.to("meta"), weight) == "no kernels"
     assert step_obstacle(x, Weight(x.half())) == "weights of another dtype"

@@ -19,6 +19,9 @@ on_both_dtypes = pytest.mark.parametrize(
     "dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"]
 )
 on_every_format = pytest.mark.parametrize(("bits", "group"), FORMATS)
+on_every_integer = pytest.mark.parametrize(
+    ("bits", "group"), [format for format in FORMATS if format[0] < 16]
+)
 
 
 def stored(q: Tensor, bits: int, dtype: torch.dtype) -> Tensor:
@@ -27,11 +30,19 @@ def stored(q: Tensor, bits: int, dtype: torch.dtype) -> Tensor:
 
 
 def make_weight(
-    bits: int, group: int, N: int, K: int, dtype: torch.dtype, *, exact: bool = False
+    bits: int,
+    group: int,
+    N: int,
+    K: int,
+    dtype: torch.dtype,
+    *,
+    offset: bool = False,
+    exact: bool = False,
 ) -> Weight:
     """Random weights; `group` 0 is all of K.
 
     Args:
+        offset: with zero points, any that an integer could be.
         exact: weights and scales are such that float32 holds their sums with small integers.
     """
     generator = torch.Generator().manual_seed(N + K + bits)
@@ -43,7 +54,9 @@ def make_weight(
     scale = torch.rand(N, K // (group or K), generator=generator) + 0.01
     if exact:
         scale = 2.0 ** torch.randint(-4, 1, scale.shape, generator=generator)
-    return Weight(values, scale.to(dtype))
+    zeros = torch.randint(*RANGES[bits], scale.shape, generator=generator)
+    scale = scale.to(dtype)
+    return Weight(values, scale, (scale * zeros).to(dtype) if offset else None)
 
 
 def make_rows(M: int, K: int, dtype: torch.dtype, *, exact: bool = False) -> Tensor:
@@ -55,7 +68,7 @@ def make_rows(M: int, K: int, dtype: torch.dtype, *, exact: bool = False) -> Ten
 
 def truth(x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
     """The product in float64."""
-    return linear_reference(*doubled((x, weight.values, weight.scale, bias)))
+    return linear_reference(*doubled((x, *weight, bias)))
 
 
 def bits_of(x: Tensor) -> Tensor:

@@ -260,8 +260,8 @@ std::optional<Tensor> packed(const std::optional<Tensor>& x) {
 
 // The params of a product, but for what only a step has.
 LinearParams linear_params(const Tensor& x, const Tensor& weight,
-                           const std::optional<Tensor>& scale, const std::optional<Tensor>& bias,
-                           const Tensor& out) {
+                           const std::optional<Tensor>& scale, const std::optional<Tensor>& offset,
+                           const std::optional<Tensor>& bias, const Tensor& out) {
   LinearParams params = {};
   params.element = element(x);
   params.format = format(weight, x);
@@ -269,6 +269,7 @@ LinearParams linear_params(const Tensor& x, const Tensor& weight,
   params.x_stride = x.stride(0);
   params.values = weight.data_ptr();
   params.scale = of_outputs(scale, x, weight.size(0), "scales");
+  params.offset = of_outputs(offset, x, weight.size(0), "offsets");
   params.bias = of_outputs(bias, x, weight.size(0), "a bias");
   params.out = out.data_ptr();
   params.M = x.size(0);
@@ -277,6 +278,8 @@ LinearParams linear_params(const Tensor& x, const Tensor& weight,
   params.G = scale ? scale->size(1) : 0;
   const int64_t inputs = weight.size(1) * (params.format == Format::kBits4 ? 8 : 1);
   require(inputs == params.K, "kogpt::linear: weights for ", inputs, " inputs, x with ", params.K);
+  require(!offset || (scale && offset->size(1) == params.G),
+          "kogpt::linear: offsets of other groups than the scales");
   return params;
 }
 
@@ -286,14 +289,14 @@ Tensor empty_outputs(const Tensor& x, const Tensor& weight) {
 }
 
 Tensor linear(const Tensor& x_given, const Tensor& weight_given,
-              const std::optional<Tensor>& scale_given, const std::optional<Tensor>& bias_given,
-              const std::optional<Tensor>& offset) {
-  require(!offset, "kogpt::linear: offsets have no kernel on a GPU");
+              const std::optional<Tensor>& scale_given, const std::optional<Tensor>& offset_given,
+              const std::optional<Tensor>& bias_given) {
   const DeviceGuard guard(x_given.get_device_index());
   const Tensor x = packed(x_given), weight = packed(weight_given);
-  const std::optional<Tensor> scale = packed(scale_given), bias = packed(bias_given);
+  const std::optional<Tensor> scale = packed(scale_given), offset = packed(offset_given);
+  const std::optional<Tensor> bias = packed(bias_given);
   const Tensor out = empty_outputs(x, weight);
-  const LinearParams params = linear_params(x, weight, scale, bias, out);
+  const LinearParams params = linear_params(x, weight, scale, offset, bias, out);
   if (out.numel() > 0) check(linear_decode(params, current_stream(x)), "kogpt::linear");
   return out;
 }
@@ -305,17 +308,18 @@ void check_packed(const Tensor& x, const char* name) {
 }
 
 Tensor step_linear(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& scale,
-                   const std::optional<Tensor>& bias, int64_t gelu_from,
-                   const std::optional<Tensor>& residual, int64_t late,
+                   const std::optional<Tensor>& offset, const std::optional<Tensor>& bias,
+                   int64_t gelu_from, const std::optional<Tensor>& residual, int64_t late,
                    const std::optional<Tensor>& ready) {
   const DeviceGuard guard(x.get_device_index());
   const Tensor out = empty_outputs(x, weight);
-  LinearParams params = linear_params(x, weight, scale, bias, out);
+  LinearParams params = linear_params(x, weight, scale, offset, bias, out);
   const int64_t row_bytes = x.stride(0) * static_cast<int64_t>(x.element_size());
   const bool aligned = begins_aligned(x) && (x.size(0) == 1 || row_bytes % kBytesOfVector == 0);
   require(aligned && x.stride(1) == 1, "every row of x must be contiguous and begin on 16 bytes");
   check_packed(weight, "weights");
   if (scale) check_packed(*scale, "scales");
+  if (offset) check_packed(*offset, "offsets");
   if (bias) check_packed(*bias, "a bias");
   if (residual) {
     check_element(*residual, x, "a residual");

@@ -14,15 +14,17 @@ enum class Format : int32_t { kBits16, kBits8, kBits4 };
 // and of the values begin on 16 bytes; all but the rows of x is contiguous. What is 16-bit has one
 // element type.
 //
-// A weight is its value, or q * scale[n, k / (K / G)], q being -128..127 in 8 bits or -8..7 in 4.
+// A weight is its value, or q * scale - offset, both of [n, k / (K / G)], q being -128..127 in 8
+// bits or -8..7 in 4.
 //
-// `promised`: the kernels ahead write neither weights nor scales nor bias, which are then read
-// before those have ended. Of x the kernel right ahead may write the first `late` inputs alone: the
-// others are multiplied first, once it has raised `ready`.
+// `promised`: the kernels ahead write nothing that a layer has of its own (weights, scales,
+// offsets, bias), which is then read before those have ended. Of x the kernel right ahead may write
+// the first `late` inputs alone: the others are multiplied first, once it has raised `ready`.
 struct LinearParams {
   const void* x;          // (M, K), rows `x_stride` elements apart
   const void* values;     // (N, K) 16-bit or int8; or (N, K / 8) words of eight q + 8, first lowest
   const void* scale;      // (N, G); null for 16-bit weights
+  const void* offset;     // (N, G); null for none
   const void* bias;       // (N,); null for none
   const void* residual;   // (M, N); null for none
   void* out;              // (M, N), written
@@ -43,9 +45,8 @@ constexpr int32_t kSmallestGroup = 32;
 
 cudaError_t linear_decode(const LinearParams& params, cudaStream_t stream);
 
-// Weights in 8 or 4 bits as 16-bit elements: q * scale - offset, rounded once. `values` and `scale`
-// are as in LinearParams, and so is what K / G must be a multiple of; all is contiguous and begins
-// on 16 bytes.
+// Weights in 8 or 4 bits as 16-bit elements, rounded once. All is as in LinearParams, and so is
+// what K / G must be a multiple of; all is contiguous and begins on 16 bytes.
 struct WidenParams {
   const void* values;
   const void* scale;   // (N, G)

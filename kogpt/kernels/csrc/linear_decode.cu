@@ -19,12 +19,14 @@
 //     three times what the latency of memory asks for. The inputs and scales that go with a stage
 //     are fetched while the one before is multiplied.
 //   - Integers are widened exactly, by masking them into the low bits of a float and subtracting
-//     its value. Scales are applied to sums in float32: no product is rounded to 16 bits.
+//     its value. Scales are applied to sums in float32: no product is rounded to 16 bits. Offsets
+//     are taken off there too, times the sums of x, which the tensor cores find as the products of
+//     one more operand, all ones.
 //   - Launched early, a block fills its stages before the kernel ahead has ended, and where the
 //     last inputs to come are known it leaves them for the end.
 //
 // Budget: 1 to 16 warps; 6 KB of shared memory each; on sm_90 54 registers at 16 bits, 63 at 8 and
-// 82 at 4; more at 4 bits in groups of fewer inputs than a stage has.
+// 82 at 4; more at 4 bits with offsets (89), or in groups of fewer inputs than a stage has.
 // History, of one row on an H100, with 16 stages to a warp: (28672, 4096) 84.5, 47.4 and 28.3 us at
 // 16, 8 and 4 bits, (4096, 20480) 61.2, 35.5 and 22.7. A step of the 6B in 4.29, 2.75 and 1.85 ms;
 // with 8 stages 4.22, 2.58 and 1.69, with 4 stages 4.22, 2.69 and 1.80, with 2 stages 2.09 at 4
@@ -135,11 +137,33 @@ struct Columns {
   }
 };
 
-// The scales of a stage, those of every kFold inputs, for the rows of a lane's sums. None (kFold 0)
-// where a row has one scale, or none: its sum is scaled in the end.
-template <typename E, typename W, int kFold>
+// A scale, and an offset if there are any: then both are kept as the elements they are.
+template <typename E, bool kOffset>
+struct Scale {
+  float scale;
+
+  KOGPT_DEVICE void load(const LinearParams& p, uint32_t index) {
+    scale = load_element<E>(p.scale, index);
+  }
+  KOGPT_DEVICE float2 with_offset() const { return make_float2(scale, 0.0f); }
+};
+
+template <typename E>
+struct Scale<E, true> {
+  uint32_t pair;
+
+  KOGPT_DEVICE void load(const LinearParams& p, uint32_t index) {
+    const uint32_t offset = load_global<uint16_t>(static_cast<const uint16_t*>(p.offset) + index);
+    pair = load_global<uint16_t>(static_cast<const uint16_t*>(p.scale) + index) | offset << 16;
+  }
+  KOGPT_DEVICE float2 with_offset() const { return unpack<E>(pair); }
+};
+
+// Those of a stage, of every kFold inputs, for the rows of a lane's sums. None (kFold 0) where a
+// row has one scale, or none: its sum is scaled in the end.
+template <typename E, typename W, int kFold, bool kOffset>
 struct Scales {
-  float scale[Inputs<W>::kStage / kFold][kTiles][2];
+  Scale<E, kOffset> of[Inputs<W>::kStage / kFold][kTiles][2];
 
   KOGPT_DEVICE Scales(const LinearParams& p, int stage) {
     const uint32_t group_inputs = p.K / p.G;
@@ -149,18 +173,14 @@ struct Scales {
 #pragma unroll
       for (int i = 0; i < 2 * kTiles; ++i) {
         const int row = min(block_x() * kRows + 8 * i + lane() / 4, p.N - 1);
-        scale[fold][i / 2][i % 2] = load_element<E>(p.scale, row * p.G + group);
+        of[fold][i / 2][i % 2].load(p, row * p.G + group);
       }
     }
-  }
-
-  KOGPT_DEVICE float operator()(int fold, int tile, int half) const {
-    return scale[fold][tile][half];
   }
 };
 
 template <typename E, typename W>
-struct Scales<E, W, 0> {
+struct Scales<E, W, 0, false> {
   KOGPT_DEVICE Scales(const LinearParams&, int) {}
 };
 
@@ -171,17 +191,25 @@ KOGPT_DEVICE void prefetch_bytes(const void* data, int64_t first, int count, int
   for (int at = kLine * thread_index(); at < count; at += kLine * threads) prefetch(from + at);
 }
 
-// The same for scales and bias of the block's rows: few bytes, but each would else keep a warp
-// waiting as long as the weights do.
+// The same for scales, offsets and bias of the block's rows: few bytes, but each would else keep a
+// warp waiting as long as the weights do.
 template <typename W>
 KOGPT_DEVICE void prefetch_parameters(const LinearParams& p) {
   const int first = block_x() * kRows, rows = min(kRows, p.N - first);
   const int threads = kWarp * warps<W>(p);
-  if (p.scale) prefetch_bytes(p.scale, int64_t{2} * first * p.G, 2 * rows * p.G, threads);
+  for (const void* data : {p.scale, p.offset}) {
+    if (data) prefetch_bytes(data, int64_t{2} * first * p.G, 2 * rows * p.G, threads);
+  }
   if (p.bias) prefetch_bytes(p.bias, int64_t{2} * first, 2 * rows, threads);
 }
 
 // --- what it computes ---
+
+// Two elements 1.
+template <typename E>
+constexpr uint32_t kOnes = 0x3c003c00;
+template <>
+constexpr uint32_t kOnes<BFloat16> = 0x3f803f80;
 
 // A warp's sums, (16 weight rows x columns) for each tile.
 struct Sums {
@@ -191,11 +219,14 @@ struct Sums {
 
   // Adds the products of one stage: those of kFold inputs are summed up by the tensor cores, then
   // scaled, and added here in float32; those without scales right here.
-  template <typename E, typename W, int kFold>
-  KOGPT_DEVICE void add(uint32_t slot, const Columns<W>& x, const Scales<E, W, kFold>& scales) {
+  template <typename E, typename W, int kFold, bool kOffset>
+  KOGPT_DEVICE void add(uint32_t slot, const Columns<W>& x,
+                        const Scales<E, W, kFold, kOffset>& scales) {
     constexpr int kPairs = W::kPairs;
-    float products[kTiles][4];
+    constexpr uint32_t ones[4] = {kOnes<E>, kOnes<E>, kOnes<E>, kOnes<E>};
+    float products[kTiles][4], inputs[kTiles][4];  // and sums of x, the same for every weight row
     clear(products);
+    clear(inputs);
 #pragma unroll
     for (int chunk = 0; chunk < kChunks; chunk += 2) {
 #pragma unroll
@@ -216,9 +247,12 @@ struct Sums {
             mma<E>(of[tile], a, b[0], b[1]);
           } else {
             mma<E>(products[tile], a, b[0], b[1]);
+            if constexpr (kOffset) mma<E>(inputs[tile], ones, b[0], b[1]);
             constexpr int kProducts = kFold / 16;  // between two scalings
             const int done = (chunk * kPairs + i) / 2 + 1;
-            if (done % kProducts == 0) fold(tile, products[tile], scales, done / kProducts - 1);
+            if (done % kProducts == 0) {
+              fold(of[tile], products[tile], inputs[tile], scales.of[done / kProducts - 1][tile]);
+            }
           }
         }
       }
@@ -226,12 +260,15 @@ struct Sums {
   }
 
  private:
-  template <typename AnyScales>
-  KOGPT_DEVICE void fold(int tile, float (&products)[4], const AnyScales& scales, int index) {
+  template <typename E, bool kOffset>
+  KOGPT_DEVICE static void fold(float (&sums)[4], float (&products)[4], float (&inputs)[4],
+                                const Scale<E, kOffset> (&scales)[2]) {
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
-      of[tile][e] += scales(index, tile, e / 2) * products[e];
-      products[e] = 0.0f;
+      const float2 factors = scales[e / 2].with_offset();
+      sums[e] += factors.x * products[e];
+      if constexpr (kOffset) sums[e] -= factors.y * inputs[e];
+      products[e] = inputs[e] = 0.0f;
     }
   }
 };
@@ -304,7 +341,7 @@ struct Order {
   }
 };
 
-template <typename E, typename W, int kFold>
+template <typename E, typename W, int kFold, bool kOffset>
 __global__ void __launch_bounds__(kMaxWarps* kWarp, kMinBlocks<kFold>)
     linear_kernel(LinearParams p) {
   release_next();
@@ -320,7 +357,7 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp, kMinBlocks<kFold>)
     commit_copies();
   }
   prefetch_parameters<W>(p);
-  Scales<E, W, kFold> scales(p, order.stage(warp()));
+  Scales<E, W, kFold, kOffset> scales(p, order.stage(warp()));
   if (p.ready) {
     await_flag(p.ready);
     order.await(warp());
@@ -337,8 +374,8 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp, kMinBlocks<kFold>)
     const int next = min(turn + step, order.end - 1);
     order.await(next);
     const Columns<W> next_x(p, order.stage(next));
-    const Scales<E, W, kFold> next_scales(p, order.stage(next));
-    sums.add<E>(slot, x, scales);
+    const Scales<E, W, kFold, kOffset> next_scales(p, order.stage(next));
+    sums.add(slot, x, scales);
     sync_warp();
     if (turn + kSlots * step < order.end) {
       copier.copy(slot, order.stage(turn + kSlots * step));
@@ -354,31 +391,39 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp, kMinBlocks<kFold>)
   store_outputs<E, W, kFold>(p);
 }
 
-template <typename E, typename W, int kFold = Inputs<W>::kStage>
+template <typename E, typename W, int kFold, bool kOffset = false>
 cudaError_t launch_linear(const LinearParams& p, cudaStream_t stream) {
   const int count = warps<W>(p);
-  return launch(linear_kernel<E, W, kFold>, Grid{ceil_div(p.N, kRows), 1, 1}, count * kWarp,
-                count * kWarpBytes, stream, p, /*early=*/true);
+  return launch(linear_kernel<E, W, kFold, kOffset>, Grid{ceil_div(p.N, kRows), 1, 1},
+                count * kWarp, count * kWarpBytes, stream, p, /*early=*/true);
 }
 
-// Scales sums in the end where a row has one scale or none, else once a stage, unless a group of 4
-// bits begins within one.
+template <typename E, typename W, int kFold = Inputs<W>::kStage>
+cudaError_t launch_folding(const LinearParams& p, cudaStream_t stream) {
+  return p.offset ? launch_linear<E, W, kFold, true>(p, stream)
+                  : launch_linear<E, W, kFold>(p, stream);
+}
+
+// Scales sums in the end where a row has one scale and no offset, or neither; else once a stage,
+// unless a group of 4 bits begins within one.
 template <typename E>
 cudaError_t linear(const LinearParams& p, cudaStream_t stream) {
   if (p.format == Format::kBits16) return launch_linear<E, Bits16, 0>(p, stream);
   if (p.format == Format::kBits8) {
-    return p.G == 1 ? launch_linear<E, Bits8, 0>(p, stream) : launch_linear<E, Bits8>(p, stream);
+    const bool in_the_end = p.G == 1 && !p.offset;
+    return in_the_end ? launch_linear<E, Bits8, 0>(p, stream) : launch_folding<E, Bits8>(p, stream);
   }
   return p.K / p.G % Inputs<Bits4>::kStage == 0
-             ? launch_linear<E, Bits4>(p, stream)
-             : launch_linear<E, Bits4, kSmallestGroup>(p, stream);
+             ? launch_folding<E, Bits4>(p, stream)
+             : launch_folding<E, Bits4, kSmallestGroup>(p, stream);
 }
 
 bool fits(const LinearParams& p) {
   const bool rows = 0 < p.M && p.M <= kMaxLinearRows && p.N > 0;
   const bool inputs = p.K > 0 && p.K % kLinearBlock == 0;
   const bool late = 0 <= p.late && p.late < p.K && p.late % kLinearBlock == 0;
-  return rows && inputs && late && (p.format == Format::kBits16 || groups_fit(p.format, p.K, p.G));
+  return rows && inputs && late &&
+         (p.format == Format::kBits16 ? !p.offset : groups_fit(p.format, p.K, p.G));
 }
 
 }  // namespace

@@ -21,6 +21,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from kogpt.kernels import Weight
+
 HERE = Path(__file__).resolve().parent
 SOURCES = HERE.parents[2] / "kogpt" / "kernels" / "csrc"
 FLAGS = [
@@ -93,7 +95,7 @@ class LinearParams(Structure):
     _fields_ = [
         *(
             (name, c_void_p)
-            for name in ("x", "values", "scale", "bias", "residual", "out", "ready")
+            for name in ("x", "values", "scale", "offset", "bias", "residual", "out", "ready")
         ),
         *((name, c_int32) for name in ("M", "N", "K", "G", "x_stride", "gelu_from", "late")),
         ("promised", c_bool),
@@ -375,8 +377,7 @@ def decode(
 
 def linear(
     x: Tensor,
-    values: Tensor,
-    scale: Tensor | None = None,
+    weight: Weight,
     bias: Tensor | None = None,
     gelu_from: int | None = None,
     residual: Tensor | None = None,
@@ -385,21 +386,20 @@ def linear(
     promised: bool = False,
     **options: int,
 ) -> Tensor:
-    """linear_decode.cu: x (M, K); values and scale as in `kogpt.kernels.Weight`; bias (N,).
-
-    Rows of `x` may lie apart. The rest is as in `kogpt.kernels.step_linear`.
+    """linear_decode.cu: the arguments are those of `kogpt.kernels.step_linear`.
 
     Returns:
         (M, N).
     """
     run = Run("linear_decode", promised=promised, **options)
+    values, scale, offset = weight
     out = unwritten(x.size(0), values.size(0), dtype=x.dtype)
     rows = run.rows(x[:, None, None, late:], late=KERNELS_BEFORE if late else KERNEL_RIGHT_AHEAD)
     if late:
         run.rows(x[:, None, None, :late], late=KERNEL_RIGHT_AHEAD)
     params = LinearParams(
         x.data_ptr(),
-        *(run.flat(part) for part in (values, scale, bias)),
+        *(run.flat(part) for part in (values, scale, offset, bias)),
         run.flat(residual, late=KERNELS_BEFORE if late else KERNEL_RIGHT_AHEAD),
         run.flat(out, writable=True, late=KERNEL_RIGHT_AHEAD),
         run.flat(ready),

@@ -86,7 +86,7 @@ std::optional<Tensor> plain(const std::optional<Tensor>& x) {
 
 // Refuses sizes that the kernels could not take.
 void check(const LinearParams& p, int64_t width, const std::optional<Tensor>& scale,
-           const std::optional<Tensor>& bias, const std::optional<Tensor>& offset) {
+           const std::optional<Tensor>& offset, const std::optional<Tensor>& bias) {
   const bool integers = p.weight.element == Element::kInt8 || p.weight.element == Element::kInt4;
   const int64_t smallest = p.weight.element == Element::kInt4 ? kGroup : kBlock;
   require(p.K == width && p.K % kBlock == 0, "kogpt::linear: ", p.K, " inputs");
@@ -107,7 +107,7 @@ int64_t width(const Tensor& weight) {
 // A linear layer as it is given.
 struct Layer {
   Tensor weight;
-  std::optional<Tensor> scale, bias, offset;
+  std::optional<Tensor> scale, offset, bias;
 };
 
 // Describes a layer on its own.
@@ -122,7 +122,7 @@ LinearParams describe(const Tensor& x, const Layer& layer) {
   params.N = layer.weight.size(0);
   params.K = x.size(1);
   params.G = layer.scale ? layer.scale->size(1) : 1;
-  check(params, width(layer.weight), layer.scale, layer.bias, layer.offset);
+  check(params, width(layer.weight), layer.scale, layer.offset, layer.bias);
   return params;
 }
 
@@ -145,7 +145,7 @@ Tensor product(const Tensor& x_given, const std::vector<Layer>& layers, int64_t 
   int64_t N = 0;
   for (const Layer& layer : layers) {
     held.push_back(
-        {plain(layer.weight), plain(layer.scale), plain(layer.bias), plain(layer.offset)});
+        {plain(layer.weight), plain(layer.scale), plain(layer.offset), plain(layer.bias)});
     parts.push_back(describe(x, held.back()));
     N += parts.back().N;
   }
@@ -190,20 +190,20 @@ Tensor product(const Tensor& x_given, const std::vector<Layer>& layers, int64_t 
 }
 
 Tensor linear(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& scale,
-              const std::optional<Tensor>& bias, const std::optional<Tensor>& offset) {
-  return product(x, {{weight, scale, bias, offset}}, weight.size(0), std::nullopt);
+              const std::optional<Tensor>& offset, const std::optional<Tensor>& bias) {
+  return product(x, {{weight, scale, offset, bias}}, weight.size(0), std::nullopt);
 }
 
 // What is late on a GPU is there on a CPU, where one op ends before the next begins.
 Tensor step_linear(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& scale,
-                   const std::optional<Tensor>& bias, int64_t gelu_from,
-                   const std::optional<Tensor>& residual, int64_t /* late */,
+                   const std::optional<Tensor>& offset, const std::optional<Tensor>& bias,
+                   int64_t gelu_from, const std::optional<Tensor>& residual, int64_t /* late */,
                    const std::optional<Tensor>& /* ready */) {
   const int64_t M = x.size(0), N = weight.size(0);
   require(M <= kFewRows, "kogpt::step_linear: ", M, " rows");
   require(!residual || (residual->dim() == 2 && residual->size(0) == M && residual->size(1) == N),
           "kogpt::step_linear: residual of another size");
-  return product(x, {{weight, scale, bias, std::nullopt}}, gelu_from, residual);
+  return product(x, {{weight, scale, offset, bias}}, gelu_from, residual);
 }
 
 Tensor step_norm(const Tensor& x_given, const Tensor& weight_given, const Tensor& bias_given,
@@ -286,13 +286,16 @@ void step_attention(const Tensor& q, const Tensor& k, const Tensor& v, const Ten
 
 // Layers of one input, of which the last has a bias.
 std::vector<Layer> layers(const std::vector<Tensor>& weights, const std::vector<Tensor>& scales,
-                          const Tensor& bias) {
+                          const std::vector<Tensor>& offsets, const Tensor& bias) {
   require(!weights.empty() && (scales.empty() || scales.size() == weights.size()),
           "kogpt::step_block: scales go with integers");
+  require(offsets.empty() || offsets.size() == scales.size(),
+          "kogpt::step_block: offsets go with scales");
   std::vector<Layer> all;
   for (size_t i = 0; i < weights.size(); ++i) {
     all.push_back({weights[i], std::nullopt, std::nullopt, std::nullopt});
     if (!scales.empty()) all.back().scale = scales[i];
+    if (!offsets.empty()) all.back().offset = offsets[i];
   }
   all.back().bias = bias;
   return all;
@@ -300,17 +303,19 @@ std::vector<Layer> layers(const std::vector<Tensor>& weights, const std::vector<
 
 Tensor step_block(const Tensor& x, const Tensor& norm_weight, const Tensor& norm_bias, double eps,
                   const std::vector<Tensor>& enter, const std::vector<Tensor>& enter_scales,
-                  const Tensor& enter_bias, const std::vector<Tensor>& leave,
-                  const std::vector<Tensor>& leave_scales, const Tensor& leave_bias,
+                  const std::vector<Tensor>& enter_offsets, const Tensor& enter_bias,
+                  const std::vector<Tensor>& leave, const std::vector<Tensor>& leave_scales,
+                  const std::vector<Tensor>& leave_offsets, const Tensor& leave_bias,
                   const Tensor& keys, const Tensor& values, const Tensor& lengths,
                   const Tensor& cos, const Tensor& sin, const std::optional<Tensor>& starts) {
   const int64_t M = x.size(0), B = keys.size(0), H = keys.size(2), D = keys.size(3), C = H * D;
   require(M <= kFewRows, "kogpt::step_block: ", M, " rows");
   require(B > 0 && M % B == 0, "kogpt::step_block: ", M, " rows and a cache of ", B);
   const Tensor normed = step_norm(x, norm_weight, norm_bias, eps);
-  Tensor y = product(normed, layers(enter, enter_scales, enter_bias), 3 * C, std::nullopt);
+  const std::vector<Layer> first = layers(enter, enter_scales, enter_offsets, enter_bias);
+  Tensor y = product(normed, first, 3 * C, std::nullopt);
   const int64_t N = y.size(1), T = M / B, bytes = element_bits(element(y)) / 8;
-  const std::vector<Layer> last = layers(leave, leave_scales, leave_bias);
+  const std::vector<Layer> last = layers(leave, leave_scales, leave_offsets, leave_bias);
   const int64_t inputs = std::accumulate(
       last.begin(), last.end(), int64_t{0},
       [](int64_t before, const Layer& layer) { return before + width(layer.weight); });
@@ -324,11 +329,11 @@ Tensor step_block(const Tensor& x, const Tensor& norm_weight, const Tensor& norm
 
   // What attention gives lies in the place of v, and behind it the inner layer.
   Tensor sum = x;
-  int64_t first = 2 * C;
+  int64_t read = 2 * C;
   for (const Layer& layer : last) {
     const int64_t K = width(layer.weight);
-    sum = product(torch::stable::narrow(y, 1, first, K), {layer}, layer.weight.size(0), sum);
-    first += K;
+    sum = product(torch::stable::narrow(y, 1, read, K), {layer}, layer.weight.size(0), sum);
+    read += K;
   }
   return sum;
 }
