@@ -251,9 +251,9 @@ def main() -> None:
         sys.argv += ["--include_path", str(TASKS)]
     try:
         cli_evaluate()
-    except KoGPTError as error:
+    except (KoGPTError, ValueError) as error:
         print(f"kogpt: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        sys.exit(getattr(error, "exit_code", 2))
 
 
 if __name__ == "__main__":

@@ -64,7 +64,8 @@ def read_report(path: Path) -> Json:
         if missing:
             raise InputRefusedError(f"{path}: damaged: a run has no {', '.join(sorted(missing))}")
     model = report.get("model")
-    if not isinstance(model, dict) or not _has_names([model, *model.get("adapters", ())]):
+    adapters = model.get("adapters", []) if isinstance(model, dict) else None
+    if not isinstance(adapters, list) or not _has_names([model, *adapters]):
         raise InputRefusedError(f"{path}: damaged: no name of the model")
     for run in report["runs"]:
         _refuse_damaged(run, path)

@@ -369,6 +369,10 @@ def test_the_command_line_is_the_harness_s_with_our_model_and_tasks(data, monkey
         run_main(monkeypatch, *asked.split())
     assert refusal.value.code == 1
     assert capsys.readouterr().err.splitlines()[-1].startswith("kogpt: where is the data?")
+    with pytest.raises(SystemExit) as refusal:
+        run_main(monkeypatch, *"--model kogpt --model_args dtype=int3 --tasks kogpt_nsmc".split())
+    assert refusal.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith("kogpt: dtype is 'int3', it must be")
 
 
 def test_without_the_harness_one_line_says_what_to_install(tmp_path):
