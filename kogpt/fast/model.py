@@ -301,7 +301,7 @@ class FastTransformer(Transformer):
             raise ValueError(f"starts are {starts.tolist()}, they must be at least 0")
         if cache is not None:
             cache.refuse_other((B, self.n_head, self.head_dim), self.norm.weight.dtype, self.device)
-        if cache is None or not self.takes(T, cache, starts):
+        if cache is None or B == 0 or not self.takes(T, cache, starts):
             positions = self.positions(input_ids, cache, starts)
             attend = ManyTokens(self.rotary(positions), cache, starts)
             hidden = self.read(self.look_up(input_ids), attend)

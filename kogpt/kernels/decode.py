@@ -59,13 +59,17 @@ def decode_attention(step: DecodeStep) -> Tensor:
 
     Raises:
         ValueError: a size, dtype or device does not fit, or, as far as the CPU can tell, the new
-            tokens exceed the capacity. Where `lengths` are on a GPU, that is the caller's to know.
+            tokens exceed the capacity or a start is below 0. Of `lengths` and `starts` on a GPU
+            that is the caller's to know.
     """
     q = step.q
     if step.counters is None:
         counters = torch.zeros(q.size(0), q.size(2), dtype=torch.int32, device=q.device)
         step = step._replace(counters=counters)
     check_decode(step)
+    starts = None if step.starts is None else step.starts.contiguous()
+    dense = {name: getattr(step, name).contiguous() for name in ("lengths", "cos", "sin")}
+    step = step._replace(starts=starts, **dense)
     if decode_obstacle(q.device, q.dtype, q.size(3)) or not extension_available(q.device):
         return decode_attention_reference(step)
     return torch.ops.kogpt.decode_attention(*step)
@@ -99,9 +103,12 @@ def check_decode(step: DecodeStep) -> None:
         raise ValueError(f"the cache holds {capacity} tokens, cos and sin {positions} positions")
     if torch.is_grad_enabled() and any(x.requires_grad for x in (step.q, step.k, step.v)):
         raise ValueError("decode_attention has no gradient; call it under torch.no_grad()")
-    if lengths.device.type == "cpu" and not torch.compiler.is_compiling():
-        if B > 0 and not 0 <= int(lengths.min()) <= int(lengths.max()) <= capacity - T:
-            raise ValueError(f"{T} tokens behind {lengths.tolist()} do not fit {capacity} places")
+    if B == 0 or lengths.device.type != "cpu" or torch.compiler.is_compiling():
+        return
+    if not 0 <= int(lengths.min()) <= int(lengths.max()) <= capacity - T:
+        raise ValueError(f"{T} tokens behind {lengths.tolist()} do not fit {capacity} places")
+    if step.starts is not None and int(step.starts.min()) < 0:
+        raise ValueError(f"starts are {step.starts.tolist()}, they must be at least 0")
 
 
 def check_tensors(step: DecodeStep) -> None:
@@ -117,6 +124,8 @@ def check_tensors(step: DecodeStep) -> None:
         if x is not None and (x.shape != shape or x.dtype != dtype or x.device != q.device):
             found = f"{tuple(x.shape)}, {x.dtype}, {x.device}"
             raise ValueError(f"{name} is {found}; expected {shape}, {dtype}, {q.device}")
+    if step.counters is not None and not step.counters.is_contiguous():
+        raise ValueError("counters must be contiguous")
 
 
 def decode_attention_reference(step: DecodeStep) -> Tensor:

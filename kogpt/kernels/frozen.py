@@ -39,10 +39,8 @@ class FrozenLinear(nn.Module):
         kind = x.device.type
         if torch.is_autocast_enabled(kind):
             x = x.to(torch.get_autocast_dtype(kind))
-        rows = x.flatten(0, -2)
-        bias = None if self.bias is None else self.bias.to(x.dtype)
-        y = _Product.apply(rows, bias, self.stored)
-        return y if x.dim() == 2 else y.unflatten(0, x.shape[:-1])
+        y = _Product.apply(x.reshape(-1, x.size(-1)), self.bias, self.stored)
+        return y.view(*x.shape[:-1], self.out_features)
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, bits={self.stored.bits}"
@@ -71,7 +69,7 @@ def product_by_blocks(y: Tensor, weight: Weight) -> Tensor:
     blocks = row_blocks(y, weight)
     if len(blocks) == 1:
         return y @ widened(y, weight)
-    # As in one product, there is one rounding: sums are kept wide.
+    # Rounded are the products of a block; their sum is kept wide.
     x = y.new_zeros(len(y), weight.shape[1], dtype=torch.promote_types(y.dtype, torch.float32))
     for rows in blocks:
         x += y[:, rows] @ widened(y, weight.rows(rows))

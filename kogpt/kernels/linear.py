@@ -103,13 +103,18 @@ def linear(x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
 
     Returns:
         (..., N) in the dtype of `x`.
+
+    Raises:
+        ValueError: `x` wants a gradient, which kernels do not give; `FrozenLinear` does.
     """
     rows = x.reshape(-1, x.size(-1))
     if has_kernel(rows, weight) and extension_available(x.device):
+        if x.requires_grad and torch.is_grad_enabled():
+            raise ValueError("linear has no gradient here; call it under torch.no_grad()")
         y = torch.ops.kogpt.linear(rows, *weight, bias)
     else:
         y = linear_by_blocks(rows, weight, bias)
-    return y.unflatten(0, x.shape[:-1])
+    return y.view(*x.shape[:-1], y.size(1))
 
 
 def has_kernel(x: Tensor, weight: Weight) -> bool:
@@ -157,6 +162,7 @@ def obstacle(x: Tensor, weight: Weight) -> str | None:
 def linear_by_blocks(x: Tensor, weight: Weight, bias: Tensor | None) -> Tensor:
     """`linear` of rows (M, K) by PyTorch's own product, the weights widened some at a time."""
     N, _ = weight.shape
+    bias = None if bias is None else bias.to(x.dtype)
     if weight.values.dtype == x.dtype:
         return F.linear(x, weight.values, bias)
     blocks = row_blocks(x, weight)

@@ -149,15 +149,18 @@ def check_backward(
     return max(check(*row, factor=GRADIENT, least=floor) for *row, floor in rows)
 
 
-def check_decode(out: Tensor, step: DecodeStep) -> float:
+def check_decode(out: Tensor, step: DecodeStep, least: float = 0.0) -> float:
     """Asserts the budget of a decode step, given as it was before it ran.
+
+    Args:
+        least: error that is allowed in any case.
 
     Returns:
         The part of the budget that is used.
     """
     steps = DecodeStep(*doubled(step)), step
     truth, low = (decode_attention_reference(on_own_cache(each)) for each in steps)
-    return check("out", out, truth, low, factor=FORWARD)
+    return check("out", out, truth, low, factor=FORWARD, least=least)
 
 
 def on_own_cache(step: DecodeStep) -> DecodeStep:

@@ -127,10 +127,15 @@ class NormParams(Structure):
 
 
 class Kernels:
-    """The kernels of one instruction set."""
+    """The kernels of one instruction set.
+
+    Attributes:
+        saturates: whether they add products of bytes in 16 bits, which hold but some pairs.
+    """
 
     def __init__(self, library: ctypes.CDLL, isa: str) -> None:
         self.library, self.isa = library, ISAS.index(isa)
+        self.saturates = isa in ("avx2", "avx512")
         for name in ("linear_scratch_bytes", "decode_scratch_floats", "norm_scratch_floats"):
             getattr(library, name).restype = c_int64
         sizes = (c_int64 * 3)()

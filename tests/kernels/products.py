@@ -4,7 +4,7 @@ The truth is arithmetic in float64 on the very numbers given. The yardstick is t
 PyTorch. A CPU's kernel multiplies integers by integers: it rounds each row of x, 128 inputs at a
 time, to 8 bits for weights of 4 bits and to 16 bits for int8. Of many rows it rounds to 8 bits for
 int8 too, 256 inputs at a time if a scale serves so many, and without VNNI so that no pair of inputs
-comes to more than 128, which costs less than the budget has to spare. For float16 and bfloat16 16
+comes to more than 128. For float16 and bfloat16 16
 bits are no loss that counts, and the plain reference is the yardstick; else it is the reference on
 inputs that are rounded so.
 
@@ -69,13 +69,19 @@ def exact(weight: Weight) -> Tensor:
     return q * scale - offset
 
 
-def rounded(x: Tensor, weight: Weight) -> Tensor:
-    """x in float32, each block of it rounded to integers, as for a product with `weight`."""
+def rounded(x: Tensor, weight: Weight, pairs: bool = False) -> Tensor:
+    """x in float32, each block of it rounded to integers, as for a product with `weight`.
+
+    Args:
+        pairs: round many rows for int8 so that the magnitudes of no pair come to more than 128.
+    """
     coarse = len(x) > MAX_ROWS
     bits, block = (8, 2 * BLOCK) if coarse else (8 if weight.bits == 4 else 16, BLOCK)
     block = BLOCK if weight.bits == 4 or weight.group_size % block else block
     blocks = x.double().unflatten(1, (-1, block))
     unit = blocks.abs().amax(-1, keepdim=True) / (2 ** (bits - 1) - 1)
+    if pairs and coarse and weight.bits == 8:
+        unit = blocks.abs().unflatten(-1, (-1, 2)).sum(-1).amax(-1, keepdim=True) / 127
     return ((blocks / unit).round() * unit).nan_to_num().flatten(1).float()
 
 
@@ -91,6 +97,7 @@ def check_product(
     bias: Tensor | None = None,
     *,
     rounds: bool = True,
+    pairs: bool = False,
     after: Callable[[Tensor], Tensor] = lambda y: y,
 ) -> float:
     """Asserts the budget of a product.
@@ -98,6 +105,7 @@ def check_product(
     Args:
         after: what is done with the product, in the same kernel.
         rounds: whether x may have been rounded to integers: not where PyTorch multiplies.
+        pairs: as for `rounded`.
 
     Returns:
         The part of the budget that is used.
@@ -108,7 +116,7 @@ def check_product(
     if rounds and weight.scale is not None and loses:
         wide = None if bias is None else bias.float()
         lows.append(
-            F.linear(rounded(x, weight), weight.dequantize(torch.float32), wide).to(x.dtype)
+            F.linear(rounded(x, weight, pairs), weight.dequantize(torch.float32), wide).to(x.dtype)
         )
     # Each of 4 lanes adds K / 4 products; where few outputs are compared, luck decides.
     sums = x.double().abs() @ exact(weight).abs().T

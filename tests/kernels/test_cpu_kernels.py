@@ -5,6 +5,7 @@ Dimension key: `M` rows, `N` outputs, `K` inputs, `T` new tokens, `H` heads, `D`
 
 import itertools
 import math
+import random
 import re
 import subprocess
 from pathlib import Path
@@ -18,6 +19,7 @@ from kogpt.kernels import DecodeStep, Weight, building, extension
 from kogpt.kernels.linear import pack_int4
 from kogpt.kernels.targets import Cpu
 from kogpt.model.rotary import RotaryEmbedding
+from tests.scale import scaled
 
 from . import budget
 from .cpu_harness import (
@@ -108,7 +110,18 @@ def test_any_number_of_rows_is_within_the_budget(kernels, dtype, format, group, 
     weight = random_weight(format, 70, K, group, scales=scales)
     for M in (1, 2, 3, 4, 5, 8, 9, 17):
         x = random_rows(M, K, dtype)
-        check_product(kernels.linear(x, weight), x, weight)
+        check_product(kernels.linear(x, weight), x, weight, pairs=kernels.saturates)
+
+
+@pytest.mark.parametrize("seed", range(scaled(5, 100)))
+def test_many_rows_beside_bytes_are_within_the_budget(kernels, seed):
+    """Of random sizes, with groups as small and as large as they come."""
+    chance = random.Random(seed)
+    K, N = 128 * chance.choice([2, 3, 4, 6, 8, 12]), chance.choice([63, 64, 65, 129])
+    group = chance.choice([size for size in range(128, K + 1, 128) if K % size == 0])
+    weight = random_weight(8, N, K, group, scales=chance.choice(FLOATS))
+    x = random_rows(chance.choice([9, 12, 17, 31]), K, chance.choice(FLOATS))
+    check_product(kernels.linear(x, weight), x, weight, pairs=kernels.saturates)
 
 
 @on_every_format
@@ -118,7 +131,7 @@ def test_any_number_of_outputs_is_within_the_budget(kernels, format, group, scal
     weight, x = random_weight(format, 70, K, group, scales=scales), random_rows(3, K, FLOATS[1])
     bias = random_rows(1, 128, torch.float16)[0, :70] * 9
     out = kernels.linear(x, weight, bias)
-    check_product(out, x, weight, bias)
+    check_product(out, x, weight, bias, pairs=kernels.saturates)
     for N in (1, 2, 3, 31, 33, 65):
         some = kernels.linear(x, weight.rows(slice(N)), bias[:N])
         assert bits_of(some).equal(bits_of(out[:, :N]))
@@ -158,7 +171,7 @@ def test_gelu_and_residual_are_rounded_with_the_product_at_once(
 
         rest = {"gelu_from": start, "residual": residual[:M]}
         out = kernels.linear(x[:M], weight, bias, **rest)
-        check_product(out, x[:M], weight, bias, after=after)
+        check_product(out, x[:M], weight, bias, after=after, pairs=kernels.saturates)
         assert bits_of(kernels.linear(x[:M], weight, bias, share=45, **rest)).equal(bits_of(out))
 
 
@@ -205,7 +218,7 @@ def test_offsets_are_within_the_budget(kernels, dtype, format_):
     x, bias = random_rows(17, K, dtype), random_rows(1, 128, dtype)[0, :70]
     for sizes in ((8, 1, 2, 3, 4, 5), (17, 9, 12)):
         out = kernels.linear(x[: sizes[0]], weight, bias)
-        check_product(out, x[: sizes[0]], weight, bias)
+        check_product(out, x[: sizes[0]], weight, bias, pairs=kernels.saturates)
         for M in sizes[1:]:
             assert bits_of(kernels.linear(x[:M], weight, bias, share=45)).equal(bits_of(out[:M]))
 
@@ -216,7 +229,7 @@ def test_rows_of_any_length_are_within_the_budget(kernels, format, group, K):
     weight = random_weight(format, 40, K, group, scales=torch.bfloat16)
     for M in (1, 4):
         x = random_rows(M, K, torch.bfloat16)
-        check_product(kernels.linear(x, weight), x, weight)
+        check_product(kernels.linear(x, weight), x, weight, pairs=kernels.saturates)
 
 
 @pytest.mark.parametrize(("bits", "group"), [(8, 768), (4, 96), (4, 768)])
@@ -224,7 +237,7 @@ def test_groups_may_span_the_steps_that_long_rows_take(kernels, bits, group):
     weight = random_weight(bits, 40, 9216, group, scales=torch.bfloat16)
     for M in (1, 2, 3, 4, 9):
         x = random_rows(M, 9216, torch.bfloat16)
-        check_product(kernels.linear(x, weight), x, weight)
+        check_product(kernels.linear(x, weight), x, weight, pairs=kernels.saturates)
 
 
 # Weights' bits, and the largest integer to which a few rows are rounded.
@@ -307,7 +320,7 @@ def test_sizes_next_to_the_ends_of_float32_are_within_the_budget(
     weight = random_weight(format, 70, K, group, scales=scales)
     for M in (3, 9):
         x = random_rows(M, K, torch.float32) * size
-        check_product(kernels.linear(x, weight), x, weight)
+        check_product(kernels.linear(x, weight), x, weight, pairs=kernels.saturates)
 
 
 @pytest.mark.parametrize("bits", [8, 4])

@@ -13,7 +13,7 @@ from kogpt.kernels.decode import MAX_TOKENS, DecodeStep
 from kogpt.model.cache import KVCache
 from kogpt.model.rotary import RotaryEmbedding
 
-from .budget import check_decode, on_own_cache
+from .budget import FLOAT32, check_decode, on_own_cache
 
 CAPACITY = 24
 NAN = float("nan")
@@ -117,7 +117,8 @@ def test_every_dtype_and_head_is_within_the_error_budget(dtype, D, R, starts):
     for T in range(1, MAX_TOKENS + 1):
         step = make_step(T, LENGTHS, starts, D=D, R=R, dtype=dtype)
         before = on_own_cache(step)
-        check_decode(decode_attention(step), before)
+        least = 8 * FLOAT32 if dtype == torch.float32 else 0.0  # of few numbers, luck decides
+        check_decode(decode_attention(step), before, least=least)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -134,6 +135,23 @@ def test_views_of_a_fused_product_are_read_in_place():
     views = on_own_cache(step)._replace(q=joint[0], k=joint[1], v=joint[2])
     assert_equal(decode_attention(views), decode_attention(step))
     assert_equal(views.keys, step.keys)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_parts_that_lie_apart_are_read_as_what_they_are(dtype):
+    step = make_step(2, (3, 9), (1, 4), dtype=dtype)
+    alone = on_own_cache(step)
+    columns = {
+        name: torch.stack((part, torch.full_like(part, -1)), dim=-1)[..., 0]
+        for name in ("q", "k", "v", "lengths", "cos", "sin", "starts")
+        for part in (getattr(step, name),)
+    }
+    assert_equal(decode_attention(step._replace(**columns)), decode_attention(alone))
+    assert_equal(step.keys, alone.keys)
+    same = torch.tensor(5).expand(2)
+    by_value = alone._replace(lengths=same.clone(), starts=same.clone())
+    expected = decode_attention(by_value)
+    assert_equal(decode_attention(by_value._replace(lengths=same, starts=same)), expected)
 
 
 def test_counters_are_made_where_none_are_given():
@@ -164,6 +182,8 @@ TABLE = torch.zeros(CAPACITY, 32)
         (changed(cos=TABLE.to("meta")), "cos is (24, 32), torch.float32, meta"),
         (changed(sin=TABLE[:, :31]), "sin is (24, 31)"),
         (changed(counters=torch.zeros(2, 2)), "counters is (2, 2), torch.float32"),
+        (changed(counters=torch.zeros(2, 2, dtype=torch.int32).T), "counters must be contiguous"),
+        (changed(starts=torch.tensor([0, -1])), "starts are [0, -1], they must be at least 0"),
         (changed(cos=TABLE[:23], sin=TABLE[:23]), "holds 24 tokens, cos and sin 23 positions"),
         (changed(lengths=torch.tensor([3, 23])), "2 tokens behind [3, 23] do not fit 24 places"),
         (changed(lengths=torch.tensor([-1, 3])), "2 tokens behind [-1, 3] do not fit"),

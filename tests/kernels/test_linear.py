@@ -245,6 +245,38 @@ def test_weights_with_offsets_run_the_kernel(kernels, bits, monkeypatch):
     assert called == [3, 12]
 
 
+@pytest.mark.parametrize("format", [torch.float32, 8, 4], ids=str)
+def test_a_row_alone_is_a_vector(format):
+    weight, x = random_weight(format, 33, 256, 128), random_rows(1, 256, torch.float32)
+    assert linear(x[0], weight).equal(linear(x, weight)[0])
+
+
+def test_a_gradient_that_kernels_do_not_give_is_refused(kernels):
+    weight, x = random_weight(8, 33, 256), random_rows(2, 256, torch.float32).requires_grad_()
+    with pytest.raises(ValueError, match="no gradient"):
+        linear(x, weight)
+    with torch.no_grad():
+        assert not linear(x, weight).requires_grad
+
+
+@pytest.mark.parametrize("M", [3, 12])
+def test_a_bias_may_be_of_another_dtype(M):
+    weight, x = random_weight(torch.float32, 33, 256), random_rows(M, 256, torch.float32)
+    bias = random_rows(1, 128, torch.bfloat16)[0, :33]
+    torch.testing.assert_close(linear(x, weight, bias), linear(x, weight, bias.float()))
+
+
+def test_the_op_refuses_what_it_cannot_divide(kernels):
+    x, values = torch.ones(12, 256), torch.ones(4, 256, dtype=torch.int8)
+    for arguments, told in {
+        (x.to(torch.int8), values, torch.ones(4, 1)): "x of integers",
+        (x[:, :0], values[:, :0], torch.ones(4, 1)): "0 inputs",
+        (x, values, torch.ones(4, 0)): "0 groups of 256 inputs",
+    }.items():
+        with pytest.raises(RuntimeError, match=told):
+            torch.ops.kogpt.linear(*arguments, None, None)
+
+
 OBSTACLES = [
     (torch.float64, 8, 256, 0, "float64"),
     (torch.float32, 4, 96, 0, "96 inputs, no multiple of 128"),

@@ -237,6 +237,13 @@ def test_blocks_that_do_not_fit_are_refused():
             )
         },
         "bias of another size": {"leave": leave._replace(bias=leave.bias[1:])},
+        "128 outputs for 256": {
+            "leave": leave._replace(
+                weights=[weight[:128] for weight in leave.weights],
+                scales=[scale[:128] for scale in leave.scales],
+                bias=leave.bias[:128],
+            )
+        },
     }
     for told, changed in refusals.items():
         with pytest.raises(RuntimeError, match=told):

@@ -68,7 +68,7 @@ Element element(const Tensor& x) {
     case ScalarType::Int:
       return Element::kInt4;
     default:
-      throw std::runtime_error("kogpt::linear: a dtype without a kernel");
+      throw std::runtime_error("kogpt: a dtype that no kernel of a CPU takes");
   }
 }
 
@@ -84,19 +84,22 @@ std::optional<Tensor> plain(const std::optional<Tensor>& x) {
   return x ? std::optional<Tensor>(plain(*x)) : std::nullopt;
 }
 
+bool is_integer(Element element) { return element == Element::kInt8 || element == Element::kInt4; }
+
 // Refuses sizes that the kernels could not take.
 void check(const LinearParams& p, int64_t width, const std::optional<Tensor>& scale,
            const std::optional<Tensor>& offset, const std::optional<Tensor>& bias) {
-  const bool integers = p.weight.element == Element::kInt8 || p.weight.element == Element::kInt4;
+  const bool integers = is_integer(p.weight.element);
   const int64_t smallest = p.weight.element == Element::kInt4 ? kGroup : kBlock;
-  require(p.K == width && p.K % kBlock == 0, "kogpt::linear: ", p.K, " inputs");
+  require(!is_integer(p.x.element), "kogpt::linear: x of integers");
+  require(p.K == width && p.K > 0 && p.K % kBlock == 0, "kogpt::linear: ", p.K, " inputs");
   require(integers == scale.has_value(), "kogpt::linear: scales go with integers");
   require(!scale || scale->size(0) == p.N, "kogpt::linear: scale of another size");
   require(!bias || bias->size(0) == p.N, "kogpt::linear: bias of another size");
   require(!offset || (integers && offset->size(0) == p.N && offset->size(1) == p.G),
           "kogpt::linear: offset of another size");
-  require(!scale || (p.K % p.G == 0 && p.K / p.G % smallest == 0), "kogpt::linear: ", p.G,
-          " groups of ", p.K, " inputs");
+  require(!scale || (p.G > 0 && p.K % p.G == 0 && p.K / p.G % smallest == 0),
+          "kogpt::linear: ", p.G, " groups of ", p.K, " inputs");
 }
 
 // The inputs of weights.
@@ -237,10 +240,13 @@ Rows rows(const Tensor& x) {
 
 // Of T new tokens. Writes to `out`, which may be v: of that a head is read before it is written.
 void attend(const Rows& q, const Rows& k, const Rows& v, int64_t T, const Tensor& keys,
-            const Tensor& values, const Tensor& lengths, const Tensor& cos_given,
-            const Tensor& sin_given, const std::optional<Tensor>& starts, const Rows& out) {
-  const Tensor cos = plain(cos_given), sin = plain(sin_given);
+            const Tensor& values, const Tensor& lengths, const Tensor& cos, const Tensor& sin,
+            const std::optional<Tensor>& starts, const Rows& out) {
   const int64_t B = keys.size(0), H = keys.size(2), D = keys.size(3);
+  for (const Tensor* part : {&lengths, &cos, &sin, starts ? &*starts : &lengths}) {
+    require(part->is_contiguous(), "kogpt::decode_attention: lengths, starts or angles apart");
+  }
+  require(D % 8 == 0 && 2 * cos.size(1) <= D, "kogpt::decode_attention: heads of ", D);
   DecodeParams params = {};
   params.q = q;
   params.k = k;
@@ -267,9 +273,14 @@ void attend(const Rows& q, const Rows& k, const Rows& v, int64_t T, const Tensor
       0, B * H, 1, [&](int64_t first, int64_t last) { chosen.decode(params, first, last); });
 }
 
-Tensor decode(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& keys,
-              const Tensor& values, const Tensor& lengths, const Tensor& cos, const Tensor& sin,
-              const std::optional<Tensor>& starts, const Tensor& /* counters */) {
+// Rows that may lie apart, each contiguous.
+Tensor readable(const Tensor& x) { return x.stride(3) == 1 ? x : torch::stable::contiguous(x); }
+
+Tensor decode(const Tensor& q_given, const Tensor& k_given, const Tensor& v_given,
+              const Tensor& keys, const Tensor& values, const Tensor& lengths, const Tensor& cos,
+              const Tensor& sin, const std::optional<Tensor>& starts,
+              const Tensor& /* counters */) {
+  const Tensor q = readable(q_given), k = readable(k_given), v = readable(v_given);
   const std::array<int64_t, 4> shape = {q.size(0), q.size(1), q.size(2), q.size(3)};
   const Tensor out = torch::stable::new_empty(q, {shape.data(), shape.size()});
   attend(rows(q), rows(k), rows(v), q.size(1), keys, values, lengths, cos, sin, starts, rows(out));
@@ -328,6 +339,10 @@ Tensor step_block(const Tensor& x, const Tensor& norm_weight, const Tensor& norm
   attend(heads(0), heads(C), v, T, keys, values, lengths, cos, sin, starts, v);
 
   // What attention gives lies in the place of v, and behind it the inner layer.
+  for (const Layer& layer : last) {
+    require(layer.weight.size(0) == C, "kogpt::step_block: ", layer.weight.size(0), " outputs for ",
+            C);
+  }
   Tensor sum = x;
   int64_t read = 2 * C;
   for (const Layer& layer : last) {
