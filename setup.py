@@ -6,18 +6,32 @@ is no requirement: without it torch compiles one file after the other.
 """
 
 import os
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 
 
+class BuildPackage(build_py):
+    """Starts from nothing: a source that is gone would be installed from an older build."""
+
+    def run(self) -> None:
+        if not self.editable_mode:
+            shutil.rmtree(Path(self.build_lib) / "kogpt", ignore_errors=True)
+        super().run()
+
+
 def kernels() -> dict[str, Any]:
     """The arguments of `setup` that compile the kernels; none where nobody asked for them."""
-    if os.environ.get("KOGPT_BUILD_KERNELS", "0") == "0":
+    asked = os.environ.get("KOGPT_BUILD_KERNELS", "")
+    if asked not in ("", "0", "1"):
+        sys.exit(f"KOGPT_BUILD_KERNELS={asked}: it must be 0 or 1")
+    if asked != "1":
         return {}
     sys.path.insert(0, str(ROOT))
     try:
@@ -34,13 +48,14 @@ def kernels() -> dict[str, Any]:
         sys.exit(f"KOGPT_BUILD_KERNELS=1, but the kernels cannot be compiled: {error}")
 
 
+compiled = kernels()
 setup(
     name="kogpt",
     version="0.1.0",
     description="KoGPT, the Korean GPT-J: model, tokenizer, safe converter and sampling loop",
     long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
-    license="Apache-2.0",
+    license_expression="Apache-2.0",
     license_files=["LICENSE"],
     packages=find_packages(include=["kogpt", "kogpt.*"]),
     package_data={
@@ -57,6 +72,7 @@ setup(
         "sentencepiece>=0.2.3",
         "tokenizers>=0.21",
         "tqdm>=4.66",
+        "setuptools>=65",  # which compiles the kernels on first use
     ],
     extras_require={
         "train": ["matplotlib>=3.8"],
@@ -81,11 +97,15 @@ setup(
     },
     entry_points={"console_scripts": ["kogpt = kogpt.cli:main"]},
     classifiers=[
-        "License :: OSI Approved :: Apache Software License",
         "Natural Language :: Korean",
+        "Operating System :: POSIX :: Linux",
         "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
         "Typing :: Typed",
     ],
-    **kernels(),
+    ext_modules=compiled.get("ext_modules"),
+    cmdclass={"build_py": BuildPackage, **compiled.get("cmdclass", {})},
 )

@@ -39,10 +39,13 @@ class UsageError(Exception):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns the exit code."""
-    parser = build_parser()
-    args = parser.parse_args(with_default_command(sys.argv[1:] if argv is None else argv))
+    given = sys.argv[1:] if argv is None else argv
 
     def run() -> int | None:
+        try:
+            args = build_parser().parse_args(with_default_command(given))
+        except SystemExit as told:  # the help, or what is wrong with the arguments
+            return told.code if isinstance(told.code, int) else FAILED
         command = importlib.import_module(f"kogpt.commands.{args.command}")
         code: int | None = command.run(args)
         return code
@@ -79,7 +82,7 @@ def exit_code(action: Callable[[], int | None], program: str = PROGRAM) -> int:
         where = f"{error.filename}: " if error.filename else ""
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         let_go_of_output()
-        return fail(f"{where}{error.strerror}", SHORTAGE if full else FAILED, program)
+        return fail(f"{where}{error.strerror or error}", SHORTAGE if full else FAILED, program)
 
 
 def prepare_streams() -> None:

@@ -179,6 +179,8 @@ class Gate:
         self.nvcc = find_nvcc()
         self.cuobjdump = find_cuobjdump(self.nvcc)
         self.sources, self.work = sorted(sources.glob("*.cu")), work
+        if not self.sources:
+            raise CannotCheckError(f"{sources}: no .cu files")
         self.kernels: list[Kernel] = []
         self.faults: list[str] = []
 
@@ -293,6 +295,10 @@ def main() -> int:
     parser.add_argument("-j", "--jobs", type=int, default=1, help="compilers at once")
     parser.add_argument("--json", type=Path, help="file for all that was found")
     args = parser.parse_args()
+    if args.jobs < 1:
+        parser.error("--jobs must be at least 1")
+    if args.json and not args.json.absolute().parent.is_dir():
+        parser.error(f"{args.json}: no such folder")
     try:
         with tempfile.TemporaryDirectory() as work:
             gate = Gate(args.sources, Path(work))

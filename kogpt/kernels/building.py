@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import time
@@ -51,6 +52,7 @@ class Record:
         compiler: its name and release, as "CUDA 13.0".
         torch: version of the headers, which a library outlives.
         seconds: how long it took.
+        size: of the library, in bytes.
     """
 
     sources: str
@@ -58,6 +60,7 @@ class Record:
     compiler: str
     torch: str
     seconds: float
+    size: int
 
 
 @functools.cache
@@ -92,7 +95,7 @@ def find_compiler() -> str:
     """
     chosen = os.environ.get("CXX", "").strip()
     for compiler in [chosen] if chosen else COMPILERS:
-        if shutil.which(compiler.split()[0]):
+        if shutil.which(shlex.split(compiler)[0]):
             return compiler
     raise CannotBuildError(f"no C++ compiler: no {chosen or ', '.join(COMPILERS)} in the PATH")
 
@@ -124,12 +127,12 @@ def find_toolkit() -> Toolkit:
 
 
 def _output(*command: str) -> str:
-    """What a command writes to both streams, "" where it cannot be run."""
+    """What a command writes to both streams, in any encoding; "" where it cannot be run."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, capture_output=True, check=False)
     except OSError:
         return ""
-    return done.stdout + done.stderr
+    return os.fsdecode(done.stdout + done.stderr)
 
 
 def compiler_of(kind: str) -> str:
@@ -140,7 +143,36 @@ def compiler_of(kind: str) -> str:
     """
     if kind == "cuda":
         return f"CUDA {find_toolkit().release}"
-    return next(iter(_output(*find_compiler().split(), "--version").splitlines()), "unknown")
+    return next(iter(_output(*shlex.split(find_compiler()), "--version").splitlines()), "unknown")
+
+
+def refuse_architectures(given: str) -> None:
+    """Refuses names of GPUs ("Hopper"), which torch knows and `targets.covers` does not.
+
+    Raises:
+        CannotBuildError: names the first.
+    """
+    for word in re.split(r"[ ;]+", given):
+        if not re.fullmatch(r"\d+\.\d[a-z]?(\+PTX)?", word):
+            raise CannotBuildError(
+                f"TORCH_CUDA_ARCH_LIST={given}: {word!r} is not of the form 9.0 or 9.0+PTX"
+            )
+
+
+def settle_environment(kinds: Sequence[str], architectures: str) -> None:
+    """Leaves compilers what is settled here, and nothing of the user's own flags.
+
+    Those would get into a library whose hash knows nothing of them: `-march=native` into kernels
+    that are for any processor.
+    """
+    for name in ("CFLAGS", "CXXFLAGS", "CPPFLAGS", "LDFLAGS"):
+        os.environ.pop(name, None)
+    compiler = os.environ["CXX"] = find_compiler()
+    if len(shlex.split(compiler)) == 1:  # older setuptools compile C++ by CC
+        os.environ["CC"] = compiler
+    if "cuda" in kinds:  # cpp_extension reads these when first imported
+        os.environ["CUDA_HOME"] = str(find_toolkit().home)
+        os.environ["TORCH_CUDA_ARCH_LIST"] = architectures
 
 
 def setup_arguments(package: str, kinds: Sequence[str], architectures: str) -> dict[str, Any]:
@@ -154,14 +186,17 @@ def setup_arguments(package: str, kinds: Sequence[str], architectures: str) -> d
     Raises:
         CannotBuildError: a compiler is missing or does not go with torch.
     """
+    if "cuda" in kinds:
+        refuse_architectures(architectures)
     compilers = {kind: compiler_of(kind) for kind in kinds}
-    os.environ["CXX"] = find_compiler()
-    if "cuda" in kinds:  # cpp_extension reads these when first imported
-        os.environ["CUDA_HOME"] = str(find_toolkit().home)
-        os.environ["TORCH_CUDA_ARCH_LIST"] = architectures
+    settle_environment(kinds, architectures)
     from torch.utils.cpp_extension import BuildExtension
 
     class BuildKernels(BuildExtension):
+        def finalize_options(self) -> None:
+            super().finalize_options()
+            self.force = True  # headers, flags and architectures have no date to compare
+
         def build_extension(self, library: Any) -> None:
             started = time.monotonic()
             super().build_extension(library)
@@ -172,9 +207,10 @@ def setup_arguments(package: str, kinds: Sequence[str], architectures: str) -> d
             for kind, library in zip(kinds, self.extensions, strict=True):
                 runs_on = architectures if kind == "cuda" else machine()
                 versions = (compilers[kind], torch.__version__)
-                record = Record(source_hash(kind), runs_on, *versions, library.seconds)
-                path = Path(self.get_ext_fullpath(library.name)).with_suffix(".json")
-                path.write_text(json.dumps(asdict(record)) + "\n")
+                path = Path(self.get_ext_fullpath(library.name))
+                measured = (library.seconds, path.stat().st_size)
+                record = Record(source_hash(kind), runs_on, *versions, *measured)
+                path.with_suffix(".json").write_text(json.dumps(asdict(record)) + "\n")
 
     modules = [
         extension_module(f"{package}.{library_name(kind)}".lstrip("."), kind) for kind in kinds

@@ -6,6 +6,7 @@ of this package. Where there can be none, one line on standard error says why an
 operators serve; a library that is there and does not load is an error.
 """
 
+import errno
 import fcntl
 import functools
 import json
@@ -14,7 +15,6 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -99,7 +99,10 @@ def load(target: Target) -> bool:
     except CannotBuildError as reason:
         say(f"no {target.name} kernels, using PyTorch's slower operators: {reason}")
         return False
-    torch.ops.load_library(library.path)
+    try:
+        torch.ops.load_library(library.path)
+    except OSError as error:
+        raise broken(library.path, f"cannot be loaded: {error}") from error
     return True
 
 
@@ -120,7 +123,7 @@ def obtain(target: Target) -> Library:
             if find(target) is None:
                 compile_library(target, folder, architectures)
     except OSError as error:
-        raise CannotBuildError(f"{error.filename}: {error.strerror}") from error
+        raise CannotBuildError(f"{error.filename or folder}: {error.strerror}") from error
     library = find(target)
     assert library is not None
     return library
@@ -148,7 +151,7 @@ def status(kind: str) -> tuple[Library | None, str | None]:
         target = Cpu() if kind == "cpu" else Gpu.current()
         if library := find(target):
             return library, None
-        refuse_failed(folder_for(target, wanted(target)))
+        refuse_failed(target, folder_for(target, wanted(target)))
         raise CannotBuildError("not compiled yet; the first use does it")
     except CannotBuildError as reason:
         return next(libraries(kind), None), str(reason)
@@ -161,17 +164,49 @@ def find(target: Target) -> Library | None:
 
 
 def libraries(kind: str) -> Iterator[Library]:
-    """All that were compiled from the present sources: the installed one, then those cached."""
+    """All that were compiled from the present sources: the installed one, then those cached.
+
+    Raises:
+        OSError: one of them is damaged.
+    """
     record_name, sources = f"{building.library_name(kind)}.json", building.source_hash(kind)
     try:
         cached = sorted(cache_folder().glob(f"{sources}-*/{record_name}"))
-    except CannotBuildError:  # there is no place for a cache
+    except (CannotBuildError, PermissionError):  # there is no place for a cache
         cached = []
     for path in [building.HERE / record_name, *cached]:
         if path.exists():
-            record = json.loads(path.read_text())
-            if record["sources"] == sources:
-                yield Library(path.with_suffix(".so"), Record(**record))
+            library = Library(path.with_suffix(".so"), read_record(path))
+            if library.record.sources == sources:
+                refuse_cut(library)
+                yield library
+
+
+def read_record(path: Path) -> Record:
+    """What is known of a library.
+
+    Raises:
+        OSError: the file is damaged.
+    """
+    try:
+        return Record(**json.loads(path.read_text()))
+    except (ValueError, TypeError) as error:
+        raise broken(path, f"is no record of a library ({error})") from None
+
+
+def refuse_cut(library: Library) -> None:
+    """Refuses a library that is not as it was compiled: loading one would end the process."""
+    size = library.path.stat().st_size if library.path.exists() else 0
+    if size != library.record.size:
+        raise broken(library.path, f"has {size} bytes instead of {library.record.size}")
+
+
+def broken(path: Path, why: str) -> OSError:
+    """The error of a library that is there and cannot be used, with the remedy."""
+    folder = path.parent
+    remedy = f"remove {folder} to compile it anew"
+    remedy = "install KoGPT again" if folder == building.HERE else remedy
+    return OSError(errno.ELIBBAD, f"{why}; {remedy}", str(path))
 
 
 def cache_folder() -> Path:
@@ -180,8 +215,10 @@ def cache_folder() -> Path:
     Raises:
         CannotBuildError: there is no such place.
     """
+    # Only absolute paths count, says the XDG Base Directory Specification.
+    chosen = Path(os.environ.get("XDG_CACHE_HOME", ""))
     try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kogpt/kernels"
+        return (chosen if chosen.is_absolute() else Path.home() / ".cache") / "kogpt/kernels"
     except RuntimeError as error:
         raise CannotBuildError(f"no XDG_CACHE_HOME, and: {error}") from None
 
@@ -197,9 +234,15 @@ def log_of(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}.log")
 
 
-def refuse_failed(folder: Path) -> None:
-    """Raises CannotBuildError if compiling into a folder failed in an earlier process."""
-    if (log := log_of(folder)).exists():
+def compiled_by(target: Target) -> str:
+    """The compilers as the first line of a log has them."""
+    return f"{building.compiler_of(target.kind)}, {building.find_compiler()}"
+
+
+def refuse_failed(target: Target, folder: Path) -> None:
+    """Raises CannotBuildError if the same compilers failed in an earlier process."""
+    log = log_of(folder)
+    if log.exists() and log.read_text(errors="replace").startswith(f"{compiled_by(target)}\n"):
         raise CannotBuildError(f"compiling it failed before; remove {log} to try again")
 
 
@@ -209,31 +252,55 @@ def compile_library(target: Target, folder: Path, architectures: str) -> None:
     Raises:
         CannotBuildError: the compiler failed, now or in an earlier process.
     """
-    refuse_failed(folder)
+    refuse_failed(target, folder)
     for leftover in folder.parent.glob(f"{folder.name}.partial-*"):
         shutil.rmtree(leftover, ignore_errors=True)  # of a process that was killed
     what = f"the {target.name} kernels for {architectures}"
     say(f"compiling {what}, once; this takes about {target.patience}")
-    partial = Path(tempfile.mkdtemp(prefix=f"{folder.name}.partial-", dir=folder.parent))
+    partial = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
+    partial.mkdir()
     try:
-        run_compiler(target.kind, partial, architectures, log_of(folder))
+        run_compiler(target, partial, architectures, log_of(folder))
+        if folder.exists():
+            shutil.rmtree(folder)  # without a record, or it would have been found
+        for path in partial.iterdir():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
         partial.rename(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def run_compiler(kind: str, partial: Path, architectures: str, log: Path) -> None:
-    """Runs `building.py` in a process of its own, which leaves this one's modules as they are."""
-    program = [sys.executable, "-P", building.__file__, kind]
+# What a compiler says where it would have worked on another day.
+PASSING = ("No space left on device", "Disk quota exceeded", "out of memory", "Killed")
+
+
+def run_compiler(target: Target, partial: Path, architectures: str, log: Path) -> None:
+    """Runs `building.py` in a process of its own, which leaves this one's modules as they are.
+
+    Raises:
+        CannotBuildError: it failed. The log is kept, unless the failure will pass.
+    """
+    program = [sys.executable, "-P", building.__file__, target.kind]
     command = [*program, str(partial), "--architectures", architectures]
-    with (partial / "log").open("wb") as output:
+    output = partial / "log"
+    with output.open("w") as file:
+        print(compiled_by(target), file=file, flush=True)
         done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd=building.HERE
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=file,
+            cwd=building.HERE,
+            env={**os.environ, "PYTHONUTF8": "1"},  # for folders of any name, in any locale
         )
     if done.returncode < 0:
         raise CannotBuildError(f"signal {-done.returncode} ended the compiler")
     if done.returncode:
-        (partial / "log").rename(log)
+        said = output.read_text(errors="replace")
+        for words in filter(said.__contains__, PASSING):
+            raise CannotBuildError(f"compiling it failed: {words}")
+        output.rename(log)
         raise CannotBuildError(f"compiling it failed; see {log}")
 
 
@@ -246,5 +313,9 @@ def say(message: str) -> None:
 def _locked(path: Path) -> Iterator[None]:
     """Waits for a lock that ends with the process, however it ends."""
     with path.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say("waiting for another process that compiles kernels")
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -58,7 +58,8 @@ class Gpu:
         """What to compile for: TORCH_CUDA_ARCH_LIST, or else the devices that are here.
 
         Raises:
-            CannotBuildError: the device is too old, or TORCH_CUDA_ARCH_LIST leaves it out.
+            CannotBuildError: the device is too old, or TORCH_CUDA_ARCH_LIST leaves it out or
+                cannot be read.
         """
         if self.capability < OLDEST_CAPABILITY:
             names = sm(self.capability), sm(OLDEST_CAPABILITY)
@@ -68,6 +69,7 @@ class Gpu:
             here = {torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())}
             able = {device for device in here if device >= OLDEST_CAPABILITY} | {self.capability}
             return ";".join("{}.{}".format(*device) for device in sorted(able))
+        building.refuse_architectures(chosen)
         if not covers(chosen, self.capability):
             gpu = f"this GPU, an {sm(self.capability)}"
             raise CannotBuildError(f"TORCH_CUDA_ARCH_LIST={chosen} leaves out {gpu}")

@@ -310,7 +310,7 @@ def put_library(folder: Path) -> None:
     """A library that is not looked into, with its record."""
     (folder / "library_cuda.so").touch()
     versions = ("8.0;9.0+PTX", "CUDA 13.0", "2.12.1")
-    record = building.Record(building.source_hash("cuda"), *versions, 61.5)
+    record = building.Record(building.source_hash("cuda"), *versions, seconds=61.5, size=0)
     (folder / "library_cuda.json").write_text(json.dumps(vars(record)))
 
 

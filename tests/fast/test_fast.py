@@ -103,6 +103,13 @@ def test_logits_are_those_of_the_model_to_read(tiny, shape, way):
         assert_same(read(fast, ids, WAYS[way]), read(model, ids))
 
 
+def test_no_texts_have_no_logits(tiny):
+    model, fast = tiny(next(iter(SHAPES)))
+    ids = torch.zeros(0, 12, dtype=torch.int64)
+    for sizes in (None, [10, 1, 1]):
+        assert read(fast, ids, sizes).shape == read(model, ids, sizes).shape
+
+
 def norm(x: Tensor, *parameters: Tensor | float) -> Tensor:
     return Norm(*parameters)(x)
 

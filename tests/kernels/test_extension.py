@@ -40,7 +40,7 @@ case "$*" in
 esac
 echo compiled >> "$here/compilations"
 [ -e "$here/slow" ] && sleep 60
-[ -e "$here/fail" ] && echo "error: as told" >&2 && exit 1
+[ -e "$here/fail" ] && cat "$here/fail" >&2 && exit 1
 while [ "$1" != "-o" ]; do
   [ "$1" = "-MF" ] && : > "$2"
   shift
@@ -171,8 +171,8 @@ def test_a_compilation_that_is_killed_leaves_nothing_that_breaks_the_next(packag
 
 
 @needs_cuda_torch
-def test_a_compilation_that_fails_is_told_and_not_tried_again(package):
-    (package.toolkit / "fail").touch()
+def test_a_compilation_that_fails_is_told_and_not_tried_again(package, tmp_path):
+    (package.toolkit / "fail").write_text("error: as told\n")
     out, err = package.ask()
     reason = err.splitlines()[-1]
     log = Path(re.search(r"see (/.*\.log)$", reason)[1])
@@ -190,8 +190,33 @@ def test_a_compilation_that_fails_is_told_and_not_tried_again(package):
     )
     assert f"remove {log}" in told.communicate()[0]
 
-    log.unlink()
+    write_program(tmp_path / "other", '#!/bin/sh\nexec c++ "$@"\n')  # and another compiler
+    package.environment["CXX"] = str(tmp_path / "other")
     assert package.ask()[0].startswith("True")
+
+
+@needs_cuda_torch
+def test_a_failure_that_passes_is_tried_again(package):
+    (package.toolkit / "fail").write_text("fatal error: no.o: No space left on device\n")
+    out, err = package.ask()
+    assert out.startswith("False") and err.endswith(
+        "compiling it failed: No space left on device\n"
+    )
+    (package.toolkit / "fail").unlink()
+    assert package.ask()[0].startswith("True")
+
+
+def test_a_cache_that_is_no_absolute_path_does_not_count(monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", "somewhere")
+    assert extension.cache_folder() == Path.home() / ".cache/kogpt/kernels"
+
+
+def test_a_cache_that_may_not_be_read_is_none(monkeypatch):
+    def locked(*_):
+        raise PermissionError(13, "Permission denied", "/root/.cache")
+
+    monkeypatch.setattr(Path, "glob", locked)
+    assert all(library.path.parent == building.HERE for library in extension.libraries("cpu"))
 
 
 def test_without_a_home_there_is_no_cache_and_a_reason(monkeypatch):
@@ -279,6 +304,13 @@ def test_architectures_without_this_gpu_are_one_line(lines, empty_cache, toolkit
     assert "TORCH_CUDA_ARCH_LIST=8.0;8.6 leaves out" in line and "sm_90" in line
 
 
+def test_architectures_by_name_are_one_line(lines, empty_cache, toolkit, monkeypatch):
+    monkeypatch.setenv("CUDA_HOME", str(toolkit))
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "9.0+PTX;Hopper")
+    (line,) = lines()
+    assert "TORCH_CUDA_ARCH_LIST=9.0+PTX;Hopper: 'Hopper' is not of the form 9.0" in line
+
+
 def test_a_cache_that_cannot_be_written_is_one_line(lines, toolkit, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
@@ -290,17 +322,47 @@ def test_a_cache_that_cannot_be_written_is_one_line(lines, toolkit, tmp_path, mo
 def put_library(folder: Path, kind: str = "cuda", **changes: object) -> None:
     """A library that is no library, with a record that fits but for `changes`."""
     built = {"cuda": ("9.0", f"CUDA {CUDA}"), "cpu": (building.machine(), "c++")}[kind]
-    record = Record(building.source_hash(kind), *built, torch.__version__, 1.0)
+    library = b"this is no library"
+    record = Record(building.source_hash(kind), *built, torch.__version__, 1.0, len(library))
     folder.mkdir(parents=True)
-    (folder / f"library_{kind}.so").write_bytes(b"this is no library")
+    (folder / f"library_{kind}.so").write_bytes(library)
     (folder / f"library_{kind}.json").write_text(json.dumps({**asdict(record), **changes}))
 
 
 @pytest.mark.parametrize("target", [HOPPER, Cpu()], ids=lambda target: target.kind)
 def test_a_broken_library_is_an_error(target, lines, empty_cache):
     put_library(empty_cache / f"{building.source_hash(target.kind)}-broken", target.kind)
-    with pytest.raises(OSError, match=rf"library_{target.kind}\.so"):
+    with pytest.raises(OSError, match=rf"remove .*-broken to .*library_{target.kind}\.so"):
         lines(target)
+
+
+@pytest.mark.parametrize("target", [HOPPER, Cpu()], ids=lambda target: target.kind)
+@pytest.mark.parametrize(
+    ("ending", "content", "told"),
+    [
+        (".so", b"this", "has 4 bytes instead of 18"),
+        (".so", None, "has 0 bytes instead of 18"),
+        *((".json", text, "is no record of a library") for text in (b"", b"{}", b"[]", b"\xff")),
+    ],
+)
+def test_a_damaged_library_is_an_error(target, ending, content, told, lines, empty_cache):
+    folder = empty_cache / f"{building.source_hash(target.kind)}-damaged"
+    put_library(folder, target.kind)
+    path = folder / f"library_{target.kind}{ending}"
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content)
+    for ask in (lines, lambda target: extension.status(target.kind)):
+        with pytest.raises(OSError, match=rf"{told}.*remove .*-damaged to .*{path.name}"):
+            ask(target)
+
+
+def test_a_library_that_does_not_load_is_told_by_the_command_line(empty_cache):
+    put_library(empty_cache / f"{building.source_hash('cpu')}-broken", "cpu")
+    command = [sys.executable, "-m", "kogpt", "generate", "--max-new-tokens", "1", "가"]
+    done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True)
+    assert done.returncode == 1
+    assert re.fullmatch(r"kogpt: /\S*library_cpu\.so: cannot be loaded: .*\n", done.stderr)
 
 
 @pytest.mark.parametrize(
@@ -374,9 +436,9 @@ def test_whether_there_are_kernels_is_a_constant_of_a_compiled_graph():
     assert torch.equal(compiled(torch.ones(2)), branch(torch.ones(2)))
 
 
-def run_setup(**environment: str) -> subprocess.CompletedProcess[str]:
+def run_setup(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "setup.py", "--version"],
+        [sys.executable, "setup.py", *(command or ["--version"])],
         env={**os.environ, **environment},
         cwd=ROOT,
         text=True,
@@ -389,6 +451,18 @@ def test_an_install_without_toolkit_works_unless_it_is_asked_for_kernels(tmp_pat
     assert done.returncode == 0, done.stderr
     asked = run_setup(KOGPT_BUILD_KERNELS="1", CUDA_HOME=str(tmp_path))
     assert asked.returncode != 0 and "cannot be compiled: " in asked.stderr.splitlines()[-1]
+    unclear = run_setup(KOGPT_BUILD_KERNELS="false")
+    assert unclear.returncode != 0
+    assert unclear.stderr.splitlines()[-1] == "KOGPT_BUILD_KERNELS=false: it must be 0 or 1"
+
+
+def test_a_source_that_is_gone_is_not_installed_from_an_older_build(tmp_path):
+    gone = tmp_path / "kogpt" / "kernels" / "csrc" / "cpu" / "gone.cpp"
+    gone.parent.mkdir(parents=True)
+    gone.touch()
+    done = run_setup("-q", "build_py", "--build-lib", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert not gone.exists() and (gone.parent / "plain.cpp").exists()
 
 
 def test_importing_compiles_nothing(package):
@@ -399,22 +473,73 @@ def test_importing_compiles_nothing(package):
 # --- the processor's kernels ---
 
 
-def test_the_kernels_of_the_processor_are_compiled_once_by_the_compiler_of_cxx(package, tmp_path):
-    calls = tmp_path / "calls"
-    compiler = f'#!/bin/sh\necho "$@" >> {calls}\nexec c++ "$@"\n'
-    write_program(tmp_path / "my-compiler", compiler)
-    package.environment["CXX"] = str(tmp_path / "my-compiler")
+@pytest.fixture
+def own_compiler(package, tmp_path) -> Path:
+    """What CXX names: a program in a folder with a blank, and of a name in no ASCII; it counts."""
+    path = tmp_path / "my compilers" / "컴파일러"
+    path.parent.mkdir()
+    version = r"[ $1 = --version ] && printf 'mine \\355\\225\\n' && exit"  # half a syllable
+    write_program(path, f'#!/bin/sh\n{version}\necho "$@" >> {tmp_path}/calls\nexec c++ "$@"\n')
+    package.environment["CXX"] = f"'{path}'"
+    return path
+
+
+def test_the_kernels_of_the_processor_are_compiled_once_by_the_compiler_of_cxx(
+    package, own_compiler, tmp_path
+):
     out, err = package.ask(Cpu())
     assert out.startswith("True") and err.count("\n") == 1, err
     assert "compiling the CPU kernels" in err and "once" in err
     (library,) = package.cache.glob("*/library_cpu.so")
     record = json.loads(library.with_suffix(".json").read_text())
     assert record["architectures"] == building.machine() and record["seconds"] > 0
-    compiled = calls.read_text()
+    assert record["compiler"].startswith("mine ") and record["size"] == library.stat().st_size
+    compiled = (tmp_path / "calls").read_text()
     assert "bindings.cpp" in compiled and "library_cpu.so" in compiled  # compiled and linked
     package.source("kernel.cu", "int another;")  # of the other library
     assert package.ask(Cpu()) == (out, "")
-    assert calls.read_text() == compiled and package.compilations() == 0
+    assert (tmp_path / "calls").read_text() == compiled and package.compilations() == 0
+
+
+def test_a_library_owes_nothing_to_flags_locale_or_umask(package):
+    for name in ("CFLAGS", "CXXFLAGS", "CPPFLAGS", "LDFLAGS"):
+        package.environment[name] = "--no-such-flag"
+    package.environment |= {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    package.cache = package.cache.parents[2] / "캐시" / "kogpt" / "kernels"
+    package.environment["XDG_CACHE_HOME"] = str(package.cache.parents[1])
+    old = os.umask(0o027)
+    try:
+        out, err = package.ask(Cpu())
+    finally:
+        os.umask(old)
+    assert out.startswith("True"), err
+    (library,) = package.cache.glob("*/library_cpu.so")
+    assert library.parent.stat().st_mode & 0o777 == 0o750
+
+
+def test_a_folder_without_a_record_is_compiled_into_anew(package):
+    assert package.ask(Cpu())[0].startswith("True")
+    (record,) = package.cache.glob("*/library_cpu.json")
+    record.unlink()
+    assert package.ask(Cpu())[0].startswith("True") and record.exists()
+    assert package.ask(Cpu())[1] == ""
+
+
+def test_what_a_header_changes_is_compiled_again_without_ninja_too(package, tmp_path):
+    """Into a folder that has a library already, as that of an install's earlier build."""
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for name in ("c++", "as", "ld"):
+        (tools / name).symlink_to(shutil.which(name))
+    package.source("cpu/bindings.cpp", '#include "part.h"\n')
+    found = []
+    for text in ("extern int one; int one = 1;", "extern int two; int two = 2;"):
+        package.source("cpu/part.h", text)
+        command = [sys.executable, "-P", package.kernels / "building.py", "cpu", tmp_path / "out"]
+        environment = {**package.environment, "PATH": str(tools)}
+        subprocess.run(command, env=environment, cwd=package.kernels, check=True)
+        found.append((tmp_path / "out" / "library_cpu.so").read_bytes())
+    assert found[0] != found[1]
 
 
 # --- the real ones ---
@@ -430,7 +555,7 @@ def compiled(request, tmp_path_factory) -> Path:
     except CannotBuildError as reason:
         pytest.skip(f"needs a compiler: {reason}")
     folder = tmp_path_factory.mktemp("compiled")
-    extension.run_compiler("cuda", folder, "9.0", folder / "failed")
+    extension.run_compiler(HOPPER, folder, "9.0", folder / "failed")
     return folder / "library_cuda.so"
 
 

@@ -36,7 +36,7 @@ def widened(weight: Weight, bias: torch.Tensor | None) -> nn.Linear:
 
 
 @on_every_format
-@pytest.mark.parametrize("rows", [(3,), (2, 5), (40, 1)])
+@pytest.mark.parametrize("rows", [(), (3,), (2, 5), (40, 1)])
 def test_products_and_gradients_are_those_of_the_widened_weights(name, rows):
     weight, bias = weight_of(name), torch.randn(24)
     x = torch.randn(*rows, 64, requires_grad=True)
