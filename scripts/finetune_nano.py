@@ -3,10 +3,10 @@
     python scripts/finetune_nano.py ../shared/data work [--only lora full] [--seeds 0 1 2]
 
 Each run is `kogpt finetune` in a process of its own; the command is in its `results.json`. What is
-in `work` already is not run again, and what was interrupted goes on, so the script can be stopped
-and started at will; `--table` runs nothing. NSMC has a baseline beside it: a logistic regression on
-TF-IDF weights of 1 to 4 characters (scikit-learn), on the same rows, its regularisation chosen by
-the same held-out rows.
+in `work` already is not run again, but refused where it was of other settings, and what was
+interrupted goes on, so the script can be stopped and started at will; `--table` runs nothing. NSMC
+has a baseline beside it: a logistic regression on TF-IDF weights of 1 to 4 characters
+(scikit-learn), on the same rows, its regularisation chosen by the same held-out rows.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from typing import Any
 from kogpt.box import BOX
 from kogpt.checkpoint import ConversionOptions, convert
 from kogpt.cli import exit_code
-from kogpt.errors import KoGPTError
+from kogpt.errors import InputRefusedError, KoGPTError
 from kogpt.evaluation import load_task
 from kogpt.evaluation.metrics import METRICS
 from kogpt.training import FinetuningConfig
@@ -86,6 +86,7 @@ def run(name: str, seed: int, args: argparse.Namespace) -> None:
     """Starts a run, or goes on with it."""
     folder = args.work / f"{name}-{seed}"
     if (folder / "results.json").exists():
+        read_results(name, folder / "results.json")
         return
     model = int4(args.work) if name == "qlora" else BOX
     command = [sys.executable, "-m", "kogpt", "finetune", "--model", str(model)]
@@ -93,6 +94,14 @@ def run(name: str, seed: int, args: argparse.Namespace) -> None:
     command += ["--save-every", "500", "--resume", *shlex.split(RUNS[name])]
     if code := subprocess.run(command, stdout=subprocess.DEVNULL).returncode:
         raise KoGPTError(f"{folder.name}: kogpt finetune ended with {code}")
+
+
+def read_results(name: str, path: Path) -> Json:
+    """What a run found, if it was of the present settings."""
+    found: Json = json.loads(path.read_text(encoding="utf-8"))
+    if shlex.join(shlex.split(RUNS[name])) not in found["command"]:
+        raise InputRefusedError(f"{path}: of other settings: {found['command']}")
+    return found
 
 
 def int4(work: Path) -> Path:
@@ -137,8 +146,7 @@ def table(task_name: str, work: Path) -> Iterator[str]:
     yield "| --- | --- | ---: | ---: | --- | --- | --- |"
     for name in RUNS:
         results = [
-            json.loads(path.read_text(encoding="utf-8"))
-            for path in sorted(work.glob(f"{name}-[0-9]*/results.json"))
+            read_results(name, path) for path in sorted(work.glob(f"{name}-[0-9]*/results.json"))
         ]
         if f"--data {task_name} " in RUNS[name]:
             cells = figures(results, metric) if results else ["", NOT_YET, "", ""]
