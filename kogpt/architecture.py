@@ -1,15 +1,19 @@
 """A changed architecture by the name of its file: for the command line, `FILE.py:CLASS`."""
 
+import hashlib
 import importlib.util
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 
 from kogpt.errors import InputRefusedError
 from kogpt.model import KoGPT
 
 
-@cache
 def load_architecture(where: str) -> type[KoGPT]:
     """The class that is defined in a file of Python, which is run for that.
 
@@ -22,28 +26,75 @@ def load_architecture(where: str) -> type[KoGPT]:
     file, _, name = where.rpartition(":")
     if not file or not Path(file).is_file():
         raise InputRefusedError(f"architecture {where}: no such file; name it as FILE.py:CLASS")
-    found = getattr(_run(Path(file)), name, None)
+    found = getattr(_run(Path(file).resolve()).module, name, None)
     if not isinstance(found, type) or not issubclass(found, KoGPT):
         raise InputRefusedError(f"{file}: {name!r} is no subclass of KoGPT there")
+    if found.forward is not KoGPT.forward:
+        raise InputRefusedError(
+            f"{file}: {name}.forward would be passed over, generation and training call its parts:"
+            " change `logits`, or the forward of its `transformer_class`"
+        )
     return found
 
 
-def _run(path: Path) -> object:
-    """The module that a file makes; its neighbours can be imported, as of a program."""
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+def source_fingerprint(where: str) -> str:
+    """Hash of the file that `load_architecture` ran, and of all that it imported beside it."""
+    return _run(Path(where.rpartition(":")[0]).resolve()).sha256
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A file that was run.
+
+    Attributes:
+        sha256: of it and its neighbours, as they were then.
+    """
+
+    module: ModuleType
+    sha256: str
+
+
+@cache
+def _run(path: Path) -> _Source:
+    """Runs a file once; its neighbours can be imported, as of a program."""
+    spec = importlib.util.spec_from_file_location(_own_name(path), path)
     if spec is None or spec.loader is None:
         raise InputRefusedError(f"{path}: not a file of Python")
     module = importlib.util.module_from_spec(spec)
-    before = sys.modules.get(spec.name)
-    sys.modules[spec.name] = module  # where dataclasses look for it, but nobody later
-    sys.path.insert(0, str(path.resolve().parent))
+    sys.modules[spec.name] = module  # where dataclasses and torch.compile look for it
+    with _importing_beside(path) as neighbours:
+        try:
+            spec.loader.exec_module(module)
+        except (Exception, SystemExit) as error:
+            del sys.modules[spec.name]
+            raise InputRefusedError(f"{path}: {type(error).__name__}: {error}") from error
+    digest = hashlib.sha256()
+    for file in [path, *sorted(neighbours)]:
+        digest.update(file.read_bytes())
+    return _Source(module, digest.hexdigest())
+
+
+@contextmanager
+def _importing_beside(path: Path) -> Iterator[list[Path]]:
+    """Lets modules of the same folder be imported; gives their files in the end.
+
+    They keep no name that those of another folder may have too: another file is to get its own.
+    """
+    before, files = set(sys.modules), list[Path]()
+    sys.path.insert(0, str(path.parent))
     try:
-        spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
-        raise InputRefusedError(f"{path}: {type(error).__name__}: {error}") from error
+        yield files
     finally:
-        sys.path.pop(0)
-        del sys.modules[spec.name]
-        if before is not None:
-            sys.modules[spec.name] = before
-    return module
+        sys.path.remove(str(path.parent))
+        for name in set(sys.modules) - before:
+            file = getattr(sys.modules[name], "__file__", None)
+            if file is not None and path.parent in Path(file).parents:
+                module = sys.modules.pop(name)
+                module.__name__ = _own_name(Path(file))
+                sys.modules[module.__name__] = module
+                files.append(Path(file))
+
+
+def _own_name(path: Path) -> str:
+    """A module's name that no other file has."""
+    return f"{path.stem.replace('.', '_')}_{hashlib.sha256(bytes(path)).hexdigest()[:6]}"

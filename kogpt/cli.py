@@ -530,7 +530,12 @@ def add_method_arguments(parser: argparse.ArgumentParser) -> None:
         help="LoRA: of q_proj k_proj v_proj out_proj fc_in fc_out (default: q_proj v_proj)",
     )
     add("--rank", type=int, metavar="N", help="LoRA: of the updates (default: 8)")
-    add("--alpha", type=float, metavar="X", help="LoRA: scale, times the rank (default: 16)")
+    add(
+        "--alpha",
+        type=float,
+        metavar="X",
+        help="LoRA: updates are scaled by X / rank (default: 16)",
+    )
     add("--dropout", type=float, metavar="X", help="LoRA: of the updates' input (default: 0)")
     add("--virtual-tokens", type=int, metavar="N", help="of a soft prompt (default: 20)")
     add("--encoder", choices=("lstm", "mlp"), help="p-tuning: its network (default: lstm)")

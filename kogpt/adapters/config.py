@@ -24,7 +24,7 @@ class LoRAConfig:
     Attributes:
         targets: which linear layers of every block, of `TARGETS`.
         rank: of the update.
-        alpha: what the update is scaled by, times the rank.
+        alpha: numerator of the update's scale, which is alpha / rank.
         dropout: of the update's input, in training.
 
     Raises:

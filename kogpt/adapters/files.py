@@ -286,7 +286,8 @@ def adapter_content(model: KoGPT) -> Content:
         raise ValueError(f"the model has {have}: an adapter's file holds one of them")
     head = model.get_submodule("score").weight if hasattr(model, "score") else None
     if prompt is None:
-        values = describe_lora(updates, list(linear_layers(model.config)), head is not None)
+        layers = list(linear_layers(model.config, type(model)))
+        values = describe_lora(updates, layers, head is not None)
         tensors = {
             f"{LORA_PREFIX}{layer}.lora_{factor}.weight": getattr(update, f"lora_{factor}")
             for layer, update in updates.items()

@@ -49,6 +49,8 @@ def load_classifier(
     path: str | os.PathLike[str],
     dtype: str | torch.dtype | None = None,
     device: str | torch.device | None = None,
+    *,
+    model_class: type[KoGPT] | None = None,
 ) -> KoGPT:
     """Loads a checkpoint with the head of a classifier beside it, as `model.score`.
 
@@ -57,8 +59,8 @@ def load_classifier(
     Raises:
         InputRefusedError: there is no head; or what `kogpt.load_model` refuses.
     """
-    model = load_model(path, dtype, device)
-    with open_checkpoint(path) as reader:
+    model = load_model(path, dtype, device, model_class=model_class)
+    with open_checkpoint(path, model_class) as reader:
         if CLASSIFIER not in reader.ignored:
             raise InputRefusedError(f"{reader.path}: {CLASSIFIER} is missing: it has no head")
         put_head(model, reader.read(CLASSIFIER))

@@ -24,7 +24,7 @@ class LoRALinear(nn.Module):
         base: the layer: any module that is called as a linear layer.
         lora_A: (r, K).
         lora_B: (N, r).
-        alpha: what the update is scaled by, times the rank.
+        alpha: numerator of the update's scale, which is alpha / rank.
     """
 
     def __init__(
@@ -66,7 +66,13 @@ def attach_lora(model: KoGPT, config: LoRAConfig, generator: torch.Generator | N
         model: changed in place.
         config: which layers, and how.
         generator: of a CPU; None for the global one.
+
+    Raises:
+        ValueError: a target is no layer of the model, whose class may be one's own.
     """
+    for target in config.targets:
+        if not any(target_layers(model, (target,))):
+            raise ValueError(f"targets names {target!r}, of which {type(model).__name__} has none")
     freeze(model)
     for name, layer in list(target_layers(model, config.targets)):
         N, K = layer.out_features, layer.in_features

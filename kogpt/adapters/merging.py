@@ -1,6 +1,6 @@
 """Folds updates into the weights they belong to: in memory, or from one folder into another."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from kogpt.box import BOX
 from kogpt.checkpoint import CheckpointReader, open_checkpoint
 from kogpt.checkpoint.convert import companions, license_of
 from kogpt.checkpoint.layouts import AssembledTensors, layout_of
-from kogpt.checkpoint.names import CLASSIFIER, expand
+from kogpt.checkpoint.names import CLASSIFIER, aliases, expand
 from kogpt.checkpoint.resources import human, require_disk
 from kogpt.checkpoint.shards import MAX_SHARD_SIZE, TensorSpec, plan_shards
 from kogpt.checkpoint.staging import Staging, refuse_existing, sweep
@@ -124,6 +124,7 @@ def merge_checkpoint(
         _refuse_quantized(reader)
         found = read_adapters(adapters, reader.require_config(), model_class)
         _refuse_prompts(found)
+        _refuse_shared(found, aliases(reader.require_config(), model_class))
         return _Merge(reader, found, Path(dst)).run(max_shard_size, quiet)
 
 
@@ -202,6 +203,14 @@ def _refuse_quantized(reader: CheckpointReader) -> None:
             f"{reader.path}: quantised, {reader.quantization}, which cannot hold an update; merge"
             f" with the original weights, or widen these: kogpt convert {reader.path} WIDENED"
         )
+
+
+def _refuse_shared(adapters: Sequence[Adapter], tied: Mapping[str, str]) -> None:
+    """Refuses to change one of several layers that have a weight in common."""
+    for name, first in tied.items():
+        for layer in (name.removesuffix(".weight"), first.removesuffix(".weight")):
+            if any(layer in adapter.updates for adapter in adapters):
+                raise InputRefusedError(f"{layer} cannot be updated alone: {name} is {first}")
 
 
 def _refuse_prompts(adapters: Sequence[Adapter]) -> None:

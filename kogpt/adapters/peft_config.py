@@ -97,7 +97,7 @@ class LoRATable:
         return self._of_layer("rank_pattern", layer, self.values["r"])
 
     def alpha(self, layer: str) -> float:
-        """What the update is scaled by, times its rank."""
+        """Numerator of the update's scale, which is alpha / rank."""
         alpha = self._of_layer("alpha_pattern", layer, self.values["lora_alpha"])
         # Rank-stabilised (Kalajdzievski, arXiv 2312.03732): divided by the root of the rank.
         return alpha * sqrt(self.rank(layer)) if self.values.get("use_rslora") else float(alpha)

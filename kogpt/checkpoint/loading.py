@@ -8,10 +8,11 @@ from torch import Tensor
 
 from kogpt.box import BOX
 from kogpt.checkpoint.dtypes import compute_dtype, parse_dtype
-from kogpt.checkpoint.names import count, expand, refuse_unsavable
+from kogpt.checkpoint.names import aliases, count_parameters, expand, refuse_unsavable
 from kogpt.checkpoint.reader import CheckpointReader, open_checkpoint
 from kogpt.checkpoint.resources import require_memory
 from kogpt.checkpoint.shards import TensorSpec
+from kogpt.errors import InputRefusedError
 from kogpt.kernels import FrozenLinear, Weight
 from kogpt.model import KoGPT
 from kogpt.model.hollow import hollow
@@ -53,7 +54,9 @@ def load_model(
         target = compute_dtype(reader.stored_dtype, device) if dtype is None else parse_dtype(dtype)
         kept = [name for name in reader.names if quantized and _is_integer(reader, name)]
         narrow = sum(map(reader.stored_bytes, kept))
-        wide = count(config, model_class) - sum(math.prod(reader.shape(name)) for name in kept)
+        wide = count_parameters(config, model_class) - sum(
+            math.prod(reader.shape(name)) for name in kept
+        )
         require_memory(device, narrow + wide * target.itemsize + ROOM_TO_RUN, str(reader.path))
         model = hollow(model_class, config)
         refuse_unsavable(model)
@@ -62,12 +65,23 @@ def load_model(
             _freeze(model, name.removesuffix(".weight"), weight)
         names = [name for name in expand(config, model_class) if name not in kept]
         state = {name: _load(reader, name, target, device) for name in names}
+        _refuse_torn(state, aliases(config, model_class), str(reader.path))
     model.load_state_dict(state, strict=True, assign=True)
+    for name, first in aliases(config, model_class).items():
+        path, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(path), leaf, model.get_parameter(first))
     for module in model.modules():
         # What is left on the meta device is derived: rotary tables, which `to_empty` recomputes.
         if any(buffer.is_meta for buffer in module.buffers(recurse=False)):
             module.to_empty(device=device, recurse=False)
     return model.eval()
+
+
+def _refuse_torn(state: dict[str, Tensor], tied: dict[str, str], where: str) -> None:
+    """Refuses values that differ of what is one parameter."""
+    for name, first in tied.items():
+        if name in state and first in state and not state[name].equal(state[first]):
+            raise InputRefusedError(f"{where}: {name} differs from {first}, which it should be")
 
 
 def _is_integer(reader: CheckpointReader, name: str) -> bool:

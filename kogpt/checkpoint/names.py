@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Mapping
 from fnmatch import fnmatchcase
 from functools import cache
 
-from torch import nn
+from torch import Tensor, nn
 
 from kogpt.checkpoint.dtypes import dtype_name
 from kogpt.errors import InputRefusedError
@@ -58,18 +58,37 @@ def _shapes_of(config: KoGPTConfig, model_class: Callable[[KoGPTConfig], KoGPT])
 _expand: Callable[..., Shapes] = cache(_shapes_of)
 
 
-def count(config: KoGPTConfig, model_class: type[KoGPT] | None = None) -> int:
-    """The number of a model's parameters; arguments as for `expand`."""
-    return sum(map(math.prod, expand(config, model_class).values()))
+def count_parameters(config: KoGPTConfig, model_class: type[KoGPT] | None = None) -> int:
+    """The number of a model's parameters, shared ones once; arguments as for `expand`."""
+    shapes = expand(config, model_class)
+    names = shapes.keys() - aliases(config, model_class).keys()
+    return sum(math.prod(shapes[name]) for name in names)
+
+
+def aliases(config: KoGPTConfig, model_class: type[KoGPT] | None = None) -> dict[str, str]:
+    """Names of parameters that are another one's too, with its first name; arguments as above."""
+    return dict(_aliases(config, model_class or class_of(config)))
+
+
+def _aliases_of(config: KoGPTConfig, model_class: Callable[[KoGPTConfig], KoGPT]) -> dict[str, str]:
+    first: dict[int, str] = {}
+    model = hollow(model_class, config)  # whose parameters live, and so have ids of their own
+    named = list(model.named_parameters(remove_duplicate=False))
+    again = [(name, first.setdefault(id(parameter), name)) for name, parameter in named]
+    return {name: other for name, other in again if name != other}
+
+
+_aliases: Callable[..., dict[str, str]] = cache(_aliases_of)
 
 
 def refuse_unsavable(model: KoGPT) -> None:
     """Refuses what a class of one's own may have that no checkpoint could give back.
 
     Raises:
-        InputRefusedError: a tensor is no floating-point one or has no dimension, or a buffer is
-            neither saved nor made anew; names it.
+        InputRefusedError: a tensor is no floating-point one or has no dimension, or a buffer or
+            an attribute is neither saved nor made anew, or a layer has two names; names it.
     """
+    refuse_shared_modules(model)
     for name, tensor in model.state_dict().items():
         if not tensor.is_floating_point():
             raise InputRefusedError(f"{name} is {dtype_name(tensor.dtype)}: only floats are saved")
@@ -84,6 +103,36 @@ def refuse_unsavable(model: KoGPT) -> None:
                     f"{buffer} is a buffer that is not saved: make it persistent, or compute it "
                     "in forward"
                 )
+        for attribute, value in vars(module).items():
+            if attribute not in ("_parameters", "_buffers") and _has_tensor(value):
+                raise InputRefusedError(
+                    f"{path}.{attribute} has a tensor that no checkpoint holds: make it a buffer "
+                    "or a parameter, or compute it in forward"
+                )
+
+
+def _has_tensor(value: object) -> bool:
+    if isinstance(value, dict):
+        return any(map(_has_tensor, value.values()))
+    if isinstance(value, list | tuple):
+        return any(map(_has_tensor, value))
+    return isinstance(value, Tensor)
+
+
+def refuse_shared_modules(model: KoGPT) -> None:
+    """Refuses a layer in two places: it would have one place in caches, adapters and pictures.
+
+    Raises:
+        InputRefusedError: names both.
+    """
+    first: dict[nn.Module, str] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        other = first.setdefault(module, name)
+        if other != name and any(True for _ in module.parameters()):
+            raise InputRefusedError(
+                f"{name} is {other}: a layer can have one place; give each place a layer of its "
+                "own, and let them share parameters"
+            )
 
 
 def is_ignored(name: str) -> bool:
@@ -138,8 +187,9 @@ def check_names(
     for name in extra:
         if not any(fnmatchcase(name, pattern) for pattern in allow_extra):
             raise InputRefusedError(
-                f"{where}: {name} is no part of a {model_class.__name__};"
-                " `kogpt convert --allow-extra` would leave it out"
+                f"{where}: {name} is no part of a {model_class.__name__}; if it belongs to a class"
+                " of your own, name that by --architecture; `kogpt convert --allow-extra` would"
+                " leave it out"
             )
     return extra
 

@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import hashlib
 import shlex
 import sys
 from collections import Counter
@@ -16,8 +15,9 @@ from tqdm import tqdm
 
 import kogpt
 from kogpt.adapters import read_adapters, virtual_ids
-from kogpt.architecture import load_architecture
+from kogpt.architecture import load_architecture, source_fingerprint
 from kogpt.box import BOX
+from kogpt.checkpoint.names import count_parameters
 from kogpt.checkpoint.staging import refuse_existing, to_json, write_atomically, writing
 from kogpt.cli import UsageError
 from kogpt.commands.common import (
@@ -229,17 +229,17 @@ def describe(model: KoGPT, args: argparse.Namespace) -> dict[str, Any]:
     from kogpt.benchmarking import describe_machine
 
     folder = Path(args.model or BOX)
+    own = None if isinstance(model, FastKoGPT) else type(model)
     about = {
         "name": folder.resolve().name,
         "fingerprint": fingerprint(folder),
-        "parameters": model.config.num_parameters,
+        "parameters": count_parameters(model.config, own),
         "dtype": str(model.dtype).removeprefix("torch."),
         "network": "fast" if isinstance(model, FastKoGPT) else "reference",
         "tensor_parallel": args.tensor_parallel,
     }
     if args.architecture:
-        file, _, name = args.architecture.rpartition(":")
-        sha256 = hashlib.sha256(Path(file).read_bytes()).hexdigest()
+        name, sha256 = args.architecture.rpartition(":")[2], source_fingerprint(args.architecture)
         about["architecture"] = {"name": name, "sha256": sha256}
     if args.adapter:
         about["adapters"] = [
@@ -303,5 +303,5 @@ def reader(args: argparse.Namespace) -> tuple[Tokenizer, int, tuple[int, ...]]:
     folder = Path(args.model or BOX)
     own = load_architecture(args.architecture) if args.architecture else None
     config = read_config(folder / "config.json", own)
-    prefix = virtual_ids(read_adapters(args.adapter, config), config)
+    prefix = virtual_ids(read_adapters(args.adapter, config, own), config)
     return load_tokenizer(args.model), config.n_positions, tuple(prefix)

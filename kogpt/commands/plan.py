@@ -99,6 +99,7 @@ def find_model(name: str) -> tuple[KoGPTConfig, Quantization | None, torch.dtype
     if name in PRESETS or Path(name).suffix == ".json":
         return find_config(name), None, torch.bfloat16
     with open_checkpoint(name) as reader:
+        reader.check(reader.require_config())
         return reader.require_config(), reader.quantization, reader.stored_dtype
 
 

@@ -223,6 +223,8 @@ def _note_weights(block: nn.Module, record: Record, shown: int) -> Undo:
     if attention is None or not hasattr(attention, "attend"):
         raise ValueError(f"{type(block).__name__} has no `attn` with an `attend` to look into")
 
+    answered: list[int] = []
+
     def answer(attend: Attend, args: list[Any]) -> Tensor:
         q, k, v, *rest = args
 
@@ -230,7 +232,11 @@ def _note_weights(block: nn.Module, record: Record, shown: int) -> Undo:
             return attend(q, k, v, *rest)
 
         weights = attention_weights(mix, q, k, v, shown)
-        refuse_no_average(weights, len(record.attention))
+        layer = len(record.attention)
+        refuse_no_average(weights, layer)
+        if answered:
+            raise ValueError(f"layer {layer} attends more than once: a picture shows one way")
+        answered.append(layer)
         record.attention.append(weights[:, :, -shown:].cpu())
         return attend(*args)
 

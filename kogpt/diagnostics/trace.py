@@ -124,6 +124,7 @@ def captured(model: nn.Module, rows: Rows, input_ids: Tensor) -> dict[Site, Tens
     found: dict[Site, Tensor] = {}
 
     def see(site: Site, tensor: Tensor) -> None:
+        refuse_again(site, found)
         found[site] = tensor.to("cpu", copy=True)  # whatever is later done to it in place
 
     run(model, rows, input_ids, see)
@@ -144,6 +145,7 @@ def compared(
     found: dict[Site, Difference | None] = {}
 
     def see(site: Site, tensor: Tensor) -> Tensor | None:
+        refuse_again(site, found)
         found[site] = None
         if site not in reference:
             return None
@@ -155,6 +157,12 @@ def compared(
 
     run(model, rows, input_ids, see)
     return found
+
+
+def refuse_again(site: Site, found: Mapping[Site, object]) -> None:
+    """Refuses what is computed more than once in a pass, of which one would be compared."""
+    if site in found:
+        raise InputRefusedError(f"{site} is computed more than once in a pass")
 
 
 def leave(tensor: Tensor, reference: Tensor) -> None:

@@ -1,9 +1,14 @@
 """Loads a checkpoint folder into the prepared model, tensor by tensor, as it is stored."""
 
+import functools
+import hashlib
 import math
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import FunctionType
 from typing import NamedTuple
 
 import torch
@@ -32,7 +37,9 @@ from kogpt.fast.model import (
     has_product_kernel,
 )
 from kogpt.kernels import Weight, extension_available
-from kogpt.model import KoGPT, KoGPTConfig
+from kogpt.model import KoGPT, KoGPTConfig, transformer
+from kogpt.model.rotary import RotaryEmbedding
+from kogpt.model.transformer import MLP, Attention, Block, Transformer
 from kogpt.model.variants import class_of
 
 # Bytes of a matrix from which on it stays in its file: it need not be copied, which for billions
@@ -48,7 +55,8 @@ def load_fast(
     device: str | torch.device | None = None,
     adapters: Folders = (),
 ) -> KoGPT:
-    """Loads a model prepared for decoding; one of another block than GPT-J's as `load_model` does.
+    """Loads a model prepared for decoding; one of another block than GPT-J's as `load_model` does,
+    and GPT-J's too where `kogpt/model/` was changed: then that is the network to run.
 
     On a CPU, large matrices of safetensors files are not read but mapped: their memory is that of
     the system's cache of the file. Of the embedding, rows are read as they are needed.
@@ -72,10 +80,48 @@ def load_fast(
         config = reader.require_config()
         if class_of(config) is not KoGPT:
             return _unprepared(path, dtype, device, adapters)
+        if changed := change():
+            print(f"kogpt: {changed} was changed: running the readable network", file=sys.stderr)
+            return _unprepared(path, dtype, device, adapters)
         reader.check(config)
         loader = _Loader(reader, config, dtype, device, read_adapters(adapters, config))
         require_memory(device, loader.nbytes + ROOM_TO_RUN, str(reader.path))
         return loader.model().eval()
+
+
+# The sources that say what the prepared network computes, too. Whoever edits one of them sees to
+# that, and then puts the new hash here.
+SOURCES = {
+    "transformer.py": "1e51329661c5b1b9450c9c7f15520c0c63fc54fd8b22eb7609d77eec3c5c99d1",
+    "rotary.py": "a5163e34a2f65b6bd71ca28beda5a59125dda26ee4b1879cbf1b5a970c85ecf3",
+}
+
+
+HOMES = ("kogpt.model.", "torch.nn.")  # where all is from that it is made of
+
+
+def change() -> str | None:
+    """What of the network to read is not as this one was made for; None for nothing.
+
+    A file that was edited, or a function or class that took the place of another.
+    """
+    if edited := edited_source():
+        return edited
+    for made in (KoGPT, Transformer, Block, Attention, MLP, RotaryEmbedding):
+        for name, part in vars(made).items():
+            if isinstance(part, type | FunctionType) and not part.__module__.startswith(HOMES):
+                return f"{made.__name__}.{name}"
+    return None
+
+
+@functools.cache
+def edited_source() -> str | None:
+    """The first of the sources that has another hash."""
+    folder = Path(transformer.__file__).parent
+    for name, sha256 in SOURCES.items():
+        if hashlib.sha256((folder / name).read_bytes()).hexdigest() != sha256:
+            return str(folder / name)
+    return None
 
 
 def _unprepared(
@@ -129,9 +175,9 @@ class _Loader:
         with ThreadPoolExecutor(READERS) as pool:
             blocks = list(pool.map(self.block, range(self.config.n_layer)))
         norm = self.norm("transformer.ln_f")
-        transformer = FastTransformer(self.config, self.embedding(), blocks, norm)
+        network = FastTransformer(self.config, self.embedding(), blocks, norm)
         (head,) = self.linears([["lm_head"]], self.vector("lm_head.bias"))
-        model = FastKoGPT(self.config, transformer, head)
+        model = FastKoGPT(self.config, network, head)
         model.prefix_ids = virtual_ids(self.adapters, self.config)
         for adapter in self.adapters:
             if adapter.head is not None:

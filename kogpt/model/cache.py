@@ -20,18 +20,19 @@ class KVCache:
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
         self.length = 0
-        self._layers: list[tuple[Tensor, Tensor]] = []
+        self._layers: dict[int, tuple[Tensor, Tensor]] = {}
+        self._appended: set[int] = set()  # layers, since the cache last advanced
 
     @property
     def nbytes(self) -> int:
         """Bytes of all buffers that were made."""
-        return sum(part.nbytes for layer in self._layers for part in layer)
+        return sum(part.nbytes for layer in self._layers.values() for part in layer)
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Writes the new keys and values of one layer behind those held.
 
         Args:
-            layer: index of the layer; layers first append in order.
+            layer: index of the layer, which appends once before the cache advances.
             k: new keys (B, T, H, D), already rotated.
             v: new values (B, T, H, D).
 
@@ -39,8 +40,12 @@ class KVCache:
             All keys and all values of the layer, (B, S, H, D) views with S = length + T.
 
         Raises:
-            ValueError: S exceeds the capacity.
+            ValueError: S exceeds the capacity; or the layer appends again, as one does that stands
+                for several, and would write over what it has just written.
         """
+        if layer in self._appended:
+            raise ValueError(f"layer {layer} appends twice: every layer needs an index of its own")
+        self._appended.add(layer)
         end = self.length + k.size(1)
         if end > self.capacity:
             raise ValueError(f"{end} tokens do not fit a cache of {self.capacity}")
@@ -54,15 +59,15 @@ class KVCache:
 
         Made when first asked for, for keys and values such as `k` and `v`; then always the same.
         """
-        if layer == len(self._layers):
-            self._layers.append((self._buffer(k), self._buffer(v)))
+        if layer not in self._layers:
+            self._layers[layer] = self._buffer(k), self._buffer(v)
         keys, values = self._layers[layer]
         return keys.transpose(1, 2), values.transpose(1, 2)
 
     def refuse_other(
         self, sizes: tuple[int, int, int], dtype: torch.dtype, device: torch.device
     ) -> None:
-        """Refuses to be appended to by what a kernel would take for more of the same.
+        """Refuses new keys of another kind than those held, for which kernels do not look.
 
         Args:
             sizes: batch, heads and head dim of new keys.
@@ -72,35 +77,37 @@ class KVCache:
         Raises:
             ValueError: what is held is of another batch, model, dtype or device.
         """
-        for held in self._layers[:1]:
-            keys = held[0]
-            found = (keys.size(0), keys.size(1), keys.size(3)), keys.dtype, keys.device
-            if found != (sizes, dtype, device):
-                told, asked = (
-                    " ".join(map(str, (*x[0], *x[1:]))) for x in (found, (sizes, dtype, device))
-                )
-                raise ValueError(
-                    f"the cache holds keys of another kind: batch, heads, head dim, dtype, device"
-                    f" are {told} and would be {asked}"
-                )
+        if not self._layers:
+            return
+        keys, _ = next(iter(self._layers.values()))
+        found = (keys.size(0), keys.size(1), keys.size(3)), keys.dtype, keys.device
+        if found != (asked := (sizes, dtype, device)):
+            told, would = (" ".join(map(str, (*x[0], *x[1:]))) for x in (found, asked))
+            raise ValueError(
+                f"the cache holds keys of another kind: batch, heads, head dim, dtype, device"
+                f" are {told} and would be {would}"
+            )
 
     def advance(self, count: int) -> None:
         """Counts `count` tokens as held, once every layer has appended them."""
         self.length += count
+        self._appended.clear()
 
     def truncate(self, length: int) -> None:
-        """Forgets all tokens from position `length` on."""
+        """Forgets all tokens from position `length` on, and what was appended behind them."""
         if not 0 <= length <= self.length:
             raise ValueError(f"cannot truncate a cache of {self.length} tokens to {length}")
         self.length = length
+        self._appended.clear()
 
     def select(self, rows: Tensor) -> "KVCache":
         """A new cache whose batch is `rows` (B',) of this one, in that order, repeats allowed."""
         chosen = KVCache(self.capacity)
         chosen.length = self.length
-        chosen._layers = [
-            (k.index_select(0, rows), v.index_select(0, rows)) for k, v in self._layers
-        ]
+        chosen._layers = {
+            layer: (k.index_select(0, rows), v.index_select(0, rows))
+            for layer, (k, v) in self._layers.items()
+        }
         return chosen
 
     def first(self, rows: int) -> "KVCache":
@@ -110,7 +117,7 @@ class KVCache:
         """
         part = KVCache(self.capacity)
         part.length = self.length
-        part._layers = [(k[:rows], v[:rows]) for k, v in self._layers]
+        part._layers = {layer: (k[:rows], v[:rows]) for layer, (k, v) in self._layers.items()}
         return part
 
     def _buffer(self, like: Tensor) -> Tensor:

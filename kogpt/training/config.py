@@ -250,7 +250,7 @@ class FinetuningConfig(RunConfig):
         prompt: name of one of the task's; None is its first.
         targets: linear layers that LoRA updates.
         rank: of the updates.
-        alpha: what the updates are scaled by, times the rank.
+        alpha: numerator of the update's scale, which is alpha / rank.
         dropout: of their input.
         virtual_tokens: of a soft prompt.
         encoder: network of p-tuning, "lstm" or "mlp".

@@ -8,7 +8,7 @@ once, in the forward pass.
 Dimension key: `N` tokens, `M` tokens of a chunk, `C` width, `V` vocabulary.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -22,23 +22,32 @@ CHUNK_BYTES = 64 << 20  # of the logits of a chunk, in float32
 FEWEST_ROWS = 16
 
 
-def chunked_cross_entropy(hidden: Tensor, head: Head, targets: Tensor, rows_at_once: int) -> Tensor:
+def chunked_cross_entropy(
+    hidden: Tensor,
+    head: Head,
+    targets: Tensor,
+    rows_at_once: int,
+    parameters: Iterable[Tensor] | None = None,
+) -> Tensor:
     """Summed cross entropy of `targets` under `head(hidden)`; differentiable once.
 
-    Rows without a target never reach the head. The head may be anything that treats each row alone,
-    and is trained if it is a module that is not frozen: what it computes in is its own affair, or
-    autocast's. Softmax, loss and the sum of the chunks' gradients are at least float32.
+    Rows without a target never reach the head. The head may be anything that treats each row alone:
+    what it computes in is its own affair, or autocast's. Softmax, loss and the sum of the chunks'
+    gradients are at least float32.
 
     Args:
         hidden: (N, C).
         head: (M, C) to logits (M, V).
         targets: ids (N,), -100 for none.
         rows_at_once: rows of a chunk, M; see `chunk_rows`.
+        parameters: those that the head may use; what is not frozen of them gets a gradient. None
+            for those of a head that is a module.
 
     Returns:
         The sum in nats, at least float32, 0 where there is no target.
     """
-    parameters = head.parameters() if isinstance(head, nn.Module) else ()
+    if parameters is None:
+        parameters = head.parameters() if isinstance(head, nn.Module) else ()
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     if not torch.is_grad_enabled():
         hidden, trained = hidden.detach(), []
@@ -75,11 +84,11 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             if not (inputs or trained):
                 continue
             wanted = [*([x] if inputs else []), *trained]
-            grads = torch.autograd.grad(logits, wanted, grad.to(logits.dtype))
+            grads = torch.autograd.grad(logits, wanted, grad.to(logits.dtype), allow_unused=True)
             for total in of_inputs:
                 total[rows] = grads[0]
             for total, part in zip(of_trained, grads[len(inputs) :], strict=True):
-                total += part
+                total += 0 if part is None else part
         ctx.save_for_backward(*of_inputs, *map(torch.Tensor.to, of_trained, trained))
         return loss
 

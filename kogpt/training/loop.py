@@ -12,6 +12,7 @@ from typing import Any, Generic, TextIO, TypeVar
 import torch
 from torch import Tensor
 
+from kogpt.architecture import source_fingerprint
 from kogpt.errors import InputRefusedError, KoGPTError, NotFiniteError
 from kogpt.parallel import Parallel
 from kogpt.parallel.parts import held
@@ -93,7 +94,9 @@ class Trainer(Generic[C, B]):
         self.job, self.config, self.parallel = job, job.config, job.parallel
         self.step, self.steps, self.tokens = 0, job.num_steps(), 0
         self.optimizer = make_optimizer(job.model, self.config)
-        self._begun = TrainingState(0, 0, self.config.to_dict(), job.data, job.base)
+        own = self.config.architecture
+        source = None if own is None else source_fingerprint(own)
+        self._begun = TrainingState(0, 0, self.config.to_dict(), job.data, job.base, source)
         if self.config.activation_checkpointing:
             checkpoint_activations(job.model)
         compiles = self.config.compile
@@ -106,7 +109,7 @@ class Trainer(Generic[C, B]):
     def restore(self, checkpoint: Path) -> None:
         """Goes back to where `checkpoint`, which the job was made from, was written."""
         state = read_state(checkpoint)
-        state.require_same(self.job.data, self.job.base)
+        state.require_same(self._begun)
         if state.step > self.steps:
             raise InputRefusedError(
                 f"{checkpoint}: is of step {state.step}, the run has {self.steps} steps"

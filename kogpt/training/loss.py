@@ -1,13 +1,14 @@
 """The next-token loss, and held-out bits per byte."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from kogpt.generation.requests import evaluation_mode
 from kogpt.model import KoGPT
 from kogpt.training.cross_entropy import NO_TARGET, chunk_rows, chunked_cross_entropy
 from kogpt.training.data import EncodedDocuments
@@ -25,8 +26,16 @@ def next_token_loss(
     for `hidden_states`.
     """
     hidden = hidden_states(model, inputs, starts)  # (B, T, C)
-    rows = chunk_rows(model.config.vocab_size)
-    return chunked_cross_entropy(hidden.flatten(0, 1), model.lm_head, targets.flatten(), rows)
+    rows, tokens = chunk_rows(model.config.vocab_size), hidden.flatten(0, 1)
+    parameters = _parameters_of_logits(model) if torch.is_grad_enabled() else ()
+    return chunked_cross_entropy(tokens, model.logits, targets.flatten(), rows, parameters)
+
+
+def _parameters_of_logits(model: KoGPT) -> Iterable[Tensor]:
+    """Those of the head, and what else a class of one's own may use in `logits`."""
+    named = model.named_parameters()
+    beside = [parameter for name, parameter in named if not name.startswith("transformer.")]
+    return dict.fromkeys([*model.lm_head.parameters(), *beside])
 
 
 @dataclass(frozen=True)
@@ -57,21 +66,19 @@ def score_documents(
     A document longer than the context is cut, and each cut costs context but no token: every
     token but the first is predicted exactly once.
     """
-    device = model.device
-    was_training, total, tokens = model.training, 0.0, 0
-    model.eval()
-    for inputs, targets in _batches(documents, model.config.n_positions):
-        with autocast(model, precision):
-            total += next_token_loss(model, inputs.to(device), targets.to(device)).item()
-        tokens += int((targets != NO_TARGET).sum())
-    model.train(was_training)
+    device, total, tokens = model.device, 0.0, 0
+    with evaluation_mode(model):
+        for inputs, targets in _batches(documents, model.config.n_positions):
+            with autocast(model, precision):
+                total += next_token_loss(model, inputs.to(device), targets.to(device)).item()
+            tokens += int((targets != NO_TARGET).sum())
     text_bytes = int(documents.text_bytes.sum())
     bits = total / math.log(2) / text_bytes
     return HeldOutScore(total / tokens, bits, len(documents), tokens, text_bytes)
 
 
 def autocast(model: KoGPT, precision: str) -> torch.autocast:
-    """Matrix products in bfloat16, if so asked; where weights are, they are without further ado."""
+    """Autocast to bfloat16 of float32 weights, if so asked; bfloat16 weights need none."""
     asked = precision == "bfloat16" and model.dtype == torch.float32
     return torch.autocast(model.device.type, torch.bfloat16, enabled=asked)
 

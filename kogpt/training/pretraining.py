@@ -11,7 +11,7 @@ from typing import TextIO
 from torch import Tensor
 
 from kogpt.checkpoint import write_checkpoint
-from kogpt.checkpoint.names import count
+from kogpt.checkpoint.names import count_parameters
 from kogpt.checkpoint.staging import to_json
 from kogpt.model import KoGPT
 from kogpt.parallel import Parallel
@@ -121,7 +121,7 @@ class Pretraining(Job[TrainingConfig, Sequences]):
 
     def describe(self) -> str:
         return (
-            f"{count(self.model.config, own_class(self.config)):,} parameters, "
+            f"{count_parameters(self.model.config, own_class(self.config)):,} parameters, "
             f"{len(self.training):,} documents, {len(self.training.ids):,} tokens an epoch, "
             f"{len(self.held_out):,} documents held out, "
             f"{self.config.batch_size * self.length:,} tokens a step"

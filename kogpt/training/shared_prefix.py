@@ -11,7 +11,7 @@ Dimension key: `B` rows, `T` tokens in a row, `n` of them virtual.
 """
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kogpt.adapters.prompt import real_ids_alone
 from kogpt.model import KoGPT, KVCache
@@ -39,7 +39,8 @@ def hidden_states(model: KoGPT, inputs: Tensor, starts: Tensor | None = None) ->
 
 def _drops(model: KoGPT) -> bool:
     config = model.config
-    return model.training and max(config.attn_pdrop, config.embd_pdrop, config.resid_pdrop) > 0
+    modules = (module.p for module in model.modules() if isinstance(module, nn.Dropout))
+    return model.training and max(config.attn_pdrop, *modules, 0.0) > 0
 
 
 class _Prefix(KVCache):

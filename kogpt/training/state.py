@@ -47,6 +47,7 @@ class TrainingState:
         config: the settings, as JSON values.
         data: fingerprint of the data.
         base: fingerprint of the weights that a run reads again and does not train; None for none.
+        source: fingerprint of the file that a class of one's own is in; None for none.
     """
 
     step: int
@@ -54,6 +55,7 @@ class TrainingState:
     config: dict[str, Any]
     data: str
     base: str | None = None
+    source: str | None = None
 
     def at(self, step: int, tokens: int) -> "TrainingState":
         """The same run after so many steps."""
@@ -77,15 +79,23 @@ class TrainingState:
                     f"cannot resume with other settings: {name} was {before!r} and is {now!r}"
                 )
 
-    def require_same(self, data: str, base: str | None) -> None:
-        """Refuses to go on with other data, or beside other weights.
+    def require_same(self, begun: "TrainingState") -> None:
+        """Refuses to go on with other data, beside other weights, or with an edited class.
+
+        Args:
+            begun: how the run would begin now.
 
         Raises:
             InputRefusedError: they are others.
         """
-        if self.data != data:
+        if self.data != begun.data:
             raise InputRefusedError("cannot resume with other data than the run began with")
-        if self.base != base:
+        if self.source not in (None, begun.source):
+            architecture = self.config.get("architecture")
+            raise InputRefusedError(
+                f"cannot resume: {architecture} is not what it was when the run began"
+            )
+        if self.base != begun.base:
             model = self.config.get("model")
             raise InputRefusedError(
                 f"cannot resume: {model} holds other weights than the run began with"

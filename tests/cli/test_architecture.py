@@ -2,9 +2,11 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import kogpt
 from kogpt.box import BOX
@@ -96,12 +98,16 @@ def test_it_is_finetuned_with_an_adapter_that_it_takes_back(place, capsys):
         ("broken.py:RMS", "SyntaxError"),
         ("lacking.py:RMS", "No module named 'nonesuch'"),
         ("failing.py:RMS", "failing.py: ZeroDivisionError"),
+        ("passed_over.py:M", "M.forward would be passed over"),
     ],
 )
 def test_what_is_no_architecture_is_refused_in_one_line(place, where, message, capsys):
     (place / "broken.py").write_text("class RMS(\n")
     (place / "lacking.py").write_text("import nonesuch\n")
     (place / "failing.py").write_text("1 / 0\n")
+    (place / "passed_over.py").write_text(
+        "from kogpt.model import KoGPT\nclass M(KoGPT):\n    def forward(self, *_): pass\n"
+    )
     assert main(["generate", "--architecture", where, "영화"]) == 3
     said = capsys.readouterr().err
     assert message in said and said.count("\n") == 1
@@ -285,3 +291,91 @@ def test_a_file_that_exits_is_refused(others, capsys):
     (others / "exits.py").write_text("import sys\nsys.exit(0)\n")
     assert main(["diff", "nano", "nano", "--architecture", "exits.py:X"]) == 3
     assert "exits.py: SystemExit: 0" in capsys.readouterr().err
+
+
+BESIDE = """
+from kogpt.model import Block
+
+GAIN = {gain}
+
+class MyBlock(Block):
+    def forward(self, x, *others):
+        return GAIN * super().forward(x, *others)
+"""
+NET = """
+from kogpt.model import KoGPT
+from blocks import MyBlock
+
+class Net(KoGPT):
+    block_class = MyBlock
+"""
+
+
+def write_net(folder: Path, gain: float) -> str:
+    """A class that imports another file beside it."""
+    folder.mkdir(exist_ok=True)
+    (folder / "blocks.py").write_text(BESIDE.format(gain=gain))
+    (folder / "net.py").write_text(NET)
+    return f"{folder}/net.py:Net"
+
+
+def test_files_of_one_name_have_neighbours_of_their_own(place, capsys):
+    one, other = (write_net(place / f"v{gain}", gain) for gain in (1, 2))
+    assert main(["trace", "영화", "--architecture", one, "--against-architecture", other]) == 0
+    assert "part at transformer.h.0" in capsys.readouterr().out
+    first, second = map(kogpt.architecture.load_architecture, (one, other))
+    assert first.__module__ != second.__module__ and "blocks" not in sys.modules
+    assert kogpt.architecture.source_fingerprint(one) != kogpt.architecture.source_fingerprint(
+        other
+    )
+    assert kogpt.architecture.load_architecture(one) is first
+
+
+def test_a_class_is_compiled_with_what_its_files_define(place):
+    own = kogpt.architecture.load_architecture(write_net(place, 2))
+    shape = kogpt.KoGPTConfig(
+        vocab_size=40, n_positions=8, n_embd=16, n_layer=2, n_head=2, rotary_dim=4
+    )
+    model, ids = own(shape).eval(), torch.arange(6)[None]
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(ids), model(ids))
+
+
+def test_a_run_is_not_resumed_with_a_class_that_was_edited(place, capsys):
+    own = ["--architecture", write_net(place, 2)]
+    assert train("--steps", "2", *own) == 0
+    assert train("--steps", "3", "--resume", *own) == 0
+    write_net(place, 3)
+    kogpt.architecture._run.cache_clear()
+    capsys.readouterr()
+    assert train("--steps", "4", "--resume", *own) == 3
+    assert "net.py:Net is not what it was when the run began" in capsys.readouterr().err
+
+
+def test_a_changed_checkpoint_is_not_planned_as_what_it_is_not(place, capsys):
+    (place / "swiglu.py").write_text(
+        "from torch import nn\n"
+        "from kogpt.model import MLP, Block, KoGPT\n"
+        "class Gated(MLP):\n"
+        "    def __init__(self, config):\n"
+        "        super().__init__(config)\n"
+        "        self.fc_gate = nn.Linear(config.n_embd, config.inner_dim)\n"
+        "class GatedBlock(Block):\n"
+        "    mlp_class = Gated\n"
+        "class Net(KoGPT):\n"
+        "    block_class = GatedBlock\n"
+    )
+    assert train("--steps", "1", "--architecture", "swiglu.py:Net") == 0
+    capsys.readouterr()
+    assert main(["plan", "--model", "run/step-00000001", "--method", "full", "--gpus", "0"]) == 3
+    assert "fc_gate.weight is no part of a KoGPT" in capsys.readouterr().err
+
+
+def test_an_adapter_of_a_class_with_a_name_of_its_own_is_saved(place, capsys):
+    own = ["--architecture", "mine.py:Own"]
+    assert train("--steps", "1", *own) == 0
+    (place / "rows.jsonl").write_text('{"prompt": "영화는", "completion": " 좋다"}\n' * 9)
+    command = ["finetune", "--model", "run/step-00000001", *own, "--data", "rows.jsonl"]
+    command += ["--validation-rows", "2", "--batch-size", "2", "--no-curve", "--steps", "2"]
+    assert main([*command, "--method", "lora", "--output", "lora"]) == 0
+    assert (place / "lora" / "adapter_config.json").exists()

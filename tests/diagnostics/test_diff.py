@@ -95,4 +95,5 @@ def test_classes_of_one_name_are_told_apart(tmp_path):
     own = load_architecture(f"{source}:KoGPT")
     folder = write(tmp_path / "a")
     found = compare(find_model(folder), find_model(folder, own))
-    assert found.obstacle == "classes kogpt.model.transformer.KoGPT and mine.KoGPT"
+    assert found.obstacle == f"classes kogpt.model.transformer.KoGPT and {own.__module__}.KoGPT"
+    assert own.__module__.startswith("mine_")

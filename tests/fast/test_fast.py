@@ -405,7 +405,7 @@ def test_a_float16_folder_is_kept_and_computed_with_in_float32(box):
     ids = random_ids(1, 8, 8000)
     with torch.inference_mode():
         logits = fast(ids, cache)
-    assert all(part.dtype == torch.float32 for layer in cache._layers for part in layer)
+    assert all(part.dtype == torch.float32 for layer in cache._layers.values() for part in layer)
     assert_same(logits, read(model, ids))
 
 

@@ -82,7 +82,7 @@ def test_padded_rows_decode_with_the_cache_as_single_runs_do(model, input_ids):
 def test_what_a_cache_held_beyond_its_length_does_not_reach_the_logits(model, input_ids):
     cache = KVCache(48)
     model(input_ids, cache)
-    for buffers in cache._layers:
+    for buffers in cache._layers.values():
         for buffer in buffers:
             buffer[:, :, 20:] = float("nan")
     cache.truncate(20)

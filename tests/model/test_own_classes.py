@@ -1,0 +1,333 @@
+"""Classes of one's own that the seams do not foresee: every room runs them, or refuses by name."""
+
+import dataclasses
+import hashlib
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import kogpt
+from kogpt.adapters import LoRAConfig, attach_lora, merge_checkpoint, write_adapter
+from kogpt.adapters.head import attach_head, load_classifier
+from kogpt.checkpoint import load_model, write_checkpoint
+from kogpt.checkpoint.names import count_parameters, refuse_unsavable
+from kogpt.diagnostics.lens import look
+from kogpt.diagnostics.trace import trace
+from kogpt.errors import InputRefusedError
+from kogpt.fast import FastKoGPT, load_fast
+from kogpt.fast.loading import SOURCES, edited_source
+from kogpt.model import MLP, Attention, Block, KoGPT, KoGPTConfig, KVCache, transformer
+from kogpt.training.loss import next_token_loss
+from kogpt.training.shared_prefix import hidden_states
+
+CONFIG = KoGPTConfig(
+    vocab_size=40, n_positions=24, n_embd=32, n_layer=3, n_head=4, rotary_dim=8, n_inner=48
+)
+
+
+def made(model_class: type[KoGPT], std: float = 0.2) -> KoGPT:
+    torch.manual_seed(1)
+    model = model_class(CONFIG).eval()
+    for parameter in model.parameters():
+        parameter.data.add_(torch.randn_like(parameter), alpha=std)
+    return model
+
+
+def ids(B: int = 2, T: int = 12) -> torch.Tensor:
+    return torch.randint(CONFIG.vocab_size, (B, T), generator=torch.Generator().manual_seed(2))
+
+
+# --- logits ---
+
+
+class Softcap(KoGPT):
+    def __init__(self, config):
+        super().__init__(config)
+        self.cap = nn.Parameter(torch.tensor([3.0]))
+
+    def logits(self, hidden):
+        return self.cap * torch.tanh(super().logits(hidden) / self.cap)
+
+
+def test_what_is_done_to_logits_is_trained_with_its_parameters():
+    model, x = made(Softcap), ids()
+    loss = next_token_loss(model, x[:, :-1], x[:, 1:])
+    loss.backward()
+    found = {name: p.grad.clone() for name, p in model.named_parameters()}
+    model.zero_grad()
+    expected = F.cross_entropy(model(x[:, :-1]).flatten(0, 1), x[:, 1:].flatten(), reduction="sum")
+    expected.backward()
+    torch.testing.assert_close(loss, expected)
+    assert found.keys() == {name for name, _ in model.named_parameters()}
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(found[name], parameter.grad, rtol=1e-4, atol=1e-4)
+
+
+# --- what is shared ---
+
+
+class Tied(KoGPT):
+    def make_head(self, config):
+        head = nn.Linear(config.n_embd, config.vocab_size)
+        head.weight = self.transformer.wte.weight
+        return head
+
+
+class OneMatrix(KoGPT):
+    """Layers of their own, which have a parameter in common."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        for block in self.transformer.h[1:]:
+            block.mlp.fc_in.weight = self.transformer.h[0].mlp.fc_in.weight
+
+
+@pytest.mark.parametrize("model_class", [Tied, OneMatrix])
+def test_parameters_in_common_stay_so_when_they_are_loaded(model_class, tmp_path):
+    model = made(model_class)
+    write_checkpoint(tmp_path / "a", CONFIG, model.state_dict(), model_class=model_class)
+    loaded = load_model(tmp_path / "a", model_class=model_class)
+    assert dict(loaded.named_parameters()).keys() == dict(model.named_parameters()).keys()
+    assert loaded(ids()).equal(model(ids()))
+    expected = sum(parameter.numel() for parameter in model.parameters())
+    assert count_parameters(CONFIG, model_class) == expected < count_parameters(CONFIG)
+
+
+def test_values_that_differ_of_one_parameter_are_refused(tmp_path):
+    write_checkpoint(tmp_path / "a", CONFIG, made(KoGPT).state_dict(), model_class=Tied)
+    with pytest.raises(InputRefusedError, match=r"lm_head.weight differs from transformer.wte.wei"):
+        load_model(tmp_path / "a", model_class=Tied)
+
+
+def test_an_update_of_one_of_several_layers_is_not_merged(tmp_path):
+    model = made(OneMatrix)
+    write_checkpoint(tmp_path / "a", CONFIG, model.state_dict(), model_class=OneMatrix)
+    attach_lora(model, LoRAConfig(("fc_in",)))
+    write_adapter(tmp_path / "b", model)
+    with pytest.raises(InputRefusedError, match=r"fc_in cannot be updated alone: .* is transf"):
+        merge_checkpoint(tmp_path / "a", tmp_path / "b", tmp_path / "c", model_class=OneMatrix)
+
+
+class OneBlock(KoGPT):
+    def __init__(self, config):
+        super().__init__(config)
+        self.transformer.h[1] = self.transformer.h[0]
+
+
+class OneMLP(KoGPT):
+    def __init__(self, config):
+        super().__init__(config)
+        self.transformer.h[2].mlp = self.transformer.h[0].mlp
+
+
+@pytest.mark.parametrize(("model_class", "part"), [(OneBlock, "h.1"), (OneMLP, "h.2.mlp")])
+def test_a_layer_in_two_places_is_refused(model_class, part):
+    with pytest.raises(InputRefusedError, match=f"transformer.{part} is transformer.h.0"):
+        refuse_unsavable(made(model_class))
+
+
+def test_a_layer_that_stands_for_several_has_no_cache():
+    with pytest.raises(ValueError, match="layer 0 appends twice"):
+        made(OneBlock)(ids(), KVCache(24))
+
+
+class Borrowing(Attention):
+    """Of an odd layer, keys and values are those of the layer below."""
+
+    lent: dict
+
+    def forward(self, x, rotate, cache=None, starts=None):
+        if self.layer % 2 == 0:
+            q, k, v = (self.split_heads(p(x)) for p in (self.q_proj, self.k_proj, self.v_proj))
+            q, k = rotate(q), rotate(k)
+            if cache is not None:
+                k, v = cache.append(self.layer, k, v)
+            type(self).lent = {self.layer: (k, v)}
+        else:
+            q, (k, v) = rotate(self.split_heads(self.q_proj(x))), self.lent[self.layer - 1]
+        return self.resid_dropout(self.out_proj(self.attend(q, k, v, starts).flatten(2)))
+
+
+class BorrowingBlock(Block):
+    attention_class = Borrowing
+
+
+class WithBorrowing(KoGPT):
+    block_class = BorrowingBlock
+
+
+def test_layers_that_append_nothing_are_passed_over_by_the_cache():
+    model, x = made(WithBorrowing), ids()
+    whole, cache = model(x), KVCache(24)
+    parts = [model(part, cache) for part in x.split([5, 1, 1, 5], dim=1)]
+    torch.testing.assert_close(torch.cat(parts, dim=1), whole, rtol=1e-4, atol=1e-4)
+    assert len({buffer for buffer in cache._layers}) == 2
+
+
+def test_a_cache_that_was_left_in_the_midst_goes_on_once_it_is_truncated():
+    cache, x = KVCache(4), torch.zeros(1, 1, 1, 8)
+    cache.append(0, x, x)
+    cache.truncate(0)
+    cache.append(0, x, x)
+    cache.advance(1)
+    cache.append(0, x, x)
+
+
+# --- what looks in ---
+
+
+class Twice(Attention):
+    def attend(self, q, k, v, starts):
+        return super().attend(q, k, v, starts)
+
+    def forward(self, x, rotate, cache=None, starts=None):
+        q, k, v = (self.split_heads(p(x)) for p in (self.q_proj, self.k_proj, self.v_proj))
+        q, k = rotate(q), rotate(k)
+        out = self.attend(q, k, v, starts) - 0.5 * self.attend(q, -k, v, starts)
+        return self.resid_dropout(self.out_proj(out.flatten(2)))
+
+
+class TwiceBlock(Block):
+    attention_class = Twice
+
+
+class Differential(KoGPT):
+    block_class = TwiceBlock
+
+
+def test_attention_that_is_asked_twice_is_neither_drawn_nor_compared():
+    model, (tokenizer, text) = made(Differential), (kogpt.load_tokenizer(), "가나")
+    with pytest.raises(InputRefusedError, match="attn.* is computed more than once in a pass"):
+        trace(model, made(Differential).double(), ids(1))
+    whole = Differential(dataclasses.replace(CONFIG, vocab_size=8000))
+    with pytest.raises(ValueError, match="layer 1 attends more than once"):
+        look(whole.eval(), tokenizer, text)
+
+
+# --- what is saved ---
+
+
+class Plain(Attention):
+    def __init__(self, config, layer):
+        super().__init__(config, layer)
+        self.slopes = {"of heads": [2.0 ** -torch.arange(config.n_head)]}
+
+
+class PlainBlock(Block):
+    attention_class = Plain
+
+
+class WithPlain(KoGPT):
+    block_class = PlainBlock
+
+
+def test_a_tensor_in_an_attribute_is_refused():
+    with pytest.raises(InputRefusedError, match=r"h\.0\.attn\.slopes has a tensor that no"):
+        refuse_unsavable(WithPlain(CONFIG))
+
+
+class Gated(MLP):
+    def __init__(self, config):
+        super().__init__(config)
+        self.fc_gate = nn.Linear(config.n_embd, config.inner_dim)
+
+    def forward(self, x):
+        return self.fc_out(F.silu(self.fc_gate(x)) * self.fc_in(x))
+
+
+class GatedBlock(Block):
+    mlp_class = Gated
+
+
+class WithGate(KoGPT):
+    block_class = GatedBlock
+
+
+def test_the_head_of_a_classifier_is_loaded_beside_it(tmp_path):
+    model = made(WithGate)
+    attach_head(model, 3)
+    write_checkpoint(tmp_path / "a", CONFIG, model.state_dict(), model_class=WithGate)
+    loaded = load_classifier(tmp_path / "a", model_class=WithGate)
+    assert type(loaded) is WithGate and loaded.score.weight.equal(model.score.weight)
+
+
+def test_a_checkpoint_of_ones_own_is_told_where_its_class_would_be_named(tmp_path):
+    write_checkpoint(tmp_path / "a", CONFIG, made(WithGate).state_dict(), model_class=WithGate)
+    with pytest.raises(InputRefusedError, match=r"fc_gate.* name that by --architecture"):
+        load_model(tmp_path / "a")
+
+
+def test_an_update_of_a_layer_that_is_not_there_is_refused():
+    class Bare(MLP):
+        def __init__(self, config):
+            nn.Module.__init__(self)
+
+        def forward(self, x):
+            return x
+
+    class BareBlock(Block):
+        mlp_class = Bare
+
+    class WithBare(KoGPT):
+        block_class = BareBlock
+
+    with pytest.raises(ValueError, match="targets names 'fc_in', of which WithBare has none"):
+        attach_lora(WithBare(CONFIG), LoRAConfig(("q_proj", "fc_in")))
+
+
+class Dropping(MLP):
+    def __init__(self, config):
+        super().__init__(config)
+        self.dropout = nn.Dropout(0.5)
+
+
+class DroppingBlock(Block):
+    mlp_class = Dropping
+
+
+class WithDropping(KoGPT):
+    block_class = DroppingBlock
+
+
+def test_virtual_tokens_are_not_read_once_for_rows_that_drop_out_by_themselves():
+    from kogpt.adapters import PromptConfig, attach_prompt
+
+    model = made(WithDropping).train()
+    attach_prompt(model, PromptConfig(4, "none"))
+    x = torch.cat((torch.tensor([model.prefix_ids]).expand(3, -1), ids(1).expand(3, -1)), dim=1)
+    first = hidden_states(model, x)[:, 0]
+    assert not first[0].equal(first[1])
+
+
+# --- the prepared network ---
+
+
+def test_what_takes_a_part_s_place_is_not_passed_over(tmp_path, monkeypatch, capsys):
+    write_checkpoint(tmp_path / "a", CONFIG, made(KoGPT).state_dict())
+    assert isinstance(load_fast(tmp_path / "a"), FastKoGPT)
+    plain = MLP.forward
+    monkeypatch.setattr(MLP, "forward", lambda self, x: 2 * plain(self, x))
+    changed = load_fast(tmp_path / "a")
+    assert type(changed) is KoGPT and changed(ids()).equal(load_model(tmp_path / "a")(ids()))
+    told = "kogpt: MLP.forward was changed: running the readable network\n"
+    assert capsys.readouterr().err == told
+    monkeypatch.setattr(MLP, "forward", plain)
+    monkeypatch.setattr(KoGPT, "block_class", TwiceBlock)
+    assert type(load_fast(tmp_path / "a").transformer.h[0]) is TwiceBlock
+
+
+def test_an_edited_network_is_not_passed_over(tmp_path, monkeypatch):
+    """By the hashes of its files: who edits one sees to `kogpt/fast/`, then puts the new one."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for name, sha256 in SOURCES.items():
+        source = Path(transformer.__file__).with_name(name).read_bytes()
+        assert hashlib.sha256(source).hexdigest() == sha256, f"kogpt/fast is of another {name}"
+        (folder / name).write_bytes(source)
+    monkeypatch.setattr(transformer, "__file__", str(folder / "transformer.py"))
+    assert edited_source.__wrapped__() is None
+    (folder / "rotary.py").write_bytes(b"")
+    assert edited_source.__wrapped__() == str(folder / "rotary.py")
