@@ -33,7 +33,7 @@ def load(
         device: where the model goes; None for the CPU.
         fast: the model prepared for decoding (`kogpt.fast`): the same function, some times as fast,
             and weights stay as they are stored, in 16, 8 or 4 bits. Not to train or take apart.
-            GPT-J's block has such a form; other models come as they do without.
+            Only GPT-J's block has such a form: other models, and a `model_class`, come as without.
         adapter: folder of an adapter of the model, or of several: updates add up, soft prompts
             follow one another, the head of a classifier becomes `model.score`.
         model_class: a subclass of `KoGPT` to load into; None for the class that belongs to the

@@ -57,7 +57,7 @@ class Archive:
         try:
             with zipfile.ZipFile(path) as archive:
                 infos = sorted(archive.infolist(), key=lambda info: info.header_offset)
-                self._check_frame(archive, infos)
+                self._check_frame(infos)
                 self.members = self._check_members(infos, allowed, archive.start_dir)
         except DAMAGED as error:
             raise InputRefusedError(f"{path}: {error}") from None
@@ -70,7 +70,7 @@ class Archive:
         with self.path.open("rb") as file:
             return os.pread(file.fileno(), member.size, member.offset)
 
-    def _check_frame(self, archive: zipfile.ZipFile, infos: list[zipfile.ZipInfo]) -> None:
+    def _check_frame(self, infos: list[zipfile.ZipInfo]) -> None:
         if not infos or len(infos) > MAX_MEMBERS:
             raise InputRefusedError(f"{self.path}: an archive of {len(infos)} members")
         with self.path.open("rb") as file:

@@ -1,4 +1,4 @@
-"""The manifest of a checkpoint folder, and the check of the folder against it.
+"""The manifest of a checkpoint folder; `verifying.py` holds the folder against it.
 
 `manifest.json` is the last file written. It covers every byte of the folder: small files and
 shard headers by their SHA-256, weights tensor by tensor.

@@ -14,7 +14,7 @@ MAX_SHARD_SIZE = 5 * 10**9  # bytes; the ecosystem's default
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """A tensor to be written."""
+    """Name, dtype and shape of a tensor."""
 
     name: str
     dtype: torch.dtype

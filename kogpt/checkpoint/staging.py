@@ -276,7 +276,7 @@ def _read_json(path: Path) -> Any:
     """What a file holds; None if there is none, or a damaged one, which then counts as none."""
     try:
         return json.loads(path.read_bytes())
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, ValueError, RecursionError):
         return None
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:  # torch takes seconds to import, and not every command needs 
     from kogpt.parallel import Parallel
 
 LOW_RANK, SOFT_PROMPTS = ("lora", "qlora"), ("p-tuning", "prompt-tuning")
-METHODS_OF = {  # of finetuning, that an option is of
+METHODS_OF = {  # of finetuning, for which an option is
     **dict.fromkeys(("targets", "rank", "alpha", "dropout"), LOW_RANK),
     "virtual_tokens": SOFT_PROMPTS,
     **dict.fromkeys(("encoder", "encoder_width"), SOFT_PROMPTS[:1]),
@@ -31,7 +31,7 @@ METHODS_OF = {  # of finetuning, that an option is of
 
 NO_MEMORY = "DefaultCPUAllocator: can't allocate memory"  # which is no error of its own on a CPU
 
-OPTIONS = {  # of parameters that have other names
+OPTIONS = {  # that are called otherwise than their parameters
     "banned_words": "--ban",
     "n": "--samples",
     "num_beams": "--beams",
@@ -252,3 +252,16 @@ def print_report(report: Report, as_json: bool) -> None:
 def say(message: str) -> None:
     """A line for the person, on standard error."""
     print(message, file=sys.stderr, flush=True)
+
+
+def parse_size(text: str, option: str) -> int:
+    """Bytes of a size such as `500MB` or `5GiB`.
+
+    Raises:
+        UsageError: it is none; names the option.
+    """
+    match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,15})?)\s*([kmg]i?b|)", text.strip().lower())
+    if match is None:
+        raise UsageError(f"argument {option}: {text!r} is no size, such as 80GB or 500MiB")
+    prefix, kilo = match[2][:1], 1024 if "i" in match[2] else 1000
+    return int(float(match[1]) * kilo ** " kmg".index(prefix or " "))

@@ -1,7 +1,6 @@
 """`kogpt plan`: tell what memory a piece of work takes, before anything is loaded."""
 
 import argparse
-import re
 from pathlib import Path
 
 import torch
@@ -12,7 +11,7 @@ from kogpt.checkpoint.dtypes import compute_dtype
 from kogpt.checkpoint.quantization import Quantization
 from kogpt.checkpoint.resources import available_memory
 from kogpt.cli import SHORTAGE, UsageError
-from kogpt.commands.common import print_report, refuse_idle, run_settings, usage_errors
+from kogpt.commands.common import parse_size, print_report, refuse_idle, run_settings, usage_errors
 from kogpt.model import KoGPTConfig
 from kogpt.model.variants import PRESETS, find_config
 from kogpt.parallel.tensor import check_divides
@@ -20,16 +19,6 @@ from kogpt.training.config import FULL, P_TUNING, PROMPT_TUNING, QLORA, Finetuni
 from kogpt.training.planning import GROUP_SIZE, INFERENCE, Work, plan
 from kogpt.training.rehearsal import Stage
 from kogpt.training.sharing import refuse_unshared
-
-UNITS = {
-    "": 1,
-    "kb": 10**3,
-    "mb": 10**6,
-    "gb": 10**9,
-    "kib": 1 << 10,
-    "mib": 1 << 20,
-    "gib": 1 << 30,
-}
 
 TRAINING = (  # settings of it
     *("optimizer", "micro_batch_size", "weights"),
@@ -106,19 +95,7 @@ def find_model(name: str) -> tuple[KoGPTConfig, Quantization | None, torch.dtype
 def find_limit(memory: str | None, gpus: int) -> int | None:
     """Bytes that each device has, as told or as found here; None where neither tells."""
     if memory is not None:
-        return parse_size(memory)
+        return parse_size(memory, "--memory")
     if gpus == 0:
         return available_memory(torch.device("cpu"))
     return torch.cuda.mem_get_info()[1] if torch.cuda.is_available() else None
-
-
-def parse_size(text: str) -> int:
-    """Bytes, of a number with its unit.
-
-    Raises:
-        UsageError: it is none.
-    """
-    match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,15})?)\s*([kmg]i?b|)", text.strip().lower())
-    if match is None:
-        raise UsageError(f"argument --memory: {text!r} is no size, such as 80GB or 24GiB")
-    return int(float(match[1]) * UNITS[match[2]])

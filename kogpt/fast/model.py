@@ -62,7 +62,7 @@ class Norm(NamedTuple):
 
 
 class LowRank(NamedTuple):
-    """What integer weights cannot be changed by: B A, beside them.
+    """A low-rank update B A, which stays beside integer weights: it cannot be added to them.
 
     Attributes:
         A: (r, K).

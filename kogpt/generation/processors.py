@@ -141,12 +141,12 @@ def _keep_mass(logits: Tensor, rank: Tensor, p: float) -> Tensor:
 def _keep_few(logits: Tensor, rank: Tensor, p: float) -> Tensor | None:
     """What `_keep_mass` gives where no row keeps more than SMALL tokens; None where one does.
 
-    It asks what values are, for which one would have to wait for a GPU.
+    For a CPU: it branches on values, for which one would have to wait for a GPU.
     """
     ids = rank.topk(min(SMALL, rank.size(-1))).indices.sort(dim=-1).values  # (B, n)
     ranks, order = rank.gather(-1, ids).sort(dim=-1, descending=True, stable=True)
     kept = _mass_before(logits, ids.gather(-1, order)) < p
-    count = kept.sum(-1, keepdim=True).clamp(min=1)  # 0 of what is no number
+    count = kept.sum(-1, keepdim=True).clamp(min=1)  # 0 where a row is NaN
     lowest = ranks.gather(-1, count - 1)
     # Of tokens ranked as the last of these, `topk` takes any.
     if ids.size(-1) < rank.size(-1) and (lowest == ranks[:, -1:]).any():

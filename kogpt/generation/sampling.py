@@ -66,7 +66,7 @@ def draw(logits: Tensor, words: Tensor) -> Tensor:
     probs = logits.softmax(-1)
     runners = torch.arange(probs.size(-1), device=probs.device)
     if probs.device.type == "cpu":  # a GPU would have to be waited for, to know how many there are
-        allowed = (probs != 0).any(0)  # and what is no number
+        allowed = (probs != 0).any(0)  # and NaN, so that it is noticed
         if not allowed.all():
             runners, probs = runners[allowed], probs[:, allowed]
     bits = _shifted(split_mix(words, runners), 12)

@@ -4,9 +4,9 @@ One pass over the weights then gives several tokens, as many as the guesses that
 more. Guesses change no result: every token is drawn as it is without them, from the logits after
 the tokens before it and from the numbers of its own step, and a guess only decides whether those
 logits are there already. This has the same distribution as the rejection of Leviathan et al.
-(arXiv 2211.17192), and more: the same tokens. What it costs is tokens from a draft model that are
-accepted less often than the best coupling of the two distributions would allow, a little so since
-`sampling.draw` couples them nearly as well; nothing where guesses are not drawn, as in a lookup.
+(arXiv 2211.17192), and more: the same tokens. The price: tokens of a draft model are accepted a
+little less often than the best coupling of the two distributions would allow, since `sampling.draw`
+couples them nearly as well. Guesses that are not drawn, as in a lookup, cost nothing.
 
 Dimension key: `B` rows, `T` guesses, `L` columns of ids, `V` vocabulary.
 """

@@ -1,8 +1,8 @@
 """Results on their way from a GPU to the host.
 
-Which token comes next the GPU knows first, and it can go on with it before the host has heard of
-it. So a loop queues the next step and then waits for the last one's token, and never for the GPU to
-be told what to do: launching a step takes the host as long as an eighth of the step.
+The GPU knows the next token before the host does, and can go on with it. So a loop queues the next
+step first and then waits for the last one's token: the time that the host takes to launch a step,
+an eighth of it, passes while the GPU computes.
 """
 
 from collections.abc import Callable

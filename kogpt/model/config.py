@@ -34,7 +34,7 @@ class KoGPTConfig:
         model_type: what `config.json` calls the network.
         released_type: what it calls the network in the layout of its own release.
         architecture: its class in transformers.
-        fixed: what the network is beyond sizes; a file that says otherwise describes another.
+        fixed: what entries of a file must be; with other values it describes another network.
         absent: what a key that a file leaves out stands for, where that is not the default here.
         vocab_size: rows of the embedding and of the head.
         n_positions: longest sequence, in tokens.

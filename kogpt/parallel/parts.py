@@ -8,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeGuard
 
-import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -100,10 +99,3 @@ def fill(tensor: Tensor, read: ReadRows) -> None:
         for dim, (offset, width) in enumerate(zip(rest, widths, strict=True), start=1):
             piece = piece.narrow(dim, offset, width)
         values[start:stop].copy_(piece)
-
-
-def cut_like(read: ReadRows, like: Tensor) -> Tensor:
-    """A tensor that is cut as `like` is, with values of its own, as `read` gives them."""
-    tensor = torch.empty_like(like, requires_grad=False)
-    fill(tensor, read)
-    return tensor

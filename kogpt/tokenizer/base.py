@@ -1,4 +1,4 @@
-"""The interface that both kinds of tokenizer share."""
+"""The interface that all tokenizers share."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping

@@ -197,7 +197,7 @@ class Finetuning(Job[FinetuningConfig, ExampleBatch]):
             + f", {len(self.splits.validation):,} held out"
         )
 
-    def validate(self, step: int) -> dict[str, float]:
+    def validate(self) -> dict[str, float]:
         """Figures of the validation split."""
         return self.figures(self.splits.validation) if self.splits.validation else {}
 

@@ -68,7 +68,7 @@ class Job(ABC, Generic[C, B]):
         """A few words on model and data, for the line that a run begins with."""
 
     @abstractmethod
-    def validate(self, step: int) -> Mapping[str, float]:
+    def validate(self) -> Mapping[str, float]:
         """Figures of held-out data, for the log; none where there are no such data."""
 
     def validated(self, step: int, figures: Mapping[str, float]) -> None:

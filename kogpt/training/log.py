@@ -36,7 +36,7 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 def _entry(path: Path, number: int, line: bytes) -> dict[str, Any]:
     try:
         entry = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputRefusedError(f"{path}: line {number}: {error}") from None
     if not isinstance(entry, dict) or not isinstance(entry.get("step"), int):
         raise InputRefusedError(f"{path}: line {number}: is no entry of a log")

@@ -219,7 +219,7 @@ class Trainer(Generic[C, B]):
 
     def _validate(self, progress: Progress) -> None:
         try:
-            figures = self.job.validate(self.step)
+            figures = self.job.validate()
         except NotFiniteError as error:
             raise KoGPTError(f"step {self.step}: {error}; {self._advice}") from None
         for name, x in figures.items():

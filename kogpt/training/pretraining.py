@@ -127,7 +127,7 @@ class Pretraining(Job[TrainingConfig, Sequences]):
             f"{self.config.batch_size * self.length:,} tokens a step"
         )
 
-    def validate(self, step: int) -> dict[str, float]:
+    def validate(self) -> dict[str, float]:
         if not len(self.held_out):
             return {}
         documents = self.held_out.first(self.config.validation_documents or len(self.held_out))

@@ -44,7 +44,7 @@ from kogpt.training.pretraining import Sequences
 FORWARD, LOSS, UPDATE = "forward", "loss", "update"
 FIRST, SECOND, LAST = "backward, first block", "backward, second block", "backward, last block"
 
-LINEAR = 2  # chunks of the loss: with more tokens, memory grows by so much for each
+LINEAR = 2  # chunks of the loss, from which on memory is linear in the number of rows
 
 Peaks = dict[str, Parts]
 
@@ -175,7 +175,7 @@ class _Rehearsal(Job[FinetuningConfig, Sequences]):
     def describe(self) -> str:
         return "a rehearsal"
 
-    def validate(self, step: int) -> dict[str, float]:
+    def validate(self) -> dict[str, float]:
         return {}
 
     def save(self, folder: Any, files: Files) -> None:

@@ -125,7 +125,7 @@ def read_state(checkpoint: Path) -> TrainingState:
     path = checkpoint / STATE_NAME
     try:
         return TrainingState(**json.loads(path.read_bytes()))
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise InputRefusedError(f"{path}: no training state ({error})") from None
 
 

@@ -300,10 +300,15 @@ def test_what_the_kernels_do_not_take_runs_without_them(
 
 
 def test_the_numbers_of_the_header_are_those_of_python():
-    header = (building.SOURCES["cpu"] / "linear.h").read_text()
-    names = {"kFewRows": MAX_ROWS, "kBlock": BLOCK, "kGroup": SMALLEST_GROUP}
-    found = {name: int(re.search(rf"{name} = (\d+);", header)[1]) for name in names}
-    assert found == names
+    numbers = (MAX_ROWS, BLOCK, SMALLEST_GROUP)
+    names = {
+        "cpu": ("kFewRows", "kBlock", "kGroup"),
+        "cuda": ("kMaxLinearRows", "kLinearBlock", "kSmallestGroup"),
+    }
+    for kind, constants in names.items():
+        header = (building.SOURCES[kind] / "linear.h").read_text()
+        found = (int(re.search(rf"{name} = (\d+);", header)[1]) for name in constants)
+        assert tuple(found) == numbers, kind
 
 
 # --- the op in torch ---

@@ -13,7 +13,7 @@ from kogpt.checkpoint import convert, load_model, open_checkpoint, verify
 from kogpt.checkpoint.sliced import SlicedCheckpoint
 from kogpt.errors import InputRefusedError
 from kogpt.parallel.loading import load_parallel
-from kogpt.parallel.parts import cut_like, whole
+from kogpt.parallel.parts import fill, whole
 from kogpt.parallel.saving import export, save_slices
 from kogpt.parallel.sharding import as_forward
 from kogpt.training.optimizer import optimizer_tensors
@@ -54,7 +54,8 @@ def restore(parallel, source, checkpoint):
     for name, parameter in model.named_parameters():
         for key in ("exp_avg", "exp_avg_sq"):
             moment = f"{name}.{key}"
-            found = cut_like(lambda rows, moment=moment: slices.read(moment, rows), parameter)
+            found = torch.empty_like(parameter, requires_grad=False)
+            fill(found, lambda rows, moment=moment: slices.read(moment, rows))
             error = (whole(found) - wanted[moment]).norm() / wanted[moment].norm()
             moments = max(moments, error.item())
     return [difference(model, expected), moments]

@@ -79,7 +79,7 @@ def f1(items: Sequence[tuple[int, int]]) -> float:
 
 
 def macro_f1(items: Sequence[tuple[int, int]]) -> float:
-    """The mean of both labels' F1, of one that no row has too."""
+    """The mean of both labels' F1; a label that no row has counts as 0."""
     return _f1(items, average="macro", labels=range(2))
 
 

@@ -16,7 +16,7 @@ from kogpt.model.config import KoGPTConfig, check_float
 from kogpt.model.transformer import MLP, KoGPT
 from kogpt.model.variants.parts import BiasedAttention, HalfRotaryEmbedding, TwoNormBlock
 
-LEAST_BASE = 1e-6  # of the powers of angles
+LEAST_BASE = 1e-6  # of the rotary frequencies
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class GPTNeoXConfig(KoGPTConfig):
     """Sizes and probabilities of a GPT-NeoX, by default Polyglot-Ko's (1,331,810,304 parameters).
 
     Attributes:
-        rotary_base: of the angles' powers. The other attributes are those of `KoGPTConfig`.
+        rotary_base: base (theta) of the rotary frequencies. The others are those of `KoGPTConfig`.
     """
 
     model_type: ClassVar[str] = "kogpt-gpt-neox"
