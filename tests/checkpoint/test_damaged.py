@@ -232,6 +232,12 @@ kind(
     "total_size is 12",
 )
 kind(
+    "too large a total_size",
+    edit_index(lambda index: index["metadata"].update(total_size=1 << 40)),
+    INDEX,
+    "total_size is 1099511627776",
+)
+kind(
     "a tensor that the index lacks",
     edit_index(lambda index: index["weight_map"].pop("lm_head.bias")),
     INDEX,

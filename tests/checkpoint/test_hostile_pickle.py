@@ -131,13 +131,17 @@ def numel_lie(path):
     write_zip(path, members)
 
 
-def shape_beyond_storage(path):
+def shape_beyond_storage(path, rows=b"\xff"):
     members = good_members()
     name = next(name for name in members if name.endswith("data.pkl"))
     needle = b"Ka" + b"K\x10\x86"  # (97, 16)
     assert needle in members[name]
-    members[name] = members[name].replace(needle, b"K\xffK\xff\x86")
+    members[name] = members[name].replace(needle, b"K" + rows + b"K\x10\x86")
     write_zip(path, members)
+
+
+def shape_one_row_beyond_storage(path):
+    shape_beyond_storage(path, rows=b"b")
 
 
 def old_tar(path):
@@ -231,6 +235,7 @@ HOSTILE = {
     "a lie about sizes": lie_about_size,
     "a storage smaller than said": numel_lie,
     "a shape beyond its storage": shape_beyond_storage,
+    "a shape one row beyond its storage": shape_one_row_beyond_storage,
     "something before the archive": prepended,
     "another archive behind": appended_archive,
     "a false local header": patch(b"PK\x03\x04", b"PK\x07\x08"),

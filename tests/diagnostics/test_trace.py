@@ -1,5 +1,6 @@
 """Faults planted in a network are found where they are; rounding is found nowhere."""
 
+import dataclasses
 import json
 import math
 import shutil
@@ -509,3 +510,10 @@ def test_the_neighbours_are_traced_by_the_tables_that_read_their_checkpoints(nam
     expected = {"transformer.wte", "transformer.h.2", "transformer.h.2.attn.v_proj", "lm_head"}
     expected |= {"transformer.h.0.ln_2", "transformer.h.1.mlp.fc_out", "transformer.ln_f"}
     assert outputs >= expected | ({"transformer.wpe"} if name == "gpt2" else set())
+
+
+def test_a_model_in_training_is_traced_without_its_dropout():
+    shape = dataclasses.replace(CONFIG, attn_pdrop=0.5, embd_pdrop=0.5, resid_pdrop=0.5)
+    one, other = random_model(shape).train(), random_model(shape).train()
+    assert trace(one, other, INPUT_IDS).parting is None
+    assert one.training and other.training

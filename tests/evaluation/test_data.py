@@ -246,6 +246,7 @@ def test_keys_of_objects_are_paths(mark, tmp_path):
         (json.dumps([GOOD, {**GOOD, "text": "최고"}]), "row 1: no key 'text.said'"),
         (json.dumps([GOOD, {**GOOD, "text": {"said": None}}]), "row 1: text.said is null, no text"),
         (json.dumps([{**GOOD, "text": {"said": ["a"]}}]), "row 0: text.said is \\[.a.\\], no text"),
+        (json.dumps([GOOD, {**GOOD, "text": {"said": "\ud800"}}]), "row 1: .*surrogate"),
         (json.dumps([GOOD, {"text": GOOD["text"]}]), "row 1: no key 'stars.mean'"),
         (json.dumps([{**GOOD, "stars": {"mean": "x"}}]), "row 0: stars.mean is 'x', no number"),
         (json.dumps([{**GOOD, "stars": {"mean": None}}]), "row 0: stars.mean is null, no text"),

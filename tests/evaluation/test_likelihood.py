@@ -1,12 +1,21 @@
 """Likelihoods of continuations: equal to reading each text alone, with what is shared read once."""
 
+import math
 import random
 
 import pytest
 import torch
 
 import kogpt
-from kogpt.evaluation.likelihood import Query, SharedReader, common_start, log_likelihoods
+from kogpt.errors import NotFiniteError
+from kogpt.evaluation.likelihood import (
+    Likelihood,
+    Query,
+    SharedReader,
+    _sum,
+    common_start,
+    log_likelihoods,
+)
 from kogpt.model import KoGPT
 from tests.scale import scaled
 
@@ -138,3 +147,16 @@ def test_a_last_id_is_predicted_beyond_the_context_whatever_else_is_asked(model,
         logits = model(torch.tensor([(*context, 20)]))[0, -2:].double().log_softmax(-1)
     expected = [(logits[0, 20] + logits[1, end]).item() for _, end in last]
     assert [value for value, _ in found] == pytest.approx(expected, rel=1e-6, abs=1e-5)
+
+
+def test_an_answer_is_greedy_if_each_of_its_ids_is():
+    parts = [Likelihood(-1.0, True), Likelihood(-2.5, False)]
+    assert _sum(parts) == Likelihood(-3.5, False) and _sum(parts[:1]) == Likelihood(-1.0, True)
+
+
+def test_what_is_no_number_is_no_likelihood():
+    model = kogpt.load()[0]
+    with torch.no_grad():
+        model.lm_head.bias[5] = math.nan
+    with pytest.raises(NotFiniteError):
+        log_likelihoods(model, [Query((1, 2), ((3,), (4, 5)))], 2)

@@ -103,6 +103,23 @@ def test_logits_are_those_of_the_model_to_read(tiny, shape, way):
         assert_same(read(fast, ids, WAYS[way]), read(model, ids))
 
 
+def test_as_many_tokens_as_the_kernel_takes_are_few(tiny, monkeypatch):
+    _, fast = tiny(next(iter(SHAPES)))
+    if not fast.transformer.has_kernel:
+        pytest.skip("such heads have no decode kernel")
+    plain, read = type(fast.transformer).read_few, []
+
+    def read_few(transformer, step, cache):
+        read.append(step.input_ids.size(1))
+        return plain(transformer, step, cache)
+
+    monkeypatch.setattr(type(fast.transformer), "read_few", read_few)
+    cache = KVCache(40)
+    for T in (9, 8, 1, 10):
+        fast(random_ids(1, T, 40), cache)
+    assert read == [8, 1]
+
+
 def test_no_texts_have_no_logits(tiny):
     model, fast = tiny(next(iter(SHAPES)))
     ids = torch.zeros(0, 12, dtype=torch.int64)

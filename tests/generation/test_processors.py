@@ -220,3 +220,11 @@ def test_neutral_parameters_leave_the_logits_untouched(tokenizer):
     logits = torch.randn(2, tokenizer.vocab_size)
     history = History(torch.tensor([[5, 6], [7, 7]]), None, 1)
     assert process(tokenizer, SamplingParams(), logits, history) is logits
+
+
+@pytest.mark.parametrize("few", [True, False])
+def test_what_reaches_the_mass_exactly_is_all_that_is_kept(few, monkeypatch):
+    if not few:
+        monkeypatch.setattr(processors, "_keep_few", lambda *_: None)
+    kept = processors.top_p(torch.zeros(1, 4), 0.5).isfinite()
+    assert kept.tolist() == [[True, True, False, False]]

@@ -62,11 +62,14 @@ def test_transformers_reads_what_is_written():
         ({"vocab_size": -1}, "vocab_size is -1"),
         ({"n_inner": 0}, "n_inner is 0"),
         ({"attn_pdrop": 1.5}, "attn_pdrop is 1.5"),
+        ({"embd_pdrop": -0.5}, "embd_pdrop is -0.5"),
+        ({"resid_pdrop": 2.0}, "resid_pdrop is 2.0"),
         ({"layer_norm_epsilon": float("nan")}, "layer_norm_epsilon is nan"),
         ({"bos_token_id": -1}, "bos_token_id is -1"),
         ({"model_type": "gpt2"}, "model_type is 'gpt2'"),
         ({"activation_function": "relu"}, "activation_function is 'relu'"),
         ({"tie_word_embeddings": True}, "tie_word_embeddings is True"),
+        ({"scale_attn_weights": False}, "scale_attn_weights is False"),
     ],
 )
 def test_a_config_that_makes_no_sense_is_refused_by_field(change, message):
@@ -100,3 +103,41 @@ def test_a_missing_file_is_refused_with_one_line_naming_it(tmp_path):
 def test_an_unknown_preset_is_answered_with_those_there_are():
     with pytest.raises(ValueError, match="no preset 'mini'; there are kogpt-6b"):
         KoGPTConfig.preset("mini")
+
+
+def test_what_transformers_leaves_out_is_what_it_stands_for_there():
+    transformers = pytest.importorskip("transformers")
+    sizes = {"vocab_size": 40, "n_positions": 16, "n_embd": 16, "n_layer": 2, "n_head": 2}
+    theirs = transformers.GPTJConfig(**sizes, rotary_dim=4)
+    ours = KoGPTConfig.from_dict({**theirs.to_diff_dict(), **sizes, "rotary_dim": 4})
+    for name in ("attn_pdrop", "embd_pdrop", "resid_pdrop", "layer_norm_epsilon"):
+        assert getattr(ours, name) == getattr(theirs, name), name
+    bare = KoGPTConfig.from_dict({"model_type": "gptj", **sizes, "rotary_dim": 4})
+    assert bare.bos_token_id is bare.eos_token_id is None
+
+
+def test_a_file_that_is_too_large_is_not_read(tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(KoGPTConfig().to_dict()) + " " * (17 << 20), encoding="utf-8")
+    with pytest.raises(InputRefusedError, match="larger than"):
+        KoGPTConfig.from_file(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "heads", "ids"),
+    [
+        ("kogpt-6b", 16, (0, 1, None)),
+        ("gpt-j-6b", 16, (50256, 50256, None)),
+        ("kogpt-j-base", 12, (1, 2, 0)),
+        ("kogpt-j-base-24L", 12, (1, 2, 0)),
+        ("kogpt-j-350m", 16, (1, 2, 0)),
+        ("gpt-j-small", 8, (0, 1, 3)),
+        ("gpt-j-base", 12, (0, 1, 3)),
+        ("gpt-j-large", 16, (0, 1, 3)),
+        ("nano", 4, (0, 1, 3)),
+    ],
+)
+def test_what_no_count_of_parameters_tells_of_a_preset(name, heads, ids):
+    shape = PRESETS[name]
+    assert shape.n_head == heads
+    assert (shape.bos_token_id, shape.eos_token_id, shape.pad_token_id) == ids

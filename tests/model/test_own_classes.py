@@ -224,9 +224,13 @@ class WithPlain(KoGPT):
     block_class = PlainBlock
 
 
-def test_a_tensor_in_an_attribute_is_refused():
+def test_a_tensor_in_an_attribute_is_refused(tmp_path):
+    model = made(WithPlain)
     with pytest.raises(InputRefusedError, match=r"h\.0\.attn\.slopes has a tensor that no"):
-        refuse_unsavable(WithPlain(CONFIG))
+        refuse_unsavable(model)
+    write_checkpoint(tmp_path / "a", CONFIG, model.state_dict(), model_class=WithPlain)
+    with pytest.raises(InputRefusedError, match=r"h\.0\.attn\.slopes has a tensor that no"):
+        load_model(tmp_path / "a", model_class=WithPlain)
 
 
 class Gated(MLP):

@@ -230,6 +230,11 @@ ROWS = torch.arange(12.0).view(4, 3)
         ([((0, 0), ROWS[:2], 2)], "holds 1 files of slices of '2'"),
         ([((0, 0), ROWS[:2], 2), ((1, 0), ROWS[1:], 2)], "slices of x overlap or leave gaps"),
         ([((0, 0), ROWS[:2], 2), ((3, 0), ROWS[3:], 2)], "slices of x overlap or leave gaps"),
+        # As many numbers as there should be, some of them twice.
+        (
+            [((0, 0), ROWS[:1], 3), ((0, 0), ROWS[:1], 3), ((2, 0), ROWS[2:], 3)],
+            "slices of x overlap or leave gaps",
+        ),
         ([((0, 0), ROWS[:2], 2), ((2, 0), ROWS[2:].int(), 2)], "slices of x differ in kind"),
         ([((0,), ROWS, 1)], "bad DCP_SHARDING_INFO: .*x has 1 offsets and 2 dimensions"),
         ([((0, -1), ROWS, 1)], "bad DCP_SHARDING_INFO: .*x begins at"),

@@ -21,6 +21,7 @@ def nfd(text: str) -> str:
 
 def test_decomposed_hangul_is_found_and_composed() -> None:
     assert has_conjoining_jamo(nfd("한글")) and not has_conjoining_jamo("한글 ㅋㅋ ㅠㅠ é")
+    assert all(map(has_conjoining_jamo, "\u1100\u11ff\ua960\ua97c\ud7b0\ud7fb"))  # old ones too
     assert normalize_text(nfd("한글")) == "한글"
     assert normalize_text(nfd("한글 é"), "auto") == "한글 é"
 

@@ -277,3 +277,10 @@ def test_a_longer_run_goes_on_where_the_shorter_one_ended(settings):
     config = settings(steps=4, resume=True)
     train(config, io.StringIO())
     assert [step for step, _ in losses(config)] == [1, 2, 2, 3, 4, 4]
+
+
+def test_checkpoints_go_by_their_numbers(tmp_path):
+    for name in ("step-100000000", "step-00000009", "step-99999999", "step-1", "other"):
+        (tmp_path / name).mkdir()
+    found = [path.name for path in checkpoints(tmp_path)]
+    assert found == ["step-00000009", "step-99999999", "step-100000000"]

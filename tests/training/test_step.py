@@ -1,18 +1,21 @@
 """One optimizer step, looked at closely."""
 
 import dataclasses
+import math
 
 import pytest
 import torch
 
 from kogpt.errors import KoGPTError
 from kogpt.model import KoGPT
+from kogpt.training import train
 from kogpt.training.activation_checkpointing import checkpoint_activations
 from kogpt.training.data import encode_documents
 from kogpt.training.documents import read_documents
 from kogpt.training.loop import Trainer
 from kogpt.training.loss import next_token_loss
 from kogpt.training.pretraining import Pretraining
+from kogpt.training.schedule import learning_rate
 from tests.training.conftest import TINY
 
 
@@ -142,3 +145,38 @@ def test_a_tiny_model_learns_a_few_sentences_by_heart(make_trainer):
     losses = [trainer.take_step()[0] for _ in range(80)]
     assert losses[0] > 5.5
     assert losses[-1] < 0.8  # which of five sentences comes next, and its number, is chance
+
+
+def test_every_step_drops_otherwise_and_the_same_again(make_trainer):
+    found = []
+    for seed in (0, 0, 1):
+        trainer = make_trainer(seed=seed)
+        seeds = [trainer.take_step() and torch.initial_seed() for _ in range(3)]
+        assert len(set(seeds)) == 3
+        found.append(seeds)
+    assert found[0] == found[1] and not set(found[0]) & set(found[2])
+
+
+def test_a_gradient_that_is_no_number_stops_the_run_before_it_reaches_the_weights(
+    make_trainer, monkeypatch
+):
+    trainer = make_trainer()
+    before = weights(trainer)
+    monkeypatch.setattr(type(trainer.parallel), "clip", lambda *_: math.inf)
+    with pytest.raises(KoGPTError, match="step 1: the loss is .*, the norm of its gradient inf"):
+        trainer.take_step()
+    assert all(part.equal(before[name]) for name, part in weights(trainer).items())
+
+
+def test_a_step_is_taken_at_its_own_learning_rate(make_trainer):
+    trainer = make_trainer()
+    for step in range(3):
+        trainer.take_step()
+        expected = learning_rate(step, trainer.steps, trainer.config)
+        assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(expected)
+
+
+def test_figures_that_are_no_numbers_end_the_run(settings, monkeypatch):
+    monkeypatch.setattr(Pretraining, "validate", lambda _: {"held_out_loss": math.nan})
+    with pytest.raises(KoGPTError, match="step 3: held_out_loss is nan; lower the learning rate"):
+        train(settings(steps=6, validate_every=3))
