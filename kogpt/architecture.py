@@ -29,7 +29,7 @@ def load_architecture(where: str) -> type[KoGPT]:
     found = getattr(_run(Path(file).resolve()).module, name, None)
     if not isinstance(found, type) or not issubclass(found, KoGPT):
         raise InputRefusedError(f"{file}: {name!r} is no subclass of KoGPT there")
-    if found.forward is not KoGPT.forward:
+    if not found.forward.__module__.startswith("kogpt."):
         raise InputRefusedError(
             f"{file}: {name}.forward would be passed over, generation and training call its parts:"
             " change `logits`, or the forward of its `transformer_class`"
@@ -86,13 +86,22 @@ def _importing_beside(path: Path) -> Iterator[list[Path]]:
         yield files
     finally:
         sys.path.remove(str(path.parent))
-        for name in set(sys.modules) - before:
-            file = getattr(sys.modules[name], "__file__", None)
-            if file is not None and path.parent in Path(file).parents:
-                module = sys.modules.pop(name)
+        for name in [name for name in sys.modules if _is_beside(path, name, before)]:
+            module = sys.modules.pop(name)
+            if file := getattr(module, "__file__", None):
                 module.__name__ = _own_name(Path(file))
                 sys.modules[module.__name__] = module
                 files.append(Path(file))
+
+
+def _is_beside(path: Path, name: str, before: set[str]) -> bool:
+    """Whether a module, or the package that it is in, lies beside a file and is new with it."""
+    top = name.partition(".")[0]
+    spec = getattr(sys.modules.get(top), "__spec__", None)
+    if top in before or spec is None:
+        return False
+    places = spec.submodule_search_locations or [spec.origin]
+    return any(Path(place).parent == path.parent for place in places if place)
 
 
 def _own_name(path: Path) -> str:

@@ -331,6 +331,26 @@ def test_files_of_one_name_have_neighbours_of_their_own(place, capsys):
     assert kogpt.architecture.load_architecture(one) is first
 
 
+def test_what_is_not_beside_a_file_keeps_its_name(place, monkeypatch):
+    """As where the file lies beside the package itself, or beside an environment."""
+    library = place / "env" / "site-packages"
+    library.mkdir(parents=True)
+    (library / "einstein.py").write_text("E = 1\n")
+    (place / "package").mkdir()
+    (place / "package" / "__init__.py").write_text("")
+    (place / "package" / "inner.py").write_text("")
+    monkeypatch.syspath_prepend(str(library))
+    (place / "far.py").write_text(SOURCE + "import einstein\nimport package.inner\n")
+    monkeypatch.setattr(kogpt, "__path__", [*kogpt.__path__, str(place)])
+    (place / "late.py").write_text("")
+    (place / "far.py").write_text((place / "far.py").read_text() + "import kogpt.late\n")
+    kogpt.architecture.load_architecture("far.py:RMS")
+    assert {"einstein", "kogpt.late"} <= set(sys.modules)
+    assert not {"package", "package.inner"} & set(sys.modules)
+    for name in ("einstein", "kogpt.late"):
+        del sys.modules[name]
+
+
 def test_a_class_is_compiled_with_what_its_files_define(place):
     own = kogpt.architecture.load_architecture(write_net(place, 2))
     shape = kogpt.KoGPTConfig(
