@@ -6,6 +6,7 @@ needs KoGPT to be installed.
 """
 
 import argparse
+import atexit
 import functools
 import hashlib
 import json
@@ -14,6 +15,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -167,12 +169,22 @@ def settle_environment(kinds: Sequence[str], architectures: str) -> None:
     """
     for name in ("CFLAGS", "CXXFLAGS", "CPPFLAGS", "LDFLAGS"):
         os.environ.pop(name, None)
-    compiler = os.environ["CXX"] = find_compiler()
-    if len(shlex.split(compiler)) == 1:  # older setuptools compile C++ by CC
-        os.environ["CC"] = compiler
+    # Older setuptools compile C++ by CC.
+    os.environ["CXX"] = os.environ["CC"] = as_program(shlex.split(find_compiler()))
     if "cuda" in kinds:  # cpp_extension reads these when first imported
         os.environ["CUDA_HOME"] = str(find_toolkit().home)
         os.environ["TORCH_CUDA_ARCH_LIST"] = architectures
+
+
+def as_program(command: Sequence[str]) -> str:
+    """A command as one word: what torch and setuptools make of several differs by release."""
+    if len(command) == 1 and shlex.quote(command[0]) == command[0]:
+        return command[0]
+    program = Path(tempfile.mkdtemp(prefix="kogpt-")) / "c++"
+    atexit.register(shutil.rmtree, program.parent, ignore_errors=True)
+    program.write_text(f'#!/bin/sh\nexec {shlex.join(command)} "$@"\n', encoding="utf-8")
+    program.chmod(0o700)
+    return str(program)
 
 
 def setup_arguments(package: str, kinds: Sequence[str], architectures: str) -> dict[str, Any]:

@@ -478,9 +478,10 @@ def own_compiler(package, tmp_path) -> Path:
     """What CXX names: a program in a folder with a blank, and of a name in no ASCII; it counts."""
     path = tmp_path / "my compilers" / "컴파일러"
     path.parent.mkdir()
-    version = r"[ $1 = --version ] && printf 'mine \\355\\225\\n' && exit"  # half a syllable
+    half = r"printf 'mine \\355\\225\\n'"  # of a syllable
+    version = f'[ "$2" = --version ] && {half} && exit'
     write_program(path, f'#!/bin/sh\n{version}\necho "$@" >> {tmp_path}/calls\nexec c++ "$@"\n')
-    package.environment["CXX"] = f"'{path}'"
+    package.environment["CXX"] = f"'{path}' -pipe"
     return path
 
 
