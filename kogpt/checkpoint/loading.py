@@ -54,9 +54,8 @@ def load_model(
         target = compute_dtype(reader.stored_dtype, device) if dtype is None else parse_dtype(dtype)
         kept = [name for name in reader.names if quantized and _is_integer(reader, name)]
         narrow = sum(map(reader.stored_bytes, kept))
-        wide = count_parameters(config, model_class) - sum(
-            math.prod(reader.shape(name)) for name in kept
-        )
+        wide = count_parameters(config, model_class)
+        wide -= sum(math.prod(reader.shape(name)) for name in kept)
         require_memory(device, narrow + wide * target.itemsize + ROOM_TO_RUN, str(reader.path))
         model = hollow(model_class, config)
         refuse_unsavable(model)
@@ -65,9 +64,10 @@ def load_model(
             _freeze(model, name.removesuffix(".weight"), weight)
         names = [name for name in expand(config, model_class) if name not in kept]
         state = {name: _load(reader, name, target, device) for name in names}
-        _refuse_torn(state, aliases(config, model_class), str(reader.path))
+        tied = aliases(config, model_class)
+        _refuse_torn(state, tied, str(reader.path))
     model.load_state_dict(state, strict=True, assign=True)
-    for name, first in aliases(config, model_class).items():
+    for name, first in tied.items():
         path, _, leaf = name.rpartition(".")
         setattr(model.get_submodule(path), leaf, model.get_parameter(first))
     for module in model.modules():

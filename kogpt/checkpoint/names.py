@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Collection, Mapping
 from fnmatch import fnmatchcase
 from functools import cache
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
@@ -47,15 +48,12 @@ def expand(config: KoGPTConfig, model_class: type[KoGPT] | None = None) -> Shape
         config: the shape of the model.
         model_class: of the model; None for the one that belongs to the config.
     """
-    return dict(_expand(config, model_class or class_of(config)))
+    return dict(_outline(config, model_class or class_of(config)).shapes)
 
 
-def _shapes_of(config: KoGPTConfig, model_class: Callable[[KoGPTConfig], KoGPT]) -> Shapes:
-    state = hollow(model_class, config).state_dict()
-    return {name: tuple(tensor.shape) for name, tensor in state.items()}
-
-
-_expand: Callable[..., Shapes] = cache(_shapes_of)
+def aliases(config: KoGPTConfig, model_class: type[KoGPT] | None = None) -> dict[str, str]:
+    """Names of parameters that are another one's too, with its first name; arguments as above."""
+    return dict(_outline(config, model_class or class_of(config)).aliases)
 
 
 def count_parameters(config: KoGPTConfig, model_class: type[KoGPT] | None = None) -> int:
@@ -65,20 +63,22 @@ def count_parameters(config: KoGPTConfig, model_class: type[KoGPT] | None = None
     return sum(math.prod(shapes[name]) for name in names)
 
 
-def aliases(config: KoGPTConfig, model_class: type[KoGPT] | None = None) -> dict[str, str]:
-    """Names of parameters that are another one's too, with its first name; arguments as above."""
-    return dict(_aliases(config, model_class or class_of(config)))
+class _Outline(NamedTuple):
+    """What `expand` and `aliases` give."""
+
+    shapes: Shapes
+    aliases: dict[str, str]
 
 
-def _aliases_of(config: KoGPTConfig, model_class: Callable[[KoGPTConfig], KoGPT]) -> dict[str, str]:
-    first: dict[int, str] = {}
-    model = hollow(model_class, config)  # whose parameters live, and so have ids of their own
-    named = list(model.named_parameters(remove_duplicate=False))
-    again = [(name, first.setdefault(id(parameter), name)) for name, parameter in named]
-    return {name: other for name, other in again if name != other}
+def _outline_of(config: KoGPTConfig, model_class: Callable[[KoGPTConfig], KoGPT]) -> _Outline:
+    model, first, again = hollow(model_class, config), dict[nn.Parameter, str](), dict[str, str]()
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if (other := first.setdefault(parameter, name)) != name:
+            again[name] = other
+    return _Outline({name: tuple(x.shape) for name, x in model.state_dict().items()}, again)
 
 
-_aliases: Callable[..., dict[str, str]] = cache(_aliases_of)
+_outline: Callable[..., _Outline] = cache(_outline_of)
 
 
 def refuse_unsavable(model: KoGPT) -> None:

@@ -223,8 +223,6 @@ def _note_weights(block: nn.Module, record: Record, shown: int) -> Undo:
     if attention is None or not hasattr(attention, "attend"):
         raise ValueError(f"{type(block).__name__} has no `attn` with an `attend` to look into")
 
-    answered: list[int] = []
-
     def answer(attend: Attend, args: list[Any]) -> Tensor:
         q, k, v, *rest = args
 
@@ -233,10 +231,9 @@ def _note_weights(block: nn.Module, record: Record, shown: int) -> Undo:
 
         weights = attention_weights(mix, q, k, v, shown)
         layer = len(record.attention)
-        refuse_no_average(weights, layer)
-        if answered:
+        if layer == len(record.hidden):  # what has entered the first block, and left those before
             raise ValueError(f"layer {layer} attends more than once: a picture shows one way")
-        answered.append(layer)
+        refuse_no_average(weights, layer)
         record.attention.append(weights[:, :, -shown:].cpu())
         return attend(*args)
 

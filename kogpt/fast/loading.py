@@ -95,8 +95,6 @@ SOURCES = {
     "transformer.py": "1e51329661c5b1b9450c9c7f15520c0c63fc54fd8b22eb7609d77eec3c5c99d1",
     "rotary.py": "a5163e34a2f65b6bd71ca28beda5a59125dda26ee4b1879cbf1b5a970c85ecf3",
 }
-
-
 HOMES = ("kogpt.model.", "torch.nn.")  # where all is from that it is made of
 
 

@@ -301,7 +301,7 @@ class FastTransformer(Transformer):
             raise ValueError(f"starts are {starts.tolist()}, they must be at least 0")
         if cache is not None:
             cache.refuse_other((B, self.n_head, self.head_dim), self.norm.weight.dtype, self.device)
-        if cache is None or B == 0 or not self.takes(T, cache, starts):
+        if cache is None or not self.takes(input_ids, cache, starts):
             positions = self.positions(input_ids, cache, starts)
             attend = ManyTokens(self.rotary(positions), cache, starts)
             hidden = self.read(self.look_up(input_ids), attend)
@@ -316,11 +316,13 @@ class FastTransformer(Transformer):
             cache.advance(T)
         return hidden
 
-    def takes(self, T: int, cache: KVCache, starts: Tensor | None) -> bool:
-        """Whether a step of T tokens goes through the decode kernel."""
+    def takes(self, input_ids: Tensor, cache: KVCache, starts: Tensor | None) -> bool:
+        """Whether a step of such tokens (B, T) goes through the decode kernel."""
+        B, T = input_ids.shape
+        few = B > 0 and T <= MAX_TOKENS
         fits = cache.length + T <= cache.capacity <= self.n_positions
         alone = starts is None or starts.ndim == 1  # one text in a row
-        return self.has_kernel and T <= MAX_TOKENS and fits and alone
+        return self.has_kernel and few and fits and alone
 
     def read_few(self, step: StepInput, cache: KVCache) -> Tensor:
         """A step through the decode kernel."""

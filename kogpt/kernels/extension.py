@@ -175,22 +175,22 @@ def libraries(kind: str) -> Iterator[Library]:
     except (CannotBuildError, PermissionError):  # there is no place for a cache
         cached = []
     for path in [building.HERE / record_name, *cached]:
-        if path.exists():
-            library = Library(path.with_suffix(".so"), read_record(path))
-            if library.record.sources == sources:
-                refuse_cut(library)
-                yield library
+        if path.exists() and (record := read_record(path, sources)):
+            library = Library(path.with_suffix(".so"), record)
+            refuse_cut(library)
+            yield library
 
 
-def read_record(path: Path) -> Record:
-    """What is known of a library.
+def read_record(path: Path, sources: str) -> Record | None:
+    """What is known of a library; None of one of other sources, whose record may be another too.
 
     Raises:
         OSError: the file is damaged.
     """
     try:
-        return Record(**json.loads(path.read_text()))
-    except (ValueError, TypeError) as error:
+        values = json.loads(path.read_text())
+        return Record(**values) if values["sources"] == sources else None
+    except (ValueError, TypeError, KeyError) as error:
         raise broken(path, f"is no record of a library ({error})") from None
 
 
@@ -298,8 +298,8 @@ def run_compiler(target: Target, partial: Path, architectures: str, log: Path) -
         raise CannotBuildError(f"signal {-done.returncode} ended the compiler")
     if done.returncode:
         said = output.read_text(errors="replace")
-        for words in filter(said.__contains__, PASSING):
-            raise CannotBuildError(f"compiling it failed: {words}")
+        if passing := next(filter(said.__contains__, PASSING), None):
+            raise CannotBuildError(f"compiling it failed: {passing}")
         output.rename(log)
         raise CannotBuildError(f"compiling it failed; see {log}")
 

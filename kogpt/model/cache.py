@@ -43,12 +43,12 @@ class KVCache:
             ValueError: S exceeds the capacity; or the layer appends again, as one does that stands
                 for several, and would write over what it has just written.
         """
-        if layer in self._appended:
-            raise ValueError(f"layer {layer} appends twice: every layer needs an index of its own")
-        self._appended.add(layer)
         end = self.length + k.size(1)
         if end > self.capacity:
             raise ValueError(f"{end} tokens do not fit a cache of {self.capacity}")
+        if layer in self._appended:
+            raise ValueError(f"layer {layer} appends twice: every layer needs an index of its own")
+        self._appended.add(layer)
         keys, values = self.buffers(layer, k, v)
         keys[:, self.length : end] = k
         values[:, self.length : end] = v

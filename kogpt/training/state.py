@@ -21,7 +21,7 @@ from torch import Tensor
 from kogpt.checkpoint.safetensors_file import SafetensorsFile
 from kogpt.checkpoint.sliced import SlicedCheckpoint
 from kogpt.checkpoint.sources import Source
-from kogpt.checkpoint.staging import Staging, fsync_path, to_json, writing
+from kogpt.checkpoint.staging import Staging, put_in_place, to_json, writing
 from kogpt.checkpoint.writer import write_content
 from kogpt.errors import InputRefusedError, KoGPTError
 from kogpt.parallel import Parallel
@@ -194,8 +194,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], parallel: Parallel)
     temporary = path.with_name(f"{path.name}.tmp")
     with writing(path):
         write_content(temporary, tensors)
-        os.rename(temporary, path)
-        fsync_path(path.parent)
+        put_in_place(temporary, path)
 
 
 @contextmanager

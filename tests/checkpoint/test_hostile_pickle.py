@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from kogpt.checkpoint import open_checkpoint
+from kogpt.checkpoint.pickle_guard import Interpreter, Storage
 from kogpt.errors import InputRefusedError
 from tests.checkpoint.tiny import released_state, tiny_state, write_config
 from tests.scale import scaled
@@ -290,3 +291,17 @@ def test_a_good_file_passes(tmp_path):
     with open_checkpoint(tmp_path) as reader:
         assert reader.names == list(tiny_state())
         assert torch.equal(reader.read("lm_head.bias"), tiny_state()["lm_head.bias"].half())
+
+
+def test_a_view_ends_with_its_storage():
+    storage = Storage(torch.float32, "0", 4)
+    for offset, shape, stride in (
+        (0, (4,), (1,)),
+        (1, (3,), (1,)),
+        (1, (2,), (2,)),
+        (9, (0,), (1,)),
+    ):
+        Interpreter("file").tensor(storage, offset, shape, stride, False, {})
+    for offset, shape, stride in ((1, (4,), (1,)), (0, (5,), (1,)), (2, (2,), (2,))):
+        with pytest.raises(InputRefusedError, match="beyond its storage"):
+            Interpreter("file").tensor(storage, offset, shape, stride, False, {})

@@ -387,3 +387,8 @@ def test_transformers_opens_the_folder_and_agrees(tmp_path, kind, dtype):
             torch.testing.assert_close(tensor, weights[name], rtol=rounded, atol=rounded)
     # Logits, none beyond 1, move by no more than the weights they come from.
     torch.testing.assert_close(logits, expected, rtol=0, atol=max(1e-5, rounded))
+
+
+def test_the_largest_of_four_bits_spans_seven_steps_and_a_half():
+    rounded = round_rows(torch.tensor([[7.5, -3.0] * 16]), Scheme(4, 32), torch.float32)
+    assert rounded.scale.item() == 1.0 and rounded.q[0, :2].tolist() == [7, -3]

@@ -1,9 +1,21 @@
 """What is left of unfinished work, and who may go on with it."""
 
+import os
+
 import pytest
 
-from kogpt.checkpoint import resources
-from kogpt.checkpoint.staging import Staging
+from kogpt.checkpoint import resources, write_checkpoint
+from kogpt.checkpoint.staging import (
+    Staging,
+    _lock,
+    put_in_place,
+    refuse_existing,
+    refuse_strangers,
+    sweep,
+    write_file,
+)
+from kogpt.errors import InputRefusedError, NotEnoughResourcesError
+from tests.checkpoint.tiny import CONFIG, tiny_state
 
 
 @pytest.mark.parametrize(("plan", "kept"), [({"shards": 2}, True), ({"shards": 3}, False)])
@@ -31,3 +43,60 @@ def test_the_room_of_a_container_counts_its_cache_of_files(tmp_path, monkeypatch
     assert resources._cgroup_room() == 800
     (tmp_path / "memory.max").write_text("max\n")
     assert resources._cgroup_room() == 1 << 62
+
+
+def test_what_the_system_writes_in_parts_is_written_whole(tmp_path, monkeypatch):
+    """Linux takes 2 GB at a time at most."""
+    real = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda file, data, at: real(file, data[:7], at))
+    write_file(tmp_path / "file", b"x" * 100, b"y" * 50)
+    assert (tmp_path / "file").read_bytes() == b"x" * 100 + b"y" * 50
+
+
+def test_a_name_is_on_the_disk_before_anything_else_is_done(tmp_path, monkeypatch):
+    """Of a file that was put in place, and of a folder that was committed."""
+    synced, real = [], os.fsync
+
+    def fsync(file):
+        synced.append(os.readlink(f"/proc/self/fd/{file}"))
+        real(file)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    (tmp_path / "file.tmp").write_text("whole")
+    put_in_place(tmp_path / "file.tmp", tmp_path / "file")
+    assert synced == [str(tmp_path)]
+    with Staging(tmp_path / "dst") as staging:
+        synced.clear()
+        staging.commit()
+    assert synced[-1] == str(tmp_path)
+
+
+def test_links_are_neither_followed_nor_written_over(tmp_path):
+    (tmp_path / "dst").symlink_to("nowhere")
+    with pytest.raises(InputRefusedError, match="exists already"):
+        refuse_existing(tmp_path / "dst")
+    (tmp_path / "partial").mkdir()
+    (tmp_path / "partial" / "folder").symlink_to(tmp_path)
+    with pytest.raises(InputRefusedError):
+        refuse_strangers(tmp_path / "partial")
+    (tmp_path / "link").symlink_to(tmp_path / "partial")
+    with pytest.raises(OSError):
+        _lock(tmp_path / "link")
+
+
+def test_work_that_can_be_resumed_is_not_swept_away(tmp_path):
+    unfinished = tmp_path / ".dst.partial" / "folder"
+    unfinished.mkdir(parents=True)
+    (tmp_path / "dst").mkdir()
+    sweep(tmp_path / "dst")
+    assert unfinished.exists()
+    unfinished.rmdir()
+    sweep(tmp_path / "dst")
+    assert not unfinished.parent.exists()
+
+
+def test_a_disk_without_room_is_told_before_anything_is_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(resources, "free_disk", lambda *_: 0)
+    with pytest.raises(NotEnoughResourcesError):
+        write_checkpoint(tmp_path / "dst", CONFIG, tiny_state())
+    assert not list(tmp_path.iterdir())

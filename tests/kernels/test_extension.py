@@ -213,7 +213,7 @@ def test_a_cache_that_is_no_absolute_path_does_not_count(monkeypatch):
 
 def test_a_cache_that_may_not_be_read_is_none(monkeypatch):
     def locked(*_):
-        raise PermissionError(13, "Permission denied", "/root/.cache")
+        raise PermissionError(13, "Permission denied", "a cache of others")
 
     monkeypatch.setattr(Path, "glob", locked)
     assert all(library.path.parent == building.HERE for library in extension.libraries("cpu"))
@@ -355,6 +355,14 @@ def test_a_damaged_library_is_an_error(target, ending, content, told, lines, emp
     for ask in (lines, lambda target: extension.status(target.kind)):
         with pytest.raises(OSError, match=rf"{told}.*remove .*-damaged to .*{path.name}"):
             ask(target)
+
+
+def test_an_install_of_an_older_version_is_passed_over(empty_cache, tmp_path, monkeypatch):
+    """Its sources are others, and so may its record be."""
+    building.source_hash("cpu")  # of the real sources, and remembered
+    monkeypatch.setattr(building, "HERE", tmp_path)
+    (tmp_path / "library_cpu.json").write_text('{"sources": "0", "seconds": 1.0}')
+    assert list(extension.libraries("cpu")) == []
 
 
 def test_a_library_that_does_not_load_is_told_by_the_command_line(empty_cache):

@@ -95,6 +95,14 @@ def test_a_file_that_is_no_config_is_refused_with_one_line_naming_it(content, tm
     assert str(path) in str(refusal.value) and "\n" not in str(refusal.value)
 
 
+def test_a_file_of_a_wrong_value_is_named_with_it(tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**RELEASED, "n_head": 0}))
+    with pytest.raises(InputRefusedError) as refusal:
+        KoGPTConfig.from_file(path)
+    assert str(refusal.value).startswith(f"{path}: n_head is 0")
+
+
 def test_a_missing_file_is_refused_with_one_line_naming_it(tmp_path):
     with pytest.raises(InputRefusedError, match="No such file"):
         KoGPTConfig.from_file(tmp_path / "config.json")
@@ -113,6 +121,7 @@ def test_what_transformers_leaves_out_is_what_it_stands_for_there():
     for name in ("attn_pdrop", "embd_pdrop", "resid_pdrop", "layer_norm_epsilon"):
         assert getattr(ours, name) == getattr(theirs, name), name
     bare = KoGPTConfig.from_dict({"model_type": "gptj", **sizes, "rotary_dim": 4})
+    assert (bare.attn_pdrop, bare.embd_pdrop) == (0.0, 0.0)
     assert bare.bos_token_id is bare.eos_token_id is None
 
 

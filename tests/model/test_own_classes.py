@@ -169,6 +169,8 @@ def test_layers_that_append_nothing_are_passed_over_by_the_cache():
 
 def test_a_cache_that_was_left_in_the_midst_goes_on_once_it_is_truncated():
     cache, x = KVCache(4), torch.zeros(1, 1, 1, 8)
+    with pytest.raises(ValueError, match="5 tokens do not fit a cache of 4"):
+        cache.append(0, x.expand(1, 5, 1, 8), x.expand(1, 5, 1, 8))
     cache.append(0, x, x)
     cache.truncate(0)
     cache.append(0, x, x)

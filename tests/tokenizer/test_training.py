@@ -27,7 +27,7 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 def test_special_pieces_are_resolved_from_what_was_written(trained: Tokenizer) -> None:
     ids = [trained.bos_id, trained.eos_id, trained.unk_id, trained.pad_id]
     assert ids == list(map(trained.piece_to_id, ["[BOS]", "[EOS]", "[UNK]", "[PAD]"]))
-    assert trained.vocab_size == 406
+    assert trained.vocab_size == 406 and trained.add_bos
     assert len(trained.files) == 3
 
 

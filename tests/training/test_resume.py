@@ -13,14 +13,16 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from kogpt.checkpoint import load_model
-from kogpt.errors import InputRefusedError
+from kogpt.errors import InputRefusedError, KoGPTError
+from kogpt.parallel import Parallel
 from kogpt.training import FinetuningConfig, TrainingConfig, finetune, train
 from kogpt.training.config import RunConfig
 from kogpt.training.log import read_log
-from kogpt.training.state import checkpoints
+from kogpt.training.state import checkpoints, discard_all_but, write_tensors
 from tests.scale import scaled
 from tests.server import Forked
 from tests.training.conftest import TINY
@@ -284,3 +286,32 @@ def test_checkpoints_go_by_their_numbers(tmp_path):
         (tmp_path / name).mkdir()
     found = [path.name for path in checkpoints(tmp_path)]
     assert found == ["step-00000009", "step-99999999", "step-100000000"]
+
+
+def test_an_old_checkpoint_is_no_checkpoint_before_it_is_removed(tmp_path, monkeypatch):
+    for step in (1, 2, 3):
+        (tmp_path / f"step-{step:08}").mkdir()
+    seen, real = [], shutil.rmtree
+
+    def rmtree(path):
+        seen.append(path.name)
+        assert not {path, path.with_name(path.name.strip("."))} & set(checkpoints(tmp_path))
+        real(path)
+
+    monkeypatch.setattr(shutil, "rmtree", rmtree)
+    discard_all_but(1, tmp_path)
+    assert [name.startswith(".step-") for name in seen] == [True, True]
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000003"]
+
+
+def test_tensors_that_could_not_be_written_leave_those_before(tmp_path, monkeypatch):
+    path = tmp_path / "best.safetensors"
+    write_tensors(path, {"a": torch.zeros(4)}, Parallel())
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(KoGPTError):
+        write_tensors(path, {"a": torch.ones(4)}, Parallel())
+    assert load_file(path)["a"].equal(torch.zeros(4))

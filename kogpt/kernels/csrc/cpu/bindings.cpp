@@ -323,12 +323,16 @@ Tensor step_block(const Tensor& x, const Tensor& norm_weight, const Tensor& norm
   require(M <= kFewRows, "kogpt::step_block: ", M, " rows");
   require(B > 0 && M % B == 0, "kogpt::step_block: ", M, " rows and a cache of ", B);
   const Tensor normed = step_norm(x, norm_weight, norm_bias, eps);
-  const std::vector<Layer> first = layers(enter, enter_scales, enter_offsets, enter_bias);
-  Tensor y = product(normed, first, 3 * C, std::nullopt);
+  const std::vector<Layer> entering = layers(enter, enter_scales, enter_offsets, enter_bias);
+  const std::vector<Layer> leaving = layers(leave, leave_scales, leave_offsets, leave_bias);
+  for (const Layer& layer : leaving) {
+    const int64_t outputs = layer.weight.size(0);
+    require(outputs == C, "kogpt::step_block: ", outputs, " outputs for ", C);
+  }
+  Tensor y = product(normed, entering, 3 * C, std::nullopt);
   const int64_t N = y.size(1), T = M / B, bytes = element_bits(element(y)) / 8;
-  const std::vector<Layer> last = layers(leave, leave_scales, leave_offsets, leave_bias);
   const int64_t inputs = std::accumulate(
-      last.begin(), last.end(), int64_t{0},
+      leaving.begin(), leaving.end(), int64_t{0},
       [](int64_t before, const Layer& layer) { return before + width(layer.weight); });
   require(N >= 3 * C && N == 2 * C + inputs, "kogpt::step_block: ", N, " outputs for ", inputs,
           " inputs");
@@ -339,16 +343,12 @@ Tensor step_block(const Tensor& x, const Tensor& norm_weight, const Tensor& norm
   attend(heads(0), heads(C), v, T, keys, values, lengths, cos, sin, starts, v);
 
   // What attention gives lies in the place of v, and behind it the inner layer.
-  for (const Layer& layer : last) {
-    require(layer.weight.size(0) == C, "kogpt::step_block: ", layer.weight.size(0), " outputs for ",
-            C);
-  }
   Tensor sum = x;
-  int64_t read = 2 * C;
-  for (const Layer& layer : last) {
+  int64_t first = 2 * C;
+  for (const Layer& layer : leaving) {
     const int64_t K = width(layer.weight);
-    sum = product(torch::stable::narrow(y, 1, read, K), {layer}, layer.weight.size(0), sum);
-    read += K;
+    sum = product(torch::stable::narrow(y, 1, first, K), {layer}, layer.weight.size(0), sum);
+    first += K;
   }
   return sum;
 }

@@ -1,0 +1,37 @@
+"""What commands share: memory that is short, numbers that are none."""
+
+import argparse
+import math
+
+import pytest
+import torch
+
+from kogpt.cli import UsageError
+from kogpt.commands.common import memory_errors, parse_size, refuse_below
+from kogpt.errors import NotEnoughResourcesError
+
+
+def test_memory_that_a_cpu_has_not_is_told_as_such():
+    with pytest.raises(NotEnoughResourcesError, match="not enough memory"), memory_errors():
+        torch.empty(1 << 60, dtype=torch.uint8)
+    with pytest.raises(RuntimeError, match="something else"), memory_errors():
+        raise RuntimeError("something else")
+
+
+@pytest.mark.parametrize("value", [0, -1, math.nan, math.inf, [3, 0]])
+def test_what_is_below_or_no_number_is_refused(value):
+    with pytest.raises(UsageError, match="argument --of-it: must be at least 1"):
+        refuse_below(argparse.Namespace(of_it=value), of_it=1)
+
+
+@pytest.mark.parametrize("value", [1, 2.5, None, [1, 7], []])
+def test_what_makes_sense_is_taken(value):
+    refuse_below(argparse.Namespace(of_it=value), of_it=1)
+
+
+def test_sizes_are_of_tens_or_of_twos():
+    sizes = {"12": 12, "500MB": 500 * 10**6, "1.5 gb": 1_500_000_000, "2KiB": 2048, "1GiB": 2**30}
+    assert {text: parse_size(text, "--it") for text in sizes} == sizes
+    for text in ("", "b", "1 tb", "-1GB", "1e3", "GB"):
+        with pytest.raises(UsageError, match="argument --it: .* is no size"):
+            parse_size(text, "--it")
