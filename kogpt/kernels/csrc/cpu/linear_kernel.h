@@ -13,9 +13,11 @@
 //
 // `Simd` has kLanes floats to a vector. `Words` holds 2 kLanes 16-bit integers or twice as many
 // bytes, `Sums` kLanes 32-bit integers, `Floats` kLanes floats. `Nibbles` holds what products of
-// 4-bit weights and bytes come to over kNibbleVectors vectors at least. Of one row, kStreams are
-// the outputs of a tile of integers, kFloatStreams those of floats; kAhead are the bytes that each
-// stream is asked for ahead: what such processors read fastest with.
+// 4-bit weights and bytes come to over kNibbleVectors vectors at least. Of 1, 2, 3 and 4 rows,
+// kFloatOutputs, kInt8Outputs and kInt4Outputs are the outputs of a tile: more are more streams,
+// which memory is read faster by, until registers that do not suffice for their products
+// (kFewRegisters: there are 16) cost more than that. kAhead are the bytes that each stream is asked
+// for ahead: what such processors read fastest with.
 #pragma once
 
 #include <algorithm>
@@ -154,19 +156,14 @@ struct Linear {
     }
   }
 
-  // Outputs of a tile: more are more streams, which memory is read faster by, until registers that
-  // do not suffice for their products cost more than that.
   static constexpr int tile_outputs(Element weight, int rows) {
-    const bool is_int4 = weight == Element::kInt4;
-    switch (rows) {
-      case 1:
-        return is_int4 || weight == Element::kInt8 ? Simd::kStreams : Simd::kFloatStreams;
-      case 2:
-        return is_int4 ? 4 : 8;
-      case 3:
-        return 4;
+    switch (weight) {
+      case Element::kInt4:
+        return Simd::kInt4Outputs[rows - 1];
+      case Element::kInt8:
+        return Simd::kInt8Outputs[rows - 1];
       default:
-        return is_int4 ? 2 : 4;
+        return Simd::kFloatOutputs[rows - 1];
     }
   }
 
@@ -315,29 +312,69 @@ struct Linear {
   }
 
   // The products of kStep inputs are summed as integers. With kSpread > 1, the weights of one
-  // vector belong to so many groups. With kLateScale, scales are left to the end.
+  // vector belong to so many groups. With kLateScale, scales are left to the end; else factors are
+  // made for a few steps at a time, or memory would rest while those of all inputs are made.
   template <Element kWeight, int64_t kStep, int kSpread, bool kLateScale, int kRows, int kOutputs>
   static void steps(const LinearParams& p, const Tile<kRows, kOutputs>& tile, int64_t first,
                     int64_t last, Floats (&totals)[kRows][kOutputs]) {
-    constexpr int64_t kPerByte = kWeight == Element::kInt4 ? 2 : 1;
-    constexpr int64_t kVector = (kWeight == Element::kInt4 ? 4 : 2) * kLanes;  // inputs
     constexpr int64_t kGrain = kStep / kSpread;
-    static_assert(kWeight != Element::kInt4 || kStep / kVector <= Simd::kNibbleVectors,
-                  "or sums could overflow");
-    constexpr int64_t kFactors = most_inputs(kRows, kWeight) / kGrain + kLanes;
-    float factors[kRows][kOutputs][kFactors];
+    float factors[kRows][kOutputs][kLanes];
     Floats sums[kRows][kOutputs];
     std::memcpy(sums, totals, sizeof sums);
-    if constexpr (!kLateScale) fill_factors<kWeight, kGrain>(p, tile, first, last, factors, sums);
     if (p.offset.data) add_offsets<kGrain>(p, tile, first, last, sums);
-    for (int64_t step = first / kStep; step < last / kStep; ++step) {
-      const int64_t k = step * kStep, bytes = step * (kStep / kPerByte);
+    const auto add = [&](int64_t from, int64_t end) {
+      const int64_t grain = from / kGrain;
+      for (int64_t n = from / kStep; n < end / kStep; ++n) {
+        step<kWeight, kStep>(tile, n, [&](int i, int j, Products<kWeight> products) {
+          const float* each = kLateScale ? tile.x[i].unit + n : factors[i][j] + n * kSpread - grain;
+          const Floats factor = Simd::template spread<kSpread>(each);
+          sums[i][j] = Simd::fma(total<kWeight>(products), factor, sums[i][j]);
+        });
+      }
+    };
+    if constexpr (kLateScale) {
+      add(first, last);
+    } else {
+      for (int j = 0; j < kOutputs && first == 0; ++j) ask_for_scales(p, tile.output[j]);
+      for (int64_t from = first; from < last; from += kLanes * kGrain) {
+        fill_factors<kWeight, kGrain>(p, tile, from, last, factors, sums);
+        add(from, std::min(from + kLanes * kGrain, last));
+      }
+    }
+    std::memcpy(totals, sums, sizeof sums);
+  }
+
+  // Calls `add` with each row, output and their products of the inputs of the n-th step.
+  template <Element kWeight, int64_t kStep, int kRows, int kOutputs, class Add>
+  static void step(const Tile<kRows, kOutputs>& tile, int64_t n, const Add& add) {
+    constexpr int64_t kPerByte = kWeight == Element::kInt4 ? 2 : 1;
+    constexpr int64_t kVector = (kWeight == Element::kInt4 ? 4 : 2) * kLanes;  // inputs
+    constexpr int kVectors = kStep / kVector;
+    static_assert(kWeight != Element::kInt4 || kVectors <= Simd::kNibbleVectors,
+                  "or sums could overflow");
+    const int64_t k = n * kStep, bytes = n * (kStep / kPerByte);
+    // Where registers are few, one output after the other; but weights that several rows share are
+    // widened once.
+    if constexpr (Simd::kFewRegisters && (kRows == 1 || kWeight == Element::kInt4)) {
+      for (int i = 0; i < kRows; ++i) {
+        Words q[kVectors];
+        for (int v = 0; v < kVectors; ++v) q[v] = inputs<kWeight>(tile.x[i], k + v * kVector);
+        for (int j = 0; j < kOutputs; ++j) {
+          if (i == 0) ahead(tile.weight[j] + bytes, kStep / kPerByte);
+          Products<kWeight> products = {};
+          for (int v = 0; v < kVectors; ++v) {
+            products = dot<kWeight>(products, weights<kWeight>(tile.weight[j] + bytes, v), q[v]);
+          }
+          add(i, j, products);
+        }
+      }
+    } else {
       Products<kWeight> products[kRows][kOutputs];
       for (int j = 0; j < kOutputs; ++j) {
         ahead(tile.weight[j] + bytes, kStep / kPerByte);
         for (int i = 0; i < kRows; ++i) products[i][j] = Products<kWeight>{};
       }
-      for (int v = 0; v < kStep / kVector; ++v) {
+      for (int v = 0; v < kVectors; ++v) {
         Words w[kOutputs];
         for (int j = 0; j < kOutputs; ++j) w[j] = weights<kWeight>(tile.weight[j] + bytes, v);
         for (int i = 0; i < kRows; ++i) {
@@ -347,16 +384,10 @@ struct Linear {
           }
         }
       }
-      const int64_t at = step * kSpread - first / kGrain;
       for (int i = 0; i < kRows; ++i) {
-        for (int j = 0; j < kOutputs; ++j) {
-          const float* each = kLateScale ? tile.x[i].unit + first / kGrain : factors[i][j];
-          const Floats factor = Simd::template spread<kSpread>(each + at);
-          sums[i][j] = Simd::fma(total<kWeight>(products[i][j]), factor, sums[i][j]);
-        }
+        for (int j = 0; j < kOutputs; ++j) add(i, j, products[i][j]);
       }
     }
-    std::memcpy(totals, sums, sizeof sums);
   }
 
   // --- what a step of integers is made of, by the format of its weights ---
@@ -399,27 +430,24 @@ struct Linear {
     return p.weight.element == Element::kInt8 && p.G == 1 && !p.offset.data;
   }
 
-  // What the sums of products of every kGrain inputs count, scale of the weights times unit of x;
-  // adds to `sums` what those of 4-bit weights begin with.
-  template <Element kWeight, int64_t kGrain, int kRows, int kOutputs, int64_t kFactors>
-  static void fill_factors(const LinearParams& p, const Tile<kRows, kOutputs>& tile, int64_t first,
-                           int64_t last, float (&factors)[kRows][kOutputs][kFactors],
+  // What the sums of products of every kGrain inputs count from input k on, scale of the weights
+  // times unit of x, a vector of factors; adds to `sums` what those of 4-bit weights begin with.
+  template <Element kWeight, int64_t kGrain, int kRows, int kOutputs>
+  static void fill_factors(const LinearParams& p, const Tile<kRows, kOutputs>& tile, int64_t k,
+                           int64_t last, float (&factors)[kRows][kOutputs][kLanes],
                            Floats (&sums)[kRows][kOutputs]) {
-    for (int64_t k = first, c = 0; k < last; k += kLanes * kGrain, c += kLanes) {
-      for (int j = 0; j < kOutputs; ++j) {
-        const Floats scale = groups<kGrain>(p.scale, tile.output[j] * p.G, tile.group, k, last);
-        for (int i = 0; i < kRows; ++i) {
-          const Floats unit = Simd::load(tile.x[i].unit + k / kGrain);
-          const Floats factor = Simd::fma(scale, unit, Floats{});
-          Simd::store(factors[i][j] + c, factor);
-          if (kWeight == Element::kInt4) {
-            const Floats start = Simd::load(tile.x[i].start + k / kGrain);
-            sums[i][j] = Simd::fma(factor, start, sums[i][j]);
-          }
+    for (int j = 0; j < kOutputs; ++j) {
+      const Floats scale = groups<kGrain>(p.scale, tile.output[j] * p.G, tile.group, k, last);
+      for (int i = 0; i < kRows; ++i) {
+        const Floats unit = Simd::load(tile.x[i].unit + k / kGrain);
+        const Floats factor = Simd::fma(scale, unit, Floats{});
+        Simd::store(factors[i][j], factor);
+        if (kWeight == Element::kInt4) {
+          const Floats start = Simd::load(tile.x[i].start + k / kGrain);
+          sums[i][j] = Simd::fma(factor, start, sums[i][j]);
         }
       }
     }
-    for (int j = 0; j < kOutputs && first == 0; ++j) ask_for_scales(p, tile.output[j]);
   }
 
   // Adds to `sums` what offsets make of x.

@@ -17,9 +17,11 @@ struct Avx2 {
   using Nibbles = __v16hi;
   static constexpr int64_t kLanes = 8;
   static constexpr int kVectors = 2;
+  static constexpr bool kFewRegisters = true;
   static constexpr int kNibbleVectors = 8;  // 8 x 2 products of at most 15 x 127 are below 2^15
-  static constexpr int kStreams = 4;
-  static constexpr int kFloatStreams = 4;  // or sums would wait for those before them
+  static constexpr int kFloatOutputs[] = {4, 4, 4, 4};
+  static constexpr int kInt8Outputs[] = {4, 2, 4, 4};
+  static constexpr int kInt4Outputs[] = {4, 2, 2, 2};
   static constexpr int64_t kAhead = 1280;
   static constexpr bool kSaturates = true;  // dot_bytes, above 16 bits for a pair
 

@@ -17,9 +17,11 @@ struct Avx512 {
   using Nibbles = __v32hi;
   static constexpr int64_t kLanes = 16;
   static constexpr int kVectors = 4;
+  static constexpr bool kFewRegisters = false;
   static constexpr int kNibbleVectors = 8;  // 8 x 2 products of at most 15 x 127 are below 2^15
-  static constexpr int kStreams = 8;
-  static constexpr int kFloatStreams = 8;
+  static constexpr int kFloatOutputs[] = {8, 8, 4, 4};
+  static constexpr int kInt8Outputs[] = {8, 8, 4, 4};
+  static constexpr int kInt4Outputs[] = {8, 4, 4, 2};
   static constexpr int64_t kAhead = 1280;
   static constexpr bool kSaturates = true;  // dot_bytes, above 16 bits for a pair
 

@@ -14,9 +14,11 @@ namespace {
 struct Plain {
   static constexpr int64_t kLanes = 4;
   static constexpr int kVectors = 2;
+  static constexpr bool kFewRegisters = true;
   static constexpr int kNibbleVectors = 8;  // and many more: sums have 32 bits
-  static constexpr int kStreams = 2;
-  static constexpr int kFloatStreams = 4;
+  static constexpr int kFloatOutputs[] = {4, 8, 4, 4};
+  static constexpr int kInt8Outputs[] = {2, 8, 4, 4};
+  static constexpr int kInt4Outputs[] = {2, 4, 4, 2};
   static constexpr int64_t kAhead = 1280;
   static constexpr bool kSaturates = false;
   struct Words {
