@@ -40,8 +40,8 @@ from kogpt.checkpoint.safetensors_file import SafetensorsFile, encode_header
 from kogpt.checkpoint.staging import put_in_place, to_json, writing, written_beside
 from kogpt.checkpoint.writer import raw_bytes
 from kogpt.errors import InputRefusedError
+from kogpt.jsonfiles import read_config_object
 from kogpt.model import KoGPT, KoGPTConfig
-from kogpt.model.config import read_json_object
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
@@ -117,7 +117,7 @@ def read_adapter(
     for each in (folder / CONFIG_NAME, path):
         require_regular(each)
     refuse_foreign(path)
-    table = parse_config(read_json_object(folder / CONFIG_NAME), str(folder / CONFIG_NAME))
+    table = parse_config(read_config_object(folder / CONFIG_NAME), str(folder / CONFIG_NAME))
     with _Weights(path) as weights:
         if isinstance(table, PromptTable):
             adapter = _read_prompt(weights, folder, table, config)

@@ -28,8 +28,8 @@ from kogpt.checkpoint.writer import (
     write_shards,
 )
 from kogpt.errors import InputRefusedError
+from kogpt.jsonfiles import read_config_object
 from kogpt.model import KoGPT
-from kogpt.model.config import read_json_object
 
 
 @torch.no_grad()
@@ -159,7 +159,7 @@ class _Merge:
         described = describe_classifier(len(head))
         if any(adapter.head is not None for adapter in self.adapters):
             return described
-        values = read_json_object(self.reader.folder / "config.json")
+        values = read_config_object(self.reader.folder / "config.json")
         return {key: values.get(key, value) for key, value in described.items()}
 
     def run(self, max_shard_size: int, quiet: bool) -> MergeReport:

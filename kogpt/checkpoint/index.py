@@ -4,7 +4,6 @@ Its file names are input from strangers, so each is looked at, without opening a
 can only be a plain file of the checkpoint's own folder.
 """
 
-import json
 import os
 import re
 import unicodedata
@@ -12,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kogpt.checkpoint.files import require_regular
-from kogpt.checkpoint.safetensors_file import clip, unique_keys
+from kogpt.checkpoint.safetensors_file import clip
 from kogpt.errors import InputRefusedError
+from kogpt.jsonfiles import parse_json
 
 MAX_SIZE = 16 << 20  # bytes
 MAX_NAME = 255  # bytes, of most file systems
@@ -57,13 +57,13 @@ def read_index(path: Path, extension: str) -> ShardIndex:
     if path.stat().st_size > MAX_SIZE:
         raise InputRefusedError(f"{path}: larger than {MAX_SIZE} bytes")
     try:
-        value = json.loads(path.read_bytes().decode("utf-8"), object_pairs_hook=unique_keys)
+        value = parse_json(path.read_bytes())
         index = ShardIndex(path, _weight_map(value), _total_size(value))
         for key, name in index.weight_map.items():
             if problem := name_problem(name, extension):
                 raise ValueError(f"{clip(key)} lies in {clip(name)}: {problem}")
         _refuse_twins(index.files)
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise InputRefusedError(f"{path}: bad index: {error}") from None
     for name in index.files:
         _require_inside(path, name)

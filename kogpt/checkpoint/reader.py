@@ -22,8 +22,9 @@ from kogpt.checkpoint.safetensors_file import SafetensorsFile
 from kogpt.checkpoint.sliced import SlicedCheckpoint, is_sliced
 from kogpt.checkpoint.sources import LookUp, Source, WeightsFile, map_tensor, stored_rows
 from kogpt.errors import InputRefusedError
+from kogpt.jsonfiles import read_config_object
 from kogpt.kernels.linear import Weight
-from kogpt.model.config import KoGPTConfig, read_json_object
+from kogpt.model.config import KoGPTConfig
 from kogpt.model.transformer import KoGPT
 from kogpt.model.variants import read_config
 
@@ -298,7 +299,7 @@ def _describe(
         layout = None if config is None else LAYOUTS.get(config.released_type)
         return Description(config, model_class, None, layout)
     require_regular(path)
-    values = read_json_object(path)
+    values = read_config_object(path)
     table = values.get("quantization_config")
     quantization = None if table is None else parse_quantization(table, str(path))
     config = config or read_config(path, model_class)

@@ -17,7 +17,6 @@ import mmap
 import os
 import reprlib
 import weakref
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from io import FileIO
@@ -28,6 +27,8 @@ import torch
 from torch import Tensor
 
 from kogpt.errors import InputRefusedError
+from kogpt.jsonfiles import parse_json
+from kogpt.textfiles import abridged
 
 MAX_HEADER = 16 << 20  # bytes; the released model's takes 40 KB
 MAX_NAME = 256
@@ -226,22 +227,13 @@ def parse_header(raw: bytes, data_size: int, where: str) -> Header:
     try:
         if not raw.startswith(b"{"):
             raise ValueError("it begins with another byte than '{'")
-        table = json.loads(raw.decode("utf-8"), object_pairs_hook=unique_keys)
+        table = parse_json(raw)
         metadata = _metadata(table.pop("__metadata__", {}))
         entries = {name: _entry(name, value) for name, value in table.items()}
         entries = _tiled(entries, data_size)
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise InputRefusedError(f"{where}: bad safetensors header: {error}") from None
     return Header(entries, metadata, 8 + len(raw))
-
-
-def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An `object_pairs_hook` for `json.loads` that refuses a key given twice."""
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        ((twice, _),) = Counter(name for name, _ in pairs).most_common(1)
-        raise ValueError(f"{clip(twice)} appears twice")
-    return result
 
 
 def _metadata(value: object) -> dict[str, str]:
@@ -271,7 +263,7 @@ def _entry(name: str, value: object) -> Entry:
 
 def clip(value: object) -> str:
     """A value from a file as it can be shown in one line of a message, however large or deep."""
-    return SHORT.repr(value)
+    return abridged(SHORT.repr(value), 200)
 
 
 def _sizes(name: str, value: object) -> tuple[int, ...]:

@@ -23,8 +23,9 @@ import torch
 from torch import Tensor
 
 from kogpt.checkpoint.files import require_regular
-from kogpt.checkpoint.safetensors_file import MAX_RANK, SafetensorsFile, clip, unique_keys
+from kogpt.checkpoint.safetensors_file import MAX_RANK, SafetensorsFile, clip
 from kogpt.errors import InputRefusedError
+from kogpt.jsonfiles import parse_json
 
 FILE_NAME = "shard-{:05}-model-00001-of-00001.safetensors"
 FILE_NAMES = re.compile(r"shard-(\d{5})-model-\d{5}-of-\d{5}\.safetensors")
@@ -149,13 +150,13 @@ def metadata(offsets: Mapping[str, Iterable[int]], count: int, notice: str) -> d
 def _offsets(file: SafetensorsFile) -> dict[str, tuple[int, ...]]:
     """Where each slice in a file begins."""
     try:
-        table: Any = json.loads(file.header.metadata[OFFSETS], object_pairs_hook=unique_keys)
+        table: Any = parse_json(file.header.metadata[OFFSETS])
         if table.keys() != file.tensors.keys():
             raise ValueError("it names other tensors than the file holds")
         return {
             name: _begin(name, table[name], entry.shape) for name, entry in file.tensors.items()
         }
-    except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise InputRefusedError(f"{file.path}: bad {OFFSETS}: {clip(str(error))}") from None
 
 

@@ -1,7 +1,6 @@
 """Checks a checkpoint folder against its manifest, byte for byte."""
 
 import hashlib
-import json
 import math
 import os
 import re
@@ -24,13 +23,14 @@ from kogpt.checkpoint.manifest import (
 )
 from kogpt.checkpoint.mesh import is_mesh_checkpoint
 from kogpt.checkpoint.resources import human
-from kogpt.checkpoint.safetensors_file import SafetensorsFile, clip, unique_keys
+from kogpt.checkpoint.safetensors_file import SafetensorsFile, clip
 from kogpt.checkpoint.shards import TensorSpec
 from kogpt.checkpoint.sliced import is_sliced
 from kogpt.checkpoint.source_hash import hash_file
 from kogpt.checkpoint.statistics import Statistics
 from kogpt.checkpoint.writer import raw_bytes
 from kogpt.errors import InputRefusedError
+from kogpt.jsonfiles import parse_json
 
 MAX_MANIFEST = 64 << 20  # bytes
 
@@ -112,9 +112,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > MAX_MANIFEST:
             raise ValueError(f"larger than {MAX_MANIFEST} bytes")
-        manifest = json.loads(path.read_bytes().decode(), object_pairs_hook=unique_keys)
+        manifest = parse_json(path.read_bytes())
         _check_form(manifest)
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise InputRefusedError(f"{path}: bad manifest: {error}") from None
     return manifest
 

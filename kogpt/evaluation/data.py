@@ -10,6 +10,7 @@ from typing import Any
 
 from kogpt.errors import InputRefusedError
 from kogpt.evaluation.task import DEGREE, LABEL, DataFile, Field
+from kogpt.jsonfiles import read_json
 from kogpt.textfiles import abridged, read_table
 from kogpt.tokenizer.text import refuse_surrogates
 
@@ -155,12 +156,7 @@ def _json_cells(file: DataFile, path: Path) -> Iterator[dict[str, str]]:
 
 
 def _json(path: Path) -> list[Any]:
-    try:
-        rows = json.loads(path.read_text(encoding="utf-8-sig"))
-    except ValueError as error:
-        raise InputRefusedError(f"{path}: {error}") from None
-    except RecursionError:
-        raise InputRefusedError(f"{path}: nested too deeply") from None
+    rows = read_json(path)
     if not isinstance(rows, list):
         raise InputRefusedError(f"{path}: must be a list of objects")
     return rows

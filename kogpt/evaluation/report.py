@@ -18,6 +18,7 @@ from kogpt.errors import InputRefusedError
 from kogpt.evaluation.data import Rows
 from kogpt.evaluation.metrics import METRICS, SPEARMAN, Outcome, interval, measure
 from kogpt.evaluation.running import Answers, Run
+from kogpt.jsonfiles import read_json
 
 FORMAT = "kogpt-evaluation-1"
 UNTOLD = "untold"
@@ -47,14 +48,7 @@ def read_report(path: Path) -> Json:
     Raises:
         InputRefusedError: the file is none of these.
     """
-    try:
-        report = json.loads(path.read_bytes())
-    except OSError as error:
-        raise InputRefusedError(f"{path}: {error.strerror}") from None
-    except ValueError as error:
-        raise InputRefusedError(f"{path}: {error}") from None
-    except RecursionError:
-        raise InputRefusedError(f"{path}: nested too deeply") from None
+    report = read_json(path)
     if not isinstance(report, dict) or report.get("format") != FORMAT or not report.get("runs"):
         raise InputRefusedError(f"{path}: no report of kogpt evaluate ({FORMAT})")
     if not isinstance(report["runs"], list):

@@ -1,7 +1,6 @@
 """The shape of a model: the fields of the released `config.json`, read strictly."""
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from kogpt.errors import InputRefusedError
+from kogpt.jsonfiles import read_config_object
 
 # No GPT-J is near these; larger values come from damaged or hostile files.
 LIMITS = {
@@ -19,8 +19,6 @@ LIMITS = {
     "n_head": 1 << 12,
     "n_inner": 1 << 20,
 }
-
-MAX_FILE_SIZE = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -178,7 +176,7 @@ class KoGPTConfig:
         Raises:
             InputRefusedError: it cannot be read as one; the message names the file.
         """
-        values = read_json_object(Path(path))
+        values = read_config_object(Path(path))
         try:
             return cls.from_dict(values)
         except InputRefusedError as error:
@@ -192,25 +190,6 @@ class KoGPTConfig:
     def to_released_dict(self) -> dict[str, Any]:
         """The same in the layout of the network's own release, for KoGPT no other."""
         return self.to_dict()
-
-
-def read_json_object(path: Path) -> dict[str, Any]:
-    """Reads a small JSON file whose top is an object.
-
-    Raises:
-        InputRefusedError: missing, too large, not UTF-8, not JSON, or not an object.
-    """
-    try:
-        if path.stat().st_size > MAX_FILE_SIZE:
-            raise InputRefusedError(f"{path}: larger than {MAX_FILE_SIZE} bytes")
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputRefusedError(f"{path}: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise InputRefusedError(f"{path}: not JSON ({error})") from None
-    if not isinstance(value, dict):
-        raise InputRefusedError(f"{path}: holds a {type(value).__name__}, not an object")
-    return value
 
 
 def _check_int(name: str, value: object, low: int, high: int) -> None:

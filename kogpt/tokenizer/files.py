@@ -1,11 +1,11 @@
 """Reads tokenizer files within limits, and the companions that name the special pieces."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from kogpt.errors import InputRefusedError
+from kogpt.jsonfiles import parse_json_object
 from kogpt.tokenizer.text import SURROGATE
 
 # The released tokenizer.json has 2.4 MB, a tokenizer.model of 256,000 pieces 5 MB, the companions
@@ -51,7 +51,7 @@ def one_line(error: Exception) -> str:
 def read_companions(directory: Path) -> Companions:
     """Reads the companions that a folder holds."""
     files = [path for path in map(directory.joinpath, COMPANIONS) if path.exists()]
-    contents = [parse_json_object(path, read_limited(path, MAX_COMPANION_BYTES)) for path in files]
+    contents = [parse_json_object(read_limited(path, MAX_COMPANION_BYTES), path) for path in files]
     names: dict[str, str] = {}
     for path, content in reversed(list(zip(files, contents, strict=True))):
         names |= _names(path, content)
@@ -69,14 +69,3 @@ def _names(path: Path, content: dict[str, Any]) -> dict[str, str]:
                 raise InputRefusedError(f"{path}: {role}_token holds half a character")
             names[role] = piece
     return names
-
-
-def parse_json_object(path: Path, data: bytes) -> dict[str, Any]:
-    """The JSON object that a file holds; InputRefusedError if it holds anything else."""
-    try:
-        content = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise InputRefusedError(f"{path}: not valid JSON: {one_line(error)}") from error
-    if not isinstance(content, dict):
-        raise InputRefusedError(f"{path}: holds a JSON {type(content).__name__}, not an object")
-    return content

@@ -1,7 +1,6 @@
 """What finetuning learns from, chooses by and is measured on: rows of a task, or of files."""
 
 import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from kogpt.errors import InputRefusedError
 from kogpt.evaluation.data import Row, find_first, read_rows
 from kogpt.evaluation.shots import sample_rows
 from kogpt.evaluation.task import Task
+from kogpt.jsonfiles import parse_json
 from kogpt.textfiles import read_lines
 from kogpt.training.config import FinetuningConfig
 
@@ -128,8 +128,8 @@ def _completions(path: Path) -> Iterator[Completion]:
         if not line.strip():
             continue
         try:
-            yield _completion(json.loads(line))
-        except (ValueError, RecursionError) as error:
+            yield _completion(parse_json(line))
+        except ValueError as error:
             raise InputRefusedError(f"{path}: line {number}: {error}") from None
 
 

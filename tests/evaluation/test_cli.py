@@ -330,7 +330,7 @@ def test_reports_that_cannot_be_compared_are_refused(reviews, tmp_path):
             " scored.tsv",
         ),
         (other, "the reports have no task, prompt and number of shots in common"),
-        (reviews[1], f"{reviews[1]}: Expecting value: line 1"),
+        (reviews[1], f"{reviews[1]}: not JSON (Expecting value: line 1"),
         (str(tmp_path / "absent.json"), f"{tmp_path}/absent.json: No such file"),
         (str(tmp_path), f"{tmp_path}: Is a directory"),
     ):

@@ -236,9 +236,9 @@ def test_keys_of_objects_are_paths(mark, tmp_path):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ("", "Expecting value: line 1 column 1"),
-        ("[", "Expecting value: line 1 column 2"),
-        (json.dumps([GOOD, GOOD], indent=1)[:-8], "Expecting .*: line 1[0-9] column"),
+        ("", r"not JSON \(Expecting value: line 1 column 1"),
+        ("[", r"not JSON \(Expecting value: line 1 column 2"),
+        (json.dumps([GOOD, GOOD], indent=1)[:-8], r"not JSON \(Expecting .*: line 1[0-9] column"),
         (json.dumps(GOOD), "must be a list of objects"),
         ("3", "must be a list of objects"),
         (json.dumps([GOOD, 3]), "row 1: no key 'text.said'"),
@@ -252,7 +252,8 @@ def test_keys_of_objects_are_paths(mark, tmp_path):
         (json.dumps([{**GOOD, "stars": {"mean": None}}]), "row 0: stars.mean is null, no text"),
         (json.dumps([{**GOOD, "stars": {"mean": float("nan")}}]), "row 0: stars.mean is 'nan', no"),
         (json.dumps([{**GOOD, "stars": {"mean": 1e999}}]), "row 0: stars.mean is 'inf', no number"),
-        ("[" * 100_000, "nested too deeply"),
+        ("[" * 100_000, r"not JSON \(nested too deeply\)"),
+        ('[{"text": 1, "text": 2}]', r"not JSON \('text' appears twice\)"),
     ],
 )
 def test_json_that_is_not_what_it_should_be_is_refused_by_its_row(content, words, tmp_path):
@@ -268,7 +269,9 @@ def test_json_that_is_no_utf_8_is_refused(tmp_path):
     task = load_task(str(write_task(tmp_path, JSON_TASK)))
     path = tmp_path / "reviews" / "scored.json"
     path.write_bytes(json.dumps([GOOD], ensure_ascii=False).encode("cp949"))
-    with pytest.raises(InputRefusedError, match=f"^{path}: 'utf-8' codec can't decode byte"):
+    with pytest.raises(
+        InputRefusedError, match=rf"^{path}: not JSON \('utf-8' codec can't decode byte"
+    ):
         read(task, tmp_path)
 
 

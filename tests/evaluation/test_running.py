@@ -462,4 +462,4 @@ def test_a_report_nested_too_deeply_is_refused_in_one_line(tmp_path, capsys):
     path = tmp_path / "report.json"
     path.write_text("[" * 100_000)
     assert main(["evaluate", "--compare", str(path), str(path)]) == 3
-    assert capsys.readouterr().err == f"kogpt: {path}: nested too deeply\n"
+    assert capsys.readouterr().err == f"kogpt: {path}: not JSON (nested too deeply)\n"

@@ -125,6 +125,13 @@ def test_what_transformers_leaves_out_is_what_it_stands_for_there():
     assert bare.bos_token_id is bare.eos_token_id is None
 
 
+def test_a_file_that_says_two_things_at_once_is_refused(tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(KoGPTConfig().to_dict())[:-1] + ', "n_layer": 1}')
+    with pytest.raises(InputRefusedError, match=r"config.json: not JSON \('n_layer' appears twice"):
+        KoGPTConfig.from_file(path)
+
+
 def test_a_file_that_is_too_large_is_not_read(tmp_path):
     path = tmp_path / "config.json"
     path.write_text(json.dumps(KoGPTConfig().to_dict()) + " " * (17 << 20), encoding="utf-8")

@@ -4,8 +4,9 @@ from os import PathLike
 from pathlib import Path
 
 from kogpt.errors import InputRefusedError
+from kogpt.jsonfiles import read_config_object
 from kogpt.model.config import PRESETS as KOGPT_PRESETS
-from kogpt.model.config import KoGPTConfig, read_json_object
+from kogpt.model.config import KoGPTConfig
 from kogpt.model.transformer import KoGPT
 from kogpt.model.variants import gpt2, gpt_neox
 from kogpt.model.variants.gpt2 import GPT2, GPT2Config
@@ -70,7 +71,7 @@ def read_config(path: str | PathLike[str], model_class: type[KoGPT] | None = Non
     """
     if model_class is not None:
         return model_class.config_class.from_file(path)
-    kind = read_json_object(Path(path)).get("model_type", KoGPTConfig.model_type)
+    kind = read_config_object(Path(path)).get("model_type", KoGPTConfig.model_type)
     for model_class in CLASSES.values():
         config_class = model_class.config_class
         if kind in (config_class.model_type, config_class.released_type):
