@@ -90,7 +90,7 @@ def load_folder(
     from kogpt.loading import load
 
     dtype = getattr(torch, args.dtype) if args.dtype else None
-    if parallel is None or parallel.tensor == 1:
+    if parallel is None or parallel.tensor_size == 1:
         device = parallel.device if parallel else device_of(args)
         return load(path, dtype, device, fast=fast, adapter=adapters, model_class=model_class)
     if model_class is not None:

@@ -179,7 +179,7 @@ def evaluate(works: list[Work], args: argparse.Namespace, parallel: Parallel) ->
         sources = code(), list(map(state, folders)), torch.__version__
         computed_by = about["model"], sources, parallel.device.type
         output = args.output and Path(args.output)
-        journal = Journal(output, repr(computed_by), parallel.rank if parallel.leads else None)
+        journal = Journal(output, repr(computed_by), parallel.data_rank if parallel.leads else None)
         parallel.wait()  # nobody writes before all have read
         if journal.done and parallel.first:
             say(f"going on: {journal.done} batches are done already")

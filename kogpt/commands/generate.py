@@ -28,10 +28,10 @@ def run(args: argparse.Namespace) -> None:
     if params.num_beams > 1 and (args.speculate or args.draft_model):
         raise UsageError("argument --beams: not allowed with --speculate or --draft-model")
     with processes(args) as parallel:
-        if parallel.size > 1:
+        if parallel.data_size > 1:
             raise UsageError(
-                f"{parallel.processes} processes were started to write one text: argument"
-                f" --tensor-parallel must be {parallel.processes}, is {parallel.tensor}"
+                f"{parallel.world_size} processes were started to write one text: argument"
+                f" --tensor-parallel must be {parallel.world_size}, is {parallel.tensor_size}"
             )
         write(args, params, parallel)
 

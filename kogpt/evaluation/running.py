@@ -263,7 +263,7 @@ class Evaluator:
         for at in [at for at in self.parallel.share(range(len(parts))) if at not in found]:
             found[at] = [[answer.value for answer in row] for row in reader.read(parts[at])]
             self.journal.put(names[at], found[at])
-            self._tell(len(parts[at]) * self.parallel.size)
+            self._tell(len(parts[at]) * self.parallel.data_size)
         found = self.parallel.gather(found)
         values: Values = [[] for _ in queries]
         for at, batch in enumerate(batches):

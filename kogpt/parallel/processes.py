@@ -39,21 +39,21 @@ class Parallel:
     by the loss of another process is a KoGPTError of one line.
 
     Attributes:
-        process: number of this process.
-        processes: how many there are.
-        tensor: how many hold a model together.
-        size: shares that the data fall into, `processes / tensor`.
-        rank: the share of this process.
+        rank: number of this process.
+        world_size: how many there are.
+        tensor_size: how many hold a model together.
+        data_size: shares that the data fall into, `world_size / tensor_size`.
+        data_rank: the share of this process.
         device: where this process computes.
         seconds: longest wait for another process.
     """
 
     def __init__(
         self,
-        process: int = 0,
-        processes: int = 1,
+        rank: int = 0,
+        world_size: int = 1,
         *,
-        tensor: int = 1,
+        tensor_size: int = 1,
         device: torch.device | str = "cpu",
         seconds: float = SECONDS,
     ) -> None:
@@ -62,27 +62,27 @@ class Parallel:
         Raises:
             ValueError: so many cannot hold models together; names both numbers.
         """
-        if tensor < 1 or processes % tensor:
+        if tensor_size < 1 or world_size % tensor_size:
             raise ValueError(
-                f"tensor parallel {tensor} does not divide the {processes} processes of this run"
-                " (torchrun --nproc-per-node N starts N)"
+                f"tensor parallel {tensor_size} does not divide the {world_size} processes of this"
+                " run (torchrun --nproc-per-node N starts N)"
             )
-        self.process, self.processes, self.tensor = process, processes, tensor
-        self.rank, self.size = process // tensor, processes // tensor
+        self.rank, self.world_size, self.tensor_size = rank, world_size, tensor_size
+        self.data_rank, self.data_size = rank // tensor_size, world_size // tensor_size
         self.device = torch.device(device)
         self.seconds = seconds
 
     @classmethod
     def launched(
         cls,
-        tensor: int = 1,
+        tensor_size: int = 1,
         device: torch.device | str | None = None,
         seconds: float = SECONDS,
     ) -> "Parallel":
         """The processes that `torchrun` started, or this one alone.
 
         Args:
-            tensor: how many hold a model together.
+            tensor_size: how many hold a model together.
             device: where to compute; None or "cuda" is a GPU for each process of a machine, None
                 without GPUs the CPU.
             seconds: longest wait for another process.
@@ -90,15 +90,15 @@ class Parallel:
         Raises:
             ValueError: as the constructor.
         """
-        process, processes = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        if device.type == "cuda" and device.index is None and processes > 1:
+        if device.type == "cuda" and device.index is None and world_size > 1:
             local = int(os.environ.get("LOCAL_RANK", 0))
             device = torch.device("cuda", local % torch.cuda.device_count())
-        return cls(process, processes, tensor=tensor, device=device, seconds=seconds)
+        return cls(rank, world_size, tensor_size=tensor_size, device=device, seconds=seconds)
 
     def __enter__(self) -> "Parallel":
-        if self.processes == 1:
+        if self.world_size == 1:
             return self
         backend = "gloo"  # results and messages travel between CPUs
         if self.device.type == "cuda":
@@ -116,7 +116,7 @@ class Parallel:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self.processes == 1:
+        if self.world_size == 1:
             return
         # To take leave of those who are gone may wait for them, over NCCL.
         if error is None or self.device.type == "cpu":
@@ -128,33 +128,33 @@ class Parallel:
             ) from error
 
     def __str__(self) -> str:
-        return f"process {self.process} of {self.processes}"
+        return f"process {self.rank} of {self.world_size}"
 
     @property
     def alone(self) -> bool:
         """Whether there is no other process."""
-        return self.processes == 1
+        return self.world_size == 1
 
     @property
     def first(self) -> bool:
         """Whether this process is the one that speaks, and writes what is written once."""
-        return self.process == 0
+        return self.rank == 0
 
     @property
     def leads(self) -> bool:
         """Whether this process is the first of those that hold one model together."""
-        return self.process % self.tensor == 0
+        return self.rank % self.tensor_size == 0
 
     @cached_property
     def mesh(self) -> DeviceMesh:
         """The grid, with dimensions "data" and "tensor"; all processes make it at once."""
         assert not self.alone, "one process is no mesh"
-        shape = (self.size, self.tensor)
+        shape = (self.data_size, self.tensor_size)
         return init_device_mesh(self.device.type, shape, mesh_dim_names=("data", "tensor"))
 
     def share(self, work: Sequence[T]) -> Sequence[T]:
         """What this process does of the work."""
-        return work[self.rank :: self.size]
+        return work[self.data_rank :: self.data_size]
 
     def turns(self, work: Sequence[T]) -> list[tuple[T, bool]]:
         """What this process does of the work, in as many turns as every other process.
@@ -165,21 +165,21 @@ class Parallel:
         Returns:
             Pairs: the work, and whether it counts.
         """
-        count = -(-len(work) // self.size)
-        places = (self.rank + turn * self.size for turn in range(count))
+        count = -(-len(work) // self.data_size)
+        places = (self.data_rank + turn * self.data_size for turn in range(count))
         return [(work[min(place, len(work) - 1)], place < len(work)) for place in places]
 
     def gather(self, done: dict[int, T]) -> dict[int, T]:
         """What all processes did."""
         if self.alone:
             return done
-        parts: list[dict[int, T]] = [{} for _ in range(self.processes)]
+        parts: list[dict[int, T]] = [{} for _ in range(self.world_size)]
         distributed.all_gather_object(parts, done)
         return {key: value for part in parts for key, value in part.items()}
 
     def sum(self, value: Tensor) -> Tensor:
         """The sum over all shares of the data; to the bit the same on every process."""
-        return self._sum(value, every=self.tensor)
+        return self._sum(value, every=self.tensor_size)
 
     def sum_all(self, value: Tensor) -> Tensor:
         """The sum over all processes; to the bit the same on every one."""
@@ -193,7 +193,7 @@ class Parallel:
         if self.alone:
             return value
         mine = value.detach().cpu().contiguous()
-        parts = [torch.empty_like(mine) for _ in range(self.processes)]
+        parts = [torch.empty_like(mine) for _ in range(self.world_size)]
         distributed.all_gather(parts, mine)
         return torch.stack(parts[::every]).sum(0).to(value.device)
 

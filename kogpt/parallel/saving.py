@@ -116,7 +116,7 @@ def _is_first_copy(tensor: Tensor, parallel: Parallel) -> bool:
     if not is_cut(tensor):
         return parallel.first
     mesh = tensor.device_mesh
-    if "data" not in (mesh.mesh_dim_names or ()) and parallel.rank != 0:
+    if "data" not in (mesh.mesh_dim_names or ()) and parallel.data_rank != 0:
         return False
     place = mesh.get_coordinate()
     assert place is not None, "every process is in the grid"
@@ -134,9 +134,9 @@ def _write_slices(folder: Path, tensors: Tensors, parallel: Parallel, notice: st
     offsets = {name: part_of(tensor).offsets for name, tensor in tensors.items()}
     header = encode_header(
         ((spec.name, spec.dtype, spec.shape) for spec in specs),
-        metadata(offsets, parallel.processes, notice),
+        metadata(offsets, parallel.world_size, notice),
     )
-    path = folder / FILE_NAME.format(parallel.process + 1)
+    path = folder / FILE_NAME.format(parallel.rank + 1)
     with writing(path):
         with Output(path, len(header)) as output:
             for spec in specs:

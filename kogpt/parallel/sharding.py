@@ -48,7 +48,7 @@ def shard(
             would round them anyway; sums of gradients, and whatever is held, stay as they are.
         offload: hold parameters, gradients and moments in the memory of the CPU.
     """
-    if parallel.size == 1:
+    if parallel.data_size == 1:
         return
     mesh = parallel.mesh["data"]
     # Inputs are left alone: rotary tables are among them, and bfloat16 cannot tell positions apart.
@@ -135,7 +135,7 @@ def gradient_norm(parameters: Iterable[nn.Parameter], parallel: Parallel) -> flo
     for parameter in parameters:
         if parameter.grad is not None:
             norm = torch.linalg.vector_norm(held(parameter.grad)).double().cpu()
-            squares += norm**2 / copies(parameter.grad, parallel.processes)
+            squares += norm**2 / copies(parameter.grad, parallel.world_size)
     return math.sqrt(parallel.sum_all(squares).item())
 
 

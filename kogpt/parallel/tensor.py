@@ -112,10 +112,10 @@ def tensor_parallel(model: KoGPT, parallel: Parallel) -> None:
     Raises:
         ValueError: the model does not fall into so many parts; names both numbers.
     """
-    if parallel.tensor == 1:
+    if parallel.tensor_size == 1:
         return
-    check_divides(model.config, parallel.tensor)
-    layers = plan(model, parallel.tensor)
+    check_divides(model.config, parallel.tensor_size)
+    layers = plan(model, parallel.tensor_size)
     parallelize_module(model, parallel.mesh["tensor"], layers, src_data_rank=None)
 
 

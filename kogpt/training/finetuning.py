@@ -110,7 +110,7 @@ def finetune(config: FinetuningConfig, stream: TextIO | None = None) -> dict[str
     if config.task is not None:
         require_sklearn()
     with Parallel.launched(config.tensor_parallel, config.device) as parallel:
-        refuse_unshared(config, parallel.processes)
+        refuse_unshared(config, parallel.world_size)
         parallel.once(lambda: refuse_foreign(config))
         return run_job(config, Finetuning.start, stream, parallel).finish()
 
@@ -181,7 +181,7 @@ class Finetuning(Job[FinetuningConfig, ExampleBatch]):
         rows = [[self.examples[i] for i in row] for row in self.plan.step(step)]
         return [
             to_device(self.objective.collate(micro), self.parallel.device)
-            for micro in cut(rows, self.config.micro_batch_of(self.parallel.size))
+            for micro in cut(rows, self.config.micro_batch_of(self.parallel.data_size))
         ]
 
     def loss(self, batch: ExampleBatch) -> Tensor:

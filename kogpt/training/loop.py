@@ -16,6 +16,7 @@ from kogpt.architecture import source_fingerprint
 from kogpt.errors import InputRefusedError, KoGPTError, NotFiniteError
 from kogpt.parallel import Parallel
 from kogpt.parallel.parts import held
+from kogpt.pictures import require_matplotlib
 from kogpt.training.activation_checkpointing import checkpoint_activations
 from kogpt.training.curve import CURVE_NAME, draw_curve, require_matplotlib
 from kogpt.training.job import B, C, Job
@@ -128,7 +129,7 @@ class Trainer(Generic[C, B]):
         """One line on what is about to happen."""
         start = f"from step {self.step:,}" if self.step else "from the start"
         if not self.parallel.alone:
-            start += f", in {self.parallel.processes} processes"
+            start += f", in {self.parallel.world_size} processes"
         return f"{self.job.describe()}; {self.steps:,} steps, {start}"
 
     def run(self, progress: Progress) -> None:
@@ -161,7 +162,9 @@ class Trainer(Generic[C, B]):
         """
         # Dropout is a function of the step, like the data: a resumed run needs no other memory.
         # Processes that hold one model together must drop the same; those with other rows need not.
-        torch.manual_seed((self.parallel.rank << 40) + self.config.seed * 1_000_003 + self.step)
+        torch.manual_seed(
+            (self.parallel.data_rank << 40) + self.config.seed * 1_000_003 + self.step
+        )
         loss = self._accumulate(self.job.batches(self.step, self.steps))
         norm = self.parallel.clip(self.job.model.parameters(), self.config.gradient_clip)
         if not (math.isfinite(loss) and math.isfinite(norm)):

@@ -50,7 +50,7 @@ def train(config: TrainingConfig, stream: TextIO | None = None) -> Path:
     """
     use_huge_pages()
     with Parallel.launched(config.tensor_parallel, config.device) as parallel:
-        refuse_unshared(config, parallel.processes)
+        refuse_unshared(config, parallel.world_size)
         run_job(config, Pretraining.start, stream, parallel)
     return checkpoints(config.out)[-1]
 
@@ -113,7 +113,7 @@ class Pretraining(Job[TrainingConfig, Sequences]):
         width = (self.config.short_length if short else None) or self.length
         return [
             Sequences(micro[:, :-1].reshape(-1, width), micro[:, 1:].reshape(-1, width))
-            for micro in rows.split(self.config.micro_batch_of(self.parallel.size))
+            for micro in rows.split(self.config.micro_batch_of(self.parallel.data_size))
         ]
 
     def loss(self, batch: Sequences) -> Tensor:

@@ -178,7 +178,7 @@ def test_a_process_killed_while_saving_ends_the_other_and_leaves_the_last_checkp
 
 
 def hang(parallel, folder):
-    if parallel.process == 1:
+    if parallel.rank == 1:
         time.sleep(600)
     save_slices(Path(folder), {".": dict(tiny_model().named_parameters())}, CONFIG_FILE, parallel)
 
@@ -195,7 +195,7 @@ def test_a_process_that_hangs_ends_the_other_within_the_time_that_processes_wait
 
 def fail(parallel, folder):
     tensors = {".": dict(tiny_model().named_parameters())}
-    if parallel.process == 1:
+    if parallel.rank == 1:
         raise InputRefusedError("no")
     save_slices(Path(folder), tensors, CONFIG_FILE, parallel)
 

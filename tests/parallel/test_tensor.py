@@ -88,7 +88,7 @@ def test_a_head_that_is_the_embedding_is_refused():
 
 def test_processes_that_cannot_hold_models_together_are_refused_with_both_numbers():
     with pytest.raises(ValueError, match="tensor parallel 2 does not divide the 3 processes"):
-        Parallel(0, 3, tensor=2)
+        Parallel(0, 3, tensor_size=2)
 
 
 def test_one_process_alone_holds_the_whole_model(tmp_path):
