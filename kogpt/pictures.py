@@ -1,7 +1,8 @@
-"""Fonts for pictures: with Hangul where there is any, from what is installed."""
+"""What pictures need: matplotlib, and fonts with Hangul, from what is installed."""
 
 import unicodedata
 from collections.abc import Iterable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,20 @@ if TYPE_CHECKING:
 
 # Fonts with Hangul by their files' names, those made for screens first.
 KNOWN = ("Pretendard", "NotoSansKR", "NotoSansCJK", "NanumGothic", "AppleSDGothicNeo", "malgun")
+
+
+def require_matplotlib(extra: str = "train", otherwise: str = "") -> None:
+    """Finds out before anything is computed whether pictures can be drawn.
+
+    Args:
+        extra: of the package, with which it is installed.
+        otherwise: what to do without.
+
+    Raises:
+        KoGPTError: matplotlib is not installed.
+    """
+    if find_spec("matplotlib") is None:
+        raise KoGPTError(f"pictures need matplotlib: pip install 'kogpt[{extra}]'{otherwise}")
 
 
 def families(*texts: str) -> list[str]:

@@ -1,24 +1,12 @@
 """The figures as a picture."""
 
 import statistics
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from kogpt.benchmarking.report import Figures, Report
-from kogpt.errors import KoGPTError
 
 KINDS = (".png", ".svg", ".pdf")
-
-
-def require_matplotlib() -> None:
-    """Finds out before minutes of measuring whether the picture can be drawn.
-
-    Raises:
-        KoGPTError: matplotlib is not installed.
-    """
-    if find_spec("matplotlib") is None:
-        raise KoGPTError("the picture needs matplotlib: pip install 'kogpt[train]'")
 
 
 def draw(report: Report, path: Path) -> None:

@@ -179,7 +179,8 @@ def memory_errors() -> Iterator[None]:
 
 def check_plot(path: Path) -> None:
     """Refuses a picture that could not be written once everything is computed."""
-    from kogpt.benchmarking.plot import KINDS, require_matplotlib
+    from kogpt.benchmarking.plot import KINDS
+    from kogpt.pictures import require_matplotlib
 
     if path.suffix not in KINDS:
         raise UsageError(f"argument --plot: must end in {' or '.join(KINDS)}: {path}")

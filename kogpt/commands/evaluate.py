@@ -47,7 +47,7 @@ from kogpt.evaluation import (
     task_names,
 )
 from kogpt.evaluation.metrics import require_sklearn
-from kogpt.evaluation.plot import draw, require_matplotlib
+from kogpt.evaluation.plot import draw
 from kogpt.evaluation.prompting import CONTENT_FREE, Encoder, ask, example
 from kogpt.evaluation.protocol import CALIBRATED
 from kogpt.evaluation.provenance import code, commit, fingerprint, state
@@ -57,6 +57,7 @@ from kogpt.fast import FastKoGPT
 from kogpt.model import KoGPT
 from kogpt.model.variants import read_config
 from kogpt.parallel import Parallel
+from kogpt.pictures import require_matplotlib
 from kogpt.tokenizer import Tokenizer, load_tokenizer
 
 
@@ -212,7 +213,7 @@ def check_outputs(args: argparse.Namespace) -> None:
         if not Path(args.output).absolute().parent.is_dir():
             raise UsageError(f"argument --output: no such folder: {Path(args.output).parent}")
     if args.plot:
-        require_matplotlib()
+        require_matplotlib("evaluate")
         if Path(args.plot).exists() and not Path(args.plot).is_dir():
             raise UsageError(f"argument --plot: no folder: {args.plot}")
         Path(args.plot).mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,8 @@ from kogpt.cli import UsageError
 from kogpt.commands.common import load, memory_errors, print_report, read_text, say, usage_errors
 from kogpt.diagnostics.lens import look
 from kogpt.diagnostics.lens_page import write_page
-from kogpt.diagnostics.lens_picture import draw_picture, require_matplotlib
+from kogpt.diagnostics.lens_picture import draw_picture
+from kogpt.pictures import require_matplotlib
 
 
 def run(args: argparse.Namespace) -> None:

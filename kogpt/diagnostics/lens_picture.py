@@ -1,15 +1,13 @@
 """A `Lens` as a picture: heads on the left, predictions on the right, a row for each layer."""
 
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from kogpt.diagnostics.lens import Lens
-from kogpt.errors import KoGPTError
-from kogpt.fonts import find_font
+from kogpt.pictures import find_font
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,16 +19,6 @@ COLUMNS = 24  # of predictions; of a longer prompt the last ones are drawn
 MAX_PROMPT = 90  # characters of the title
 LAYER_NAMED = 0.7  # inches of a layer in which "layer 28" has room
 LABEL_POINTS = 5.0  # the smallest label of a matrix
-
-
-def require_matplotlib() -> None:
-    """Finds out before the model is loaded whether pictures can be drawn.
-
-    Raises:
-        KoGPTError: matplotlib is not installed.
-    """
-    if find_spec("matplotlib") is None:
-        raise KoGPTError("the picture needs matplotlib: pip install 'kogpt[train]'")
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kogpt.diagnostics.trace_report import Compared, Trace
-from kogpt.fonts import families
+from kogpt.pictures import families
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -1,27 +1,15 @@
 """A run as a picture: what was taken for what, and whether the model knows when it is right."""
 
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from kogpt.errors import KoGPTError
 from kogpt.evaluation.metrics import METRICS, Outcome
 from kogpt.evaluation.report import Json, outcome_of
-from kogpt.fonts import families
+from kogpt.pictures import families
 
 BINS = 10
-
-
-def require_matplotlib() -> None:
-    """Finds out before anything is computed whether pictures can be drawn.
-
-    Raises:
-        KoGPTError: matplotlib is not installed.
-    """
-    if find_spec("matplotlib") is None:
-        raise KoGPTError("pictures need matplotlib: pip install 'kogpt[evaluate]'")
 
 
 def draw(run: Json, model: str, folder: Path) -> Path:

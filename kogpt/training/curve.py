@@ -1,30 +1,16 @@
 """The losses and metrics of a run as a picture."""
 
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kogpt.errors import KoGPTError
 from kogpt.evaluation.metrics import METRICS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 CURVE_NAME = "curve.png"
-
-
-def require_matplotlib() -> None:
-    """Finds out before hours of training whether the picture can be drawn.
-
-    Raises:
-        KoGPTError: matplotlib is not installed.
-    """
-    if find_spec("matplotlib") is None:
-        raise KoGPTError(
-            "the loss curve needs matplotlib: pip install 'kogpt[train]', or train without a curve"
-        )
 
 
 def draw_curve(log: list[dict[str, Any]], path: Path, title: str = "Loss") -> None:

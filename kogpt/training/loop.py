@@ -18,7 +18,7 @@ from kogpt.parallel import Parallel
 from kogpt.parallel.parts import held
 from kogpt.pictures import require_matplotlib
 from kogpt.training.activation_checkpointing import checkpoint_activations
-from kogpt.training.curve import CURVE_NAME, draw_curve, require_matplotlib
+from kogpt.training.curve import CURVE_NAME, draw_curve
 from kogpt.training.job import B, C, Job
 from kogpt.training.log import LOG_NAME, Progress, Silent, read_log
 from kogpt.training.loss import autocast
@@ -65,7 +65,7 @@ def run_job(
     """
     stream = (stream or sys.stderr) if parallel.first else io.StringIO()
     if config.curve:
-        require_matplotlib()
+        require_matplotlib(otherwise=", or train without a curve")
     with ExitStack() as stack:
         parallel.once(lambda: stack.enter_context(claimed(config)))
         last = parallel.once(lambda: next(reversed(checkpoints(config.folder)), None))

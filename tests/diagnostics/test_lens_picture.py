@@ -10,7 +10,7 @@ from kogpt.cli import main
 from kogpt.diagnostics.lens import look
 from kogpt.diagnostics.lens_picture import draw_picture
 from kogpt.errors import KoGPTError
-from kogpt.fonts import find_font
+from kogpt.pictures import find_font
 from tests.diagnostics.browser import hangul_is_installed
 from tests.diagnostics.tiny import tiny
 

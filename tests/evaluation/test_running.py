@@ -35,8 +35,8 @@ from kogpt.evaluation.likelihood import log_likelihoods
 from kogpt.evaluation.plot import draw
 from kogpt.evaluation.prompting import Encoder, ask, ask_nothing, example
 from kogpt.evaluation.running import prior
-from kogpt.fonts import families
 from kogpt.generation import score
+from kogpt.pictures import families
 from tests.evaluation.toy import write_task
 from tests.scale import scaled
 

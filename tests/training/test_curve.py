@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from kogpt.errors import KoGPTError
-from kogpt.training.curve import draw_curve, require_matplotlib, smoothed
+from kogpt.pictures import require_matplotlib
+from kogpt.training.curve import draw_curve, smoothed
 
 LOG = [{"step": s, "tokens": s * 4096, "loss": 9 / (1 + s / 50)} for s in range(1, 300)]
 HELD_OUT = [{"step": s, "tokens": s * 4096, "held_out_loss": 9 / (1 + s / 55)} for s in (100, 200)]
