@@ -10,8 +10,11 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+from kogpt.adapters import LoRAConfig, write_adapter
 from kogpt.checkpoint import ConversionOptions, convert, write_checkpoint
 from kogpt.errors import KoGPTError
+from kogpt.model import KoGPT
+from tests.adapters.filled import trained_lora
 from tests.checkpoint.tiny import CONFIG, tiny_state
 from tests.server import SERVER
 
@@ -34,6 +37,13 @@ def quantize_small(root: Path) -> None:
 def save_small(root: Path) -> None:
     """What training does: a checkpoint of weights in memory."""
     write_checkpoint(root / "dst", CONFIG, tiny_state(), max_shard_size=6000)
+
+
+def write_small_adapter(root: Path, alpha: float = 8.0) -> None:
+    """What training does with its result: an adapter, `dst`, takes the place of another."""
+    model = KoGPT(CONFIG)
+    trained_lora(model, LoRAConfig(rank=2, alpha=alpha), seed=int(alpha))
+    write_adapter(root / "dst", model, root / "src")
 
 
 def run(

@@ -29,6 +29,8 @@ from kogpt.model import KoGPTConfig
 from tests.checkpoint.tiny import CONFIG, released_state, tiny_state, write_config, write_released
 from tests.shared import shared
 
+convert_module = sys.modules["kogpt.checkpoint.convert"]  # whose function has its name
+
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
@@ -101,6 +103,33 @@ def test_what_is_not_whole_or_of_other_files_is_not_taken_for_done(tmp_path, cha
     change(src, dst)
     with pytest.raises(InputRefusedError, match="exists already"):
         convert(src, dst)
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "resumed"),
+    [
+        (lambda weights: None, ConversionOptions(), True),
+        (lambda weights: os.utime(weights, (1, 1)), ConversionOptions(), False),
+        (lambda weights: None, ConversionOptions(allow_nonfinite=("lm_head.*",)), False),
+    ],
+    ids=["the same", "another time of the source", "other values allowed"],
+)
+def test_a_rest_is_resumed_by_the_same_conversion_alone(
+    change, options, resumed, tmp_path, monkeypatch
+):
+    def cut(*_, **__):
+        raise KeyboardInterrupt
+
+    src, folder = write_released(tmp_path / "src"), tmp_path / ".dst.partial" / "folder"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(convert_module, "finish", cut)
+        convert(src, tmp_path / "dst")
+    before = written(folder)
+    change(src / "pytorch_model.bin")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(convert_module, "finish", cut)
+        convert(src, tmp_path / "dst", options)
+    assert before and (written(folder) == before) is resumed
 
 
 @pytest.mark.parametrize("rest", ["", "{", "\0"])

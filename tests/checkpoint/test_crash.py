@@ -14,7 +14,13 @@ from pathlib import Path
 import pytest
 
 from kogpt.checkpoint import convert, verify
-from tests.checkpoint.faults import convert_small, quantize_small, run, save_small
+from tests.checkpoint.faults import (
+    convert_small,
+    quantize_small,
+    run,
+    save_small,
+    write_small_adapter,
+)
 from tests.checkpoint.tiny import write_released
 from tests.scale import scaled
 from tests.server import SERVER
@@ -120,6 +126,25 @@ def test_an_interruption_at_every_call_can_be_resumed(home):
         assert run(convert_small, root, "interrupt", at) in (0, 130)
         check_absent_or_complete(root, home / "convert_small")
         check_resumes(convert_small, root, home / "convert_small")
+
+
+def test_a_kill_never_leaves_an_adapter_described_as_another(home):
+    root = fresh(home, "adapter")
+    write_small_adapter(root, alpha=2.0)
+    before = contents(root / "dst")
+    assert run(write_small_adapter, root, trace=home / "trace") == 0
+    after, calls = contents(root / "dst"), (home / "trace").read_text().split("\n")
+    assert before.keys() == after.keys() and not before.items() & after.items()
+    for at in range(1, len(calls) + 1):
+        root = fresh(home, "adapter")
+        write_small_adapter(root, alpha=2.0)
+        assert run(write_small_adapter, root, "kill", at) == -signal.SIGKILL
+        found = {name: data for name, data in contents(root / "dst").items() if name in after}
+        whole = found.items() <= before.items() or found.items() <= after.items()
+        assert whole or "adapter_config.json" not in found, calls[at - 1]
+        assert "adapter_model.safetensors" in found
+        write_small_adapter(root)
+        assert contents(root / "dst") == after
 
 
 def test_kill_at_random_times(home):

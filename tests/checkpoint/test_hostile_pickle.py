@@ -20,6 +20,7 @@ from tests.checkpoint.tiny import released_state, tiny_state, write_config
 from tests.scale import scaled
 
 CANARY = "canary-was-here"
+EMPTY = b"}"
 BIN = "pytorch_model.bin"
 
 
@@ -145,6 +146,19 @@ def shape_one_row_beyond_storage(path):
     shape_beyond_storage(path, rows=b"b")
 
 
+def with_attribute(name: str):
+    """The table of a good archive, with an attribute set."""
+
+    def write(path):
+        members = good_members()
+        at = next(name for name in members if name.endswith("data.pkl"))
+        assert members[at].endswith(b".")
+        members[at] = members[at][:-1] + EMPTY + text(name) + EMPTY + b"sb."
+        write_zip(path, members)
+
+    return write
+
+
 def old_tar(path):
     with tarfile.open(path, "w") as archive:
         info = tarfile.TarInfo("sys_info")
@@ -175,7 +189,7 @@ def appended_archive(path):
     other.unlink()
 
 
-MARK, EMPTY = b"(", b"}"
+MARK = b"("
 HOSTILE = {
     "os.system": with_program(calling("os", "system", TOUCH)),
     "posix.system": with_program(calling("posix", "system", TOUCH)),
@@ -203,6 +217,7 @@ HOSTILE = {
     "build of a global": with_program(
         program(b"ccollections\nOrderedDict\n", EMPTY, text("x"), text("y"), b"s", b"b")
     ),
+    "a foreign attribute": with_attribute("__class__"),
     "a persistent id that is text": with_program(program(text("os.system"), b"Q")),
     "an old persistent id": with_program(program(b"Pos.system\n")),
     "a memo that was never set": with_program(program(b"h\x07")),
@@ -291,6 +306,13 @@ def test_a_good_file_passes(tmp_path):
     with open_checkpoint(tmp_path) as reader:
         assert reader.names == list(tiny_state())
         assert torch.equal(reader.read("lm_head.bias"), tiny_state()["lm_head.bias"].half())
+
+
+def test_version_numbers_that_torch_keeps_as_an_attribute_pass(tmp_path):
+    write_config(tmp_path)
+    with_attribute("_metadata")(tmp_path / BIN)
+    with open_checkpoint(tmp_path) as reader:
+        assert reader.names == list(tiny_state())
 
 
 def test_a_view_ends_with_its_storage():

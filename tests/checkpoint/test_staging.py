@@ -1,10 +1,11 @@
 """What is left of unfinished work, and who may go on with it."""
 
+import errno
 import os
 
 import pytest
 
-from kogpt.checkpoint import resources, write_checkpoint
+from kogpt.checkpoint import resources, write_checkpoint, writer
 from kogpt.checkpoint.staging import (
     Staging,
     _lock,
@@ -100,3 +101,21 @@ def test_a_disk_without_room_is_told_before_anything_is_written(tmp_path, monkey
     with pytest.raises(NotEnoughResourcesError):
         write_checkpoint(tmp_path / "dst", CONFIG, tiny_state())
     assert not list(tmp_path.iterdir())
+
+
+def test_what_the_disk_refuses_in_the_background_is_told_at_the_end(tmp_path, monkeypatch):
+    """The system tells of it once, to whoever syncs first."""
+    real, told = os.fsync, []
+
+    def fsync(file):
+        if not told:
+            told.append(file)
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        real(file)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(writer, "FLUSH", 4)
+    with writer.Output(tmp_path / "file", 0) as output:
+        output.append(memoryview(b"12345"))
+        with pytest.raises(OSError, match="Input/output error"):
+            output.sync()

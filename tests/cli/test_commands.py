@@ -205,6 +205,7 @@ def test_lines_end_where_files_say_so_and_nowhere_else(tmp_path):
     assert [row.get("text") for row in rows] == ["좋은 영화\u2028다시\x85본다", "별로", None]
     whole = kogpt("tokenize", "-", input="이 영화는\r\n").stdout
     assert whole == kogpt("tokenize", "이 영화는").stdout
+    assert whole == kogpt("tokenize", "-", input="\ufeff이 영화는\n").stdout  # as Windows begins
 
 
 def test_a_text_file_with_a_header_wants_the_column_that_is_named(tmp_path):

@@ -53,6 +53,15 @@ def test_settings_that_change_the_function_are_told_where_shapes_do_not(tmp_path
     assert found.fits and found.obstacle == "rotary_dim"
 
 
+def test_settings_of_training_and_of_the_tokenizer_do_not_make_another_function(tmp_path):
+    others = {"attn_pdrop": 0.3, "embd_pdrop": 0.3, "resid_pdrop": 0.3, "initializer_range": 0.3}
+    ids = {"bos_token_id": 5, "eos_token_id": 6, "pad_token_id": 7}
+    changed = dataclasses.replace(tiny.CONFIG, **others, **ids)
+    found = compare(find_model(write(tmp_path / "a")), find_model(write(tmp_path / "b", changed)))
+    assert found.settings.keys() == {*others, *ids}
+    assert found.fits and found.obstacle is None
+
+
 def test_what_is_alike_in_several_layers_is_one_line():
     found = compare(find_model("kogpt-6b"), find_model("polyglot-ko-5.8b"))
     text = str(found)

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 import kogpt
-from kogpt.errors import NotFiniteError
+from kogpt.checkpoint import resources
+from kogpt.errors import NotEnoughResourcesError, NotFiniteError
 from kogpt.evaluation.likelihood import (
     Likelihood,
     Query,
@@ -105,6 +106,16 @@ def test_what_is_shared_is_read_once(model):
 def test_a_prefix_is_cut_before_what_must_be_read_again(model):
     queries = [Query((1, 2, 3), ((4,),)), Query((1, 2, 3, 5), ((4,),))]
     assert SharedReader(model, queries, 2).prefix == (1, 2)
+
+
+def test_a_batch_whose_caches_do_not_fit_is_told_before_they_are_made(model, monkeypatch):
+    queries = random_queries(3, 4)
+    reader = SharedReader(model, queries, batch_size=1000)
+    one = reader._cache(1).nbytes
+    monkeypatch.setattr(resources, "available_memory", lambda device: 500 * one)
+    with pytest.raises(NotEnoughResourcesError, match="the cache of a batch of 1000 rows"):
+        log_likelihoods(model, queries, batch_size=1000)
+    log_likelihoods(model, queries, batch_size=4)
 
 
 def test_common_start():

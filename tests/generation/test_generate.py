@@ -244,6 +244,16 @@ def test_a_stop_string_within_the_minimum_is_text(model, tokenizer, no_end):
     assert one(model, tokenizer, **asked, stop=[free.text[0]]).text == ""
 
 
+def test_a_stop_string_counts_from_the_token_after_the_minimum_on(model, tokenizer, no_end):
+    id = tokenizer.encode("영화")[-1]
+    asked = {"temperature": 0, "max_new_tokens": 5, "logit_bias": {**no_end, id: 500.0}}
+    assert one(model, tokenizer, **asked).token_ids == 5 * [id]
+    letter = tokenizer.decode([id])[-1]
+    for least in (0, 1, 2):
+        result = one(model, tokenizer, **asked, stop=[letter], min_new_tokens=least)
+        assert result.token_ids == (least + 1) * [id]
+
+
 def test_no_new_tokens_may_be_asked_for(model, tokenizer):
     result = one(model, tokenizer, max_new_tokens=0, echo=True, logprobs=1)
     assert (result.text, result.token_ids, result.finish_reason) == (PROMPT, [], "length")

@@ -3,7 +3,11 @@
 import json
 import os
 import shutil
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -52,6 +56,30 @@ def test_raw_emoticons_are_one_id_each(byte_level: Backend) -> None:
         ids = tokenizer.encode(f"굿{text}")
         assert ids[-1:] == [tokenizer.piece_to_id(text)]
         assert tokenizer.token_bytes(ids[-1]) == text.encode()
+
+
+def test_threads_that_want_special_ids_and_others_do_not_meet(byte_level, folder, monkeypatch):
+    tokenizer = ByteLevelTokenizer(folder)
+    both_want = threading.Barrier(2)
+
+    class Slow:
+        """A library that another thread has time to interrupt."""
+
+        encode_special_tokens = True
+
+        def encode(self, text: str, **_: object) -> SimpleNamespace:
+            before = self.encode_special_tokens
+            time.sleep(0.05)
+            assert self.encode_special_tokens is before
+            return SimpleNamespace(ids=[int(not before)])
+
+    def encode(allow_special: bool) -> list[int]:
+        both_want.wait()
+        return tokenizer.encode("[EOS]", allow_special=allow_special)
+
+    monkeypatch.setattr(tokenizer, "_backend", Slow())
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(encode, [True, False])) == [[1], [0]]
 
 
 def test_special_text_becomes_the_special_id_only_on_request(byte_level: Backend) -> None:

@@ -56,6 +56,22 @@ def test_special_text_becomes_the_special_id_only_on_request(nano: Backend) -> N
     assert asked == [tokenizer.bos_id, *plain[0], tokenizer.eos_id, *plain[1]]
 
 
+def test_of_special_pieces_that_begin_alike_the_longest_is_meant(tmp_path: Path) -> None:
+    write_sentencepiece(tmp_path, control_symbols=["<a>", "<a>b", "<"])
+    tokenizer = SentencePieceTokenizer(tmp_path)
+    for piece in ("<a>b", "<a>", "<"):
+        ids = tokenizer.encode(piece, allow_special=True)
+        assert ids == [tokenizer.piece_to_id(piece)]
+
+
+def test_where_text_is_not_kept_the_space_symbol_is_the_library_s(tmp_path: Path) -> None:
+    backend = sentencepiece_backend(
+        write_sentencepiece(tmp_path, **SENTENCEPIECE_KINDS["defaults"])
+    )
+    assert backend.tokenizer.piece_to_id("<0xE2>") is not None
+    assert backend.tokenizer.encode("밑▁줄") == backend.encode("밑▁줄")
+
+
 def test_the_space_symbol_is_not_mistaken_for_a_space(nano: Backend) -> None:
     tokenizer = nano.tokenizer
     assert tokenizer.decode(tokenizer.encode("▁ 밑줄▁")) == "▁ 밑줄▁"

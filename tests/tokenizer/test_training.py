@@ -69,6 +69,11 @@ def test_no_piece_reaches_across_a_line_break(tmp_path: Path) -> None:
     assert tokenizer.encode("영화\n영화").count(tokenizer.encode("영화")[0]) == 2
 
 
+def test_a_long_line_counts_like_any_other(tmp_path: Path) -> None:
+    train_sentencepiece([*SENTENCES, 2000 * "뷁"], tmp_path, 406)  # 6,000 bytes
+    assert load_tokenizer(tmp_path).piece_to_id("뷁") is not None
+
+
 def test_a_vocabulary_that_the_texts_cannot_fill_is_refused_with_a_reason(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no vocabulary of 5000 pieces: .*too high") as refused:
         train_sentencepiece(SENTENCES, tmp_path, 5000)
