@@ -28,6 +28,8 @@ HERE = Path(__file__).resolve().parent
 SOURCES = {"cuda": HERE / "csrc", "cpu": HERE / "csrc" / "cpu"}  # folders, by kind of library
 COMPILERS = ("c++", "g++", "clang++")
 NVCC_FLAGS = ("-std=c++17", "-O3")
+# The flags of Python itself let sums wrap around: of some loops that takes a sixth of their speed.
+CXX_FLAGS = ("-O3", "-Wall", "-fno-wrapv")
 TORCH_TARGET = "0x020b000000000000"  # the stable ABI of 2.11, the oldest torch that KoGPT allows
 RELEASED_ARCHITECTURES = "8.0;8.6;8.9;9.0+PTX"  # what an install compiles for
 
@@ -240,7 +242,7 @@ def extension_module(name: str, kind: str) -> Any:
         name,
         sorted(os.path.relpath(path) for path in SOURCES[kind].glob("*.c*")),
         define_macros=[("TORCH_TARGET_VERSION", TORCH_TARGET), *([("USE_CUDA", None)] * cuda)],
-        extra_compile_args={"cxx": ["-O3", "-Wall"], "nvcc": [*NVCC_FLAGS]},
+        extra_compile_args={"cxx": [*CXX_FLAGS], "nvcc": [*NVCC_FLAGS]},
         py_limited_api=True,  # it is no Python module at all
     )
 
