@@ -15,8 +15,8 @@ _HOMES = {
     "kogpt.checkpoint": ("ConversionOptions", "convert", "inspect", "load_model", "verify"),
     "kogpt.errors": ("InputRefusedError", "KoGPTError", "NotEnoughResourcesError"),
     "kogpt.generation": (
-        *("DraftModel", "Generation", "PromptLookup", "SamplingParams"),
-        *("generate", "score", "stream", "total"),
+        *("CorpusScore", "DraftModel", "Generation", "PromptLookup", "SamplingParams", "Score"),
+        *("generate", "score", "stream"),
     ),
     "kogpt.loading": ("load",),
     "kogpt.model": ("KVCache", "KoGPT", "KoGPTConfig"),

@@ -272,6 +272,12 @@ def add_limit_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--beams", type=int, metavar="N", help="beam search of this width, instead of sampling")
     add("--length-penalty", type=float, metavar="X", help="exponent of the length in beam scores")
+    add(
+        "--early-stopping",
+        action="store_true",
+        default=None,
+        help="end a beam search with the first texts that are whole, as many as it is wide",
+    )
     add("--logprobs", type=int, metavar="N", help="log-probabilities, with N alternatives (--json)")
     add("--seed", type=int, metavar="N", help="the same seed gives the same text")
 

@@ -82,6 +82,7 @@ def sampling_params(args: argparse.Namespace) -> SamplingParams:
         "echo": not args.json if args.echo is None else args.echo,
         "num_beams": args.beams,
         "length_penalty": args.length_penalty,
+        "early_stopping": args.early_stopping,
     }
     return SamplingParams(**{name: value for name, value in given.items() if value is not None})
 

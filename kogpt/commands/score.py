@@ -9,7 +9,7 @@ from pathlib import Path
 from kogpt.cli import UsageError
 from kogpt.commands.common import load, memory_errors, print_json, read_text
 from kogpt.errors import InputRefusedError
-from kogpt.generation import score, total
+from kogpt.generation import CorpusScore, score
 from kogpt.generation.scoring import Measures
 
 
@@ -26,7 +26,7 @@ def run(args: argparse.Namespace) -> None:
         else:
             print(describe(result), text, sep="\t")
     if args.data or args.text == "-":
-        corpus = total(scores)
+        corpus = CorpusScore.of(scores)
         if args.json:
             print_json(corpus.to_dict())
         else:

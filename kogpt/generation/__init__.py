@@ -9,11 +9,11 @@ refused, `loop` the sampling loop, which has `batch` read, `sampling` and `proce
 from kogpt.generation.api import generate, stream
 from kogpt.generation.params import SamplingParams
 from kogpt.generation.sample import Generation
-from kogpt.generation.scoring import Corpus, Score, score, total
+from kogpt.generation.scoring import CorpusScore, Score, score
 from kogpt.generation.speculative import DraftModel, PromptLookup
 
 __all__ = [
-    "Corpus",
+    "CorpusScore",
     "DraftModel",
     "Generation",
     "PromptLookup",
@@ -22,5 +22,4 @@ __all__ = [
     "generate",
     "score",
     "stream",
-    "total",
 ]

@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -115,7 +115,7 @@ class Score(Measures):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Corpus(Measures):
+class CorpusScore(Measures):
     """How probable several texts are together.
 
     Attributes:
@@ -124,14 +124,14 @@ class Corpus(Measures):
 
     num_texts: int
 
-
-def total(scores: Sequence[Measures]) -> Corpus:
-    """Likelihoods and counts of at least one text, added up: every ratio is divided once."""
-    sums = {
-        field.name: sum(getattr(score, field.name) for score in scores)
-        for field in fields(Measures)
-    }
-    return Corpus(**sums, num_texts=len(scores))
+    @classmethod
+    def of(cls, scores: Sequence[Measures]) -> Self:
+        """Likelihoods and counts of at least one text, added up: every ratio is divided once."""
+        sums = {
+            field.name: sum(getattr(score, field.name) for score in scores)
+            for field in fields(Measures)
+        }
+        return cls(**sums, num_texts=len(scores))
 
 
 def score(

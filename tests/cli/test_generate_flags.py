@@ -25,6 +25,7 @@ FLAGS = {
     "--no-echo": {"echo": False},
     "--beams 3": {"num_beams": 3, "temperature": 1.0},
     "--beams 3 --length-penalty 2": {"num_beams": 3, "length_penalty": 2.0, "temperature": 1.0},
+    "--beams 3 --early-stopping": {"num_beams": 3, "early_stopping": True, "temperature": 1.0},
 }
 
 

@@ -10,7 +10,7 @@ import torch
 
 import kogpt
 from kogpt.errors import InputRefusedError, KoGPTError
-from kogpt.generation import score, total
+from kogpt.generation import CorpusScore, score
 from kogpt.generation.scoring import sequence_logprobs
 
 TEXTS = ["한국어 영화 최고 😤", "한", "배우들의 연기는 좋았는데 뷁", "10점"]
@@ -73,7 +73,7 @@ def test_broken_tokens_are_the_pieces_of_single_bytes(model, tokenizer):
 
 def test_a_total_is_divided_once_and_is_the_score_of_all_the_text(model, tokenizer):
     scores = score(model, tokenizer, list(COUNTED))
-    corpus = total(scores)
+    corpus = CorpusScore.of(scores)
     bits = math.fsum(-result.log_likelihood for result in scores) / math.log(2)
     assert corpus.num_texts == 4
     assert (corpus.num_syllables, corpus.num_eojeols) == (18, 14)
