@@ -49,7 +49,8 @@ def draw_confusion(axes: Any, outcome: Outcome, labels: list[str]) -> None:
     known = range(outcome.num_labels)
     matrix = confusion_matrix(gold, outcome.predicted.ravel(), labels=known, normalize="true")
     axes.imshow(matrix, cmap="Blues", vmin=0, vmax=1)
-    for (row, column), share in np.ndenumerate(matrix):
+    for row, column in np.argwhere(matrix):
+        share = matrix[row, column]
         color = "white" if share > 0.5 else "black"
         axes.text(column, row, f"{share:.0%}", ha="center", va="center", color=color)
     axes.set_xticks(known, labels, rotation=30, ha="right")
@@ -71,7 +72,7 @@ def draw_calibration(axes: Any, outcome: Outcome) -> None:
     bars = {"width": 1 / BINS, "align": "edge", "color": "tab:blue", "alpha": 0.2}
     axes.bar(edges[:-1], shares, label="share of all rows", **bars)
     axes.plot((0, 1), (0, 1), color="gray", linestyle=":", linewidth=1)
-    axes.plot(said, was, "o-", color="tab:orange", label="share that is right")
+    axes.plot(said, was, "o-", color="tab:orange", label="share that is right", clip_on=False)
     axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="probability of the likeliest answer")
     axes.set(ylabel="share", title=f"calibration, expected error {error:.1%}")
     axes.legend(frameon=False, loc="upper left")
