@@ -28,7 +28,9 @@ def hidden_states(model: KoGPT, inputs: Tensor, starts: Tensor | None = None) ->
     n, rows = len(model.prefix_ids), len(inputs)
     # Virtual tokens in the midst of a row are not shared, and each row has a dropout of its own.
     shared = n > 0 and rows > 1 and starts is None and not _drops(model)
-    if not shared or inputs.size(1) == n:
+    # Processes that gather each other's weights must take as many passes, whatever rows they have.
+    gathers = hasattr(model, "unshard")
+    if not shared or gathers or inputs.size(1) == n:
         return model.transformer(inputs, starts=starts)
     prefix = _Prefix(n)
     first = model.transformer(inputs[:1, :n], prefix)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from kogpt.adapters import LoRAConfig, attach_head, attach_lora
+from kogpt.adapters import LoRAConfig, PromptConfig, attach_head, attach_lora, attach_prompt
 from kogpt.adapters.config import TARGETS
 from kogpt.checkpoint import load_model
 from kogpt.evaluation.likelihood import Query, log_likelihoods
@@ -14,6 +14,7 @@ from kogpt.parallel.tensor import tensor_parallel
 from kogpt.training.activation_checkpointing import checkpoint_activations
 from kogpt.training.loss import next_token_loss
 from kogpt.training.optimizer import trained
+from kogpt.training.shared_prefix import hidden_states
 from tests.parallel.launch import run
 from tests.parallel.tiny import CONFIG, GPT2_CONFIG, NEOX_CONFIG, some_ids, write_tiny
 from tests.scale import some
@@ -193,6 +194,35 @@ def test_a_sharded_model_is_judged_between_steps(tmp_path):
         for ours, theirs in zip(found, wanted, strict=True):
             assert ours == pytest.approx(theirs, abs=1e-5)
         assert gradient < 1e-4  # of sums of 44 tokens' gradients, up to 20
+
+
+def prompts(parallel, folder):
+    """Gradients of a soft prompt from micro-batches of other sizes on each process."""
+
+    def prompted():
+        model = load_model(folder)
+        attach_prompt(model, PromptConfig(3), torch.Generator().manual_seed(7))
+        return model
+
+    def loss_of_rows(model, rows):
+        prefix = torch.tensor([model.prefix_ids]).expand(len(rows), -1)
+        return hidden_states(model, torch.cat((prefix, rows), dim=1)).square().sum()
+
+    expected, model, rows = prompted(), prompted(), some_ids(3)
+    cutter(parallel)(model)
+    loss_of_rows(expected, rows).backward()
+    mine = rows[:1] if parallel.first else rows[1:]
+    as_forward(model, lambda: loss_of_rows(model, mine))().backward()
+    clip(model.parameters(), 1e9, parallel)
+    return [
+        ((whole(p.grad) - q.grad).norm() / q.grad.norm()).item()
+        for p, q in zip(trained(model).values(), trained(expected).values(), strict=True)
+    ]
+
+
+def test_processes_with_soft_prompts_may_have_other_numbers_of_rows(tmp_path):
+    for differences in run(2, prompts, str(write_tiny(tmp_path / "model"))):
+        assert differences and max(differences) < 1e-5
 
 
 def begin_anew(parallel):
