@@ -59,7 +59,7 @@ setup(
     license_files=["LICENSE"],
     packages=find_packages(include=["kogpt", "kogpt.*"]),
     package_data={
-        "kogpt": ["py.typed", "nano/*", "kernels/csrc/*", "kernels/csrc/cpu/*"],
+        "kogpt": ["py.typed", "*.pyi", "nano/*", "kernels/csrc/*", "kernels/csrc/cpu/*"],
         "kogpt.diagnostics": ["*.html", "*.css", "*.js"],
         "kogpt.evaluation": ["tasks/*", "presets/*"],
         "kogpt.evaluation.harness": ["*.yaml"],

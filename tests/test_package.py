@@ -50,6 +50,15 @@ def test_every_public_name_is_there_and_documented(name):
     assert getattr(kogpt, name).__doc__
 
 
+def test_type_checkers_are_shown_the_same_names():
+    stub = ast.parse((ROOT / "__init__.pyi").read_text(encoding="utf-8"))
+    imports = [node for node in stub.body if isinstance(node, ast.ImportFrom)]
+    homes = {alias.name: node.module for node in imports for alias in node.names}
+    assert homes == kogpt._HOME_OF
+    (names,) = (n.value for n in stub.body if isinstance(n, ast.Assign))
+    assert ast.literal_eval(names) == kogpt.__all__
+
+
 def test_a_name_that_is_not_there_is_an_attribute_error():
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         _ = kogpt.nonsense
