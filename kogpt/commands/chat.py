@@ -5,6 +5,8 @@ through readline where Python has it, because raw-mode line editors break Hangul
 """
 
 import argparse
+import locale
+import os
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -53,11 +55,26 @@ def prepare_input() -> None:
     if sys.stdin is None:
         raise InputRefusedError("standard input is closed: kogpt generate takes a prompt")
     if sys.stdin.isatty():
+        use_utf8_locale()
         try:
             import readline  # noqa: F401  # importing it is what makes `input` use it
         except ImportError:
             say("this Python has no readline: Backspace may leave half of a Hangul syllable")
     sys.stdin.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]
+
+
+def use_utf8_locale() -> None:
+    """Has readline edit by characters where the locale is "C", or one that is not installed.
+
+    Python itself then takes text for UTF-8, while readline would edit it by bytes.
+    """
+    if not sys.flags.utf8_mode or locale.nl_langinfo(locale.CODESET) == "UTF-8":
+        return
+    try:
+        locale.setlocale(locale.LC_CTYPE, "C.UTF-8")
+        os.environ["LC_ALL"] = "C.UTF-8"  # readline asks for it again
+    except locale.Error:
+        say("this locale is no UTF-8: Backspace may leave half of a Hangul syllable")
 
 
 def ask_request(

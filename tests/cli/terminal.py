@@ -10,7 +10,7 @@ import subprocess
 import sys
 import termios
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 IUTF8 = 0o40000  # <linux/termbits.h>; the termios module does not name it
 
@@ -18,7 +18,13 @@ IUTF8 = 0o40000  # <linux/termbits.h>; the termios module does not name it
 class Terminal:
     """Runs `python -m kogpt ARGS` on a pseudo-terminal of its own, as a context manager."""
 
-    def __init__(self, args: Sequence[str] = (), utf8: bool = True, seconds: float = 120) -> None:
+    def __init__(
+        self,
+        args: Sequence[str] = (),
+        utf8: bool = True,
+        seconds: float = 120,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self.deadline = time.monotonic() + seconds
         self.screen = ""  # everything the program has shown so far
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
@@ -39,7 +45,10 @@ class Terminal:
             stdout=slave,
             stderr=slave,
             preexec_fn=take_terminal,
-            env={**os.environ, "LANG": "C.UTF-8", "TERM": "xterm", "OMP_NUM_THREADS": "1"},
+            env={
+                **{**os.environ, "LANG": "C.UTF-8", "TERM": "xterm", "OMP_NUM_THREADS": "1"},
+                **(environment or {}),
+            },
         )
         os.close(slave)
 

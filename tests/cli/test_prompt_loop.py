@@ -38,6 +38,22 @@ def test_a_syllable_deleted_with_backspace_is_gone_whole(utf8):
         assert terminal.wait() == 0
 
 
+@pytest.mark.parametrize("name", ["C", "ko_KR.UTF-8"])  # the second as a rule not installed
+def test_a_syllable_is_edited_whole_whatever_the_locale(name):
+    with Terminal(environment={"LC_ALL": name}) as terminal:
+        terminal.expect("prompt> ")
+        terminal.type("영화 한글")
+        terminal.type(BACKSPACE + b"\x1b[D")  # and one to the left
+        terminal.type("나\n")
+        terminal.expect("temperature(0.8)> ")
+        terminal.type("\n")
+        terminal.expect("max_length(128)> ")
+        terminal.type("20\n")
+        assert "영화 나한" in terminal.expect("prompt> ")
+        terminal.type(CTRL_D)
+        assert terminal.wait() == 0
+
+
 def test_wrong_answers_are_asked_again_with_the_allowed_range():
     with Terminal() as terminal:
         terminal.expect("prompt> ")
