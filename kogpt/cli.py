@@ -103,9 +103,11 @@ def let_go_of_output() -> None:
 
 def fail(message: str, code: int, program: str = PROGRAM) -> int:
     """Writes one line to standard error and returns the exit code."""
-    process = os.environ.get("RANK", "0")  # as torchrun counts them
+    several = os.environ.get("WORLD_SIZE", "1") != "1"
+    process = os.environ.get("RANK", "0") if several else "0"  # as torchrun counts them
     who = program if process == "0" else f"{program} (process {process})"
-    print(f"{who}: {' '.join(message.split())}", file=sys.stderr)
+    line = f"{who}: {' '.join(message.split())}\n"
+    print(line, end="", file=sys.stderr)  # at once, or lines of several processes run together
     return code
 
 
@@ -204,7 +206,10 @@ def add_json_argument(parser: argparse.ArgumentParser, what: str) -> None:
 def add_generate(commands: Commands) -> None:
     parser = add_command(commands, "generate", "continue a text")
     parser.add_argument(
-        "prompt", metavar="PROMPT", help="the text to continue; - reads it from stdin"
+        "prompt",
+        metavar="PROMPT",
+        help="the text to continue; - reads it from stdin; one that begins with - comes last, after"
+        " --",
     )
     add_model_arguments(parser)
     add_text_arguments(parser)
@@ -482,7 +487,7 @@ def add_train(commands: Commands) -> None:
         "--config",
         dest="model",
         metavar="PRESET|FILE|DIR",
-        help="shape, or checkpoint to start from (default: nano)",
+        help="shape, or checkpoint to start from; ./nano is a folder (default: nano, the shape)",
     )
     add_architecture_argument(parser)
     parser.add_argument(

@@ -14,7 +14,7 @@ from kogpt.checkpoint.names import expand, refuse_unsavable
 from kogpt.checkpoint.writer import raw_bytes
 from kogpt.errors import InputRefusedError
 from kogpt.model import KoGPT, KoGPTConfig
-from kogpt.model.variants import class_of, find_config
+from kogpt.model.variants import PRESETS, class_of, find_config
 from kogpt.parallel import Parallel
 from kogpt.tokenizer import Tokenizer, load_tokenizer
 from kogpt.training.config import FLOAT32, RunConfig, TrainingConfig
@@ -41,13 +41,14 @@ def load_start(
         model = load_weights(last, dtype, config, parallel)
         _refuse_other_shape(config, model.config)
         return model, load_tokenizer(last)
-    folder = config.tokenizer or Path(config.model)
-    if not folder.is_dir():
+    is_new = config.model in PRESETS or not Path(config.model).is_dir()  # ./NAME is the folder
+    if is_new and config.tokenizer is None:
         raise InputRefusedError(
-            f"{folder} is no folder with a tokenizer: name one by --tokenizer, such as kogpt/nano"
+            f"{config.model} is a shape without a tokenizer: name one by --tokenizer, such as"
+            " kogpt/nano"
         )
-    tokenizer = load_tokenizer(folder)
-    if Path(config.model).is_dir():
+    tokenizer = load_tokenizer(config.tokenizer or config.model)
+    if not is_new:
         model = load_weights(Path(config.model), dtype, config, parallel)
         _check_vocabulary(model.config, tokenizer, config.model)
     else:

@@ -1,5 +1,6 @@
 """A whole run: what it leaves, what it says, what it refuses."""
 
+import dataclasses
 import io
 import json
 import re
@@ -8,10 +9,12 @@ import pytest
 
 from kogpt.checkpoint import load_model, write_checkpoint
 from kogpt.errors import InputRefusedError, KoGPTError
-from kogpt.model import KoGPT, KoGPTConfig
+from kogpt.model import PRESETS, KoGPT, KoGPTConfig
+from kogpt.parallel import Parallel
 from kogpt.tokenizer import load_tokenizer
 from kogpt.training import train
 from kogpt.training.log import read_log
+from kogpt.training.model import load_start
 from kogpt.training.state import _lock, checkpoints
 from tests.training.conftest import SENTENCES
 
@@ -86,10 +89,19 @@ def test_a_tokenizer_with_more_ids_than_the_model_is_refused_with_both_counts(
         train(settings(model=model), io.StringIO())
 
 
+def test_a_shape_is_meant_by_its_name_though_a_folder_has_it_too(settings, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    config = dataclasses.replace(PRESETS["nano"], n_layer=1, vocab_size=440)
+    write_checkpoint(tmp_path / "nano", config, KoGPT(config).state_dict())
+    for model, layers in (("nano", 6), ("./nano", 1)):
+        found, _ = load_start(settings(model=model), None, Parallel())
+        assert found.config.n_layer == layers
+
+
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"tokenizer": None}, InputRefusedError, "no folder with a tokenizer"),
+        ({"tokenizer": None}, InputRefusedError, "is a shape without a tokenizer"),
         ({"model": "no-such-model"}, InputRefusedError, "no-such-model: No such file"),
         ({"column": "text"}, InputRefusedError, "no column 'text'; there are id, document"),
         ({"sequence_length": 64}, ValueError, "sequence_length is 64, .* at most the model's 32"),
