@@ -139,6 +139,7 @@ class SamplingParams:
             value = getattr(self, name)
             if not (value is None and name in OPTIONAL):
                 allowed.check(name, value)
+                self._set(name, int(value) if allowed.kind is Integral else float(value))
         if self.min_new_tokens > self.max_new_tokens:
             raise ValueError(
                 f"min_new_tokens is {self.min_new_tokens}, it must be at most "

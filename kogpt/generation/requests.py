@@ -8,7 +8,8 @@ from numbers import Integral
 from threading import Lock
 from weakref import WeakKeyDictionary
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from kogpt.errors import InputRefusedError
 from kogpt.generation.params import SamplingParams
@@ -16,6 +17,7 @@ from kogpt.generation.processors import LogitsProcessor
 from kogpt.generation.sample import Request
 from kogpt.generation.vocabulary import Vocabulary
 from kogpt.model import KoGPT
+from kogpt.textfiles import abridged
 from kogpt.tokenizer import Tokenizer
 
 Prompt = str | Sequence[int]
@@ -33,10 +35,12 @@ def make_requests(
 ) -> list[Request]:
     """One request per prompt; see `generate` for the arguments and for what is refused."""
     prompts = [prompts] if isinstance(prompts, str) else prompts
-    if any(isinstance(prompt, Integral) for prompt in prompts):
+    if isinstance(prompts, bytes) or any(map(_is_id, prompts)):
         raise ValueError("prompts are ids: a prompt of ids goes into a list of prompts")
     if params is None or isinstance(params, SamplingParams):
         params = [params or SamplingParams()] * len(prompts)
+    if not all(isinstance(asked, SamplingParams) for asked in params):
+        raise ValueError("params must be SamplingParams, for all prompts or for each")
     if len(params) != len(prompts):
         raise ValueError(f"there are {len(prompts)} prompts and {len(params)} params")
     processors: list[LogitsProcessor] = []
@@ -114,6 +118,8 @@ def prompt_ids(prompt: Prompt, name: str, model: KoGPT, tokenizer: Tokenizer) ->
     """
     if isinstance(prompt, str):
         ids = tokenizer.encode(prompt, bos=tokenizer.add_bos)
+    elif isinstance(prompt, bytes) or not all(map(_is_id, prompt)):
+        raise ValueError(f"{name} is {abridged(repr(prompt))}, it must be a text or a list of ids")
     else:
         ids = list(map(int, prompt))
     if not ids and tokenizer.bos_id is None:
@@ -121,6 +127,13 @@ def prompt_ids(prompt: Prompt, name: str, model: KoGPT, tokenizer: Tokenizer) ->
     ids = ids or [tokenizer.bos_id]  # type: ignore[list-item]
     refuse_unreadable(ids, name, model, tokenizer)
     return ids
+
+
+def _is_id(value: object) -> bool:
+    """Whether a value is a whole number, of Python, NumPy or PyTorch."""
+    if isinstance(value, Tensor):
+        return value.ndim == 0 and not value.is_floating_point() and value.dtype != torch.bool
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def _processor(

@@ -88,12 +88,13 @@ class Parallel:
             seconds: longest wait for another process.
 
         Raises:
-            ValueError: as the constructor.
+            ValueError: as the constructor; or a variable of torchrun is out of range.
         """
-        rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        world_size = _told("WORLD_SIZE", 1, low=1)
+        rank = _told("RANK", 0, below=world_size) if world_size > 1 else 0  # others set it too
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         if device.type == "cuda" and device.index is None and world_size > 1:
-            local = int(os.environ.get("LOCAL_RANK", 0))
+            local = _told("LOCAL_RANK", 0)
             device = torch.device("cuda", local % torch.cuda.device_count())
         return cls(rank, world_size, tensor_size=tensor_size, device=device, seconds=seconds)
 
@@ -238,6 +239,16 @@ class Parallel:
         """
         if not self.alone:
             distributed.all_reduce(torch.zeros(1))
+
+
+def _told(name: str, default: int, low: int = 0, below: int = 1 << 31) -> int:
+    """A number that torchrun tells its processes; ValueError if it is none, or out of range."""
+    text = os.environ.get(name, "").strip()
+    if not text:
+        return default
+    if not text.isdecimal() or not low <= int(text) < below:
+        raise ValueError(f"{name} is {text!r}, it must be a whole number {low} to {below - 1}")
+    return int(text)
 
 
 def _let_threads_rest(seconds: float = 10.0) -> None:

@@ -1,7 +1,9 @@
 """Parameters: what is refused, and in which words."""
 
+import json
 import math
 
+import numpy as np
 import pytest
 
 from kogpt.errors import InputRefusedError
@@ -113,3 +115,9 @@ def test_what_ranks_beams_is_refused_without_them(given):
 def test_a_number_is_no_way_to_stop_early():
     with pytest.raises(ValueError, match="early_stopping is 1, it must be True, False or 'never'"):
         SamplingParams(num_beams=2, early_stopping=1)
+
+
+def test_numbers_of_other_libraries_become_those_of_python():
+    params = SamplingParams(seed=np.uint64(3), temperature=np.float32(0.5), top_k=np.int64(4))
+    assert [type(params.seed), type(params.temperature), type(params.top_k)] == [int, float, int]
+    assert json.loads(json.dumps(vars(params)))["seed"] == 3
