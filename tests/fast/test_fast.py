@@ -5,7 +5,9 @@ Dimension key: `B` rows, `T` new tokens, `V` vocabulary.
 
 import contextlib
 import copy
+import dataclasses
 import gc
+import json
 import os
 import subprocess
 import sys
@@ -20,9 +22,10 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import kogpt
+from kogpt.adapters import TARGETS, LoRAConfig, write_adapter
 from kogpt.box import BOX
-from kogpt.checkpoint import load_model, open_checkpoint
-from kogpt.errors import NotEnoughResourcesError
+from kogpt.checkpoint import load_model, open_checkpoint, write_checkpoint
+from kogpt.errors import InputRefusedError, NotEnoughResourcesError
 from kogpt.fast import FastKoGPT, load_fast
 from kogpt.fast.graph import Graphs, Recording, StepInput
 from kogpt.fast.model import Linear, Norm
@@ -31,8 +34,10 @@ from kogpt.kernels import DecodeStep, Weight, building, extension_available
 from kogpt.kernels.decode import decode_attention_reference
 from kogpt.kernels.step import step_linear_reference
 from kogpt.model import KoGPT, KoGPTConfig, KVCache
+from tests.adapters.filled import trained_lora
 from tests.checkpoint.test_convert import write_hollow
-from tests.fast.conftest import FORMATS, SHAPES
+from tests.checkpoint.tiny import tiny_state
+from tests.fast.conftest import BASE, FORMATS, SHAPES
 from tests.kernels import budget
 from tests.kernels.products import rounded
 from tests.scale import scaled
@@ -536,3 +541,27 @@ def test_a_graph_is_recorded_on_the_device_of_the_model(monkeypatch):
         for _ in range(2):  # the second of its kind is recorded
             graphs(lambda step, _: step.input_ids + 1, StepInput(ids, ids[0], None), cache)
     assert entered == [torch.device("cuda:1")] * 2
+
+
+def test_matrices_read_in_pieces_are_those_read_at_once(tmp_path, monkeypatch):
+    config = KoGPTConfig(**{**BASE, **SHAPES["an inner width of its own"]})
+    write_checkpoint(tmp_path / "model", config, tiny_state(config))
+    model = load_model(tmp_path / "model")
+    trained_lora(model, LoRAConfig(TARGETS, rank=3), 1)
+    write_adapter(tmp_path / "adapter", model, tmp_path / "model")
+    for adapters in ([], [str(tmp_path / "adapter")]):
+        whole = load_fast(tmp_path / "model", adapters=adapters)
+        with monkeypatch.context() as patch:
+            patch.setattr("kogpt.fast.loading.PIECE", 10_000)
+            sliced = load_fast(tmp_path / "model", adapters=adapters)
+        for a, b in zip(sliced.streamed(), whole.streamed(), strict=True):
+            assert torch.equal(a, b)
+
+
+def test_a_checkpoint_of_other_shapes_is_refused(tmp_path):
+    config = KoGPTConfig(**{**BASE, **SHAPES["heads of 8"]})
+    write_checkpoint(tmp_path / "model", config, tiny_state(config))
+    other = dataclasses.replace(config, vocab_size=300)
+    (tmp_path / "model" / "config.json").write_text(json.dumps(other.to_dict()))
+    with pytest.raises(InputRefusedError, match="transformer.wte.weight"):
+        load_fast(tmp_path / "model")

@@ -7,6 +7,9 @@ import pytest
 import torch
 
 from kogpt.generation import SamplingParams, generate
+from kogpt.generation.api import batch_maker
+from kogpt.generation.beam import Beam, BeamSearch
+from kogpt.generation.requests import make_requests
 from kogpt.model import KoGPT, KoGPTConfig
 from tests.scale import scaled
 
@@ -133,3 +136,22 @@ def test_a_wider_search_is_at_least_as_good_as_greedy(model, tokenizer, no_end):
     (greedy,) = generate(model, tokenizer, [PROMPT], SamplingParams(**asked))
     (beam,) = generate(model, tokenizer, [PROMPT], SamplingParams(**asked, num_beams=8))
     assert sum(beam.logprobs) >= sum(greedy.logprobs)
+
+
+def test_as_many_beams_go_on_however_many_ids_end_a_text(model, tokenizer):
+    ends = [10, 11, 12, 13, tokenizer.eos_id]
+    params = SamplingParams(num_beams=3, stop_ids=ends, logit_bias=dict.fromkeys(ends, 50.0))
+    (request,) = make_requests(model, tokenizer, [PROMPT], params)
+    search, batch = BeamSearch(request, tokenizer), batch_maker(model, 512, True)([request])
+    ended = [search._ends(beam) for beam in search._extensions([Beam()], batch)]
+    assert ended[:5] == [True] * 5 and ended.count(False) >= 3
+
+
+def test_an_end_behind_the_first_beams_is_not_among_the_results(model, tokenizer):
+    """As in transformers: the third best of two beams is not finished, however it would score."""
+    bias = {10: 3000.0, 11: 2900.0, tokenizer.eos_id: 2800.0}
+    params = SamplingParams(
+        num_beams=2, n=2, max_new_tokens=2, logit_bias=bias, length_penalty=10.0
+    )
+    results = generate(model, tokenizer, [PROMPT], params)
+    assert [result.token_ids[0] for result in results] == [10, 11]

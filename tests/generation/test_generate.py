@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -252,6 +253,28 @@ def test_a_stop_string_counts_from_the_token_after_the_minimum_on(model, tokeniz
     for least in (0, 1, 2):
         result = one(model, tokenizer, **asked, stop=[letter], min_new_tokens=least)
         assert result.token_ids == (least + 1) * [id]
+
+
+def test_each_prompt_of_a_batch_gets_as_many_alternatives_as_it_asks_for(model, tokenizer, no_end):
+    common = {"logit_bias": no_end, "temperature": 0, "max_new_tokens": 3}
+    params = [SamplingParams(logprobs=count, **common) for count in (3, 1, None)]
+    results = generate(model, tokenizer, [PROMPT] * 3, params)
+    tops = [result.top_logprobs for result in results]
+    assert [top and [len(best) for best in top] for top in tops] == [[3] * 3, [1] * 3, None]
+
+
+def test_a_prompt_of_ids_holds_whole_numbers_and_nothing_else(model, tokenizer):
+    wanted = one(model, tokenizer, [5, 60], temperature=0, max_new_tokens=3)
+    for ids in (np.array([5, 60]), torch.tensor([5, 60]), (np.int32(5), torch.tensor(60))):
+        assert one(model, tokenizer, ids, temperature=0, max_new_tokens=3) == wanted
+    for odd in ([0.5], [True], b"ab", ["이 영화는", "배우들"], [torch.tensor(5.0)]):
+        with pytest.raises(ValueError, match="it must be a text or a list of ids"):
+            next(stream(model, tokenizer, odd))
+    for flat in ([5, 60], b"ab", torch.tensor([5, 60]), np.array([5, 60])):
+        with pytest.raises(ValueError, match="a prompt of ids goes into a list of prompts"):
+            generate(model, tokenizer, flat)
+    with pytest.raises(ValueError, match="params must be SamplingParams"):
+        generate(model, tokenizer, PROMPT, {"seed": 1})
 
 
 def test_no_new_tokens_may_be_asked_for(model, tokenizer):

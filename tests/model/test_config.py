@@ -5,6 +5,7 @@ import json
 import pytest
 
 from kogpt.errors import InputRefusedError
+from kogpt.jsonfiles import MAX_CONFIG_SIZE
 from kogpt.model import PRESETS, KoGPTConfig
 
 RELEASED = {
@@ -130,6 +131,14 @@ def test_a_file_that_says_two_things_at_once_is_refused(tmp_path):
     path.write_text(json.dumps(KoGPTConfig().to_dict())[:-1] + ', "n_layer": 1}')
     with pytest.raises(InputRefusedError, match=r"config.json: not JSON \('n_layer' appears twice"):
         KoGPTConfig.from_file(path)
+
+
+def test_a_file_may_begin_with_a_byte_order_mark_and_be_as_large_as_is_allowed(tmp_path):
+    path, config = tmp_path / "config.json", KoGPTConfig()
+    path.write_text("\ufeff" + json.dumps(config.to_dict()), encoding="utf-8")
+    assert KoGPTConfig.from_file(path) == config
+    path.write_bytes(path.read_bytes().ljust(MAX_CONFIG_SIZE))
+    assert KoGPTConfig.from_file(path) == config
 
 
 def test_a_file_that_is_too_large_is_not_read(tmp_path):

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import distributed
 
+from kogpt.parallel import Parallel
 from tests.parallel.launch import run
 
 
@@ -36,3 +37,37 @@ def say_goodbye(parallel):
 @pytest.mark.skipif(sys.platform != "linux", reason="threads are looked at through Linux's /proc")
 def test_no_process_ends_while_a_thread_of_gloo_still_works():
     assert run(2, say_goodbye) == [True, True]
+
+
+def test_a_rank_alone_is_none(monkeypatch):
+    """Schedulers leave it in the environment of a single process."""
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    parallel = Parallel.launched()
+    assert parallel.alone and parallel.first and parallel.leads and parallel.data_rank == 0
+
+
+@pytest.mark.parametrize(
+    ("told", "message"),
+    [
+        ({"RANK": "5", "WORLD_SIZE": "2"}, "RANK is '5', it must be a whole number 0 to 1"),
+        ({"RANK": "-1", "WORLD_SIZE": "2"}, "RANK is '-1'"),
+        ({"WORLD_SIZE": "0"}, "WORLD_SIZE is '0', it must be a whole number 1 to"),
+        ({"WORLD_SIZE": "abc"}, "WORLD_SIZE is 'abc'"),
+    ],
+)
+def test_variables_that_no_launcher_sets_so_are_refused(told, message, monkeypatch):
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=message):
+        Parallel.launched()
+
+
+def test_the_processes_of_a_machine_take_a_gpu_each(monkeypatch):
+    for name, value in {"RANK": 6, "LOCAL_RANK": 1, "WORLD_SIZE": 8}.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    assert Parallel.launched().device == torch.device("cuda", 1)
+    assert Parallel.launched(device="cuda:3").device == torch.device("cuda", 3)
+    assert Parallel.launched(device="cpu").device == torch.device("cpu")

@@ -11,7 +11,9 @@ from torch.distributed import checkpoint as dcp
 
 from kogpt.checkpoint import convert, load_model, open_checkpoint, verify
 from kogpt.checkpoint.sliced import SlicedCheckpoint
+from kogpt.checkpoint.writer import ROOM_FOR_SMALL_FILES
 from kogpt.errors import InputRefusedError
+from kogpt.parallel import parts, saving
 from kogpt.parallel.loading import load_parallel
 from kogpt.parallel.parts import fill, whole
 from kogpt.parallel.saving import export, save_slices
@@ -257,3 +259,61 @@ def test_rows_are_read_across_slices(tmp_path):
         for stop in range(start, 5):
             assert torch.equal(slices.read("x", slice(start, stop)), ROWS[start:stop])
     slices.close()
+
+
+def test_a_tensor_is_filled_some_rows_at_a_time(monkeypatch):
+    monkeypatch.setattr(parts, "SLICE", 100)
+    values, found, asked = torch.arange(35.0).view(7, 5), torch.zeros(7, 5), []
+
+    def read(rows):
+        asked.append((rows.start, rows.stop))
+        return values[rows]
+
+    fill(found, read)
+    assert torch.equal(found, values)
+    assert asked == [(0, 5), (5, 7)]
+
+
+def disk_asked(parallel, source, folder):
+    asked = []
+    saving.require_disk = lambda _, needed: asked.append(needed - ROOM_FOR_SMALL_FILES)
+    model = load_parallel(source, parallel, cut=cutter(parallel))
+    save_slices(Path(folder), {".": dict(model.named_parameters())}, CONFIG_FILE, parallel)
+    return asked
+
+
+def test_room_on_the_disk_is_asked_for_what_all_processes_write(tmp_path):
+    source = write_tiny(tmp_path / "model")
+    asked = run(2, disk_asked, str(source), str(tmp_path / "step"), tensor=2)
+    assert asked == [[4 * CONFIG.num_parameters]] * 2
+
+
+def share_a_row(parallel, folder):
+    """A tensor of fewer rows than processes: one of them holds nothing."""
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    row = torch.arange(3.0).view(1, 3)
+    x = distribute_tensor(row, parallel.mesh["data"], [Shard(0)])
+    save_slices(Path(folder), {".": {"x": x}}, CONFIG_FILE, parallel)
+    found, slices = torch.zeros_like(x), SlicedCheckpoint(Path(folder))
+    fill(found, lambda rows: slices.read("x", rows))
+    return torch.equal(whole(found), row)
+
+
+def test_a_process_may_hold_nothing_of_a_tensor(tmp_path):
+    assert run(2, share_a_row, str(tmp_path / "step")) == [True, True]
+
+
+def save_late(parallel, folder):
+    """The second process takes its time."""
+    if not parallel.first:
+        write = saving._write_slices
+        saving._write_slices = lambda *arguments: (time.sleep(0.5), write(*arguments))[1]
+    groups = {".": dict(tiny_model().named_parameters())}
+    save_slices(Path(folder), groups, CONFIG_FILE, parallel)
+    return len(SlicedCheckpoint(Path(folder)).tensors)
+
+
+def test_a_folder_gets_its_name_when_the_last_part_is_written(tmp_path):
+    count = len(dict(tiny_model().named_parameters()))
+    assert run(2, save_late, str(tmp_path / "step")) == [count, count]

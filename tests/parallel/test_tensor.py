@@ -1,14 +1,15 @@
 """One model held by several processes computes what one process computes."""
 
 import dataclasses
+import json
 
 import pytest
 import torch
 
 from kogpt.checkpoint import load_model
-from kogpt.errors import InputRefusedError
+from kogpt.errors import InputRefusedError, NotEnoughResourcesError
 from kogpt.model import KVCache
-from kogpt.parallel import Parallel
+from kogpt.parallel import Parallel, loading
 from kogpt.parallel.loading import load_parallel
 from kogpt.parallel.parts import held
 from kogpt.parallel.tensor import check_divides, plan
@@ -104,3 +105,33 @@ def test_one_process_alone_holds_the_whole_model(tmp_path):
 def test_a_damaged_checkpoint_is_refused(tmp_path):
     with pytest.raises(InputRefusedError):
         load_parallel(tmp_path, Parallel())
+
+
+def test_a_head_that_is_the_embedding_is_refused_by_its_config():
+    with pytest.raises(ValueError, match="this model's is the embedding"):
+        check_divides(GPT2_CONFIG, 2)
+
+
+def test_a_model_for_which_there_is_no_room_is_refused(tmp_path, monkeypatch):
+    def refuse(device, needed, what):
+        assert needed == 4 * CONFIG.num_parameters + loading.ROOM_TO_RUN
+        raise NotEnoughResourcesError(what)
+
+    folder = write_tiny(tmp_path / "model")
+    monkeypatch.setattr(loading, "require_memory", refuse)
+    with pytest.raises(NotEnoughResourcesError, match=str(folder)):
+        load_parallel(folder, Parallel())
+
+
+def test_a_model_is_loaded_in_the_dtype_that_is_asked_for(tmp_path):
+    model = load_parallel(write_tiny(tmp_path / "model"), Parallel(), "bfloat16")
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+
+
+def test_a_checkpoint_of_other_shapes_is_refused(tmp_path):
+    """Not read as far as its rows go."""
+    folder = write_tiny(tmp_path / "model")
+    other = dataclasses.replace(CONFIG, vocab_size=80)
+    (folder / "config.json").write_text(json.dumps(other.to_dict()))
+    with pytest.raises(InputRefusedError, match="transformer.wte.weight"):
+        load_parallel(folder, Parallel())
