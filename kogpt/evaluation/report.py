@@ -241,7 +241,7 @@ def _value(result: Json) -> str:
 def _published(published: Json, metrics: Sequence[str], mark: int) -> Iterator[list[str]]:
     shots = UNTOLD if published["shots"] is None else str(published["shots"])
     for model, value in published["values"].items():
-        cells = [f"{value:g}" if name == published["metric"] else "" for name in metrics]
+        cells = [f"{float(value)}" if name == published["metric"] else "" for name in metrics]
         yield [model, "", shots, "", *cells, "", "", f"published [{mark}]"]
 
 
