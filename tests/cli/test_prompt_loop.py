@@ -6,7 +6,7 @@ import pytest
 
 from tests.cli.terminal import Terminal
 
-BACKSPACE, CTRL_C, CTRL_D = b"\x7f", b"\x03", b"\x04"
+BACKSPACE, LEFT, CTRL_C, CTRL_D = b"\x7f", b"\x1b[D", b"\x03", b"\x04"
 
 
 def answer(terminal: Terminal, prompt: str | bytes, max_length: str = "12") -> str:
@@ -40,16 +40,9 @@ def test_a_syllable_deleted_with_backspace_is_gone_whole(utf8):
 
 @pytest.mark.parametrize("name", ["C", "ko_KR.UTF-8"])  # the second as a rule not installed
 def test_a_syllable_is_edited_whole_whatever_the_locale(name):
+    typed = "영화 한글".encode() + BACKSPACE + LEFT + "나".encode()
     with Terminal(environment={"LC_ALL": name}) as terminal:
-        terminal.expect("prompt> ")
-        terminal.type("영화 한글")
-        terminal.type(BACKSPACE + b"\x1b[D")  # and one to the left
-        terminal.type("나\n")
-        terminal.expect("temperature(0.8)> ")
-        terminal.type("\n")
-        terminal.expect("max_length(128)> ")
-        terminal.type("20\n")
-        assert "영화 나한" in terminal.expect("prompt> ")
+        assert "영화 나한" in answer(terminal, typed, "20")
         terminal.type(CTRL_D)
         assert terminal.wait() == 0
 
