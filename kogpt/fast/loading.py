@@ -37,6 +37,8 @@ from kogpt.fast.model import (
     has_product_kernel,
 )
 from kogpt.kernels import Weight, extension_available
+from kogpt.kernels.linear import packs
+from kogpt.kernels.packing import pack, row_bytes
 from kogpt.model import KoGPT, KoGPTConfig, transformer
 from kogpt.model.rotary import RotaryEmbedding
 from kogpt.model.transformer import MLP, Attention, Block, Transformer
@@ -216,6 +218,9 @@ class _Loader:
             grid: rows of names, one under the other, each side by side.
             bias: of the last; the others have none.
         """
+        packed = self.packed(grid)
+        if packed is not None:
+            return (self.linear(packed, padded(bias, packed), grid),)
         names = [name for row in grid for name in row]
         mapped = [self.mapped(name) for name in names]
         weights = [weight for weight in mapped if weight is not None]
@@ -224,8 +229,7 @@ class _Loader:
             layers = zip(weights, biases, names, strict=True)
             return tuple(self.linear(w, b, [[name]]) for w, b, name in layers)
         whole = self.matrix(grid)
-        above = bias.new_zeros(whole.shape[0] - len(bias))
-        return (self.linear(whole, torch.cat((above, bias)), grid),)
+        return (self.linear(whole, padded(bias, whole), grid),)
 
     def linear(self, weight: Weight, bias: Tensor | None, grid: Sequence[Sequence[str]]) -> Linear:
         """A layer, with the updates that are not in its weight."""
@@ -287,19 +291,42 @@ class _Loader:
 
         There are `spare` rows more below, yet to be filled.
         """
-        names = [name for row in grid for name in row]
-        format = common_format([self.weight(name, slice(0)) for name in names], self.weight_dtype)
-        heights = [self.reader.shape(f"{row[0]}.weight")[0] for row in grid]
-        whole, first = None, 0
-        for row, height in zip(grid, heights, strict=True):
-            for rows in self.pieces(row, height):
-                piece = side_by_side([self.weight(name, rows) for name in row], format)
-                if whole is None:
-                    whole = _empty_like(piece, sum(heights) + spare)
-                _copy(piece, whole.rows(slice(first, None)).rows(rows))
-            first += height
+        whole = None
+        for rows, part in self.parts(grid):
+            if whole is None:
+                whole = _empty_like(part, self.height(grid) + spare)
+            _copy(part, whole.rows(rows))
         assert whole is not None, "no matrix is empty"
         return whole
+
+    def packed(self, grid: Sequence[Sequence[str]]) -> Weight | None:
+        """The same in 12 bits a weight; None where that is not possible, or not worth it."""
+        names = [name for row in grid for name in row]
+        nbytes = sum(self.reader.stored_bytes(f"{name}.weight") for name in names)
+        large = self.device.type == "cpu" and nbytes >= MAPPED
+        floats = self.weight_dtype == torch.bfloat16 and not any(map(self.is_integer, names))
+        K = sum(self.reader.shape(f"{name}.weight")[1] for name in grid[0])
+        if not (large and floats and packs(K)):
+            return None
+        values = torch.empty(self.height(grid), row_bytes(K), dtype=torch.uint8)
+        done = all(pack(part.values, values[rows]) for rows, part in self.parts(grid))
+        return Weight(values) if done else None
+
+    def height(self, grid: Sequence[Sequence[str]]) -> int:
+        """Outputs of the matrix that a grid becomes."""
+        return sum(self.reader.shape(f"{row[0]}.weight")[0] for row in grid)
+
+    def parts(self, grid: Sequence[Sequence[str]]) -> Iterator[tuple[slice, Weight]]:
+        """The matrix that a grid becomes, some of its outputs at a time."""
+        names = [name for row in grid for name in row]
+        format = common_format([self.weight(name, slice(0)) for name in names], self.weight_dtype)
+        first = 0
+        for row in grid:
+            height = self.height([row])
+            for rows in self.pieces(row, height):
+                place = slice(first + rows.start, first + rows.stop)
+                yield place, side_by_side([self.weight(name, rows) for name in row], format)
+            first += height
 
     def pieces(self, row: Sequence[str], height: int) -> Iterator[slice]:
         """Rows to read at once of matrices that lie side by side."""
@@ -330,6 +357,11 @@ class _Loader:
 
     def vector(self, name: str) -> Tensor:
         return self.reader.read(name).to(self.device, self.dtype)
+
+
+def padded(bias: Tensor, weight: Weight) -> Tensor:
+    """The bias of the last outputs of a weight, and zeros for the others."""
+    return torch.cat((bias.new_zeros(weight.shape[0] - len(bias)), bias))
 
 
 def _empty_like(weight: Weight, outputs: int) -> Weight:

@@ -1,4 +1,4 @@
-"""Products with weights kept in 32, 16, 8 or 4 bits: the op, its definition, and what runs when.
+"""Products with weights kept in 32, 16, 12, 8 or 4 bits: the op, its definition, what runs when.
 
 Decoding reads every weight once per token, so its speed is bytes over bandwidth. The kernels, on a
 CPU and on a GPU, read weights as they are stored and widen them in registers. They serve few rows;
@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kogpt.kernels.extension import extension_available, on_gpu
+from kogpt.kernels.packing import MOST_INPUTS, packed_inputs, unpack
 
 MAX_ROWS = 8  # kMaxLinearRows of csrc/linear.h
 BLOCK = 128  # inputs that a kernel takes at a time
@@ -33,7 +34,8 @@ class Weight(NamedTuple):
 
     Attributes:
         values: the weights themselves; or int8 (N, K); or 4 bits, int32 (N, K / 8), eight to a
-            word from its low end, each stored as q + 8.
+            word from its low end, each stored as q + 8; or bfloat16 in 12 bits, uint8, rows of
+            `kogpt.kernels.packing`.
         scale: what the integers count, (N, G): of int8 and 4 bits, a weight is q scale - offset.
         offset: zero point times scale, (N, G); None for zero.
     """
@@ -45,13 +47,16 @@ class Weight(NamedTuple):
     @property
     def bits(self) -> int:
         """Bits of a weight."""
-        return 4 if self.values.dtype == torch.int32 else 8 * self.values.dtype.itemsize
+        narrow = {torch.int32: 4, torch.uint8: 12}
+        return narrow.get(self.values.dtype, 8 * self.values.dtype.itemsize)
 
     @property
     def shape(self) -> tuple[int, int]:
         """(N, K)."""
-        N, words = self.values.shape
-        return N, words * (8 if self.values.dtype == torch.int32 else 1)
+        N, size = self.values.shape
+        if self.bits == 12:
+            return N, packed_inputs(size)
+        return N, size * (8 if self.bits == 4 else 1)
 
     @property
     def group_size(self) -> int:
@@ -71,7 +76,7 @@ class Weight(NamedTuple):
     def dequantize(self, dtype: torch.dtype) -> Tensor:
         """The weights (N, K), at least float32 in the making."""
         if self.scale is None:
-            return self.values.to(dtype)
+            return (unpack(self.values) if self.bits == 12 else self.values).to(dtype)
         q = unpack_int4(self.values) if self.bits == 4 else self.values
         grouped = q.unflatten(1, (self.scale.size(1), -1)) * self.scale.float()[..., None]
         if self.offset is not None:
@@ -131,6 +136,16 @@ def has_kernel_for_many(x: Tensor, weight: Weight) -> bool:
         widened = weight.values.dtype != x.dtype
         return HAS_VECTORS and (widened or x.dtype in slow_dtypes())
     return weight.bits < 16
+
+
+def packs(K: int) -> bool:
+    """Whether a CPU's kernels take packed rows of K for bfloat16, and are faster for it.
+
+    They are where they take many rows too: PyTorch's product would have to have them unpacked.
+    """
+    suits = K % BLOCK == 0 and K <= MOST_INPUTS
+    fast = HAS_VECTORS and torch.bfloat16 in slow_dtypes()
+    return suits and fast and extension_available(torch.device("cpu"))
 
 
 @functools.cache

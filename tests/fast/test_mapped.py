@@ -28,8 +28,9 @@ KEEPS_16_BITS = extension_available(torch.device("cpu"))  # else they are widene
 
 @pytest.fixture
 def mapping(monkeypatch):
-    """Makes every matrix a large one."""
+    """Makes every matrix a large one that is not packed."""
     monkeypatch.setattr("kogpt.fast.loading.MAPPED", 0)
+    monkeypatch.setattr("kogpt.fast.loading.packs", lambda K: False)
 
 
 def files_of(fast: FastKoGPT) -> list[str | None]:
@@ -69,10 +70,10 @@ def assert_close(found: FastKoGPT, wanted, tolerance: float) -> None:
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_every_format_computes_the_same_where_it_lies(box, name, monkeypatch):
+def test_every_format_computes_the_same_where_it_lies(box, name, request):
     folder = box(name)
     copied = load_fast(folder)
-    monkeypatch.setattr("kogpt.fast.loading.MAPPED", 0)
+    request.getfixturevalue("mapping")
     mapped = load_fast(folder)
     blocks = mapped.transformer.blocks
     if name.startswith("int") or KEEPS_16_BITS:
@@ -208,3 +209,63 @@ def test_updates_change_copies_of_floats_and_lie_beside_integers(mapping, box, n
     for sizes in SIZES:
         errors = [(read(a, sizes) - read(b, sizes)).norm() for a, b in ((fast, plain), bare)]
         assert errors[0] <= 1.5 * errors[1]
+
+
+# --- and those of bfloat16 are packed, where that is faster ---
+
+
+@pytest.fixture
+def packing(monkeypatch):
+    """Makes every matrix a large one, and one that is worth packing."""
+    monkeypatch.setattr("kogpt.fast.loading.MAPPED", 0)
+    monkeypatch.setattr("kogpt.fast.loading.packs", lambda K: True)
+
+
+def test_packed_weights_are_those_that_are_stored(packing, box):
+    fast, plain = load_fast(box("bfloat16")), load_model(box("bfloat16"))
+    matrices = [part for b in fast.transformer.blocks for part in (b.enter, b.leave)]
+    assert all(len(each.linears) == 1 for each in matrices)
+    for b, block in zip(fast.transformer.blocks, plain.transformer.h, strict=True):
+        attn, mlp = block.attn, block.mlp
+        enter = torch.cat([each.weight for each in (attn.q_proj, attn.k_proj, attn.v_proj)])
+        enter = torch.cat((enter, mlp.fc_in.weight))
+        leave = torch.cat((attn.out_proj.weight, mlp.fc_out.weight), dim=1)
+        for part, wanted in ((b.enter, enter), (b.leave, leave)):
+            assert part.linears[0].weight.bits == 12
+            assert part.linears[0].weight.dequantize(torch.bfloat16).equal(wanted)
+    assert fast.lm_head.weight.bits == 12
+    assert fast.transformer.has_chain == KEEPS_16_BITS
+    assert isinstance(fast.transformer.embedding, StoredRows)
+
+
+@pytest.mark.parametrize("adapted", [False, True], ids=["", "with an adapter"])
+def test_packed_weights_compute_the_same(packing, box, adapted, tmp_path, monkeypatch):
+    folder, adapters = box("bfloat16"), ()
+    if adapted:
+        model = load_model(dtype=torch.float32)
+        trained_lora(model, LoRAConfig(targets=TARGETS, rank=4, alpha=0.4), seed=4)
+        write_adapter(tmp_path / "lora", model)
+        adapters = tmp_path / "lora"
+    fast = load_fast(folder, adapters=adapters)
+    monkeypatch.setattr("kogpt.fast.loading.packs", lambda K: False)
+    copied = load_fast(folder, adapters=adapters)
+    assert fast.lm_head.weight.bits == 12 and copied.lm_head.weight.bits == 16
+    assert_close(fast, copied, 1e-2)
+
+
+@pytest.mark.parametrize("name", ["float16", "int8"])
+def test_other_formats_are_not_packed(packing, box, name):
+    fast = load_fast(box(name))
+    assert all(b.enter.linears[0].weight.bits != 12 for b in fast.transformer.blocks)
+
+
+def test_what_cannot_be_packed_stays_in_its_file(packing, box, monkeypatch):
+    """One matrix of a block alone: the others of its product are not packed either."""
+    monkeypatch.setattr("kogpt.fast.loading.pack", lambda weight, packed: False)
+    files = files_of(load_fast(box("bfloat16")))
+    assert None not in files
+
+
+def test_small_matrices_are_not_packed(box):
+    fast = load_fast(box("bfloat16"))
+    assert fast.transformer.blocks[0].enter.linears[0].weight.bits == 16

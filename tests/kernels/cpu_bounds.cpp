@@ -18,12 +18,13 @@ namespace {
 int64_t g_offset = 0;
 std::mt19937 g_random;
 
-// Memory for so many numbers and not a byte more.
+// Memory for so many numbers, or bytes that are packed, and not a byte more.
 class Block {
  public:
   Block(int64_t count, Element element) {
-    const int64_t unit = element == Element::kInt4 ? 4 : element_bits(element) / 8;
-    const int64_t size = count * element_bits(element) / 8;
+    const bool packed = element == Element::kPacked;
+    const int64_t unit = element == Element::kInt4 ? 4 : packed ? 2 : element_bits(element) / 8;
+    const int64_t size = packed ? count : count * element_bits(element) / 8;
     all_.reset(static_cast<char*>(std::malloc(size + g_offset * unit)));
     data = all_.get() + g_offset * unit;
     // Small numbers in every format: 0.5 to 1 as floats, anything as integers.
@@ -52,13 +53,27 @@ Aligned aligned(int64_t bytes) { return Aligned(std::aligned_alloc(64, bytes), &
 
 constexpr Element kFloats[] = {Element::kFloat32, Element::kBFloat16, Element::kFloat16};
 
+// Fills rows with numbers of which as many have no code as may be.
+void pack(void* to, int64_t N, int64_t K) {
+  std::vector<uint16_t> numbers(K, 0x3f12);
+  for (int64_t i = 0; i < most_rare(K) + kCodes - 2; ++i) numbers[K - 1 - i] = i << 8 | 0x34;
+  for (int64_t n = 0; n < N; ++n) {
+    const bool possible =
+        pack_row(numbers.data(), K, static_cast<char*>(to) + n * packed_row_bytes(K));
+    if (!possible) std::abort();
+  }
+}
+
 void linear(Isa isa, Element x_element, Element weight_element, int64_t M, int64_t N, int64_t K,
             int64_t G) {
   const Element scale_element = kFloats[(M + N) % 3], bias_element = kFloats[N % 3];
-  Block x(M * K, x_element), weight(N * K, weight_element), scale(N * G, scale_element);
+  const int64_t size = weight_element == Element::kPacked ? N * packed_row_bytes(K) : N * K;
+  Block x(M * K, x_element), weight(size, weight_element);
+  Block scale(N * G, scale_element);
+  if (weight_element == Element::kPacked) pack(weight.data, N, K);
   Block offset(N * G, scale_element), bias(N, bias_element), y(M * N, x_element);
   Block residual(M * N, x_element);
-  const bool integers = element_bits(weight_element) < 16;
+  const bool integers = weight_element == Element::kInt8 || weight_element == Element::kInt4;
   LinearParams params = {};
   params.x = {x.data, x_element};
   params.weight = {weight.data, weight_element};
@@ -128,6 +143,7 @@ void run(Isa isa) {
     for (const int64_t M : {1, 2, 3, 5, 8, 9, 17}) {
       const int64_t N = M % 2 ? 37 : 3;
       for (const Element weight : kFloats) linear(isa, x, weight, M, N, 128, 1);
+      for (const int64_t K : {128, 384}) linear(isa, x, Element::kPacked, M, N, K, 1);
       linear(isa, x, Element::kInt8, M, N, 128, 1);
       linear(isa, x, Element::kInt8, M, N, 256, 2);
       linear(isa, x, Element::kInt4, M, N, 128, 4);
@@ -139,6 +155,7 @@ void run(Isa isa) {
     linear(isa, x, Element::kInt4, 4, 1, 8320, 65);
     linear(isa, x, Element::kInt8, 4, 1, 4224, 1);
     linear(isa, x, Element::kInt8, 9, 1, 2176, 1);
+    linear(isa, x, Element::kPacked, 4, 1, 4224, 1);
     linear(isa, x, x, 4, 1, 2176, 1);
     for (const int64_t D : {8, 24, 64, 256}) {
       if (isa != Isa::kPlain && D % 32) continue;  // see bindings.cpp

@@ -24,7 +24,8 @@ from kogpt.kernels.targets import Cpu
 HERE = Path(__file__).resolve().parent
 SOURCES = building.SOURCES["cpu"]
 ISAS = ("plain", "avx2", "avx512", "vnni")  # enum Isa of cpu.h
-ELEMENTS = (torch.float32, torch.bfloat16, torch.float16, torch.int8, torch.int32)  # enum Element
+# enum Element
+ELEMENTS = (torch.float32, torch.bfloat16, torch.float16, torch.int8, torch.int32, torch.uint8)
 KERNELS = [SOURCES / f"{isa}.cpp" for isa in ISAS]
 
 # The plain kernels as for a processor that is none of ours. The headers of the system stay as they

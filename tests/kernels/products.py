@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from kogpt.kernels import Weight
 from kogpt.kernels.linear import BLOCK, MAX_ROWS, pack_int4
+from kogpt.kernels.packing import most_rare, pack, row_bytes, unpack
 
 from .budget import FLOAT32, FORWARD, check
 
@@ -35,8 +36,10 @@ def random_weight(
     scales: torch.dtype = torch.float32,
     offset: bool = False,
 ) -> Weight:
-    """Random weights: a dtype, or integers of 8 or 4 bits; `group` 0 is all of K."""
+    """Random weights: a dtype, 12 bits, or integers of 8 or 4 bits; `group` 0 is all of K."""
     generator = torch.Generator().manual_seed(N * K + group)
+    if format == 12:
+        return Weight(packed_with_rare(torch.randn(N, K, generator=generator)))
     if isinstance(format, torch.dtype):
         return Weight(torch.randn(N, K, generator=generator).to(format))
     most = 1 << (format - 1)
@@ -45,6 +48,23 @@ def random_weight(
     shift = torch.randint(-most, most, scale.shape, generator=generator) * scale
     values = pack_int4(q) if format == 4 else q
     return Weight(values, scale.to(scales), shift.to(scales) if offset else None)
+
+
+def packed_with_rare(values: Tensor) -> Tensor:
+    """Floats in 12 bits each; some rows have many numbers without a code."""
+    numbers = values.bfloat16()
+    rare = most_rare(values.size(1)) // 2
+    numbers[::3, -rare:] = (2.0 ** -torch.arange(60, 60 + 4 * rare, 4)).bfloat16()
+    numbers[1::7, ::5] = 0
+    packed = new_packed(numbers)
+    assert pack(numbers, packed)
+    return packed
+
+
+def new_packed(weight: Tensor) -> Tensor:
+    """Where weights (N, K) can be packed."""
+    N, K = weight.shape
+    return torch.full((N, row_bytes(K)), 255, dtype=torch.uint8)
 
 
 def random_rows(M: int, K: int, dtype: torch.dtype) -> Tensor:
@@ -57,7 +77,7 @@ def random_rows(M: int, K: int, dtype: torch.dtype) -> Tensor:
 def exact(weight: Weight) -> Tensor:
     """The weights in float64, by plain arithmetic on each."""
     if weight.scale is None:
-        return weight.values.double()
+        return (unpack(weight.values) if weight.bits == 12 else weight.values).double()
     q = weight.values.double()
     if weight.values.dtype == torch.int32:
         words = weight.values.long() & 0xFFFFFFFF

@@ -42,6 +42,7 @@ on_every_dtype = pytest.mark.parametrize("dtype", FLOATS, ids=NAMES.get)
 # A dtype or bits, inputs of a group, dtype of scales.
 FORMATS = [
     *((dtype, 0, None) for dtype in FLOATS),
+    (12, 0, None),
     (8, 0, torch.float32),
     (8, 128, torch.bfloat16),
     (8, 256, torch.float16),
@@ -448,7 +449,8 @@ def test_the_numbers_of_the_headers_are_those_of_python():
 def checked(folder) -> list[Path]:
     """Objects without optimisation, where every inline function is a symbol, with sanitizers."""
     flags = ("-O0", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined")
-    return [compile_to(folder / f"{path.stem}.o", *flags, "-c", path) for path in KERNELS]
+    sources = [*KERNELS, SOURCES / "packing.cpp"]
+    return [compile_to(folder / f"{path.stem}.o", *flags, "-c", path) for path in sources]
 
 
 @pytest.fixture(scope="session")

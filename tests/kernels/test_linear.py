@@ -26,12 +26,15 @@ from kogpt.kernels.linear import (
     slow_dtypes,
     unpack_int4,
 )
+from kogpt.kernels.packing import pack, unpack
 
 from .products import FLOATS, NAMES, check_product, exact, random_rows, random_weight
 
 CPU = torch.device("cpu")
 on_every_dtype = pytest.mark.parametrize("dtype", FLOATS, ids=NAMES.get)
-on_every_format = pytest.mark.parametrize("format", [*FLOATS, 8, 4], ids=lambda x: NAMES.get(x, x))
+on_every_format = pytest.mark.parametrize(
+    "format", [*FLOATS, 12, 8, 4], ids=lambda x: NAMES.get(x, x)
+)
 
 
 @pytest.fixture
@@ -214,7 +217,7 @@ def test_many_rows_run_the_kernel_where_the_library_is_slow(
     weight, x = random_weight(format, 33, 256), random_rows(12, 256, dtype)
     check_product(linear(x, weight), x, weight)
     halves = format in (torch.bfloat16, torch.float16)
-    expected = format in (8, 4) or (vectors and halves and (dtype != format or dtype in slow))
+    expected = format in (12, 8, 4) or (vectors and halves and (dtype != format or dtype in slow))
     assert called == [12] * expected
 
 
@@ -332,7 +335,9 @@ def test_the_op_is_its_reference_where_numbers_are_small(kernels, format):
     x = torch.arange(3 * 256).remainder(5).sub(2).float().view(3, 256)
     x[:, ::128] = (127 if format == 4 else 32767) / 4  # a unit of a quarter
     weight = random_weight(format, 33, 256, scales=torch.float32)
-    if weight.scale is None:
+    if format == 12:
+        assert pack(unpack(weight.values).round(), weight.values)
+    elif weight.scale is None:
         weight = Weight(weight.values.round())
     else:
         weight = weight._replace(scale=torch.full((33, 1), 0.5))

@@ -60,6 +60,7 @@ APART = {True: ([C, C, C, F], [C, F]), False: ([3 * C + F], [C + F])}
 BLOCKS = {
     "bfloat16": (torch.bfloat16, False),
     "float16": (torch.float16, False),
+    "12 bits": (12, False),
     "int8": (8, False),
     "int4": (4, False),
     "int4 with zero points": (4, True),

@@ -105,6 +105,20 @@ __m512 _mm512_permutexvar_ps(__m512i places, __m512 a) {
   return moved;
 }
 
+// In each part of 128 bits, the bytes of `a` at the places that `b` has, or 0 where they are below.
+__m512i _mm512_shuffle_epi8(__m512i a, __m512i b) {
+  const auto bytes = same_bits<Lanes<int8_t>>(a), places = same_bits<Lanes<int8_t>>(b);
+  Lanes<int8_t> moved;
+  for (int i = 0; i < 64; ++i) {
+    const int8_t place = places.lanes[i];
+    moved.lanes[i] = place < 0 ? 0 : bytes.lanes[i / 16 * 16 + place % 16];
+  }
+  return same_bits<__m512i>(moved);
+}
+__m512i _mm512_broadcast_i32x4(__m128i a) {
+  return __m512i{a[0], a[1], a[0], a[1], a[0], a[1], a[0], a[1]};
+}
+
 __m512i _mm512_inserti32x4(__m512i a, __m128i b, int part) {
   a[2 * part] = b[0], a[2 * part + 1] = b[1];
   return a;
@@ -126,6 +140,8 @@ __m512i interleave(__m512i a, __m512i b, int first) {
   }
   return same_bits<__m512i>(both);
 }
+__m512i _mm512_unpacklo_epi8(__m512i a, __m512i b) { return interleave<int8_t>(a, b, 0); }
+__m512i _mm512_unpackhi_epi8(__m512i a, __m512i b) { return interleave<int8_t>(a, b, 8); }
 __m512i _mm512_unpacklo_epi32(__m512i a, __m512i b) { return interleave<int32_t>(a, b, 0); }
 __m512i _mm512_unpackhi_epi32(__m512i a, __m512i b) { return interleave<int32_t>(a, b, 2); }
 __m512i _mm512_unpacklo_epi64(__m512i a, __m512i b) { return interleave<int64_t>(a, b, 0); }

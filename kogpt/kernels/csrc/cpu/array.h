@@ -5,7 +5,7 @@
 
 namespace kogpt::cpu {
 
-enum class Element : int32_t { kFloat32, kBFloat16, kFloat16, kInt8, kInt4 };
+enum class Element : int32_t { kFloat32, kBFloat16, kFloat16, kInt8, kInt4, kPacked };
 
 inline int64_t element_bits(Element element) {
   switch (element) {
@@ -15,6 +15,8 @@ inline int64_t element_bits(Element element) {
       return 8;
     case Element::kInt4:
       return 4;
+    case Element::kPacked:
+      return 12;  // and a row has a head, see packed.h
     default:
       return 16;
   }

@@ -67,6 +67,8 @@ Element element(const Tensor& x) {
       return Element::kInt8;
     case ScalarType::Int:
       return Element::kInt4;
+    case ScalarType::Byte:
+      return Element::kPacked;
     default:
       throw std::runtime_error("kogpt: a dtype that no kernel of a CPU takes");
   }
@@ -104,7 +106,15 @@ void check(const LinearParams& p, int64_t width, const std::optional<Tensor>& sc
 
 // The inputs of weights.
 int64_t width(const Tensor& weight) {
-  return (element(weight) == Element::kInt4 ? 8 : 1) * weight.size(1);
+  const int64_t size = weight.size(1);
+  switch (element(weight)) {
+    case Element::kInt4:
+      return 8 * size;
+    case Element::kPacked:
+      return packed_row_bytes(packed_inputs(size)) == size ? packed_inputs(size) : 0;
+    default:
+      return size;
+  }
 }
 
 // A linear layer as it is given.
@@ -129,11 +139,11 @@ LinearParams describe(const Tensor& x, const Layer& layer) {
   return params;
 }
 
-// Where an array would begin if there were so many numbers before it.
-Array moved(const Array& array, int64_t numbers) {
+// Where an array would begin if there were so many rows before it, each of so many numbers.
+Array moved(const Array& array, int64_t rows, int64_t numbers) {
   if (!array.data) return array;
-  const int64_t bits = element_bits(array.element);
-  const auto address = reinterpret_cast<uintptr_t>(array.data) - numbers * bits / 8;
+  const auto address =
+      reinterpret_cast<uintptr_t>(array.data) - rows * row_bytes(array.element, numbers);
   return {reinterpret_cast<const void*>(address), array.element};
 }
 
@@ -164,10 +174,10 @@ Tensor product(const Tensor& x_given, const std::vector<Layer>& layers, int64_t 
     require(part.weight.element == parts[0].weight.element && part.G == parts[0].G,
             "kogpt::step_block: weights of other formats");
     require(start % kPanel == 0, "kogpt::step_block: ", start, " outputs before others");
-    part.weight = moved(part.weight, start * K);
-    part.scale = moved(part.scale, start * part.G);
-    part.offset = moved(part.offset, start * part.G);
-    part.bias = moved(part.bias, start);
+    part.weight = moved(part.weight, start, K);
+    part.scale = moved(part.scale, start, part.G);
+    part.offset = moved(part.offset, start, part.G);
+    part.bias = moved(part.bias, start, 1);
     part.residual = array(residual);
     part.gelu_from = gelu_from;
     part.y = y.data_ptr();
@@ -195,6 +205,23 @@ Tensor product(const Tensor& x_given, const std::vector<Layer>& layers, int64_t 
 Tensor linear(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& scale,
               const std::optional<Tensor>& offset, const std::optional<Tensor>& bias) {
   return product(x, {{weight, scale, offset, bias}}, weight.size(0), std::nullopt);
+}
+
+// In the thread that calls: whoever packs much has several.
+bool pack(const Tensor& weight_given, const Tensor& packed) {
+  const Tensor weight = plain(weight_given);
+  const int64_t N = weight.size(0), K = weight.size(1), bytes = packed_row_bytes(K);
+  require(weight.scalar_type() == ScalarType::BFloat16, "kogpt::pack: another dtype than bfloat16");
+  require(K > 0 && K % kBlock == 0 && K <= kMostPacked, "kogpt::pack: ", K, " inputs");
+  require(packed.is_contiguous() && element(packed) == Element::kPacked && packed.size(0) == N &&
+              packed.size(1) == bytes,
+          "kogpt::pack: no place for ", N, " rows of ", bytes, " bytes");
+  const auto* numbers = static_cast<const uint16_t*>(weight.data_ptr());
+  char* to = static_cast<char*>(packed.data_ptr());
+  for (int64_t n = 0; n < N; ++n) {
+    if (!pack_row(numbers + n * K, K, to + n * bytes)) return false;
+  }
+  return true;
 }
 
 // What is late on a GPU is there on a CPU, where one op ends before the next begins.
@@ -358,6 +385,7 @@ Tensor step_block(const Tensor& x, const Tensor& norm_weight, const Tensor& norm
 
 STABLE_TORCH_LIBRARY_IMPL(kogpt, CPU, library) {
   library.impl("linear", TORCH_BOX(&kogpt::cpu::linear));
+  library.impl("pack", TORCH_BOX(&kogpt::cpu::pack));
   library.impl("decode_attention", TORCH_BOX(&kogpt::cpu::decode));
   library.impl("step_attention", TORCH_BOX(&kogpt::cpu::step_attention));
   library.impl("step_block", TORCH_BOX(&kogpt::cpu::step_block));

@@ -1,4 +1,4 @@
-// Products of a few rows with weights kept in 32, 16, 8 or 4 bits, on a CPU.
+// Products of a few rows with weights kept in 32, 16, 12, 8 or 4 bits, on a CPU.
 //
 // Dimension key, as in Python: M rows, N outputs, K inputs, G groups of inputs that share a scale.
 #pragma once
@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "array.h"
+#include "packed.h"
 
 namespace kogpt::cpu {
 
@@ -14,7 +15,8 @@ namespace kogpt::cpu {
 // residual. GELU and residual are for few rows.
 struct LinearParams {
   Array x;          // (M, K), floating point
-  Array weight;     // (N, K); int4: eight to a 32-bit word from its low end, each as q + 8
+  Array weight;     // (N, K); int4: eight to a 32-bit word from its low end, each as q + 8; packed:
+                    // rows of packed.h
   Array scale;      // (N, G), floating point; null data for weights that are floating point
   Array offset;     // (N, G), floating point, what integers times scale are too much; or null data
   Array bias;       // (N,), floating point; null data for none
@@ -28,6 +30,12 @@ struct LinearParams {
 
 // Inputs that share a unit once x is rounded to integers.
 constexpr int64_t kBlock = 128;
+static_assert(kBlock == kPackedInputs);
+
+// Bytes of a row of so many numbers.
+inline int64_t row_bytes(Element element, int64_t K) {
+  return element == Element::kPacked ? packed_row_bytes(K) : K * element_bits(element) / 8;
+}
 
 // Bytes that memory gives at once.
 constexpr int64_t kLine = 64;

@@ -88,8 +88,19 @@ struct Linear {
       } else if (p.weight.element == Element::kBFloat16) {
         // So has a 32-bit word.
         for (int64_t k = 0; k < p.K; k += 2 * kLanes) split_pairs<2 * kLanes>(to.wide + k);
+      } else if (p.weight.element == Element::kPacked) {
+        for (int64_t k = 0; k < p.K; k += 4 * kLanes) order_as_unpacked(to.wide + k);
       }
     }
+  }
+
+  static void order_as_unpacked(float* x) {
+    float ordered[4 * kLanes];
+    for (int64_t i = 0; i < 4 * kLanes; ++i) {
+      const int64_t vector = i / 8 % 2 * 2 + i % 2, lane = i / 16 * 4 + i % 8 / 2;
+      ordered[vector * kLanes + lane] = x[i];
+    }
+    std::memcpy(x, ordered, sizeof ordered);
   }
 
   // Inputs whose sum of products counts the same, as one unit of x and one scale make it.
@@ -131,6 +142,8 @@ struct Linear {
         return panels<Element::kInt8>(params, first, last);
       case Element::kInt4:
         return panels<Element::kInt4>(params, first, last);
+      case Element::kPacked:
+        return panels<Element::kPacked>(params, first, last);
     }
   }
 
@@ -162,6 +175,8 @@ struct Linear {
         return Simd::kInt4Outputs[rows - 1];
       case Element::kInt8:
         return Simd::kInt8Outputs[rows - 1];
+      case Element::kPacked:
+        return Simd::kPackedOutputs[rows - 1];
       default:
         return Simd::kFloatOutputs[rows - 1];
     }
@@ -216,6 +231,7 @@ struct Linear {
           Simd::sums(four[0][i][j], four[1][i][j], four[2][i][j], four[3][i][j], y + j * tiles + t);
         }
       }
+      if constexpr (kWeight == Element::kPacked) add_rare(p, m + i, first, last, y);
       finish(p, m + i, first, last, y);
     }
   }
@@ -246,7 +262,7 @@ struct Linear {
   template <int kRows, int kOutputs>
   static void aim(const LinearParams& p, int64_t n, int64_t apart, int64_t last,
                   Tile<kRows, kOutputs>& tile) {
-    const int64_t row = p.K * element_bits(p.weight.element) / 8;  // bytes
+    const int64_t row = row_bytes(p.weight.element, p.K);
     for (int j = 0; j < kOutputs; ++j) {
       tile.output[j] = std::min(n + j * apart, last - 1);  // beyond the last, it again, for nothing
       tile.weight[j] = static_cast<const char*>(p.weight.data) + tile.output[j] * row;
@@ -259,6 +275,8 @@ struct Linear {
                        int64_t last, Floats (&totals)[kRows][kOutputs]) {
     if constexpr (kWeight == Element::kInt4) {
       int4(p, tile, first, last, totals);
+    } else if constexpr (kWeight == Element::kPacked) {
+      packed(p, tile, first, last, totals);
     } else if constexpr (kWeight != Element::kInt8) {
       floats<kWeight>(tile, first, last, totals);
     } else if (one_scale(p)) {
@@ -286,6 +304,51 @@ struct Linear {
       }
     }
     std::memcpy(totals, sums, sizeof sums);
+  }
+
+  template <int kRows, int kOutputs>
+  static void packed(const LinearParams& p, const Tile<kRows, kOutputs>& tile, int64_t first,
+                     int64_t last, Floats (&totals)[kRows][kOutputs]) {
+    Floats sums[kRows][kOutputs];
+    std::memcpy(sums, totals, sizeof sums);
+    const PackedBlock* blocks[kOutputs];
+    for (int j = 0; j < kOutputs; ++j) {
+      blocks[j] = PackedRow{tile.weight[j], p.K}.blocks() + first / kBlock;
+    }
+    for (int64_t k = first; k < last; k += kBlock) {
+      for (int j = 0; j < kOutputs; ++j) {
+        ahead(reinterpret_cast<const char*>(blocks[j]), sizeof *blocks[j]);
+      }
+#pragma GCC unroll 4  // or sums would be stored anew each time
+      for (int64_t i = 0; i < kBlock; i += 4 * kLanes) {
+        for (int j = 0; j < kOutputs; ++j) {
+          Words words[2];
+          Simd::unpack(tile.weight[j], *blocks[j], i, words);
+          for (int v = 0; v < 4; ++v) {
+            const Floats w = Simd::to_floats(words[v / 2], v % 2);
+            for (int m = 0; m < kRows; ++m) {
+              const float* x = tile.x[m].wide + k + i + v * kLanes;
+              sums[m][j] = Simd::fma(w, Simd::load(x), sums[m][j]);
+            }
+          }
+        }
+      }
+      for (int j = 0; j < kOutputs; ++j) ++blocks[j];
+    }
+    std::memcpy(totals, sums, sizeof sums);
+  }
+
+  // Adds the products of one row of x with weights that have no code.
+  static void add_rare(const LinearParams& p, int64_t m, int64_t first, int64_t last, float* y) {
+    const char* weight = static_cast<const char*>(p.weight.data);
+    const int64_t bytes = packed_row_bytes(p.K);
+    for (int64_t n = first; n < last; ++n) {
+      PackedRow{weight + n * bytes, p.K}.each_rare([&](int64_t input, uint32_t bits) {
+        float x;
+        Numbers::widen(p.x, m * p.K + input, 1, &x);
+        y[n - first] += Numbers::from_bits(bits << 16) * x;
+      });
+    }
   }
 
   template <int kRows, int kOutputs>

@@ -89,6 +89,7 @@ struct Many {
       case Element::kFloat32:
         return function(Format<float, Element::kFloat32>());
       case Element::kBFloat16:
+      case Element::kPacked:
         return function(Format<float, Element::kBFloat16>());
       case Element::kFloat16:
         return function(Format<float, Element::kFloat16>());
@@ -219,8 +220,14 @@ struct Many {
                       const Part& part) {
     const int64_t inputs = grain(p), bytes = inputs * Format::kBits / 8, group = p.K / p.G;
     const char* rows[kLanes];
+    uint16_t unpacked[kLanes][kBlock];
     for (int64_t i = 0; i < kLanes; ++i) {
       const int64_t output = std::min(first + n + i, last - 1);
+      if (p.weight.element == Element::kPacked) {
+        unpack(p, output, k, unpacked[i]);
+        rows[i] = reinterpret_cast<const char*>(unpacked[i]);
+        continue;
+      }
       rows[i] = static_cast<const char*>(p.weight.data) + (output * p.K + k) * Format::kBits / 8;
       // The next grain of so many outputs is nothing that the processor would see coming.
       for (int64_t b = 0; b < bytes; b += kLine) __builtin_prefetch(rows[i] + bytes + b);
@@ -239,6 +246,27 @@ struct Many {
         }
       }
     }
+  }
+
+  // The kBlock weights from `k` on of an output that is packed.
+  static void unpack(const LinearParams& p, int64_t output, int64_t k, uint16_t* to) {
+    const int64_t bytes = packed_row_bytes(p.K);
+    const PackedRow row = {static_cast<const char*>(p.weight.data) + output * bytes, p.K};
+    const PackedBlock* block = row.blocks() + k / kBlock;
+    const char* next = reinterpret_cast<const char*>(block + 1);
+    for (int64_t b = 0; b < static_cast<int64_t>(sizeof *block); b += kLine)
+      __builtin_prefetch(next + b);
+    for (int64_t i = 0; i < kBlock; i += 4 * kLanes) {
+      Words words[2];
+      Simd::unpack(row.data, *block, i, words);
+      for (int64_t j = 0; j < 4 * kLanes; j += 8) {
+        const char* eight = reinterpret_cast<const char*>(words + j / 8 % 2) + j / 16 * 16;
+        std::memcpy(to + i + j, eight, 16);
+      }
+    }
+    row.each_rare([&](int64_t input, uint16_t bits) {
+      if (input >= k && input < k + kBlock) to[input - k] = bits;
+    });
   }
 
   // Adds a tile's products of floats to its totals.

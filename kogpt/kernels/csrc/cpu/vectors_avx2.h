@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "array.h"
+#include "packed.h"
 
 namespace kogpt::cpu {
 namespace {
@@ -22,6 +23,7 @@ struct Avx2 {
   static constexpr int kFloatOutputs[] = {4, 4, 4, 4};
   static constexpr int kInt8Outputs[] = {4, 2, 4, 4};
   static constexpr int kInt4Outputs[] = {4, 2, 2, 2};
+  static constexpr int kPackedOutputs[] = {4, 4, 2, 2};
   static constexpr int64_t kAhead = 1280;
   static constexpr bool kSaturates = true;  // dot_bytes, above 16 bits for a pair
 
@@ -62,6 +64,10 @@ struct Avx2 {
   }
 
   static Floats to_floats(Sums a) { return _mm256_cvtepi32_ps(reinterpret_cast<__m256i>(a)); }
+  // The first or the second of each pair of bfloat16.
+  static Floats to_floats(Words pairs, int n) {
+    return _mm256_castsi256_ps(word<Element::kBFloat16>(pairs, n));
+  }
   static Sums dot(Sums sums, Words a, Words b) {
     return sums + reinterpret_cast<Sums>(_mm256_madd_epi16(a, b));
   }
@@ -150,6 +156,18 @@ struct Avx2 {
       first = _mm256_cvtph_ps(_mm_loadu_si128(halves));
       second = _mm256_cvtph_ps(_mm_loadu_si128(halves + 1));
     }
+  }
+
+  // 4 kLanes numbers of a block, from the i-th on, of a row with those high bytes: of every 16, the
+  // first eight in words[0].
+  static void unpack(const void* high, const PackedBlock& block, int64_t i, Words (&words)[2]) {
+    const int64_t half = kPackedInputs / 2;
+    const Words codes = nibbles(block.codes + i % half, i / half);
+    const __m128i known = _mm_loadu_si128(static_cast<const __m128i*>(high));
+    const Words highs = _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(known), codes);
+    const Words lows = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(block.low + i));
+    words[0] = _mm256_unpacklo_epi8(lows, highs);
+    words[1] = _mm256_unpackhi_epi8(lows, highs);
   }
 };
 

@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "array.h"
+#include "packed.h"
 
 namespace kogpt::cpu {
 namespace {
@@ -22,6 +23,7 @@ struct Avx512 {
   static constexpr int kFloatOutputs[] = {8, 8, 4, 4};
   static constexpr int kInt8Outputs[] = {8, 8, 4, 4};
   static constexpr int kInt4Outputs[] = {8, 4, 4, 2};
+  static constexpr int kPackedOutputs[] = {8, 4, 4, 4};
   static constexpr int64_t kAhead = 1280;
   static constexpr bool kSaturates = true;  // dot_bytes, above 16 bits for a pair
 
@@ -67,6 +69,10 @@ struct Avx512 {
   }
 
   static Floats to_floats(Sums a) { return _mm512_cvtepi32_ps(reinterpret_cast<__m512i>(a)); }
+  // The first or the second of each pair of bfloat16.
+  static Floats to_floats(Words pairs, int n) {
+    return _mm512_castsi512_ps(word<Element::kBFloat16>(pairs, n));
+  }
   static Sums dot(Sums sums, Words a, Words b) {
     return sums + reinterpret_cast<Sums>(_mm512_madd_epi16(a, b));
   }
@@ -159,6 +165,18 @@ struct Avx512 {
       first = _mm512_cvtph_ps(_mm256_loadu_si256(halves));
       second = _mm512_cvtph_ps(_mm256_loadu_si256(halves + 1));
     }
+  }
+
+  // 4 kLanes numbers of a block, from the i-th on, of a row with those high bytes: of every 16, the
+  // first eight in words[0].
+  static void unpack(const void* high, const PackedBlock& block, int64_t i, Words (&words)[2]) {
+    const int64_t half = kPackedInputs / 2;
+    const Words codes = nibbles(block.codes + i % half, i / half);
+    const __m128i known = _mm_loadu_si128(static_cast<const __m128i*>(high));
+    const Words highs = _mm512_shuffle_epi8(_mm512_broadcast_i32x4(known), codes);
+    const Words lows = _mm512_loadu_si512(block.low + i);
+    words[0] = _mm512_unpacklo_epi8(lows, highs);
+    words[1] = _mm512_unpackhi_epi8(lows, highs);
   }
 };
 

@@ -7,6 +7,7 @@
 #include <cstring>
 
 #include "array.h"
+#include "packed.h"
 
 namespace kogpt::cpu {
 namespace {
@@ -19,6 +20,7 @@ struct Plain {
   static constexpr int kFloatOutputs[] = {4, 8, 4, 4};
   static constexpr int kInt8Outputs[] = {2, 8, 4, 4};
   static constexpr int kInt4Outputs[] = {2, 4, 4, 2};
+  static constexpr int kPackedOutputs[] = {4, 4, 2, 2};
   static constexpr int64_t kAhead = 1280;
   static constexpr bool kSaturates = false;
   struct Words {
@@ -109,6 +111,11 @@ struct Plain {
     Floats wide;
     for (int64_t i = 0; i < kLanes; ++i) wide.lanes[i] = static_cast<float>(a.lanes[i]);
     return wide;
+  }
+  // The first or the second of each pair of bfloat16.
+  static Floats to_floats(Words pairs, int n) {
+    const Words all = word<Element::kBFloat16>(pairs, n);
+    return copy<Floats>(&all);
   }
   static Sums dot(Sums sums, Words a, Words b) {
     for (int64_t i = 0; i < kLanes; ++i) {
@@ -202,6 +209,18 @@ struct Plain {
           second.lanes[i] = from_half(words.lanes[kLanes + i]);
         }
       }
+    }
+  }
+
+  // 4 kLanes numbers of a block, from the i-th on, of a row with those high bytes: of every 16, the
+  // first eight in words[0].
+  static void unpack(const void* high, const PackedBlock& block, int64_t i, Words (&words)[2]) {
+    const int64_t half = kPackedInputs / 2;
+    const auto codes = copy<Bytes>(block.codes + i % half);
+    for (int64_t j = 0; j < 4 * kLanes; ++j) {
+      const int code = codes.lanes[j] >> 4 * (i / half) & 15;
+      const int bits = static_cast<const uint8_t*>(high)[code] << 8 | block.low[i + j];
+      words[j / 8].lanes[j % 8] = static_cast<int16_t>(bits);
     }
   }
 };

@@ -1,0 +1,74 @@
+// Weights of bfloat16 in 12 bits each, without loss: what a row of them is in memory.
+//
+// The low byte of such a number, its fraction and half of what tells even exponents from odd ones,
+// may be anything. The high byte, sign and exponent, is nearly always one of 15, which 4 bits tell
+// apart, as they do zero; each row has its own 15. The few other numbers are zeros among these, and
+// stand once more, whole, in the row's head. Python has the same layout: see packing.py.
+#pragma once
+
+#include <cstdint>
+
+namespace kogpt::cpu {
+
+constexpr int64_t kCodes = 16;            // of high bytes; the first is for zero
+constexpr int64_t kPackedInputs = 128;    // of a block
+constexpr int64_t kRareShare = 256;       // numbers, of which at least one may have no code
+constexpr int64_t kMostPacked = 1 << 16;  // numbers of a row
+constexpr int64_t kRowMultiple = 64;      // bytes
+
+// A number that has no code. There is none where the bits are 0.
+struct Rare {
+  uint16_t input;
+  uint16_t bits;
+};
+
+struct PackedBlock {
+  uint8_t codes[kPackedInputs / 2];  // the first half of the numbers in the low halves
+  uint8_t low[kPackedInputs];
+};
+
+// What a row of K numbers begins with: kCodes high bytes, and numbers without a code. Blocks
+// follow.
+constexpr int64_t packed_head_bytes(int64_t K) {
+  const int64_t bytes = kCodes + K / kRareShare * static_cast<int64_t>(sizeof(Rare));
+  return (bytes + kRowMultiple - 1) / kRowMultiple * kRowMultiple;
+}
+
+constexpr int64_t most_rare(int64_t K) {
+  return (packed_head_bytes(K) - kCodes) / static_cast<int64_t>(sizeof(Rare));
+}
+
+constexpr int64_t packed_row_bytes(int64_t K) {
+  return packed_head_bytes(K) + K / kPackedInputs * static_cast<int64_t>(sizeof(PackedBlock));
+}
+
+// The numbers of a row that is so long: 1.5 bytes each, 1/64 for rare ones, and what fills up.
+constexpr int64_t packed_inputs(int64_t bytes) {
+  return bytes * 64 / 97 / kPackedInputs * kPackedInputs;
+}
+
+// A row of K numbers.
+struct PackedRow {
+  const char* data;
+  int64_t K;
+
+  const uint8_t* high() const { return reinterpret_cast<const uint8_t*>(data); }
+  const PackedBlock* blocks() const {
+    return reinterpret_cast<const PackedBlock*>(data + packed_head_bytes(K));
+  }
+
+  // Calls `function` with the input and the bits of each number without a code.
+  template <class Function>
+  void each_rare(Function&& function) const {
+    const Rare* rare = reinterpret_cast<const Rare*>(data + kCodes);
+    for (const Rare* end = rare + most_rare(K); rare < end && rare->bits; ++rare) {
+      function(rare->input, rare->bits);
+    }
+  }
+};
+
+// Packs K numbers, a multiple of kPackedInputs and at most kMostPacked, into packed_row_bytes(K);
+// false if more than most_rare(K) of them have no code.
+bool pack_row(const uint16_t* numbers, int64_t K, char* to);
+
+}  // namespace kogpt::cpu

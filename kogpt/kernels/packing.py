@@ -1,0 +1,99 @@
+"""Weights of bfloat16 in 12 bits each, without loss, for a CPU that is limited by its memory.
+
+Sign and exponent of trained weights hardly vary, which others use to make files smaller (DFloat11:
+Zhang et al., arXiv 2504.11651). Here a row is made for kernels that unpack it in a few
+instructions: the low bytes as they are; of the high bytes, sign and exponent, codes of 4 bits that
+tell 15 of them and zero apart; and what few numbers have another high byte once more, whole, in the
+row's head. `csrc/cpu/packed.h` has the same layout.
+
+Dimension key: `N` outputs, `K` inputs, `R` numbers of a row that may have no code.
+"""
+
+import torch
+from torch import Tensor
+
+CODES = 16  # of high bytes; the first is for zero
+BLOCK = 128  # inputs whose codes and low bytes lie together
+RARE_SHARE = 256  # inputs of which at least one may have no code
+ROW_MULTIPLE = 64  # bytes
+MOST_INPUTS = 1 << 16
+
+
+def head_bytes(K: int) -> int:
+    """Bytes that a row of K numbers begins with: what the codes stand for, and rare numbers."""
+    return -(-(CODES + K // RARE_SHARE * 4) // ROW_MULTIPLE) * ROW_MULTIPLE
+
+
+def most_rare(K: int) -> int:
+    """Numbers of a row of K that may have no code."""
+    return (head_bytes(K) - CODES) // 4
+
+
+def row_bytes(K: int) -> int:
+    """Bytes of a packed row."""
+    return head_bytes(K) + K * 12 // 8
+
+
+def packed_inputs(size: int) -> int:
+    """K, of a row's bytes: 1.5 of each number, 1/64 for rare ones, and what fills up."""
+    return size * 64 // 97 // BLOCK * BLOCK
+
+
+def pack(weight: Tensor, packed: Tensor) -> bool:
+    """Packs weights (N, K) of bfloat16 on a CPU into `packed`, (N, row_bytes(K)), uint8.
+
+    Returns:
+        False if some row has too many numbers without a code, as no trained weights have.
+    """
+    return torch.ops.kogpt.pack(weight, packed)
+
+
+def unpack(packed: Tensor) -> Tensor:
+    """The weights (N, K), bfloat16."""
+    N, size = packed.shape
+    K = packed_inputs(size)
+    head, blocks = packed.split((head_bytes(K), K * 12 // 8), dim=1)
+    codes, low = blocks.reshape(N, -1, BLOCK * 12 // 8).split((BLOCK // 2, BLOCK), dim=2)
+    codes = torch.cat((codes & 15, codes >> 4), dim=2).reshape(N, K)
+    high = head[:, :CODES].gather(1, codes.long())
+    bits = torch.stack((low.reshape(N, K), high), dim=-1).view(torch.int16).squeeze(-1)
+    rare = head[:, CODES:].contiguous().view(torch.int16).view(N, -1, 2)  # (N, R, 2)
+    n, i = rare[..., 1].nonzero(as_tuple=True)
+    inputs, numbers = rare[n, i].unbind(-1)
+    bits[n, inputs.long() & (MOST_INPUTS - 1)] = numbers
+    return bits.view(torch.bfloat16)
+
+
+def pack_reference(weight: Tensor, packed: Tensor) -> bool:
+    """The definition of `kogpt::pack`."""
+    N, K = weight.shape
+    low, high = weight.contiguous().view(torch.uint8).view(N, K, 2).long().unbind(-1)
+    counts = high.new_zeros(N, 256).scatter_add_(1, high, torch.ones_like(high))
+    counts[:, 0] = 0
+    # Of equally many the smaller byte is first.
+    most, known = (
+        part[:, : CODES - 1] for part in counts.sort(dim=1, descending=True, stable=True)
+    )
+    known = torch.cat((known.new_zeros(N, 1), known.where(most > 0, 0)), dim=1)  # (N, CODES)
+    code_of = high.new_zeros(N, 256).scatter_(1, known, torch.arange(CODES).expand(N, -1))
+    code_of[:, 0] = 0
+    codes = code_of.gather(1, high)
+    is_rare = (codes == 0) & (high > 0)
+    rare = torch.zeros(N, most_rare(K), 2, dtype=torch.int16)
+    if (is_rare.sum(1) > rare.size(1)).any():
+        return False
+    n, inputs = is_rare.nonzero(as_tuple=True)
+    place = (is_rare.cumsum(1) - 1)[n, inputs]
+    numbers = weight.view(torch.int16)[n, inputs]
+    rare[n, place] = torch.stack((inputs.to(torch.int16), numbers), dim=-1)
+    halves = codes.view(N, -1, 2, BLOCK // 2)
+    blocks = torch.cat(
+        (halves[:, :, 0] | halves[:, :, 1] << 4, low.where(~is_rare, 0).view(N, -1, BLOCK)), dim=2
+    )
+    head = torch.cat((known.to(torch.uint8), rare.view(torch.uint8).flatten(1)), dim=1)
+    torch.cat((head, blocks.to(torch.uint8).flatten(1)), dim=1, out=packed)
+    return True
+
+
+torch.library.define("kogpt::pack", "(Tensor weight, Tensor(a!) packed) -> bool")
+torch.library.impl("kogpt::pack", "default", pack_reference)
