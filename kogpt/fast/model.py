@@ -3,8 +3,8 @@
 GPT-J's parallel residual lets a block be two products: q, k, v and fc_in read the same normed input
 and are one matrix, out_proj and fc_out add into the same sum and are another. Weights stay as they
 are stored, in 16, 8 or 4 bits; on a CPU large ones also where they are stored, in the file, each on
-its own. The model to read, and the oracle of this one, is `kogpt/model/transformer.py`; both are
-called in the same way.
+its own, or packed into fewer bits without loss. The model to read, and the oracle of this one, is
+`kogpt/model/transformer.py`; both are called in the same way.
 
 Dimension key as there: `B` batch, `T` new tokens, `S` cached + new tokens, `H` heads, `D` head dim,
 `C` n_embd, `F` inner dim, `V` vocabulary.

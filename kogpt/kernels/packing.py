@@ -43,7 +43,7 @@ def pack(weight: Tensor, packed: Tensor) -> bool:
     """Packs weights (N, K) of bfloat16 on a CPU into `packed`, (N, row_bytes(K)), uint8.
 
     Returns:
-        False if some row has too many numbers without a code, as no trained weights have.
+        False if some row has too many numbers without a code, as trained weights hardly have.
     """
     return torch.ops.kogpt.pack(weight, packed)
 
