@@ -12,6 +12,8 @@ Dimension key: `N` outputs, `K` inputs, `R` numbers of a row that may have no co
 import torch
 from torch import Tensor
 
+from kogpt.kernels.extension import extension_available
+
 CODES = 16  # of high bytes; the first is for zero
 BLOCK = 128  # inputs whose codes and low bytes lie together
 RARE_SHARE = 256  # inputs of which at least one may have no code
@@ -45,7 +47,9 @@ def pack(weight: Tensor, packed: Tensor) -> bool:
     Returns:
         False if some row has too many numbers without a code, as trained weights hardly have.
     """
-    return torch.ops.kogpt.pack(weight, packed)
+    extension_available(weight.device)  # compiles the kernel if need be
+    done: bool = torch.ops.kogpt.pack(weight, packed)
+    return done
 
 
 def unpack(packed: Tensor) -> Tensor:
