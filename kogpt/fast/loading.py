@@ -46,9 +46,11 @@ from kogpt.model.variants import class_of
 
 # Bytes of a matrix from which on it stays in its file: it need not be copied, which for billions
 # of weights takes seconds and memory for all of them, but each of a block is a product of its own.
+# And those of the matrices of one product from which on they are packed.
 MAPPED = 8 << 20
 READERS = 2  # one thread alone copies at half of the speed of memory
 PIECE = 16 << 20  # bytes read at once: small enough for memory to be used again and again
+PACKED_PIECE = 1 << 20  # the same to be packed: allocators keep larger pieces of each thread
 
 
 def load_fast(
@@ -310,29 +312,32 @@ class _Loader:
         if not (large and floats and packs(K)):
             return None
         values = torch.empty(self.height(grid), row_bytes(K), dtype=torch.uint8)
-        done = all(pack(part.values, values[rows]) for rows, part in self.parts(grid))
+        parts = self.parts(grid, PACKED_PIECE)
+        done = all(pack(part.values, values[rows]) for rows, part in parts)
         return Weight(values) if done else None
 
     def height(self, grid: Sequence[Sequence[str]]) -> int:
         """Outputs of the matrix that a grid becomes."""
         return sum(self.reader.shape(f"{row[0]}.weight")[0] for row in grid)
 
-    def parts(self, grid: Sequence[Sequence[str]]) -> Iterator[tuple[slice, Weight]]:
-        """The matrix that a grid becomes, some of its outputs at a time."""
+    def parts(
+        self, grid: Sequence[Sequence[str]], nbytes: int = PIECE
+    ) -> Iterator[tuple[slice, Weight]]:
+        """The matrix that a grid becomes, some of its outputs at a time, read in `nbytes`."""
         names = [name for row in grid for name in row]
         format = common_format([self.weight(name, slice(0)) for name in names], self.weight_dtype)
         first = 0
         for row in grid:
             height = self.height([row])
-            for rows in self.pieces(row, height):
+            for rows in self.pieces(row, height, nbytes):
                 place = slice(first + rows.start, first + rows.stop)
                 yield place, side_by_side([self.weight(name, rows) for name in row], format)
             first += height
 
-    def pieces(self, row: Sequence[str], height: int) -> Iterator[slice]:
-        """Rows to read at once of matrices that lie side by side."""
-        nbytes = sum(self.reader.stored_bytes(f"{name}.weight") for name in row)
-        step = max(1, PIECE * height // nbytes)
+    def pieces(self, row: Sequence[str], height: int, nbytes: int) -> Iterator[slice]:
+        """Rows to read at once, in so many bytes, of matrices that lie side by side."""
+        whole = sum(self.reader.stored_bytes(f"{name}.weight") for name in row)
+        step = max(1, nbytes * height // whole)
         return (slice(start, min(start + step, height)) for start in range(0, height, step))
 
     def weight(self, name: str, rows: slice) -> Weight:

@@ -3,8 +3,8 @@
 Decoding reads every weight once per token, so its speed is bytes over bandwidth. The kernels, on a
 CPU and on a GPU, read weights as they are stored and widen them in registers. They serve few rows;
 for many, arithmetic is the limit, and the weights are widened in memory for the library's product.
-Only a CPU's kernels take many rows as well: of integers, and of 16-bit weights that PyTorch has to
-widen first, or whose own product is slow.
+Only a CPU's kernels take many rows as well: of integers, of packed weights, and of those of 16 bits
+that PyTorch has to widen first, or whose own product is slow.
 
 Dimension key: `M` rows, `N` outputs, `K` inputs, `G` groups of inputs that share a scale.
 """
@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kogpt.kernels.extension import extension_available, on_gpu
-from kogpt.kernels.packing import MOST_INPUTS, packed_inputs, unpack
+from kogpt.kernels.packing import LEAST_INPUTS, MOST_INPUTS, packed_inputs, unpack
 
 MAX_ROWS = 8  # kMaxLinearRows of csrc/linear.h
 BLOCK = 128  # inputs that a kernel takes at a time
@@ -143,7 +143,7 @@ def packs(K: int) -> bool:
 
     They are where they take many rows too: PyTorch's product would have to have them unpacked.
     """
-    suits = K % BLOCK == 0 and K <= MOST_INPUTS
+    suits = K % BLOCK == 0 and LEAST_INPUTS <= K <= MOST_INPUTS
     fast = HAS_VECTORS and torch.bfloat16 in slow_dtypes()
     return suits and fast and extension_available(torch.device("cpu"))
 

@@ -18,7 +18,7 @@ CODES = 16  # of high bytes; the first is for zero
 BLOCK = 128  # inputs whose codes and low bytes lie together
 RARE_SHARE = 256  # inputs of which at least one may have no code
 ROW_MULTIPLE = 64  # bytes
-MOST_INPUTS = 1 << 16
+LEAST_INPUTS, MOST_INPUTS = 512, 1 << 16  # with fewer, heads take what codes save
 
 
 def head_bytes(K: int) -> int:

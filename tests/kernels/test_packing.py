@@ -14,6 +14,7 @@ from torch.library import opcheck
 from kogpt.box import BOX
 from kogpt.checkpoint import load_model
 from kogpt.kernels import Weight, building, extension_available, linear
+from kogpt.kernels.linear import packs
 from kogpt.kernels.packing import (
     BLOCK,
     CODES,
@@ -116,6 +117,37 @@ def test_many_rows_have_the_bits_of_weights_that_are_not_packed(kernels, monkeyp
     monkeypatch.setitem(linear.__globals__, "slow_dtypes", lambda: {torch.bfloat16})
     weight, x = normal(70, 512), normal(17, 512)
     assert linear(x, Weight(packed(weight))).equal(linear(x, Weight(weight)))
+
+
+def test_rows_are_packed_where_that_is_faster(kernels, monkeypatch):
+    widths = (384, 512, 576, 640, MOST_INPUTS, MOST_INPUTS + BLOCK)
+    for vectors, slow in ((True, True), (True, False), (False, True)):
+        monkeypatch.setitem(linear.__globals__, "HAS_VECTORS", vectors)
+        dtypes = {torch.bfloat16} if slow else {torch.float16}
+        monkeypatch.setitem(linear.__globals__, "slow_dtypes", lambda dtypes=dtypes: dtypes)
+        suits = (False, True, False, True, True, False)
+        assert tuple(map(packs, widths)) == tuple(each and vectors and slow for each in suits)
+
+
+def test_many_numbers_without_a_code_are_found_among_many_rows(kernels, monkeypatch):
+    """They stand in order, and each block has its own, or none."""
+    monkeypatch.setitem(linear.__globals__, "HAS_VECTORS", True)
+    monkeypatch.setitem(linear.__globals__, "slow_dtypes", lambda: {torch.bfloat16})
+    K = 16384
+    x = normal(9, K)
+    for places in (
+        [0],
+        [K - 1],
+        [127, 128],
+        range(most_rare(K)),
+        range(0, K, K // most_rare(K) + 1),
+    ):
+        weight = torch.ones(3, K, dtype=torch.bfloat16)
+        for i in range(CODES - 2):
+            weight[:, 5000 + 100 * i : 5100 + 100 * i] = 2.0 ** (2 * i)
+        for i, place in enumerate(places):
+            bits_of(weight)[1, place] = (i % 20 + 1) << 8 | 0x11
+        assert linear(x, Weight(packed(weight))).equal(linear(x, Weight(weight)))
 
 
 def test_inputs_are_told_by_the_bytes_of_a_row():

@@ -338,12 +338,13 @@ struct Linear {
     std::memcpy(totals, sums, sizeof sums);
   }
 
-  // Adds the products of one row of x with weights that have no code.
+  // Adds the products of one row of x with weights that have no code, and were zeros until now: an
+  // input that is infinite has made NaN of them.
   static void add_rare(const LinearParams& p, int64_t m, int64_t first, int64_t last, float* y) {
     const char* weight = static_cast<const char*>(p.weight.data);
     const int64_t bytes = packed_row_bytes(p.K);
     for (int64_t n = first; n < last; ++n) {
-      PackedRow{weight + n * bytes, p.K}.each_rare([&](int64_t input, uint32_t bits) {
+      PackedRow{weight + n * bytes, p.K}.each_rare(0, p.K, [&](int64_t input, uint32_t bits) {
         float x;
         Numbers::widen(p.x, m * p.K + input, 1, &x);
         y[n - first] += Numbers::from_bits(bits << 16) * x;

@@ -264,9 +264,7 @@ struct Many {
         std::memcpy(to + i + j, eight, 16);
       }
     }
-    row.each_rare([&](int64_t input, uint16_t bits) {
-      if (input >= k && input < k + kBlock) to[input - k] = bits;
-    });
+    row.each_rare(k, k + kBlock, [&](int64_t input, uint16_t bits) { to[input - k] = bits; });
   }
 
   // Adds a tile's products of floats to its totals.

@@ -16,7 +16,7 @@ constexpr int64_t kRareShare = 256;       // numbers, of which at least one may 
 constexpr int64_t kMostPacked = 1 << 16;  // numbers of a row
 constexpr int64_t kRowMultiple = 64;      // bytes
 
-// A number that has no code. There is none where the bits are 0.
+// A number that has no code; those of a row are in order. There is none where the bits are 0.
 struct Rare {
   uint16_t input;
   uint16_t bits;
@@ -57,11 +57,19 @@ struct PackedRow {
     return reinterpret_cast<const PackedBlock*>(data + packed_head_bytes(K));
   }
 
-  // Calls `function` with the input and the bits of each number without a code.
+  // Calls `function` with the input, of [first, last), and the bits of each number without a code.
+  // They are in order.
   template <class Function>
-  void each_rare(Function&& function) const {
+  void each_rare(int64_t first, int64_t last, Function&& function) const {
     const Rare* rare = reinterpret_cast<const Rare*>(data + kCodes);
-    for (const Rare* end = rare + most_rare(K); rare < end && rare->bits; ++rare) {
+    const Rare* end = rare + most_rare(K);
+    for (int64_t count = end - rare; count > 0; count /= 2) {
+      const Rare* middle = rare + count / 2;
+      if (middle->bits == 0 || middle->input >= first) continue;
+      rare = middle + 1;
+      --count;
+    }
+    for (; rare < end && rare->bits && rare->input < last; ++rare) {
       function(rare->input, rare->bits);
     }
   }
