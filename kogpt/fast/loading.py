@@ -295,7 +295,7 @@ class _Loader:
         There are `spare` rows more below, yet to be filled.
         """
         whole = None
-        for rows, part in self.parts(grid):
+        for rows, part in self.parts(grid, PIECE):
             if whole is None:
                 whole = _empty_like(part, self.height(grid) + spare)
             _copy(part, whole.rows(rows))
@@ -320,9 +320,7 @@ class _Loader:
         """Outputs of the matrix that a grid becomes."""
         return sum(self.reader.shape(f"{row[0]}.weight")[0] for row in grid)
 
-    def parts(
-        self, grid: Sequence[Sequence[str]], nbytes: int = PIECE
-    ) -> Iterator[tuple[slice, Weight]]:
+    def parts(self, grid: Sequence[Sequence[str]], nbytes: int) -> Iterator[tuple[slice, Weight]]:
         """The matrix that a grid becomes, some of its outputs at a time, read in `nbytes`."""
         names = [name for row in grid for name in row]
         format = common_format([self.weight(name, slice(0)) for name in names], self.weight_dtype)

@@ -269,3 +269,59 @@ def test_what_cannot_be_packed_stays_in_its_file(packing, box, monkeypatch):
 def test_small_matrices_are_not_packed(box):
     fast = load_fast(box("bfloat16"))
     assert fast.transformer.blocks[0].enter.linears[0].weight.bits == 16
+
+
+def bits_of(fast: FastKoGPT) -> tuple[set[int], set[int], int]:
+    """Bits of the weights that blocks are entered by, that they are left by, and of the head."""
+    enter, leave = (
+        {each.weight.bits for b in fast.transformer.blocks for each in getattr(b, part).linears}
+        for part in ("enter", "leave")
+    )
+    return enter, leave, fast.lm_head.weight.bits
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "bits"),
+    [
+        ("bfloat16", torch.float32, 32),
+        ("bfloat16", torch.bfloat16, 12),
+        ("float16", torch.bfloat16, 12),
+        ("int8", torch.bfloat16, 8),
+    ],
+)
+def test_what_becomes_bfloat16_is_packed(packing, box, name, dtype, bits):
+    """Whatever is stored; and no integers."""
+    assert bits_of(load_fast(box(name), dtype)) == ({bits}, {bits}, bits)
+
+
+def test_each_product_is_packed_by_its_own_inputs(packing, box, monkeypatch):
+    monkeypatch.setattr("kogpt.fast.loading.packs", lambda K: K == 256 + 1024)
+    assert bits_of(load_fast(box("bfloat16"))) == ({16}, {12}, 16)
+
+
+def test_floats_beside_integers_are_not_packed(packing, box, monkeypatch):
+    is_integer = staticmethod(lambda name: name.endswith("fc_out"))
+    monkeypatch.setattr("kogpt.fast.loading._Loader.is_integer", is_integer)
+    assert bits_of(load_fast(box("bfloat16"))) == ({12}, {16}, 12)
+
+
+@pytest.mark.parametrize(("more", "bits"), [(0, 12), (1, 16)])
+def test_matrices_that_become_one_are_large_together(packing, box, more, bits, monkeypatch):
+    monkeypatch.setattr("kogpt.fast.loading.MAPPED", 256 * (256 + 1024) * 2 + more)
+    assert bits_of(load_fast(box("bfloat16")))[1] == {bits}
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["", "packed"])
+def test_matrices_may_be_read_in_pieces(box, packed, monkeypatch):
+    monkeypatch.setattr("kogpt.fast.loading.MAPPED", 0 if packed else sys.maxsize)
+    monkeypatch.setattr("kogpt.fast.loading.packs", lambda K: packed)
+    whole = load_fast(box("bfloat16"))
+    for name in ("PIECE", "PACKED_PIECE"):
+        monkeypatch.setattr(f"kogpt.fast.loading.{name}", 100_000)
+    pieces = load_fast(box("bfloat16"))
+    assert (pieces.lm_head.weight.bits == 12) == packed
+    for a, b in zip(whole.transformer.blocks, pieces.transformer.blocks, strict=True):
+        for part in ("enter", "leave"):
+            wanted, found = (getattr(each, part).linears[0].weight.values for each in (a, b))
+            assert found.equal(wanted)
+    assert pieces.lm_head.weight.values.equal(whole.lm_head.weight.values)

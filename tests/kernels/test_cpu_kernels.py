@@ -224,8 +224,11 @@ def test_offsets_are_within_the_budget(kernels, dtype, format_):
             assert bits_of(kernels.linear(x[:M], weight, bias, share=45)).equal(bits_of(out[:M]))
 
 
+LONG = [(torch.bfloat16, 0), (12, 0), (8, 0), (4, 128)]
+
+
 @pytest.mark.parametrize("K", [128, 2176, 4096, 20480])
-@pytest.mark.parametrize(("format", "group"), [(torch.bfloat16, 0), (8, 0), (4, 128)], ids=name_of)
+@pytest.mark.parametrize(("format", "group"), LONG, ids=name_of)
 def test_rows_of_any_length_are_within_the_budget(kernels, format, group, K):
     weight = random_weight(format, 40, K, group, scales=torch.bfloat16)
     for M in (1, 4):

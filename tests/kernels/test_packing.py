@@ -32,7 +32,7 @@ from tests.scale import scaled
 
 from .products import new_packed
 
-WIDTHS = [128, 256, 384, 4096, 16384]
+WIDTHS = [128, 256, 384, 4096, 40960]
 SPECIAL = [0.0, -0.0, 1e-40, -1e-40, 3e38, torch.inf, -torch.inf, torch.nan, 2**-60, -(2.0**60)]
 
 
@@ -129,25 +129,20 @@ def test_rows_are_packed_where_that_is_faster(kernels, monkeypatch):
         assert tuple(map(packs, widths)) == tuple(each and vectors and slow for each in suits)
 
 
-def test_many_numbers_without_a_code_are_found_among_many_rows(kernels, monkeypatch):
-    """They stand in order, and each block has its own, or none."""
-    monkeypatch.setitem(linear.__globals__, "HAS_VECTORS", True)
-    monkeypatch.setitem(linear.__globals__, "slow_dtypes", lambda: {torch.bfloat16})
-    K = 16384
-    x = normal(9, K)
-    for places in (
-        [0],
-        [K - 1],
-        [127, 128],
-        range(most_rare(K)),
-        range(0, K, K // most_rare(K) + 1),
-    ):
-        weight = torch.ones(3, K, dtype=torch.bfloat16)
-        for i in range(CODES - 2):
-            weight[:, 5000 + 100 * i : 5100 + 100 * i] = 2.0 ** (2 * i)
-        for i, place in enumerate(places):
-            bits_of(weight)[1, place] = (i % 20 + 1) << 8 | 0x11
-        assert linear(x, Weight(packed(weight))).equal(linear(x, Weight(weight)))
+@pytest.mark.parametrize("K", [128, 4096, 20480])
+def test_products_count_every_number_without_a_code(kernels, K):
+    """The largest of their rows, as many as may be, the first and the last input among them."""
+    numbers = 0x2F12 + 0x100 * (torch.arange(K) % (CODES - 1))
+    places = torch.linspace(0, K - 1, most_rare(K)).round().long()
+    numbers[places] = torch.tensor([0x3F34, 0xBF34, 0x4034, 0xC034]).repeat(most_rare(K) // 4)
+    weight = normal(40, K)
+    weight[3::5] = numbers.to(torch.int16).view(torch.bfloat16)
+    place = packed(weight)
+    x = torch.randn(9, K, generator=torch.Generator().manual_seed(K))
+    wanted = x.double() @ weight.double().T
+    for M in (1, 4, 9):
+        error = (linear(x[:M], Weight(place)) - wanted[:M]).norm(dim=0)
+        assert (error <= 1e-4 * wanted[:M].norm(dim=0)).all()
 
 
 def test_inputs_are_told_by_the_bytes_of_a_row():
