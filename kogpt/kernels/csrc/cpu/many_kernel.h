@@ -254,8 +254,7 @@ struct Many {
     const PackedRow row = {static_cast<const char*>(p.weight.data) + output * bytes, p.K};
     const PackedBlock* block = row.blocks() + k / kBlock;
     const char* next = reinterpret_cast<const char*>(block + 1);
-    for (int64_t b = 0; b < static_cast<int64_t>(sizeof *block); b += kLine)
-      __builtin_prefetch(next + b);
+    for (size_t b = 0; b < sizeof *block; b += kLine) __builtin_prefetch(next + b);
     for (int64_t i = 0; i < kBlock; i += 4 * kLanes) {
       Words words[2];
       Simd::unpack(row.data, *block, i, words);

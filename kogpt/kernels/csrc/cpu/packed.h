@@ -52,7 +52,6 @@ struct PackedRow {
   const char* data;
   int64_t K;
 
-  const uint8_t* high() const { return reinterpret_cast<const uint8_t*>(data); }
   const PackedBlock* blocks() const {
     return reinterpret_cast<const PackedBlock*>(data + packed_head_bytes(K));
   }
