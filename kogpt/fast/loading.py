@@ -176,10 +176,12 @@ class _Loader:
 
     def model(self) -> FastKoGPT:
         with ThreadPoolExecutor(READERS) as pool:
+            # The largest matrix is first, so that no thread waits for another at the end.
+            heads = pool.submit(self.linears, [["lm_head"]], self.vector("lm_head.bias"))
             blocks = list(pool.map(self.block, range(self.config.n_layer)))
+        (head,) = heads.result()
         norm = self.norm("transformer.ln_f")
         network = FastTransformer(self.config, self.embedding(), blocks, norm)
-        (head,) = self.linears([["lm_head"]], self.vector("lm_head.bias"))
         model = FastKoGPT(self.config, network, head)
         model.prefix_ids = virtual_ids(self.adapters, self.config)
         for adapter in self.adapters:

@@ -18,6 +18,7 @@ CODES = 16  # of high bytes; the first is for zero
 BLOCK = 128  # inputs whose codes and low bytes lie together
 RARE_SHARE = 256  # inputs of which at least one may have no code
 ROW_MULTIPLE = 64  # bytes
+KEPT_SHARE = 8  # of the rare numbers there may be: with no more, a row keeps the codes before it
 LEAST_INPUTS, MOST_INPUTS = 512, 1 << 16  # with fewer, heads take what codes save
 
 
@@ -70,32 +71,43 @@ def unpack(packed: Tensor) -> Tensor:
 
 def pack_reference(weight: Tensor, packed: Tensor) -> bool:
     """The definition of `kogpt::pack`."""
-    N, K = weight.shape
-    low, high = weight.contiguous().view(torch.uint8).view(N, K, 2).long().unbind(-1)
-    counts = high.new_zeros(N, 256).scatter_add_(1, high, torch.ones_like(high))
-    counts[:, 0] = 0
+    rarest = most_rare(weight.size(1))
+    known = torch.zeros(CODES, dtype=torch.long)
+    for row, place in zip(weight, packed, strict=True):
+        if _pack_row(row, known, rarest // KEPT_SHARE, place):
+            continue
+        known = _most_frequent(row)
+        if not _pack_row(row, known, rarest, place):
+            return False
+    return True
+
+
+def _most_frequent(row: Tensor) -> Tensor:
+    """The high byte of each code, for a row."""
+    counts = (row.view(torch.int16) >> 8 & 255).bincount(minlength=256)
+    counts[0] = 0
     # Of equally many the smaller byte is first.
-    most, known = (
-        part[:, : CODES - 1] for part in counts.sort(dim=1, descending=True, stable=True)
-    )
-    known = torch.cat((known.new_zeros(N, 1), known.where(most > 0, 0)), dim=1)  # (N, CODES)
-    code_of = high.new_zeros(N, 256).scatter_(1, known, torch.arange(CODES).expand(N, -1))
-    code_of[:, 0] = 0
-    codes = code_of.gather(1, high)
+    most, known = (part[: CODES - 1] for part in counts.sort(descending=True, stable=True))
+    return torch.cat((known.new_zeros(1), known.where(most > 0, 0)))
+
+
+def _pack_row(row: Tensor, known: Tensor, rarest: int, packed: Tensor) -> bool:
+    """Packs a row; False if more than `rarest` of its numbers have no code."""
+    low, high = row.contiguous().view(torch.uint8).view(-1, 2).long().unbind(-1)  # (K,) each
+    code_of = torch.zeros(256, dtype=torch.long).scatter_(0, known, torch.arange(CODES))
+    code_of[0] = 0
+    codes = code_of[high]
     is_rare = (codes == 0) & (high > 0)
-    rare = torch.zeros(N, most_rare(K), 2, dtype=torch.int16)
-    if (is_rare.sum(1) > rare.size(1)).any():
+    (inputs,) = is_rare.nonzero(as_tuple=True)
+    if len(inputs) > rarest:
         return False
-    n, inputs = is_rare.nonzero(as_tuple=True)
-    place = (is_rare.cumsum(1) - 1)[n, inputs]
-    numbers = weight.view(torch.int16)[n, inputs]
-    rare[n, place] = torch.stack((inputs.to(torch.int16), numbers), dim=-1)
-    halves = codes.view(N, -1, 2, BLOCK // 2)
-    blocks = torch.cat(
-        (halves[:, :, 0] | halves[:, :, 1] << 4, low.where(~is_rare, 0).view(N, -1, BLOCK)), dim=2
-    )
-    head = torch.cat((known.to(torch.uint8), rare.view(torch.uint8).flatten(1)), dim=1)
-    torch.cat((head, blocks.to(torch.uint8).flatten(1)), dim=1, out=packed)
+    rare = torch.zeros(most_rare(len(row)), 2, dtype=torch.int16)
+    rare[: len(inputs)] = torch.stack((inputs, row.view(torch.int16)[inputs]), dim=1)
+    first, second = codes.view(-1, 2, BLOCK // 2).unbind(1)
+    lows = low.where(~is_rare, 0).view(-1, BLOCK)
+    blocks = torch.cat((first | second << 4, lows), dim=1)
+    parts = (known, rare.flatten().view(torch.uint8), blocks.flatten())
+    torch.cat([part.to(torch.uint8) for part in parts], out=packed)
     return True
 
 

@@ -16,7 +16,9 @@ from kogpt.checkpoint import ConversionOptions, convert, load_model
 from kogpt.checkpoint.safetensors_file import StoredRows
 from kogpt.errors import InputRefusedError
 from kogpt.fast import FastKoGPT, load_fast
+from kogpt.fast.model import Linear
 from kogpt.kernels import Weight, extension_available
+from kogpt.kernels.packing import unpack
 from kogpt.model import KVCache
 from tests.adapters.filled import trained_lora
 from tests.fast.conftest import FORMATS
@@ -33,11 +35,18 @@ def mapping(monkeypatch):
     monkeypatch.setattr("kogpt.fast.loading.packs", lambda K: False)
 
 
+def linears(fast: FastKoGPT) -> list[Linear]:
+    """The products of the blocks in order, and the head."""
+    blocks = fast.transformer.blocks
+    return [
+        *(each for b in blocks for part in (b.enter, b.leave) for each in part.linears),
+        fast.lm_head,
+    ]
+
+
 def files_of(fast: FastKoGPT) -> list[str | None]:
     """The file of each matrix: of the blocks in order, and the head."""
-    blocks = fast.transformer.blocks
-    products = [each for b in blocks for part in (b.enter, b.leave) for each in part.linears]
-    matrices = [each.weight.values for each in (*products, fast.lm_head)]
+    matrices = [each.weight.values for each in linears(fast)]
     ranges = []
     for line in Path("/proc/self/maps").read_text().splitlines():
         addresses, *_, path = line.split(maxsplit=5)
@@ -320,9 +329,9 @@ def test_matrices_may_be_read_in_pieces(box, packed, monkeypatch):
     for name in ("PIECE", "PACKED_PIECE"):
         monkeypatch.setattr(f"kogpt.fast.loading.{name}", 100_000)
     pieces = load_fast(box("bfloat16"))
-    assert (pieces.lm_head.weight.bits == 12) == packed
-    for a, b in zip(whole.transformer.blocks, pieces.transformer.blocks, strict=True):
-        for part in ("enter", "leave"):
-            wanted, found = (getattr(each, part).linears[0].weight.values for each in (a, b))
-            assert found.equal(wanted)
-    assert pieces.lm_head.weight.values.equal(whole.lm_head.weight.values)
+    for a, b in zip(linears(whole), linears(pieces), strict=True):
+        assert (b.weight.bits == 12) == packed
+        wanted, found = (
+            unpack(each) if packed else each for each in (a.weight.values, b.weight.values)
+        )
+        assert found.equal(wanted)

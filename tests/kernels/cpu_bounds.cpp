@@ -1,6 +1,7 @@
 // Runs every kernel of this processor on memory that ends where the numbers do, to be compiled with
 // the address and undefined-behaviour sanitizers. `cpu_bounds 1` puts every array one number behind
 // where its allocation begins, as views do.
+#include <algorithm>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -54,14 +55,15 @@ Aligned aligned(int64_t bytes) { return Aligned(std::aligned_alloc(64, bytes), &
 constexpr Element kFloats[] = {Element::kFloat32, Element::kBFloat16, Element::kFloat16};
 
 // Fills rows with numbers of which as many have no code as may be.
-void pack(void* to, int64_t N, int64_t K) {
-  std::vector<uint16_t> numbers(K, 0x3f12);
-  for (int64_t i = 0; i < most_rare(K) + kCodes - 2; ++i) numbers[K - 1 - i] = i << 8 | 0x34;
-  for (int64_t n = 0; n < N; ++n) {
-    const bool possible =
-        pack_row(numbers.data(), K, static_cast<char*>(to) + n * packed_row_bytes(K));
-    if (!possible) std::abort();
+void pack(Isa isa, void* to, int64_t N, int64_t K) {
+  Block numbers(N * K, Element::kBFloat16);
+  auto* row = static_cast<uint16_t*>(numbers.data);
+  for (int64_t n = 0; n < N; ++n, row += K) {
+    std::fill(row, row + K, static_cast<uint16_t>(0x3f12));
+    for (int64_t i = 0; i < most_rare(K) + kCodes - 2; ++i) row[K - 1 - i] = i << 8 | 0x34;
   }
+  const auto* first = static_cast<const uint16_t*>(numbers.data);
+  if (!kernels(isa).pack(first, N, K, static_cast<char*>(to))) std::abort();
 }
 
 void linear(Isa isa, Element x_element, Element weight_element, int64_t M, int64_t N, int64_t K,
@@ -70,7 +72,7 @@ void linear(Isa isa, Element x_element, Element weight_element, int64_t M, int64
   const int64_t size = weight_element == Element::kPacked ? N * packed_row_bytes(K) : N * K;
   Block x(M * K, x_element), weight(size, weight_element);
   Block scale(N * G, scale_element);
-  if (weight_element == Element::kPacked) pack(weight.data, N, K);
+  if (weight_element == Element::kPacked) pack(isa, weight.data, N, K);
   Block offset(N * G, scale_element), bias(N, bias_element), y(M * N, x_element);
   Block residual(M * N, x_element);
   const bool integers = weight_element == Element::kInt8 || weight_element == Element::kInt4;

@@ -46,4 +46,8 @@ void run_norm(int32_t isa, const NormParams* params) {
   kernels(static_cast<Isa>(isa)).norm(*params, 0, params->M);
 }
 
+int32_t run_pack(int32_t isa, const uint16_t* numbers, int64_t N, int64_t K, char* to) {
+  return kernels(static_cast<Isa>(isa)).pack(numbers, N, K, to);
+}
+
 }  // extern "C"

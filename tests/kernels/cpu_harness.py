@@ -177,6 +177,13 @@ class Kernels:
         self.library.run_norm(self.isa, byref(params))
         return y
 
+    def pack(self, weight: Tensor, packed: Tensor) -> bool:
+        """What `kogpt.kernels.packing.pack` does."""
+        assert weight.is_contiguous() and packed.is_contiguous()
+        numbers, to = map(c_void_p, (weight.data_ptr(), packed.data_ptr()))
+        sizes = map(c_int64, weight.shape)
+        return bool(self.library.run_pack(self.isa, numbers, *sizes, to))
+
     def decode(self, step: DecodeStep, out: Tensor | None = None) -> Tensor:
         """`decode_attention`; the cache is appended to."""
         q, (B, T, H, D) = step.q, step.q.shape

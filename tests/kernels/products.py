@@ -67,6 +67,17 @@ def new_packed(weight: Tensor) -> Tensor:
     return torch.full((N, row_bytes(K)), 255, dtype=torch.uint8)
 
 
+def random_kinds(seed: int) -> Tensor:
+    """Weights of few kinds and of many, so that some rows cannot be packed."""
+    generator = torch.Generator().manual_seed(seed)
+    K = 128 * int(torch.randint(1, 9, (), generator=generator))
+    kinds = torch.randint(1, 24, (), generator=generator)
+    high = torch.randint(256, (int(kinds),), generator=generator)
+    chosen = high[(torch.rand(6, K, generator=generator) ** 3 * kinds).long()]
+    low = torch.randint(256, (6, K), generator=generator)
+    return (chosen << 8 | low).to(torch.int16).view(torch.bfloat16)
+
+
 def random_rows(M: int, K: int, dtype: torch.dtype) -> Tensor:
     """Rows whose blocks are of very different sizes, as those of a network are."""
     generator = torch.Generator().manual_seed(M + K)

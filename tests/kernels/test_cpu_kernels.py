@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from kogpt.kernels import DecodeStep, Weight, building, extension
 from kogpt.kernels.linear import pack_int4
+from kogpt.kernels.packing import pack_reference, unpack
 from kogpt.kernels.targets import Cpu
 from kogpt.model.rotary import RotaryEmbedding
 from tests.scale import scaled
@@ -35,7 +36,15 @@ from .cpu_harness import (
     compiler,
     tools,
 )
-from .products import FLOATS, NAMES, check_product, random_rows, random_weight
+from .products import (
+    FLOATS,
+    NAMES,
+    check_product,
+    new_packed,
+    random_kinds,
+    random_rows,
+    random_weight,
+)
 
 on_every_dtype = pytest.mark.parametrize("dtype", FLOATS, ids=NAMES.get)
 
@@ -439,6 +448,19 @@ def check_cache(step: DecodeStep, before: DecodeStep) -> None:
     torch.testing.assert_close(step.values, before.values, rtol=0, atol=0, equal_nan=True)
 
 
+# --- packing ---
+
+
+@pytest.mark.parametrize("seed", range(scaled(20, 2000)))
+def test_weights_are_packed_as_the_definition_does(kernels, seed):
+    weight = random_kinds(seed)
+    found, wanted = new_packed(weight), new_packed(weight)
+    possible = pack_reference(weight, wanted)
+    assert kernels.pack(weight, found) == possible
+    if possible:
+        assert found.equal(wanted) and bits_of(unpack(found)).equal(bits_of(weight))
+
+
 # --- what is compiled ---
 
 
@@ -452,8 +474,7 @@ def test_the_numbers_of_the_headers_are_those_of_python():
 def checked(folder) -> list[Path]:
     """Objects without optimisation, where every inline function is a symbol, with sanitizers."""
     flags = ("-O0", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined")
-    sources = [*KERNELS, SOURCES / "packing.cpp"]
-    return [compile_to(folder / f"{path.stem}.o", *flags, "-c", path) for path in sources]
+    return [compile_to(folder / f"{path.stem}.o", *flags, "-c", path) for path in KERNELS]
 
 
 @pytest.fixture(scope="session")

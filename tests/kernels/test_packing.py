@@ -18,6 +18,7 @@ from kogpt.kernels.linear import packs
 from kogpt.kernels.packing import (
     BLOCK,
     CODES,
+    KEPT_SHARE,
     MOST_INPUTS,
     RARE_SHARE,
     ROW_MULTIPLE,
@@ -28,7 +29,6 @@ from kogpt.kernels.packing import (
     row_bytes,
     unpack,
 )
-from tests.scale import scaled
 
 from .products import new_packed
 
@@ -83,21 +83,21 @@ def test_a_row_may_have_so_many_numbers_without_a_code_and_no_more(K):
     assert packed(weight) is None and packed(weight, pack_reference) is None
 
 
-@pytest.mark.parametrize("seed", range(scaled(20, 2000)))
-def test_the_kernel_packs_as_its_definition(kernels, seed):
-    """Rows of few kinds of numbers and of many, some of them too many."""
-    generator = torch.Generator().manual_seed(seed)
-    K = 128 * int(torch.randint(1, 9, (), generator=generator))
-    kinds = torch.randint(1, 24, (), generator=generator)
-    high = torch.randint(256, (int(kinds),), generator=generator)
-    chosen = high[(torch.rand(6, K, generator=generator) ** 3 * kinds).long()]
-    low = torch.randint(256, (6, K), generator=generator)
-    weight = (chosen << 8 | low).to(torch.int16).view(torch.bfloat16)
-    found, wanted = packed(weight), packed(weight, pack_reference)
-    if wanted is None:
-        assert found is None
-    else:
-        assert found.equal(wanted) and bits_of(unpack(found)).equal(bits_of(weight))
+def test_a_row_keeps_codes_where_few_of_its_numbers_have_none():
+    K = 4096
+    others = most_rare(K) // KEPT_SHARE
+    numbers = (0x30 + torch.arange(K) % (CODES - 1)) << 8
+    rows = numbers.repeat(4, 1)
+    rows[1, :others] = 0x5500
+    rows[2, : others + 1] = 0x6600
+    rows[3] = numbers + 0x100  # of which 0x3F00 has no code of the first row, 0x3000 is not there
+    weight = rows.to(torch.int16).view(torch.bfloat16)
+    place = packed(weight)
+    assert bits_of(unpack(place)).equal(bits_of(weight))
+    codes = place[:, :CODES].tolist()
+    assert codes[0] == codes[1] == [0, *range(0x30, 0x3F)]
+    assert codes[2] != codes[1], "more of a row have none, and it gets its own"
+    assert sorted(codes[3]) == [0, *range(0x31, 0x40)]
 
 
 def test_trained_weights_are_packed_whole():
@@ -184,6 +184,7 @@ def test_the_numbers_of_the_header_are_those_of_python():
         "kCodes": CODES,
         "kPackedInputs": BLOCK,
         "kRareShare": RARE_SHARE,
+        "kKeptShare": KEPT_SHARE,
         "kMostPacked": MOST_INPUTS,
         "kRowMultiple": ROW_MULTIPLE,
     }

@@ -79,6 +79,7 @@ __m512i _mm512_castps_si512(__m512 a) { return same_bits<__m512i>(a); }
 __m512i _mm512_castsi128_si512(__m128i a) { return __m512i{a[0], a[1]}; }
 __m512i _mm512_xor_si512(__m512i a, __m512i b) { return a ^ b; }
 __m512i _mm512_and_si512(__m512i a, __m512i b) { return a & b; }
+__m512i _mm512_or_si512(__m512i a, __m512i b) { return a | b; }
 __m512i _mm512_slli_epi32(__m512i a, unsigned count) {
   return same_bits<__m512i>(same_bits<__v16su>(a) << count);
 }
@@ -87,6 +88,17 @@ __m512i _mm512_srli_epi32(__m512i a, unsigned count) {
 }
 __m512i _mm512_srli_epi16(__m512i a, unsigned count) {
   return same_bits<__m512i>(same_bits<__v32hu>(a) >> static_cast<uint16_t>(count));
+}
+
+// Sums of unsigned bytes, the largest where that is too small.
+__m512i _mm512_adds_epu8(__m512i a, __m512i b) {
+  auto sums = same_bits<Lanes<uint8_t>>(a);
+  const auto others = same_bits<Lanes<uint8_t>>(b);
+  for (int i = 0; i < 64; ++i) {
+    const int sum = sums.lanes[i] + others.lanes[i];
+    sums.lanes[i] = static_cast<uint8_t>(sum < 255 ? sum : 255);
+  }
+  return same_bits<__m512i>(sums);
 }
 
 __m512 _mm512_fmadd_ps(__m512 a, __m512 b, __m512 c) {

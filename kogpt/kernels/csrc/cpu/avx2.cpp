@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <functional>
 #include <limits>
 #include <type_traits>
 
@@ -17,12 +18,13 @@ KOGPT_BEGIN_TARGET
 #include "decode_kernel.h"
 #include "linear_kernel.h"
 #include "norm_kernel.h"
+#include "packing_kernel.h"
 #include "vectors_avx2.h"
 
 namespace kogpt::cpu {
 
 extern const Kernels kAvx2Kernels = {Linear<Avx2>::prepare, Linear<Avx2>::outputs,
-                                     Decode<Avx2>::heads, Norm<Avx2>::rows};
+                                     Decode<Avx2>::heads, Norm<Avx2>::rows, Packing<Avx2>::rows};
 
 }  // namespace kogpt::cpu
 KOGPT_END_TARGET

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <functional>
 #include <limits>
 #include <type_traits>
 
@@ -17,12 +18,14 @@ KOGPT_BEGIN_TARGET
 #include "decode_kernel.h"
 #include "linear_kernel.h"
 #include "norm_kernel.h"
+#include "packing_kernel.h"
 #include "vectors_avx512.h"
 
 namespace kogpt::cpu {
 
 extern const Kernels kAvx512Kernels = {Linear<Avx512>::prepare, Linear<Avx512>::outputs,
-                                       Decode<Avx512>::heads, Norm<Avx512>::rows};
+                                       Decode<Avx512>::heads, Norm<Avx512>::rows,
+                                       Packing<Avx512>::rows};
 
 }  // namespace kogpt::cpu
 KOGPT_END_TARGET

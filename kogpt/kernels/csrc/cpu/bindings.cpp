@@ -217,11 +217,7 @@ bool pack(const Tensor& weight_given, const Tensor& packed) {
               packed.size(1) == bytes,
           "kogpt::pack: no place for ", N, " rows of ", bytes, " bytes");
   const auto* numbers = static_cast<const uint16_t*>(weight.data_ptr());
-  char* to = static_cast<char*>(packed.data_ptr());
-  for (int64_t n = 0; n < N; ++n) {
-    if (!pack_row(numbers + n * K, K, to + n * bytes)) return false;
-  }
-  return true;
+  return kernels(best_isa()).pack(numbers, N, K, static_cast<char*>(packed.data_ptr()));
 }
 
 // What is late on a GPU is there on a CPU, where one op ends before the next begins.

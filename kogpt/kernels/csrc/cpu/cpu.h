@@ -23,6 +23,9 @@ struct Kernels {
   void (*decode)(const DecodeParams& params, int64_t first, int64_t last);
   // Norms the rows [first, last). Calls for different rows may run at once.
   void (*norm)(const NormParams& params, int64_t first, int64_t last);
+  // Packs N rows of K numbers of bfloat16, a multiple of kPackedInputs and at most kMostPacked,
+  // into packed_row_bytes(K) each; false if more than most_rare(K) of a row have no code.
+  bool (*pack)(const uint16_t* numbers, int64_t N, int64_t K, char* to);
 };
 
 // The best that this processor has.

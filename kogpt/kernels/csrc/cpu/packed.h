@@ -10,9 +10,10 @@
 
 namespace kogpt::cpu {
 
-constexpr int64_t kCodes = 16;            // of high bytes; the first is for zero
-constexpr int64_t kPackedInputs = 128;    // of a block
-constexpr int64_t kRareShare = 256;       // numbers, of which at least one may have no code
+constexpr int64_t kCodes = 16;          // of high bytes; the first is for zero
+constexpr int64_t kPackedInputs = 128;  // of a block
+constexpr int64_t kRareShare = 256;     // numbers, of which at least one may have no code
+constexpr int64_t kKeptShare = 8;       // of most_rare: with no more, a row keeps the codes before
 constexpr int64_t kMostPacked = 1 << 16;  // numbers of a row
 constexpr int64_t kRowMultiple = 64;      // bytes
 
@@ -73,9 +74,5 @@ struct PackedRow {
     }
   }
 };
-
-// Packs K numbers, a multiple of kPackedInputs and at most kMostPacked, into packed_row_bytes(K);
-// false if more than most_rare(K) of them have no code.
-bool pack_row(const uint16_t* numbers, int64_t K, char* to);
 
 }  // namespace kogpt::cpu

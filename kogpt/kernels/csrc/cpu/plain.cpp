@@ -3,13 +3,14 @@
 #include "decode_kernel.h"
 #include "linear_kernel.h"
 #include "norm_kernel.h"
+#include "packing_kernel.h"
 #include "vectors_plain.h"
 
 namespace kogpt::cpu {
 namespace {
 
 constexpr Kernels kPlainKernels = {Linear<Plain>::prepare, Linear<Plain>::outputs,
-                                   Decode<Plain>::heads, Norm<Plain>::rows};
+                                   Decode<Plain>::heads, Norm<Plain>::rows, Packing<Plain>::rows};
 
 }  // namespace
 

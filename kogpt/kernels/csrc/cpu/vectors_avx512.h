@@ -178,6 +178,17 @@ struct Avx512 {
     words[0] = _mm512_unpacklo_epi8(lows, highs);
     words[1] = _mm512_unpackhi_epi8(lows, highs);
   }
+
+  // What was found of bytes, and what a table has for those of its 16 that begin with `first`, a
+  // multiple of 16.
+  static Words look_up(Words found, Words bytes, uint8_t first, const uint8_t* table) {
+    const __m128i codes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(table));
+    const Words places = _mm512_xor_si512(bytes, _mm512_set1_epi8(static_cast<char>(first)));
+    // From 16 on places get their highest bit, for which there is 0.
+    const Words marked = _mm512_adds_epu8(places, _mm512_set1_epi8(112));
+    const Words codes_here = _mm512_shuffle_epi8(_mm512_broadcast_i32x4(codes), marked);
+    return _mm512_or_si512(found, codes_here);
+  }
 };
 
 }  // namespace

@@ -223,6 +223,18 @@ struct Plain {
       words[j / 8].lanes[j % 8] = static_cast<int16_t>(bits);
     }
   }
+
+  // What was found of bytes, and what a table has for those of its 16 that begin with `first`, a
+  // multiple of 16.
+  static Words look_up(Words found, Words words, uint8_t first, const uint8_t* table) {
+    auto codes = copy<Bytes>(&found);
+    const auto bytes = copy<Bytes>(&words);
+    for (int64_t j = 0; j < 4 * kLanes; ++j) {
+      const int place = bytes.lanes[j] - first;
+      if (place >= 0 && place < 16) codes.lanes[j] |= table[place];
+    }
+    return copy<Words>(&codes);
+  }
 };
 
 }  // namespace

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <functional>
 #include <limits>
 #include <type_traits>
 
@@ -17,6 +18,7 @@ KOGPT_BEGIN_TARGET
 #include "decode_kernel.h"
 #include "linear_kernel.h"
 #include "norm_kernel.h"
+#include "packing_kernel.h"
 #include "vectors_avx512.h"
 
 namespace kogpt::cpu {
@@ -41,7 +43,7 @@ struct Vnni : Avx512 {
 }  // namespace
 
 extern const Kernels kVnniKernels = {Linear<Vnni>::prepare, Linear<Vnni>::outputs,
-                                     Decode<Vnni>::heads, Norm<Vnni>::rows};
+                                     Decode<Vnni>::heads, Norm<Vnni>::rows, Packing<Vnni>::rows};
 
 }  // namespace kogpt::cpu
 KOGPT_END_TARGET
