@@ -1,27 +1,17 @@
 """Rounding costs the model in the box no more than it may; the script that reports it works."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 from tests.scale import scaled
+from tests.scripts import run_script
 from tests.shared import shared
-
-SCRIPT = Path(__file__).parents[2] / "scripts" / "evaluate_quantization.py"
 
 
 def test_nano_keeps_its_perplexity(tmp_path):
     """int8 within 0.5 %, int4 within 3 %, on reviews that it was not trained on."""
     data, report = shared("data", "nsmc", "reviews.tsv.xz"), tmp_path / "report.json"
-    command = [SCRIPT, data, "--documents", str(scaled(100, 10_000)), "--json", report]
-    done = subprocess.run(
-        [sys.executable, *command],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(SCRIPT.parents[1])},
-    )
+    options = ("--documents", str(scaled(100, 10_000)), "--json", report)
+    done = run_script("evaluate_quantization.py", data, *options)
     assert done.returncode == 0, done.stderr
     costs = json.loads(report.read_text())
     exact = costs.pop("float")

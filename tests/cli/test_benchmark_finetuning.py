@@ -2,15 +2,14 @@
 
 import dataclasses
 import json
-import subprocess
-import sys
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
 
 from kogpt.box import BOX
+from tests.scripts import SCRIPTS, run_script
 
-SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 QUICK = ("--rounds", "1", "--steps", "1", "--device", "cpu")
 
 
@@ -44,9 +43,8 @@ def case(script):
     )
 
 
-def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, SCRIPTS / "benchmark_finetuning.py", *arguments]
-    return subprocess.run(command, capture_output=True, text=True)
+def run(*arguments: str | Path) -> CompletedProcess[str]:
+    return run_script("benchmark_finetuning.py", *arguments)
 
 
 @pytest.mark.parametrize(
@@ -118,8 +116,8 @@ def test_the_goals_of_the_6b_are_those_of_a_gpu(script, case):
 
 
 def test_who_cannot_take_part_says_why(tmp_path):
-    done = run("--shape", "nano", "--sequence", "2000", "--recompute", "no", *QUICK)
-    assert "| KoGPT | ValueError: 2000 tokens exceed the model's context of 1024 |" in done.stdout
+    done = run("--shape", "nano", "--sequence", "1025", "--recompute", "no", *QUICK)
+    assert "| KoGPT | ValueError: 1025 tokens exceed the model's context of 1024 |" in done.stdout
     done = run("--model", tmp_path, *QUICK)
     assert (done.returncode, done.stdout) == (3, "")
     assert done.stderr == f"benchmark_finetuning.py: {tmp_path}: not a checkpoint folder\n"

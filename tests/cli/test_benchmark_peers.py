@@ -2,15 +2,13 @@
 
 import json
 import statistics
-import subprocess
-import sys
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
 
 from kogpt.box import BOX
-
-SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
+from tests.scripts import SCRIPTS, run_script
 
 
 @pytest.fixture
@@ -19,9 +17,8 @@ def scripts(monkeypatch):
     monkeypatch.syspath_prepend(SCRIPTS)
 
 
-def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, SCRIPTS / "benchmark_peers.py", *arguments]
-    return subprocess.run(command, capture_output=True, text=True)
+def run(*arguments: str | Path) -> CompletedProcess[str]:
+    return run_script("benchmark_peers.py", *arguments)
 
 
 def test_those_that_are_installed_are_timed_and_the_others_named(tmp_path):

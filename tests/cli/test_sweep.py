@@ -2,17 +2,15 @@
 
 import argparse
 import json
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from kogpt.cli import UsageError
 from kogpt.errors import InputRefusedError
+from tests.scripts import SCRIPTS, run_script
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "scripts"))
+sys.path.insert(0, str(SCRIPTS))
 import sweep  # noqa: E402
 
 SHAPE = {
@@ -26,12 +24,13 @@ def test_variants_are_trained_on_the_same_tokens_and_told_apart(tmp_path):
     rows = "".join(f"{i}번 영화는 정말 재미있다\n" for i in range(200))
     (tmp_path / "texts.txt").write_text(rows, encoding="utf-8")
     (tmp_path / "shape.json").write_text(json.dumps(SHAPE))
-    command = [sys.executable, "scripts/sweep.py", tmp_path / "texts.txt", tmp_path / "work"]
+    command = ["sweep.py", tmp_path / "texts.txt", tmp_path / "work"]
     command += ["--shape", tmp_path / "shape.json", "--seeds", "0", "--tokens", "256"]
     command += ["--batch-size", "4", "--sequence-length", "16", "--validations", "2"]
     command += ["--documents", "2", "--device", "cpu", "--variant", "plain", "--variant"]
     command += ["narrow=tests/model/swaps.py:WithSwiGLU,n_inner=8"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    done = run_script(*command)
+    assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert [line.split(" | ")[0] for line in lines[2:]] == ["| plain", "| narrow"]
     assert (tmp_path / "work" / "sweep.png").stat().st_size > 10_000
@@ -39,14 +38,12 @@ def test_variants_are_trained_on_the_same_tokens_and_told_apart(tmp_path):
     first, second = ([json.loads(line) for line in log.read_text().splitlines()] for log in logs)
     assert [entry["tokens"] for entry in first] == [entry["tokens"] for entry in second]
     assert first[-1]["tokens"] == 256 and first != second
-    again = subprocess.run([*command, "--table"], cwd=ROOT, capture_output=True, text=True)
+    again = run_script(*command, "--table")
     assert again.stdout == done.stdout and not again.stderr
-    documents = [*command, "--documents", "1", "--table"]
-    other = subprocess.run(documents, cwd=ROOT, capture_output=True, text=True)
+    other = run_script(*command, "--documents", "1", "--table")
     assert other.returncode == 3
     assert "plain-0: validates on 2 documents, not on 1" in other.stderr
-    command += ["--learning-rate", "1"]
-    other = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    other = run_script(*command, "--learning-rate", "1")
     assert other.returncode == 1
     told = other.stderr.splitlines()[-2:]
     assert "learning_rate was 0.0025 and is 1.0" in told[0]

@@ -1,23 +1,16 @@
 """The benchmark of the kernels runs on a CPU, where its figures mean nothing."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "benchmark_kernels.py"
+from tests.scripts import run_script
 
 
-def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, SCRIPT, *arguments],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
-    )
+def run(*arguments: str | Path) -> CompletedProcess[str]:
+    return run_script("benchmark_kernels.py", *arguments, environment={"CUDA_VISIBLE_DEVICES": ""})
 
 
 @pytest.fixture(scope="module")
