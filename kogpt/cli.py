@@ -11,6 +11,7 @@ import io
 import os
 import sys
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 import kogpt
 from kogpt.errors import KoGPTError
@@ -34,7 +35,14 @@ FAILED, USAGE, SHORTAGE, INTERRUPTED = 1, 2, 4, 130
 
 
 class UsageError(Exception):
-    """A wrong value that argparse could not see; told like argparse's own, exit code 2."""
+    """Arguments that make no sense: told in one line, exit code 2."""
+
+
+class Parser(argparse.ArgumentParser):
+    """Tells what is wrong like any other refusal, and how to be told of all arguments."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} (see {self.prog} --help)")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     def run() -> int | None:
         try:
             args = build_parser().parse_args(with_default_command(given))
-        except SystemExit as told:  # the help, or what is wrong with the arguments
+        except SystemExit as told:  # the help
             return told.code if isinstance(told.code, int) else FAILED
         command = importlib.import_module(f"kogpt.commands.{args.command}")
         code: int | None = command.run(args)
@@ -121,7 +129,7 @@ def with_default_command(argv: Sequence[str]) -> list[str]:
 
 def build_parser() -> argparse.ArgumentParser:
     """The whole tree of arguments."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="kogpt",
         description=DESCRIPTION,
         epilog=EXIT_CODES,

@@ -395,10 +395,16 @@ def test_kernels_are_not_looked_for_in_a_checkpoint():
 
 
 @pytest.mark.parametrize(
-    "args", [("generate",), ("nonsense",), ("generate", "가", "--seed", "abc")]
+    ("args", "told"),
+    [
+        (("generate",), "the following arguments are required: PROMPT (see kogpt generate --help)"),
+        (("nonsense",), "argument COMMAND: invalid choice: 'nonsense'"),
+        (("generate", "가", "--seed", "abc"), "argument --seed: invalid int value: 'abc'"),
+        (("generate", "가", "나"), "unrecognized arguments: 나 (see kogpt --help)"),
+    ],
 )
-def test_wrong_usage_is_exit_code_2(args):
-    assert "usage: kogpt" in kogpt(*args, code=2).stderr
+def test_wrong_usage_is_one_line_and_exit_code_2(args, told):
+    assert refusal(*args, code=2).startswith(f"kogpt: {told}")
 
 
 @pytest.mark.parametrize(
