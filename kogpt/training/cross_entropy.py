@@ -40,8 +40,8 @@ def chunked_cross_entropy(
         head: (M, C) to logits (M, V).
         targets: ids (N,), -100 for none.
         rows_at_once: rows of a chunk, M; see `chunk_rows`.
-        parameters: those that the head may use; what is not frozen of them gets a gradient. None
-            for those of a head that is a module.
+        parameters: those that the head may use; what is not frozen of them, and used, gets a
+            gradient. None for those of a head that is a module.
 
     Returns:
         The sum in nats, at least float32, 0 where there is no target.
@@ -74,8 +74,10 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         inputs = [hidden] if ctx.needs_input_grad[0] else []
         loss = hidden.new_zeros((), dtype=_wide(hidden.dtype))
         of_inputs = [torch.zeros_like(x) for x in inputs]
-        of_trained = [torch.zeros_like(p, dtype=_wide(p.dtype)) for p in trained]
-        for rows in (targets != NO_TARGET).nonzero().squeeze(1).split(rows_at_once):
+        known = (targets != NO_TARGET).nonzero().squeeze(1)
+        # None until it shows what is used, which is little of what a head of one's own might use.
+        of_trained = [None if len(known) else torch.zeros_like(p) for p in trained]
+        for rows in known.split(rows_at_once):
             x = hidden[rows].detach().requires_grad_(bool(inputs))
             with torch.enable_grad():
                 logits = head(x)  # (M, V)
@@ -87,15 +89,16 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             grads = torch.autograd.grad(logits, wanted, grad.to(logits.dtype), allow_unused=True)
             for total in of_inputs:
                 total[rows] = grads[0]
-            for total, part in zip(of_trained, grads[len(inputs) :], strict=True):
-                total += 0 if part is None else part
-        ctx.save_for_backward(*of_inputs, *map(torch.Tensor.to, of_trained, trained))
+            for n, part in enumerate(grads[len(inputs) :]):
+                of_trained[n] = _add(of_trained[n], part)
+        of_trained = [x if x is None else x.to(p) for x, p in zip(of_trained, trained, strict=True)]
+        ctx.save_for_backward(*of_inputs, *of_trained)
         return loss
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
-        grads = [grad * grad_loss for grad in ctx.saved_tensors]
+        grads = [grad if grad is None else grad * grad_loss for grad in ctx.saved_tensors]
         of_hidden = grads.pop(0) if ctx.needs_input_grad[0] else None
         return of_hidden, None, None, None, *grads
 
@@ -108,6 +111,14 @@ def _cross_entropy(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     gradient = log_probabilities.exp_()
     gradient.scatter_add_(1, columns, gradient.new_full(columns.shape, -1.0))
     return loss, gradient
+
+
+def _add(total: Tensor | None, part: Tensor | None) -> Tensor | None:
+    """Adds to a sum of at least float32, which the first part begins; in place."""
+    if part is None:
+        return total
+    # A copy: parts of several parameters may be one tensor.
+    return part.to(_wide(part.dtype), copy=True) if total is None else total.add_(part)
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

@@ -32,10 +32,10 @@ def next_token_loss(
 
 
 def _parameters_of_logits(model: KoGPT) -> Iterable[Tensor]:
-    """Those of the head, and what else a class of one's own may use in `logits`."""
-    named = model.named_parameters()
-    beside = [parameter for name, parameter in named if not name.startswith("transformer.")]
-    return dict.fromkeys([*model.lm_head.parameters(), *beside])
+    """Those of the head, or all that a `logits` or a head of one's own may use."""
+    parts = type(model).logits, type(model.lm_head)
+    known = all(part.__module__.startswith(("kogpt.", "torch.nn.")) for part in parts)
+    return (model.lm_head if known else model).parameters()
 
 
 @dataclass(frozen=True)
