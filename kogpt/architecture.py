@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.util
+import inspect
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 
 from kogpt.errors import InputRefusedError
-from kogpt.model import KoGPT
+from kogpt.model import KoGPT, KoGPTConfig
 
 
 def load_architecture(where: str) -> type[KoGPT]:
@@ -34,6 +35,13 @@ def load_architecture(where: str) -> type[KoGPT]:
             f"{file}: {name}.forward would be passed over, generation and training call its parts:"
             " change `logits`, or the forward of its `transformer_class`"
         )
+    for kind in found.config_class.__mro__:
+        fields = inspect.get_annotations(kind) if "__dataclass_fields__" not in vars(kind) else {}
+        if issubclass(kind, KoGPTConfig) and any("ClassVar" not in str(x) for x in fields.values()):
+            raise InputRefusedError(
+                f"{file}: {kind.__name__} has fields that would not be read: write"
+                " @dataclass(frozen=True) above it"
+            )
     return found
 
 

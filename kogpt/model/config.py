@@ -166,7 +166,7 @@ class KoGPTConfig:
         if missing := [name for name in sizes if name not in values]:
             raise InputRefusedError(f"{missing[0]} is missing from the config")
         fields = {f.name for f in dataclasses.fields(cls)}
-        given = {key: value for key, value in values.items() if key in fields}
+        given = {key: _as_tuples(value) for key, value in values.items() if key in fields}
         return cls(**{**cls.absent, **given})
 
     @classmethod
@@ -190,6 +190,11 @@ class KoGPTConfig:
     def to_released_dict(self) -> dict[str, Any]:
         """The same in the layout of the network's own release, for KoGPT no other."""
         return self.to_dict()
+
+
+def _as_tuples(value: Any) -> Any:
+    """JSON's lists as tuples, which can be frozen."""
+    return tuple(map(_as_tuples, value)) if isinstance(value, list) else value
 
 
 def _check_int(name: str, value: object, low: int, high: int) -> None:
