@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from kogpt.fast import FastKoGPT
-from kogpt.model import KoGPT, KoGPTConfig
+from kogpt.model import KoGPT, KVCache
 
 
 def streamed_bytes(model: KoGPT) -> int:
@@ -22,9 +22,12 @@ def streamed(model: KoGPT) -> Iterator[Tensor]:
     return (weight for weight in model.parameters() if weight not in looked_up)
 
 
-def cache_bytes(config: KoGPTConfig, dtype: torch.dtype) -> int:
-    """Bytes of the keys and values of one token."""
-    return 2 * config.n_layer * config.n_embd * dtype.itemsize
+def cache_bytes(model: KoGPT) -> int:
+    """Bytes of the keys and values of one token, as the model keeps them."""
+    cache = KVCache(1)
+    with torch.inference_mode():
+        model(torch.zeros(1, 1, dtype=torch.long, device=model.device), cache)
+    return cache.nbytes
 
 
 def step_bytes(
@@ -37,4 +40,4 @@ def step_bytes(
     """
     length = prompt_tokens + new_tokens / 2
     row = model.config.n_embd * dtype.itemsize  # of the embedding
-    return streamed_bytes(model) + batch * (row + cache_bytes(model.config, dtype) * length)
+    return streamed_bytes(model) + batch * (row + cache_bytes(model) * length)

@@ -24,7 +24,6 @@ from kogpt.cli import UsageError
 from kogpt.commands.common import check_plot, load, memory_errors, print_report, refuse_below
 from kogpt.fast import FastKoGPT
 from kogpt.model import KVCache
-from kogpt.model.variants.parts import TiedHead
 
 MOST_THREADS = 1024
 
@@ -67,7 +66,7 @@ def check_room(bench: Bench, plan: Plan) -> None:
             f" context of {config.n_positions}"
         )
     batch = max(plan.batches)
-    needed = batch * tokens * cache_bytes(config, bench.dtype)
+    needed = batch * tokens * cache_bytes(bench.model)
     require_memory(bench.device, needed, f"the cache of a batch of {batch}")
 
 
@@ -82,14 +81,17 @@ def measure(bench: Bench, plan: Plan, args: argparse.Namespace) -> Report:
 
 
 def about_model(bench: Bench, args: argparse.Namespace) -> dict[str, Any]:
-    config = bench.model.config
-    streamed = streamed_bytes(bench.model)
-    tied = isinstance(bench.model.lm_head, TiedHead)  # and so read whole
-    looked_up = 0 if tied else config.vocab_size * config.n_embd
-    weights = config.num_parameters - looked_up
+    model, config = bench.model, bench.model.config
+    streamed = streamed_bytes(model)
+    if isinstance(model, FastKoGPT):  # whose weights may be integers, several in one
+        parameters = config.num_parameters
+        weights = parameters - config.vocab_size * config.n_embd  # of the embedding
+    else:
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+        weights = streamed // bench.dtype.itemsize
     return {
         "path": str(Path(args.model or BOX)),
-        "parameters": config.num_parameters,
+        "parameters": parameters,
         "dtype": str(bench.dtype).removeprefix("torch."),
         "decoding": "fast" if isinstance(bench.model, FastKoGPT) else "reference",
         "streamed_bytes": streamed,

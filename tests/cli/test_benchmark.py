@@ -1,6 +1,7 @@
 """`kogpt benchmark`: what it counts, what it prints, what it refuses."""
 
 import json
+import shutil
 import statistics
 import sys
 import time
@@ -20,7 +21,8 @@ from kogpt.benchmarking import (
     streamed_bytes,
 )
 from kogpt.benchmarking.plot import draw
-from kogpt.checkpoint import load_model
+from kogpt.box import BOX
+from kogpt.checkpoint import load_model, write_checkpoint
 from kogpt.fast import load_fast
 from kogpt.model import PRESETS, KoGPT, KoGPTConfig, KVCache
 from tests.cli.test_commands import kogpt, refusal
@@ -42,7 +44,7 @@ def test_the_whole_model_streams_what_the_page_of_limits_says():
     with torch.device("meta"):
         model = KoGPT(PRESETS["kogpt-6b"]).bfloat16()
     assert streamed_bytes(model) == 2 * (6_166_502_400 - 64_512 * 4096)  # 11.80 GB
-    assert cache_bytes(model.config, torch.bfloat16) == 458_752
+    assert cache_bytes(model) == 458_752
 
 
 def test_the_prepared_model_streams_the_same_but_for_zeros_in_its_biases():
@@ -118,9 +120,24 @@ def test_json_has_the_keys_that_the_page_documents():
 def test_a_class_of_ones_own_is_told_as_what_it_runs(tmp_path):
     """It is not prepared for speed, asked for or not."""
     own = tmp_path / "own.py"
-    own.write_text("from kogpt.model import KoGPT\nclass Own(KoGPT):\n    pass\n")
-    done = kogpt("benchmark", *QUICK, "--json", "--architecture", f"{own}:Own")
-    assert json.loads(done.stdout)["model"]["decoding"] == "reference"
+    own.write_text(
+        "from kogpt.model import KoGPT\n"
+        "class Own(KoGPT):\n"
+        "    def make_head(self, config):\n"
+        "        head = super().make_head(config)\n"
+        "        head.weight = self.transformer.wte.weight\n"
+        "        return head\n"
+    )
+    model = KoGPT(PRESETS["nano"])
+    state = {**model.state_dict(), "lm_head.weight": model.transformer.wte.weight}
+    write_checkpoint(tmp_path / "tied", model.config, state)
+    for path in BOX.glob("*token*"):
+        shutil.copy(path, tmp_path / "tied")
+    options = ("--model", str(tmp_path / "tied"), "--json", "--architecture", f"{own}:Own")
+    told = json.loads(kogpt("benchmark", *QUICK, *options).stdout)["model"]
+    assert told["decoding"] == "reference"
+    assert told["parameters"] == 8_833_856 - 8000 * 256  # of the embedding, there once
+    assert told["bits_per_weight"] == 32
 
 
 def test_the_table_has_a_row_for_each_shape_and_so_has_the_picture(tmp_path):
