@@ -68,15 +68,19 @@ def attach_lora(model: KoGPT, config: LoRAConfig, generator: torch.Generator | N
         generator: of a CPU; None for the global one.
 
     Raises:
-        ValueError: a target is no layer of the model, whose class may be one's own.
+        ValueError: a target is no layer of the model, whose class may be one's own, or no linear
+            one.
     """
     for target in config.targets:
         if not any(target_layers(model, (target,))):
             raise ValueError(f"targets names {target!r}, of which {type(model).__name__} has none")
     freeze(model)
     for name, layer in list(target_layers(model, config.targets)):
-        N, K = layer.out_features, layer.in_features
-        assert isinstance(N, int) and isinstance(K, int), f"{name} is called as a linear layer"
+        N, K = (getattr(layer, size, None) for size in ("out_features", "in_features"))
+        if not isinstance(N, int) or not isinstance(K, int):
+            raise ValueError(
+                f"targets names {name}, which is no linear layer: {type(layer).__name__}"
+            )
         # Drawn on the CPU, so that a seed gives the same update on every device.
         A = torch.empty(config.rank, K)
         nn.init.kaiming_uniform_(A, a=math.sqrt(5), generator=generator)

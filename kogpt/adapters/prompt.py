@@ -126,8 +126,10 @@ def attach_prompt(
 
     Raises:
         ValueError: the prompt leaves no room in the context, `init_ids` is empty, holds an id that
-            the model has not, or is given with an encoder.
+            the model has not, or is given with an encoder; or the model, of a class of one's own,
+            embeds tokens otherwise.
     """
+    _refuse_other_embeddings(model)
     room = model.config.n_positions - len(model.prefix_ids) - 1
     if config.tokens > room:
         raise ValueError(
@@ -146,6 +148,20 @@ def attach_prompt(
             prompt.embedding.weight.data = rows.detach().float()
     freeze(model)
     put_prompt(model, prompt)
+
+
+def _refuse_other_embeddings(model: KoGPT) -> None:
+    """Refuses a model to which a virtual token would be more than a row of `wte`."""
+    width, table = model.config.n_embd, model.transformer.wte
+    if table.weight.size(1) != width:
+        raise ValueError(f"a soft prompt is {width} wide, transformer.wte {table.weight.size(1)}")
+    for name, other in model.transformer.named_modules():
+        is_table = isinstance(other, nn.Embedding) and not name.startswith("wte")
+        if is_table and other.num_embeddings == model.config.vocab_size:
+            raise ValueError(
+                f"a soft prompt has rows of transformer.wte alone, and transformer.{name} is read"
+                " by ids too"
+            )
 
 
 def put_prompt(model: KoGPT, prompt: SoftPrompt) -> None:
