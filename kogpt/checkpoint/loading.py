@@ -15,7 +15,7 @@ from kogpt.checkpoint.shards import TensorSpec
 from kogpt.errors import InputRefusedError
 from kogpt.kernels import FrozenLinear, Weight
 from kogpt.model import KoGPT
-from kogpt.model.hollow import hollow
+from kogpt.model.hollow import hollow, materialise
 from kogpt.model.variants import class_of
 
 ROOM_TO_RUN = 64 << 20  # bytes, beside the weights
@@ -70,10 +70,7 @@ def load_model(
     for name, first in tied.items():
         path, _, leaf = name.rpartition(".")
         setattr(model.get_submodule(path), leaf, model.get_parameter(first))
-    for module in model.modules():
-        # What is left on the meta device is derived: rotary tables, which `to_empty` recomputes.
-        if any(buffer.is_meta for buffer in module.buffers(recurse=False)):
-            module.to_empty(device=device, recurse=False)
+    materialise(model, device)  # what is left is derived: rotary tables
     return model.eval()
 
 

@@ -4,6 +4,7 @@ They are those of the network itself, for KoGPT the released ones. Tables of oth
 `layouts.py` and `mesh.py`.
 """
 
+import copy
 import math
 import re
 from collections.abc import Callable, Collection, Mapping
@@ -11,6 +12,7 @@ from fnmatch import fnmatchcase
 from functools import cache
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from kogpt.checkpoint.dtypes import dtype_name
@@ -103,12 +105,28 @@ def refuse_unsavable(model: KoGPT) -> None:
                     f"{buffer} is a buffer that is not saved: make it persistent, or compute it "
                     "in forward"
                 )
+            if buffer not in saved and not _is_made_anew(module, buffer.rpartition(".")[2]):
+                raise InputRefusedError(
+                    f"{buffer} is not saved, and not what it is made anew as: change what makes "
+                    "it, such as `RotaryEmbedding.angles`"
+                )
         for attribute, value in vars(module).items():
             if attribute not in ("_parameters", "_buffers") and _has_tensor(value):
                 raise InputRefusedError(
                     f"{path}.{attribute} has a tensor that no checkpoint holds: make it a buffer "
                     "or a parameter, or compute it in forward"
                 )
+
+
+def _is_made_anew(module: nn.Module, name: str) -> bool:
+    """Whether a buffer comes back as it is where a module is moved; yes if it has no contents."""
+    before = module.get_buffer(name)
+    if before.is_meta:
+        return True
+    moved = copy.copy(module)
+    moved._parameters, moved._buffers = {}, dict(module._buffers)
+    moved._apply(lambda t: t.clone(), recurse=False)
+    return torch.equal(before, moved.get_buffer(name))
 
 
 def _has_tensor(value: object) -> bool:

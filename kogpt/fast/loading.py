@@ -1,14 +1,10 @@
 """Loads a checkpoint folder into the prepared model, tensor by tensor, as it is stored."""
 
-import functools
-import hashlib
 import math
 import os
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from types import FunctionType
 from typing import NamedTuple
 
 import torch
@@ -39,9 +35,8 @@ from kogpt.fast.model import (
 from kogpt.kernels import Weight, extension_available
 from kogpt.kernels.linear import packs
 from kogpt.kernels.packing import pack, row_bytes
-from kogpt.model import KoGPT, KoGPTConfig, transformer
-from kogpt.model.rotary import RotaryEmbedding
-from kogpt.model.transformer import MLP, Attention, Block, Transformer
+from kogpt.model import KoGPT, KoGPTConfig
+from kogpt.model.source import change
 from kogpt.model.variants import class_of
 
 # Bytes of a matrix from which on it stays in its file: it need not be copied, which for billions
@@ -92,39 +87,6 @@ def load_fast(
         loader = _Loader(reader, config, dtype, device, read_adapters(adapters, config))
         require_memory(device, loader.nbytes + ROOM_TO_RUN, str(reader.path))
         return loader.model().eval()
-
-
-# The sources that say what the prepared network computes, too. Whoever edits one of them sees to
-# that, and then puts the new hash here.
-SOURCES = {
-    "transformer.py": "1e51329661c5b1b9450c9c7f15520c0c63fc54fd8b22eb7609d77eec3c5c99d1",
-    "rotary.py": "a5163e34a2f65b6bd71ca28beda5a59125dda26ee4b1879cbf1b5a970c85ecf3",
-}
-HOMES = ("kogpt.model.", "torch.nn.")  # where all is from that it is made of
-
-
-def change() -> str | None:
-    """What of the network to read is not as this one was made for; None for nothing.
-
-    A file that was edited, or a function or class that took the place of another.
-    """
-    if edited := edited_source():
-        return edited
-    for made in (KoGPT, Transformer, Block, Attention, MLP, RotaryEmbedding):
-        for name, part in vars(made).items():
-            if isinstance(part, type | FunctionType) and not part.__module__.startswith(HOMES):
-                return f"{made.__name__}.{name}"
-    return None
-
-
-@functools.cache
-def edited_source() -> str | None:
-    """The first of the sources that has another hash."""
-    folder = Path(transformer.__file__).parent
-    for name, sha256 in SOURCES.items():
-        if hashlib.sha256((folder / name).read_bytes()).hexdigest() != sha256:
-            return str(folder / name)
-    return None
 
 
 def _unprepared(

@@ -35,3 +35,11 @@ def hollow(model_class: Callable[[KoGPTConfig], KoGPT], config: KoGPTConfig) -> 
     """A model on the meta device."""
     with torch.device("meta"), _NothingDrawn():
         return model_class(config)
+
+
+def materialise(model: KoGPT, device: torch.device) -> None:
+    """Brings a model to a device, where what has no contents gets memory, and tables are made anew.
+
+    As `nn.Module.to_empty` does, which would empty the rest as well.
+    """
+    model._apply(lambda t: torch.empty_like(t, device=device) if t.is_meta else t.to(device))

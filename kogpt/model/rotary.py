@@ -63,9 +63,10 @@ class RotaryEmbedding(nn.Module):
     def __init__(self, rotary_dim: int, n_positions: int, base: float = 10000.0) -> None:
         super().__init__()
         self.rotary_dim, self.n_positions, self.base = rotary_dim, n_positions, base
-        self.register_buffer("table", self._angles(torch.empty(0).device), persistent=False)
+        self.register_buffer("table", self.angles(torch.empty(0).device), persistent=False)
 
-    def _angles(self, device: torch.device) -> Tensor:
+    def angles(self, device: torch.device) -> Tensor:
+        """The table, made anew wherever the model goes; the place to change it."""
         # The order of operations and the float32 of the reference, to the last bit. On a CPU, for
         # all devices alike.
         exponents = torch.arange(0, self.rotary_dim, 2, device="cpu") / max(self.rotary_dim, 1)
@@ -76,7 +77,7 @@ class RotaryEmbedding(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "RotaryEmbedding":
         super()._apply(fn, recurse)
         # A cast would have rounded the table and `to_empty` left it blank: make it anew.
-        self.table = self._angles(self.table.device)
+        self.table = self.angles(self.table.device)
         return self
 
     def forward(self, positions: Tensor) -> Rotation:

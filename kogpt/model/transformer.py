@@ -205,7 +205,10 @@ class KoGPT(nn.Module):
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None = None) -> None:
-        """Draws new weights: normal(0, initializer_range), biases 0, norms as they reset."""
+        """Draws new weights: normal(0, initializer_range), biases 0, norms as they reset.
+
+        Whatever parts drew when they were made; a class of one's own draws others after this.
+        """
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
                 module.weight.normal_(0.0, self.config.initializer_range, generator=generator)

@@ -16,7 +16,7 @@ from kogpt.checkpoint.loading import ROOM_TO_RUN
 from kogpt.checkpoint.reader import open_checkpoint
 from kogpt.checkpoint.resources import require_memory
 from kogpt.model import KoGPT, KoGPTConfig
-from kogpt.model.hollow import hollow
+from kogpt.model.hollow import hollow, materialise
 from kogpt.model.variants import class_of
 from kogpt.parallel.parts import fill, held
 from kogpt.parallel.processes import Parallel
@@ -111,8 +111,7 @@ def _materialise(model: KoGPT, device: torch.device, what: str) -> set[str]:
     names = {name for name, parameter in model.named_parameters() if parameter.is_meta}
     needed = sum(held(p).nbytes for name, p in model.named_parameters() if name in names)
     require_memory(device, needed + ROOM_TO_RUN, what)
-    # As `to_empty` does, which would empty the rest as well. Rotary tables make themselves anew.
-    model._apply(lambda t: torch.empty_like(t, device=device) if t.is_meta else t.to(device))
+    materialise(model, device)
     return names
 
 

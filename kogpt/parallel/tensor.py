@@ -31,6 +31,7 @@ from torch.distributed.tensor.parallel import (
 )
 
 from kogpt.model import KoGPT, KoGPTConfig
+from kogpt.model.source import change
 from kogpt.model.variants.parts import TiedHead
 from kogpt.parallel.processes import Parallel
 
@@ -110,10 +111,13 @@ def tensor_parallel(model: KoGPT, parallel: Parallel) -> None:
         parallel: the processes.
 
     Raises:
-        ValueError: the model does not fall into so many parts; names both numbers.
+        ValueError: the model does not fall into so many parts, names both numbers; or its network
+            was changed, of which nobody knows what may be cut.
     """
     if parallel.tensor_size == 1:
         return
+    if changed := change():
+        raise ValueError(f"tensor parallel cuts released blocks only, and {changed} was changed")
     check_divides(model.config, parallel.tensor_size)
     layers = plan(model, parallel.tensor_size)
     parallelize_module(model, parallel.mesh["tensor"], layers, src_data_rank=None)

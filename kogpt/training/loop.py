@@ -14,6 +14,7 @@ from torch import Tensor
 
 from kogpt.architecture import source_fingerprint
 from kogpt.errors import InputRefusedError, KoGPTError, NotFiniteError
+from kogpt.model.source import network_fingerprint
 from kogpt.parallel import Parallel
 from kogpt.parallel.parts import held
 from kogpt.pictures import require_matplotlib
@@ -97,7 +98,8 @@ class Trainer(Generic[C, B]):
         self.optimizer = make_optimizer(job.model, self.config)
         own = self.config.architecture
         source = None if own is None else source_fingerprint(own)
-        self._begun = TrainingState(0, 0, self.config.to_dict(), job.data, job.base, source)
+        fingerprints = job.data, job.base, source, network_fingerprint()
+        self._begun = TrainingState(0, 0, self.config.to_dict(), *fingerprints)
         if self.config.activation_checkpointing:
             checkpoint_activations(job.model)
         compiles = self.config.compile

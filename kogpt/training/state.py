@@ -48,6 +48,7 @@ class TrainingState:
         data: fingerprint of the data.
         base: fingerprint of the weights that a run reads again and does not train; None for none.
         source: fingerprint of the file that a class of one's own is in; None for none.
+        network: fingerprint of the sources in `kogpt/model/`; None in older checkpoints.
     """
 
     step: int
@@ -56,6 +57,7 @@ class TrainingState:
     data: str
     base: str | None = None
     source: str | None = None
+    network: str | None = None
 
     def at(self, step: int, tokens: int) -> "TrainingState":
         """The same run after so many steps."""
@@ -94,6 +96,10 @@ class TrainingState:
             architecture = self.config.get("architecture")
             raise InputRefusedError(
                 f"cannot resume: {architecture} is not what it was when the run began"
+            )
+        if self.network not in (None, begun.network):
+            raise InputRefusedError(
+                "cannot resume: kogpt/model/ is not what it was when the run began"
             )
         if self.base != begun.base:
             model = self.config.get("model")
@@ -215,7 +221,7 @@ def claimed(config: RunConfig) -> Iterator[None]:
         raise InputRefusedError(f"{config.out}: is no folder; choose another name") from None
     lock = _lock(folder)
     try:
-        if not config.resume and (checkpoints(folder) or (folder / LOG_NAME).exists()):
+        if not config.resume and (checkpoints(folder) or _has_logged(folder)):
             raise InputRefusedError(
                 f"{folder}: holds a run already; resume it or choose another name"
             )
@@ -226,6 +232,12 @@ def claimed(config: RunConfig) -> Iterator[None]:
             if path.exists() and not any(path.iterdir()):
                 path.rmdir()
         os.close(lock)
+
+
+def _has_logged(folder: Path) -> bool:
+    """Whether a run has come so far as to tell of a step."""
+    log = folder / LOG_NAME
+    return log.exists() and log.stat().st_size > 0
 
 
 def _lock(out: Path) -> int:

@@ -99,6 +99,7 @@ def test_it_is_finetuned_with_an_adapter_that_it_takes_back(place, capsys):
         ("lacking.py:RMS", "No module named 'nonesuch'"),
         ("failing.py:RMS", "failing.py: ZeroDivisionError"),
         ("passed_over.py:M", "M.forward would be passed over"),
+        ("plain.py:M", "C has fields that would not be read: write @dataclass(frozen=True)"),
     ],
 )
 def test_what_is_no_architecture_is_refused_in_one_line(place, where, message, capsys):
@@ -107,6 +108,12 @@ def test_what_is_no_architecture_is_refused_in_one_line(place, where, message, c
     (place / "failing.py").write_text("1 / 0\n")
     (place / "passed_over.py").write_text(
         "from kogpt.model import KoGPT\nclass M(KoGPT):\n    def forward(self, *_): pass\n"
+    )
+    (place / "plain.py").write_text(
+        "from typing import ClassVar\n"
+        "from kogpt.model import KoGPT, KoGPTConfig\n"
+        "class C(KoGPTConfig):\n    model_type: ClassVar[str] = 'c'\n    extra: int = 4\n"
+        "class M(KoGPT):\n    config_class = C\n"
     )
     assert main(["generate", "--architecture", where, "영화"]) == 3
     said = capsys.readouterr().err
@@ -370,6 +377,37 @@ def test_a_run_is_not_resumed_with_a_class_that_was_edited(place, capsys):
     capsys.readouterr()
     assert train("--steps", "4", "--resume", *own) == 3
     assert "net.py:Net is not what it was when the run began" in capsys.readouterr().err
+
+
+def test_a_run_is_not_resumed_with_a_network_that_was_edited(place, capsys, monkeypatch):
+    assert train("--steps", "2") == 0
+    assert train("--steps", "3", "--resume") == 0
+    monkeypatch.setattr("kogpt.training.loop.network_fingerprint", lambda: "another")
+    capsys.readouterr()
+    assert train("--steps", "4", "--resume") == 3
+    assert "kogpt/model/ is not what it was when the run began" in capsys.readouterr().err
+
+
+def test_a_step_that_fails_leaves_a_folder_for_the_next_run(place):
+    (place / "wrong.py").write_text(
+        SOURCE + "    def logits(self, hidden): return hidden[:, 1000]\n"
+    )
+    with pytest.raises(IndexError):
+        train("--steps", "2", "--architecture", "wrong.py:Own")
+    assert train("--steps", "1", "--architecture", "mine.py:Own") == 0
+    assert train("--steps", "2", "--architecture", "mine.py:Own") == 3  # here is a run now
+
+
+def test_lists_of_a_config_are_tuples(place):
+    (place / "listed.py").write_text(
+        SOURCE.replace("strength: float = 0.5", "windows: tuple[tuple[int, ...], ...] = ((4,),)")
+    )
+    shape = json.loads(CONFIG) | {"model_type": "own", "windows": [[16, 8], [32]]}
+    (place / "shape.json").write_text(json.dumps(shape))
+    assert train("--steps", "1", "--architecture", "listed.py:Own") == 0
+    own = kogpt.architecture.load_architecture("listed.py:Own")
+    model, _ = kogpt.load("run/step-00000001", model_class=own)
+    assert model.config.windows == ((16, 8), (32,))
 
 
 def test_a_changed_checkpoint_is_not_planned_as_what_it_is_not(place, capsys):

@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-from pathlib import Path
 
 import pytest
 import torch
@@ -18,8 +17,10 @@ from kogpt.diagnostics.lens import look
 from kogpt.diagnostics.trace import trace
 from kogpt.errors import InputRefusedError
 from kogpt.fast import FastKoGPT, load_fast
-from kogpt.fast.loading import SOURCES, edited_source
-from kogpt.model import MLP, Attention, Block, KoGPT, KoGPTConfig, KVCache, transformer
+from kogpt.model import MLP, Attention, Block, KoGPT, KoGPTConfig, KVCache, source
+from kogpt.model.rotary import RotaryEmbedding, Rotation
+from kogpt.model.source import SOURCES, edited_source
+from kogpt.model.transformer import Transformer
 from kogpt.training.loss import next_token_loss
 from kogpt.training.shared_prefix import hidden_states
 
@@ -52,8 +53,35 @@ class Softcap(KoGPT):
         return self.cap * torch.tanh(super().logits(hidden) / self.cap)
 
 
-def test_what_is_done_to_logits_is_trained_with_its_parameters():
-    model, x = made(Softcap), ids()
+class TiedInLogits(KoGPT):
+    """Its head is the embedding, which `logits` reads from where it is."""
+
+    def make_head(self, config):
+        return nn.Identity()
+
+    def logits(self, hidden):
+        return F.linear(hidden, self.transformer.wte.weight)
+
+
+class ProjectedHead(nn.Module):
+    """Reads the embedding too, of which it keeps no parameter."""
+
+    def __init__(self, wte):
+        super().__init__()
+        self.gain, self.rows = nn.Parameter(torch.ones(1)), lambda: wte.weight
+
+    def forward(self, hidden):
+        return self.gain * F.linear(hidden, self.rows())
+
+
+class WithProjectedHead(KoGPT):
+    def make_head(self, config):
+        return ProjectedHead(self.transformer.wte)
+
+
+@pytest.mark.parametrize("model_class", [Softcap, TiedInLogits, WithProjectedHead])
+def test_what_is_done_to_logits_is_trained_with_its_parameters(model_class):
+    model, x = made(model_class), ids()
     loss = next_token_loss(model, x[:, :-1], x[:, 1:])
     loss.backward()
     found = {name: p.grad.clone() for name, p in model.named_parameters()}
@@ -235,6 +263,57 @@ def test_a_tensor_in_an_attribute_is_refused(tmp_path):
         load_model(tmp_path / "a", model_class=WithPlain)
 
 
+class LearnedRotary(RotaryEmbedding):
+    """Has a parameter beside the table."""
+
+    def __init__(self, rotary_dim, n_positions):
+        super().__init__(rotary_dim, n_positions)
+        self.scale = nn.Parameter(torch.ones(1))
+
+    def forward(self, positions):
+        turned = super().forward(positions)
+        return Rotation(turned.cos * self.scale, turned.sin * self.scale)
+
+
+class Slow(RotaryEmbedding):
+    """Turns a quarter as fast."""
+
+    def angles(self, device):
+        return super().angles(device)[:, torch.arange(self.n_positions) // 4]
+
+
+class SlowOnce(RotaryEmbedding):
+    """The same, as it is made alone."""
+
+    def __init__(self, rotary_dim, n_positions):
+        super().__init__(rotary_dim, n_positions)
+        self.table = self.table[:, torch.arange(n_positions) // 4]
+
+
+def with_rotary(rotary: type[RotaryEmbedding]) -> type[KoGPT]:
+    def make_rotary(config):
+        return rotary(config.rotary_width, config.n_positions)
+
+    return type("With", (KoGPT,), {"make_rotary": staticmethod(make_rotary)})
+
+
+@pytest.mark.parametrize("rotary", [LearnedRotary, Slow])
+def test_what_is_beside_a_derived_table_comes_back_as_it_was(rotary, tmp_path):
+    model_class = with_rotary(rotary)
+    model = made(model_class)
+    refuse_unsavable(model)
+    write_checkpoint(tmp_path / "a", CONFIG, model.state_dict(), model_class=model_class)
+    loaded = load_model(tmp_path / "a", model_class=model_class)
+    assert loaded(ids()).equal(model(ids()))
+    assert not model(ids()).equal(made(KoGPT)(ids()))
+
+
+def test_a_table_that_is_made_anew_as_another_is_refused():
+    words = r"rotary\.table is not saved, and not what it is made anew as: .*\.angles"
+    with pytest.raises(InputRefusedError, match=words):
+        refuse_unsavable(made(with_rotary(SlowOnce)))
+
+
 class Gated(MLP):
     def __init__(self, config):
         super().__init__(config)
@@ -298,6 +377,55 @@ class WithDropping(KoGPT):
     block_class = DroppingBlock
 
 
+class WithHashes(Transformer):
+    def __init__(self, config, blocks, rotary):
+        super().__init__(config, blocks, rotary)
+        self.hashes = nn.Embedding(config.vocab_size, config.n_embd)
+
+    def embed(self, input_ids, positions):
+        return self.wte(input_ids) + self.hashes(input_ids)
+
+
+class Narrow(Transformer):
+    def __init__(self, config, blocks, rotary):
+        super().__init__(config, blocks, rotary)
+        self.wte, self.up = nn.Embedding(config.vocab_size, 8), nn.Linear(8, config.n_embd)
+
+    def embed(self, input_ids, positions):
+        return self.up(self.wte(input_ids))
+
+
+@pytest.mark.parametrize(
+    ("transformer_class", "told"),
+    [
+        (WithHashes, r"transformer\.hashes is read by ids too"),
+        (Narrow, r"a soft prompt is 32 wide, transformer\.wte 8"),
+    ],
+)
+def test_virtual_tokens_of_a_model_that_embeds_otherwise_are_refused(transformer_class, told):
+    from kogpt.adapters import PromptConfig, attach_prompt
+
+    model = made(type("Own", (KoGPT,), {"transformer_class": transformer_class}))
+    with pytest.raises(ValueError, match=told):
+        attach_prompt(model, PromptConfig(4))
+
+
+class Convolved(MLP):
+    def __init__(self, config):
+        super().__init__(config)
+        self.fc_in = nn.Conv1d(config.n_embd, config.inner_dim, 1)
+
+
+class ConvolvedBlock(Block):
+    mlp_class = Convolved
+
+
+def test_an_update_of_a_layer_that_is_not_linear_is_refused():
+    model = made(type("Own", (KoGPT,), {"block_class": ConvolvedBlock}))
+    with pytest.raises(ValueError, match=r"h\.0\.mlp\.fc_in, which is no linear layer: Conv1d"):
+        attach_lora(model, LoRAConfig(("fc_in",)))
+
+
 def test_virtual_tokens_are_not_read_once_for_rows_that_drop_out_by_themselves():
     from kogpt.adapters import PromptConfig, attach_prompt
 
@@ -330,10 +458,10 @@ def test_an_edited_network_is_not_passed_over(tmp_path, monkeypatch):
     folder = tmp_path / "model"
     folder.mkdir()
     for name, sha256 in SOURCES.items():
-        source = Path(transformer.__file__).with_name(name).read_bytes()
-        assert hashlib.sha256(source).hexdigest() == sha256, f"kogpt/fast is of another {name}"
-        (folder / name).write_bytes(source)
-    monkeypatch.setattr(transformer, "__file__", str(folder / "transformer.py"))
+        text = (source.HERE / name).read_bytes()
+        assert hashlib.sha256(text).hexdigest() == sha256, f"kogpt/fast is of another {name}"
+        (folder / name).write_bytes(text)
+    monkeypatch.setattr(source, "HERE", folder)
     assert edited_source.__wrapped__() is None
     (folder / "rotary.py").write_bytes(b"")
     assert edited_source.__wrapped__() == str(folder / "rotary.py")

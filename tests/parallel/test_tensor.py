@@ -12,7 +12,7 @@ from kogpt.model import KVCache
 from kogpt.parallel import Parallel, loading
 from kogpt.parallel.loading import load_parallel
 from kogpt.parallel.parts import held
-from kogpt.parallel.tensor import check_divides, plan
+from kogpt.parallel.tensor import check_divides, plan, tensor_parallel
 from tests.parallel.launch import run
 from tests.parallel.tiny import (
     CONFIG,
@@ -85,6 +85,12 @@ def test_a_model_that_cannot_be_cut_evenly_is_refused_with_both_numbers(change, 
 def test_a_head_that_is_the_embedding_is_refused():
     with pytest.raises(ValueError, match="this model's is the embedding"):
         plan(tiny_model(GPT2_CONFIG), 2)
+
+
+def test_a_network_that_was_changed_is_refused(monkeypatch):
+    monkeypatch.setattr("kogpt.parallel.tensor.change", lambda: "transformer.py")
+    with pytest.raises(ValueError, match="and transformer.py was changed"):
+        tensor_parallel(tiny_model(CONFIG), Parallel(0, 2, tensor_size=2))
 
 
 def test_processes_that_cannot_hold_models_together_are_refused_with_both_numbers():
