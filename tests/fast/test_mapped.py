@@ -16,9 +16,9 @@ from kogpt.checkpoint import ConversionOptions, convert, load_model
 from kogpt.checkpoint.safetensors_file import StoredRows
 from kogpt.errors import InputRefusedError
 from kogpt.fast import FastKoGPT, load_fast
-from kogpt.fast.model import Linear
+from kogpt.fast.model import Embedding, Linear
 from kogpt.kernels import Weight, extension_available
-from kogpt.kernels.packing import unpack
+from kogpt.kernels.packing import pack, unpack
 from kogpt.model import KVCache
 from tests.adapters.filled import trained_lora
 from tests.fast.conftest import FORMATS
@@ -279,6 +279,7 @@ def test_small_matrices_are_not_packed(box, monkeypatch):
     monkeypatch.setattr("kogpt.fast.loading.packs", lambda K: True)
     fast = load_fast(box("bfloat16"))
     assert fast.transformer.blocks[0].enter.linears[0].weight.bits == 16
+    assert isinstance(fast.transformer.embedding, Embedding)
 
 
 def bits_of(fast: FastKoGPT) -> tuple[set[int], set[int], int]:
@@ -319,6 +320,20 @@ def test_floats_beside_integers_are_not_packed(packing, box, monkeypatch):
 def test_matrices_that_become_one_are_large_together(packing, box, more, bits, monkeypatch):
     monkeypatch.setattr("kogpt.fast.loading.MAPPED", 256 * (256 + 1024) * 2 + more)
     assert bits_of(load_fast(box("bfloat16")))[1] == {bits}
+
+
+def test_what_is_packed_is_read_in_pieces_of_its_own(packing, box, monkeypatch):
+    """Allocators would keep larger ones of each thread."""
+    monkeypatch.setattr("kogpt.fast.loading.PACKED_PIECE", 100_000)
+    sizes = []
+
+    def note(weight, place):
+        sizes.append(weight.nbytes)
+        return pack(weight, place)
+
+    monkeypatch.setattr("kogpt.fast.loading.pack", note)
+    load_fast(box("bfloat16"))
+    assert 50_000 < max(sizes) <= 100_000
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["", "packed"])

@@ -17,6 +17,7 @@ from kogpt.generation import DraftModel, PromptLookup, SamplingParams, generate,
 from kogpt.generation.batch import Batch
 from kogpt.generation.sampling import Sampler, draw, step_words
 from kogpt.generation.speculative import continuation
+from kogpt.kernels.linear import MAX_ROWS
 from kogpt.model import KoGPT, KoGPTConfig
 from tests.generation.conftest import TINY
 from tests.generation.test_sampling import chi_square_p
@@ -187,6 +188,25 @@ def exact_probabilities(model: KoGPT) -> dict[tuple[int, ...], float]:
         chosen = [LETTERS.index(id) for id in text]
         result[text] = math.exp(sum(logits.log_softmax(-1)[range(LENGTH), chosen].tolist()))
     return result
+
+
+def test_a_draft_model_reads_each_token_once_and_in_pieces(exact, tokenizer, monkeypatch):
+    monkeypatch.setattr(speculative, "PREFILL_CHUNK", 8)
+    draft, widths, modes = noisy(exact, 0.01), [], []
+
+    def note(module, given, result):
+        widths.append(given[0].size(1))
+        modes.append(torch.is_inference_mode_enabled())
+
+    draft.transformer.register_forward_hook(note)
+    params = SamplingParams(temperature=0, max_new_tokens=20, min_new_tokens=20)
+    generate(exact, tokenizer, [list(range(40, 60))], params, speculate=DraftModel(draft, 4))
+    assert widths[:3] == [8, 8, 5] and all(modes)  # the prompt and a token after it
+    assert max(widths[3:]) <= 2, "the last guess of all that were right, and the token after it"
+
+
+def test_guesses_and_the_token_before_them_are_few_rows():
+    assert PromptLookup().tokens + 1 == MAX_ROWS
 
 
 def fit(model: KoGPT, tokenizer, speculate: PromptLookup | DraftModel) -> float:

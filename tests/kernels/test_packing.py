@@ -4,6 +4,7 @@ Dimension key: `N` outputs, `K` inputs.
 """
 
 import re
+import time
 from collections.abc import Callable
 
 import pytest
@@ -29,6 +30,7 @@ from kogpt.kernels.packing import (
     row_bytes,
     unpack,
 )
+from tests.server import Forked
 
 from .products import new_packed
 
@@ -107,8 +109,10 @@ def test_trained_weights_are_packed_whole():
 
 
 def test_rows_that_lie_apart_are_packed_as_others(kernels):
-    weight = normal(12, 512)[::2, 128:384]
-    assert packed(weight).equal(packed(weight.clone()))
+    for weight in (normal(12, 512)[::2, 128:384], normal(12, 256).T.contiguous().T):
+        whole = weight.clone(memory_format=torch.contiguous_format)
+        for how in (pack, pack_reference):
+            assert packed(weight, how).equal(packed(whole, how))
 
 
 def test_many_rows_have_the_bits_of_weights_that_are_not_packed(kernels, monkeypatch):
@@ -143,6 +147,17 @@ def test_products_count_every_number_without_a_code(kernels, K):
     for M in (1, 4, 9):
         error = (linear(x[:M], Weight(place)) - wanted[:M]).norm(dim=0)
         assert (error <= 1e-4 * wanted[:M].norm(dim=0)).all()
+
+
+def pack_alone() -> None:
+    weight = normal(3, 256)
+    assert pack(weight, new_packed(weight))
+    assert torch._C._dispatch_has_kernel_for_dispatch_key("kogpt::pack", "CPU")
+
+
+def test_the_kernel_is_there_when_it_is_first_asked_for(kernels):
+    code, _, errors = Forked({}, pack_alone).finish(time.monotonic() + 60)
+    assert code == 0, errors
 
 
 def test_inputs_are_told_by_the_bytes_of_a_row():

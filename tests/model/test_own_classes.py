@@ -9,7 +9,13 @@ from torch import nn
 from torch.nn import functional as F
 
 import kogpt
-from kogpt.adapters import LoRAConfig, attach_lora, merge_checkpoint, write_adapter
+from kogpt.adapters import (
+    LoRAConfig,
+    attach_lora,
+    load_adapters,
+    merge_checkpoint,
+    write_adapter,
+)
 from kogpt.adapters.head import attach_head, load_classifier
 from kogpt.checkpoint import load_model, write_checkpoint
 from kogpt.checkpoint.names import count_parameters, refuse_unsavable
@@ -439,16 +445,29 @@ def test_virtual_tokens_are_not_read_once_for_rows_that_drop_out_by_themselves()
 # --- the prepared network ---
 
 
-def test_what_takes_a_part_s_place_is_not_passed_over(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("part", [KoGPT, Transformer, Block, Attention, MLP, RotaryEmbedding])
+def test_what_takes_a_part_s_place_is_not_passed_over(part, tmp_path, monkeypatch, capsys):
     write_checkpoint(tmp_path / "a", CONFIG, made(KoGPT).state_dict())
+    updated = made(KoGPT)
+    attach_lora(updated, LoRAConfig(("fc_in",)))
+    for name, parameter in updated.named_parameters():
+        parameter.data.add_("lora_B" in name)
+    write_adapter(tmp_path / "b", updated)
     assert isinstance(load_fast(tmp_path / "a"), FastKoGPT)
-    plain = MLP.forward
-    monkeypatch.setattr(MLP, "forward", lambda self, x: 2 * plain(self, x))
-    changed = load_fast(tmp_path / "a")
-    assert type(changed) is KoGPT and changed(ids()).equal(load_model(tmp_path / "a")(ids()))
-    told = "kogpt: MLP.forward was changed: running the readable network\n"
+    plain = part.forward
+    monkeypatch.setattr(part, "forward", lambda self, *given: plain(self, *given))
+    changed = load_fast(tmp_path / "a", "bfloat16", adapters=[tmp_path / "b"])
+    assert type(changed) is KoGPT and changed.dtype == torch.bfloat16
+    wanted = load_model(tmp_path / "a", "bfloat16")
+    assert not changed(ids()).equal(wanted(ids()))
+    load_adapters(wanted, [tmp_path / "b"])
+    assert changed(ids()).equal(wanted(ids()))
+    told = f"kogpt: {part.__name__}.forward was changed: running the readable network\n"
     assert capsys.readouterr().err == told
-    monkeypatch.setattr(MLP, "forward", plain)
+
+
+def test_what_takes_a_class_s_place_is_not_passed_over(tmp_path, monkeypatch):
+    write_checkpoint(tmp_path / "a", CONFIG, made(KoGPT).state_dict())
     monkeypatch.setattr(KoGPT, "block_class", TwiceBlock)
     assert type(load_fast(tmp_path / "a").transformer.h[0]) is TwiceBlock
 
