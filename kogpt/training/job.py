@@ -41,6 +41,7 @@ class Job(ABC, Generic[C, B]):
         data: fingerprint of the data, by which a resumed run knows them again.
         base: likewise of the weights that it reads again and does not train; None for none.
         dynamic: whether micro-batches come in many shapes, for `torch.compile`.
+        continues: whether it begins with the weights of `config.model`, or with new ones.
         parallel: the processes that do it together; one, unless it is told of more.
     """
 
@@ -50,6 +51,7 @@ class Job(ABC, Generic[C, B]):
     base: str | None = None
     parallel: Parallel = Parallel()
     dynamic: bool = False
+    continues: bool = True
 
     @abstractmethod
     def num_steps(self) -> int:

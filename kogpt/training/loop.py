@@ -129,7 +129,8 @@ class Trainer(Generic[C, B]):
 
     def describe(self) -> str:
         """One line on what is about to happen."""
-        start = f"from step {self.step:,}" if self.step else "from the start"
+        begun = f"the weights of {self.config.model}" if self.job.continues else "new weights"
+        start = f"from step {self.step:,}" if self.step else f"from {begun}"
         if not self.parallel.alone:
             start += f", in {self.parallel.world_size} processes"
         return f"{self.job.describe()}; {self.steps:,} steps, {start}"

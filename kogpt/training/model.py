@@ -41,7 +41,7 @@ def load_start(
         model = load_weights(last, dtype, config, parallel)
         _refuse_other_shape(config, model.config)
         return model, load_tokenizer(last)
-    is_new = config.model in PRESETS or not Path(config.model).is_dir()  # ./NAME is the folder
+    is_new = begins_new(config)
     if is_new and config.tokenizer is None:
         raise InputRefusedError(
             f"{config.model} is a shape without a tokenizer: name one by --tokenizer, such as"
@@ -54,6 +54,11 @@ def load_start(
     else:
         model = _new_model(config, tokenizer, parallel).to(dtype)
     return model, tokenizer
+
+
+def begins_new(config: TrainingConfig) -> bool:
+    """Whether a run begins with new weights: of a shape, whose name `./NAME`, a folder, is not."""
+    return config.model in PRESETS or not Path(config.model).is_dir()
 
 
 def load_weights(

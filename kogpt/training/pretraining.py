@@ -22,7 +22,7 @@ from kogpt.training.documents import read_documents
 from kogpt.training.job import Job
 from kogpt.training.loop import run_job
 from kogpt.training.loss import next_token_loss, score_documents
-from kogpt.training.model import load_start, own_class
+from kogpt.training.model import begins_new, load_start, own_class
 from kogpt.training.optimizer import trained
 from kogpt.training.pages import use_huge_pages
 from kogpt.training.sharing import refuse_unshared
@@ -84,7 +84,7 @@ class Pretraining(Job[TrainingConfig, Sequences]):
         parallel: Parallel | None = None,
     ) -> None:
         self.parallel = parallel or Parallel(device=config.device)
-        self.config = config
+        self.config, self.continues = config, not begins_new(config)
         self.model = model.to(config.device) if self.parallel.alone else model
         self.training, self.held_out = training, held_out
         self.length = sequence_length(config, model.config.n_positions)

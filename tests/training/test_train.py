@@ -44,7 +44,10 @@ def test_progress_off_a_terminal_is_a_few_plain_lines(settings):
     told = io.StringIO()
     train(settings(), told)
     lines = told.getvalue().splitlines()
-    assert re.search(r"parameters, 49 documents, .* 1 documents held out, .*; 6 steps", lines[1])
+    assert re.search(
+        r"parameters, 49 documents, .* 1 documents held out, .*; 6 steps, from new weights",
+        lines[1],
+    )
     assert re.search(r"step 6/6  loss \d\.\d{3}  [\d,]+ tokens/s  0:00:00 left", told.getvalue())
     assert "\r" not in told.getvalue() and len(lines) < 8
 
@@ -69,7 +72,8 @@ def test_epochs_are_counted_in_steps(settings):
 def test_training_goes_on_from_a_checkpoint_as_from_a_preset(settings, tmp_path):
     first = train(settings(steps=40, learning_rate=1e-2), io.StringIO())
     config = settings(model=str(first), tokenizer=None, out=tmp_path / "more", steps=1)
-    train(config, io.StringIO())
+    train(config, told := io.StringIO())
+    assert f"; 1 steps, from the weights of {first}\n" in told.getvalue()
     log = read_log(config.out / "log.jsonl")
     assert log[0]["loss"] < 4 < read_log(first.parent / "log.jsonl")[0]["loss"]
 
