@@ -4,7 +4,7 @@ from kogpt.benchmarking.bandwidth import read_bandwidth
 from kogpt.benchmarking.machine import describe_machine, peak_memory, process_age
 from kogpt.benchmarking.report import Figures, Report
 from kogpt.benchmarking.timing import Bench, Plan, generate
-from kogpt.benchmarking.traffic import cache_bytes, step_bytes, streamed_bytes
+from kogpt.benchmarking.traffic import cache_bytes, step_bytes, streamed, streamed_bytes
 
 __all__ = [
     "Bench",
@@ -18,5 +18,6 @@ __all__ = [
     "process_age",
     "read_bandwidth",
     "step_bytes",
+    "streamed",
     "streamed_bytes",
 ]

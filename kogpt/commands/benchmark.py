@@ -15,6 +15,7 @@ from kogpt.benchmarking import (
     generate,
     peak_memory,
     process_age,
+    streamed,
     streamed_bytes,
 )
 from kogpt.benchmarking.plot import draw
@@ -82,18 +83,17 @@ def measure(bench: Bench, plan: Plan, args: argparse.Namespace) -> Report:
 
 def about_model(bench: Bench, args: argparse.Namespace) -> dict[str, Any]:
     model, config = bench.model, bench.model.config
-    streamed = streamed_bytes(model)
     if isinstance(model, FastKoGPT):  # whose weights may be integers, several in one
         parameters = config.num_parameters
         weights = parameters - config.vocab_size * config.n_embd  # of the embedding
     else:
         parameters = sum(parameter.numel() for parameter in model.parameters())
-        weights = streamed // bench.dtype.itemsize
+        weights = sum(weight.numel() for weight in streamed(model))
     return {
         "path": str(Path(args.model or BOX)),
         "parameters": parameters,
         "dtype": str(bench.dtype).removeprefix("torch."),
         "decoding": "fast" if isinstance(bench.model, FastKoGPT) else "reference",
-        "streamed_bytes": streamed,
-        "bits_per_weight": 8 * streamed / weights,
+        "streamed_bytes": streamed_bytes(model),
+        "bits_per_weight": 8 * streamed_bytes(model) / weights,
     }
