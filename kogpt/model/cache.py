@@ -40,16 +40,18 @@ class KVCache:
             All keys and all values of the layer, (B, S, H, D) views with S = length + T.
 
         Raises:
-            ValueError: S exceeds the capacity; or the layer appends again, as one does that stands
-                for several, and would write over what it has just written.
+            ValueError: S exceeds the capacity; what is held is of another batch, model, dtype or
+                device; or the layer appends again, as one does that stands for several, and would
+                write over what it has just written.
         """
         end = self.length + k.size(1)
         if end > self.capacity:
             raise ValueError(f"{end} tokens do not fit a cache of {self.capacity}")
         if layer in self._appended:
             raise ValueError(f"layer {layer} appends twice: every layer needs an index of its own")
-        self._appended.add(layer)
         keys, values = self.buffers(layer, k, v)
+        _refuse_other_kind(_kind(keys), _kind(k))
+        self._appended.add(layer)
         keys[:, self.length : end] = k
         values[:, self.length : end] = v
         return keys[:, :end], values[:, :end]
@@ -80,13 +82,7 @@ class KVCache:
         if not self._layers:
             return
         keys, _ = next(iter(self._layers.values()))
-        found = (keys.size(0), keys.size(1), keys.size(3)), keys.dtype, keys.device
-        if found != (asked := (sizes, dtype, device)):
-            told, would = (" ".join(map(str, (*x[0], *x[1:]))) for x in (found, asked))
-            raise ValueError(
-                f"the cache holds keys of another kind: batch, heads, head dim, dtype, device"
-                f" are {told} and would be {would}"
-            )
+        _refuse_other_kind(_kind(keys.transpose(1, 2)), (*sizes, dtype, device))
 
     def advance(self, count: int) -> None:
         """Counts `count` tokens as held, once every layer has appended them."""
@@ -123,3 +119,20 @@ class KVCache:
     def _buffer(self, like: Tensor) -> Tensor:
         B, _, H, D = like.shape
         return like.new_zeros(B, H, self.capacity, D)
+
+
+Kind = tuple[int, int, int, torch.dtype, torch.device]
+
+
+def _kind(keys: Tensor) -> Kind:
+    """What keys (B, T, H, D) of one cache have in common."""
+    return keys.size(0), keys.size(2), keys.size(3), keys.dtype, keys.device
+
+
+def _refuse_other_kind(held: Kind, asked: Kind) -> None:
+    if held != asked:
+        told, would = (" ".join(map(str, kind)) for kind in (held, asked))
+        raise ValueError(
+            f"the cache holds keys of another kind: batch, heads, head dim, dtype, device"
+            f" are {told} and would be {would}"
+        )

@@ -1,5 +1,6 @@
 """The network against itself: cached, chunked, padded, cast, counted."""
 
+import copy
 import inspect
 import math
 
@@ -195,3 +196,19 @@ def test_the_network_compiles_without_a_graph_break():
     model = KoGPT(CONFIG).eval()
     explanation = explain(model)(torch.randint(53, (2, 9)))
     assert explanation.graph_break_count == 0, explanation.break_reasons
+
+
+@pytest.mark.parametrize("change", [(2, 1), (1, 2)])
+def test_a_cache_of_another_batch_is_refused(model, change):
+    (first, then), cache = change, KVCache(20)
+    model(torch.ones(first, 3, dtype=torch.long), cache)
+    with pytest.raises(ValueError, match=f"kind: .* are {first} 4 .* and would be {then} 4"):
+        model(torch.ones(then, 1, dtype=torch.long), cache)
+    assert cache.length == 3
+
+
+def test_a_cache_of_another_dtype_is_refused(model):
+    cache = KVCache(20)
+    model(torch.ones(1, 3, dtype=torch.long), cache)
+    with pytest.raises(ValueError, match="torch.float32 cpu and would be .* torch.float64 cpu"):
+        copy.deepcopy(model).double()(torch.ones(1, 1, dtype=torch.long), cache)
