@@ -21,7 +21,7 @@ def load(
     device: torch.device | str | None = None,
     *,
     fast: bool = False,
-    adapter: str | PathLike[str] | Sequence[str | PathLike[str]] = (),
+    adapter: str | PathLike[str] | Sequence[str | PathLike[str]] | None = None,
     model_class: type[KoGPT] | None = None,
 ) -> tuple[KoGPT, Tokenizer]:
     """Loads the model and the tokenizer of one folder.
@@ -36,7 +36,7 @@ def load(
             to train or take apart.
             Only GPT-J's block has such a form: other models, and a `model_class`, come as without.
         adapter: folder of an adapter of the model, or of several: updates add up, soft prompts
-            follow one another, the head of a classifier becomes `model.score`.
+            follow one another, the head of a classifier becomes `model.score`. None for none.
         model_class: a subclass of `KoGPT` to load into; None for the class that belongs to the
             folder's `model_type`.
 
@@ -47,13 +47,14 @@ def load(
         InputRefusedError: a file is missing, damaged, or of a kind that cannot be used.
         NotEnoughResourcesError: the memory does not hold the model.
     """
+    adapters = () if adapter is None else adapter
     if fast and model_class is None:
         from kogpt.fast import load_fast
 
-        model = load_fast(path, dtype=dtype, device=device, adapters=adapter)
+        model = load_fast(path, dtype=dtype, device=device, adapters=adapters)
     else:
         from kogpt.adapters import load_adapters
 
         model = load_model(path, dtype=dtype, device=device, model_class=model_class)
-        load_adapters(model, adapter)
+        load_adapters(model, adapters)
     return model, load_tokenizer(path)

@@ -37,6 +37,8 @@ class LoRAConfig:
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
+        if isinstance(self.targets, str):
+            object.__setattr__(self, "targets", (self.targets,))
         for target in self.targets:
             if target not in TARGETS:
                 raise ValueError(f"targets names {target!r}, there are {', '.join(TARGETS)}")
@@ -83,6 +85,14 @@ def freeze(model: nn.Module) -> None:
     for name, parameter in model.named_parameters():
         if not ADDED.fullmatch(name):
             parameter.requires_grad_(False)
+
+
+def refuse_prepared(model: KoGPT) -> None:
+    """Raises ValueError for a model that was loaded with `fast=True`, which has no such layers."""
+    if not hasattr(model.transformer, "wte"):
+        raise ValueError(
+            "a model prepared for decoding stays as it is: give `kogpt.load` its adapters"
+        )
 
 
 def home(model: KoGPT) -> torch.device:

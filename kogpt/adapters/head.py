@@ -28,7 +28,7 @@ def attach_head(model: KoGPT, outputs: int, generator: torch.Generator | None = 
     """
     if outputs < 1:
         raise ValueError(f"outputs is {outputs}, it must be at least 1")
-    weight = torch.empty(outputs, model.config.n_embd)
+    weight = torch.empty(outputs, model.config.n_embd, dtype=torch.float32, device="cpu")
     put_head(model, weight.normal_(0.0, model.config.initializer_range, generator=generator))
 
 

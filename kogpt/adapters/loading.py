@@ -3,7 +3,7 @@
 import os
 from collections.abc import Sequence
 
-from kogpt.adapters.config import home
+from kogpt.adapters.config import home, refuse_prepared
 from kogpt.adapters.files import Adapter, Update, read_adapter
 from kogpt.adapters.head import put_head
 from kogpt.adapters.lora import LoRALinear
@@ -56,8 +56,10 @@ def load_adapters(model: KoGPT, folders: Folders) -> None:
 
     Raises:
         InputRefusedError: as `read_adapters`.
-        ValueError: the model has a head already, and so has an adapter.
+        ValueError: the model has a head already, and so has an adapter; or it is one prepared for
+            decoding.
     """
+    refuse_prepared(model)
     for adapter in read_adapters(folders, model.config, type(model)):
         put_adapter(model, adapter)
 

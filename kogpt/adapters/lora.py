@@ -82,9 +82,9 @@ def attach_lora(model: KoGPT, config: LoRAConfig, generator: torch.Generator | N
                 f"targets names {name}, which is no linear layer: {type(layer).__name__}"
             )
         # Drawn on the CPU, so that a seed gives the same update on every device.
-        A = torch.empty(config.rank, K)
+        A = torch.empty(config.rank, K, dtype=torch.float32, device="cpu")
         nn.init.kaiming_uniform_(A, a=math.sqrt(5), generator=generator)
-        B = torch.zeros(N, config.rank, device=home(model))
+        B = A.new_zeros(N, config.rank, device=home(model))
         update = LoRALinear(layer, A.to(home(model)), B, config.alpha, config.dropout)
         model.set_submodule(name, update.train(model.training))
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from kogpt.adapters.config import refuse_prepared
 from kogpt.adapters.files import Adapter
 from kogpt.adapters.loading import Folder, read_adapters
 from kogpt.adapters.lora import LoRALinear
@@ -42,8 +43,10 @@ def merge(model: KoGPT) -> None:
         model: changed in place.
 
     Raises:
-        ValueError: a layer keeps its weights as integers, which cannot hold an update.
+        ValueError: a layer keeps its weights as integers, which cannot hold an update; or the model
+            is one prepared for decoding.
     """
+    refuse_prepared(model)
     for name, layer in list(model.named_modules()):
         if isinstance(layer, LoRALinear) and not name.endswith(".base"):  # of another update
             base, delta = layer.base, layer.scale * (layer.lora_B @ layer.lora_A)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kogpt.adapters.config import PromptConfig, freeze, home
+from kogpt.adapters.config import PromptConfig, freeze, home, refuse_prepared
 from kogpt.model import KoGPT
 
 
@@ -129,6 +129,7 @@ def attach_prompt(
             the model has not, or is given with an encoder; or the model, of a class of one's own,
             embeds tokens otherwise.
     """
+    refuse_prepared(model)
     _refuse_other_embeddings(model)
     room = model.config.n_positions - len(model.prefix_ids) - 1
     if config.tokens > room:

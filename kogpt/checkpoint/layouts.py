@@ -47,7 +47,7 @@ class Row:
 
     def places(self, rows: range, outputs: int, head_dim: int) -> Tensor:
         """Which of the stored outputs are these rows of our `outputs`."""
-        places = torch.arange(rows.start, rows.stop)
+        places = torch.arange(rows.start, rows.stop, device="cpu")
         if self.third is None:
             return places
         size = head_dim if self.by_head else outputs  # of what is cut into thirds, a third
@@ -316,7 +316,7 @@ class AssembledTensors:
         row, spec = parts[0]
         outputs = spec.shape[0]
         shape = (outputs * (1 if row.third is None else 3), *spec.shape[1:])
-        whole = torch.empty(shape, dtype=spec.dtype)
+        whole = torch.empty(shape, dtype=spec.dtype, device="cpu")
         for part, own in parts:
             for rows in own.slices():
                 places = part.places(range(rows.start, rows.stop), outputs, self._head_dim)

@@ -119,7 +119,7 @@ class SafetensorsFile:
             start, stop, _ = rows.indices(shape[0])
             shape = (max(stop - start, 0), *shape[1:])
             skipped = start * math.prod(shape[1:]) * entry.dtype.itemsize
-        result = torch.empty(shape, dtype=entry.dtype)
+        result = torch.empty(shape, dtype=entry.dtype, device="cpu")
         offset = self.header.data_start + entry.begin + skipped
         if result.numel():
             self.read_into(result.view(-1).view(torch.uint8).numpy().data, offset, name)
@@ -190,7 +190,7 @@ class StoredRows:
         """
         places = ids.flatten().tolist()
         N, K = self._entry.shape
-        rows = torch.empty(len(places), K, dtype=self._entry.dtype)
+        rows = torch.empty(len(places), K, dtype=self._entry.dtype, device="cpu")
         for place, row in zip(places, rows.view(torch.uint8).numpy(), strict=True):
             if not 0 <= place < N:
                 raise IndexError(f"{self._name} has {N} rows, none is {place}")

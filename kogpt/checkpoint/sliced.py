@@ -67,7 +67,8 @@ class SlicedTensor:
     def read(self, name: str, rows: slice) -> Tensor:
         """Rows of it."""
         start, stop, _ = rows.indices(self.shape[0])
-        values = torch.empty((max(stop - start, 0), *self.shape[1:]), dtype=self.dtype)
+        shape = (max(stop - start, 0), *self.shape[1:])
+        values = torch.empty(shape, dtype=self.dtype, device="cpu")
         for part in self.slices:
             first, last = max(start, part.offsets[0]), min(stop, part.ends[0])
             if first < last:

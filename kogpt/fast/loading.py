@@ -229,8 +229,9 @@ class _Loader:
         if not updates:
             return None
         last = places[-1]
-        A = torch.zeros(sum(len(update.A) for _, update in updates), last.columns.stop)
-        B, first = torch.zeros(last.rows.stop, len(A)), 0
+        like = updates[0][1].A  # float32, on the CPU
+        A = like.new_zeros(sum(len(update.A) for _, update in updates), last.columns.stop)
+        B, first = like.new_zeros(last.rows.stop, len(A)), 0
         for place, update in updates:
             ranks = slice(first, first + len(update.A))
             A[ranks, place.columns] = update.A
@@ -275,7 +276,7 @@ class _Loader:
         K = sum(self.reader.shape(f"{name}.weight")[1] for name in grid[0])
         if not (large and floats and packs(K)):
             return None
-        values = torch.empty(self.height(grid), row_bytes(K), dtype=torch.uint8)
+        values = torch.empty(self.height(grid), row_bytes(K), dtype=torch.uint8, device="cpu")
         parts = self.parts(grid, PACKED_PIECE)
         done = all(pack(part.values, values[rows]) for rows, part in parts)
         return Weight(values) if done else None

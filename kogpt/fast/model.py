@@ -279,7 +279,8 @@ class FastTransformer(Transformer):
         self.n_head, self.head_dim = config.n_head, config.head_dim
         self.embedding, self.blocks, self.norm = embedding, blocks, ln_f
         self.device = ln_f.weight.device
-        self.rotary = RotaryEmbedding(config.rotary_width, config.n_positions).to(self.device)
+        with self.device:
+            self.rotary = RotaryEmbedding(config.rotary_width, config.n_positions)
         self.angles = self.rotary.table  # (2, n_positions, R/2)
         self.has_kernel = has_decode_kernel(config, self.device, ln_f.weight.dtype)
         row = ln_f.weight[None]  # (1, C)

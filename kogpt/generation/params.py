@@ -199,6 +199,8 @@ def _ids(name: str, values: Sequence[int]) -> tuple[int, ...]:
 
 
 def _biases(values: Mapping[int, float]) -> dict[int, float]:
+    if not isinstance(values, Mapping):
+        raise ValueError(f"logit_bias is {values!r}, it must be a mapping of ids to what is added")
     for bias in values.values():
         if bias != -math.inf:
             Range(Real, -LARGEST_BIAS, LARGEST_BIAS).check("logit_bias", bias)

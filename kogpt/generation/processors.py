@@ -235,8 +235,8 @@ class LogitsProcessor:
         biases = {**self.params.logit_bias, **dict.fromkeys(banned, BANNED)}
         if not biases:
             return None
-        bias = torch.zeros(vocab_size)
-        bias[list(biases)] = torch.tensor(list(biases.values()))
+        bias = torch.zeros(vocab_size, dtype=torch.float32, device="cpu")
+        bias[list(biases)] = bias.new_tensor(list(biases.values()))
         return bias.to(device)
 
     @staticmethod

@@ -34,11 +34,14 @@ def make_requests(
     params: SamplingParams | Sequence[SamplingParams] | None,
 ) -> list[Request]:
     """One request per prompt; see `generate` for the arguments and for what is refused."""
-    prompts = [prompts] if isinstance(prompts, str) else prompts
-    if isinstance(prompts, bytes) or any(map(_is_id, prompts)):
+    if isinstance(prompts, str):
+        prompts = [prompts]
+    is_bytes, prompts = isinstance(prompts, bytes), list(prompts)
+    if is_bytes or any(map(_is_id, prompts)):
         raise ValueError("prompts are ids: a prompt of ids goes into a list of prompts")
     if params is None or isinstance(params, SamplingParams):
         params = [params or SamplingParams()] * len(prompts)
+    params = list(params)
     if not all(isinstance(asked, SamplingParams) for asked in params):
         raise ValueError("params must be SamplingParams, for all prompts or for each")
     if len(params) != len(prompts):

@@ -198,6 +198,8 @@ class Speculator:
 
 def refuse_speculation(how: Speculation, model: KoGPT, beams: bool) -> None:
     """Raises ValueError if `model` cannot be helped so, or if there are beams."""
+    if not isinstance(how, Speculation):
+        raise ValueError(f"speculate is {how!r}, it must be a PromptLookup or a DraftModel")
     if beams:
         raise ValueError("speculate cannot be used with num_beams above 1")
     if isinstance(how, DraftModel) and how.model.config.vocab_size != model.config.vocab_size:

@@ -69,8 +69,9 @@ class RotaryEmbedding(nn.Module):
         """The table, made anew wherever the model goes; the place to change it."""
         # The order of operations and the float32 of the reference, to the last bit. On a CPU, for
         # all devices alike.
-        exponents = torch.arange(0, self.rotary_dim, 2, device="cpu") / max(self.rotary_dim, 1)
-        positions = torch.arange(self.n_positions, device="cpu").float()
+        pairs = torch.arange(0, self.rotary_dim, 2, dtype=torch.float32, device="cpu")
+        exponents = pairs / max(self.rotary_dim, 1)
+        positions = torch.arange(self.n_positions, dtype=torch.float32, device="cpu")
         angles = positions[:, None] * (1.0 / self.base**exponents)
         return torch.stack((angles.cos(), angles.sin())).to(device)
 

@@ -13,7 +13,7 @@ HERE = Path(__file__).resolve().parent
 # them sees to that, and then puts the new hash here.
 SOURCES = {
     "transformer.py": "a578660fd0c063355b1fdd0e659d1af15e842a49013cde1eae844309313c5f6f",
-    "rotary.py": "3a325f3c23ca3f6a83b55f8a16a8ddb748da45810505490c33038f659e55e2e6",
+    "rotary.py": "fefacabb184a3b334106add3dec25203126a74cb55082339c5b18f2c43a6f0e8",
 }
 HOMES = ("kogpt.model.", "torch.nn.")  # where all is from that it is made of
 

@@ -98,7 +98,7 @@ class WideAdamW(torch.optim.Optimizer):
         device = torch.device("cpu") if self.offload else parameter.device
         wide = parameter.detach().to(device, torch.float32)
         state = {name: torch.zeros_like(wide) for name in MOMENTS}
-        state[STEP] = torch.zeros((), device=device)
+        state[STEP] = torch.zeros((), dtype=torch.float32, device=device)
         if parameter.dtype != torch.float32 and not self.stochastic:
             state[MASTER] = wide
         return state
@@ -176,10 +176,10 @@ def initial_state(optimizer: torch.optim.Optimizer, parameter: Tensor) -> dict[s
         return optimizer.initial_state(parameter)
     if isinstance(optimizer, torch.optim.AdamW):
         moments = {name: torch.zeros_like(parameter) for name in MOMENTS}
-        return {STEP: torch.zeros((), device=parameter.device), **moments}
+        return {STEP: torch.zeros((), dtype=torch.float32, device=parameter.device), **moments}
     new = optimizer._new_buffer  # type: ignore[attr-defined]  # torchao's
     moments = {name: new(parameter, signed=name == MOMENTS[0]) for name in MOMENTS}
-    return {STEP: torch.zeros(()), **moments}
+    return {STEP: torch.zeros((), dtype=torch.float32, device="cpu"), **moments}
 
 
 def _parts(state: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+import kogpt
 from kogpt.adapters import (
     TARGETS,
     LoRAConfig,
@@ -197,6 +198,17 @@ def test_integers_in_memory_are_not_merged(tmp_path):
     attach_lora(model, LoRAConfig())
     with pytest.raises(ValueError, match="h.0.attn.q_proj keeps integers"):
         merge(model)
+
+
+def test_a_prepared_model_is_not_changed(tmp_path, adapters):
+    fast, _ = kogpt.load(fast=True)
+    for change in (
+        merge,
+        lambda model: load_adapters(model, adapters),
+        lambda model: attach_prompt(model, PromptConfig(3)),
+    ):
+        with pytest.raises(ValueError, match="prepared for decoding stays as it is"):
+            change(fast)
 
 
 def test_a_class_of_ones_own_is_merged_as_it_is(tmp_path, ids):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from kogpt.errors import InputRefusedError, KoGPTError
-from kogpt.generation import SamplingParams, generate, stream
+from kogpt.generation import PromptLookup, SamplingParams, generate, stream
 from kogpt.generation.api import batch_maker
 from kogpt.generation.loop import run
 from kogpt.generation.requests import make_requests
@@ -92,6 +92,25 @@ def test_one_text_counts_as_a_list_of_it(model, tokenizer):
         model, tokenizer, [PROMPT], params
     )
     assert generate(model, tokenizer, [], params) == []
+
+
+def test_prompts_and_parameters_may_come_from_generators(model, tokenizer):
+    params = [SamplingParams(max_new_tokens=n, seed=1) for n in (2, 3)]
+    found = generate(model, tokenizer, (text for text in ("가", "나")), iter(params))
+    assert found == generate(model, tokenizer, ["가", "나"], params)
+
+
+@pytest.mark.parametrize(
+    ("what", "told"),
+    [
+        ("lookup", "speculate is 'lookup', it must be a PromptLookup or a DraftModel"),
+        (PromptLookup, "speculate is <class .*PromptLookup'>, it must be"),
+    ],
+)
+def test_what_makes_no_guesses_is_refused(model, tokenizer, what, told):
+    for call in (generate, stream):
+        with pytest.raises(ValueError, match=told):
+            list(call(model, tokenizer, "가", speculate=what))
 
 
 def test_a_drawn_seed_is_told_and_repeats_the_sample(model, tokenizer):
