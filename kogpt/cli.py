@@ -88,7 +88,7 @@ def exit_code(action: Callable[[], int | None], program: str = PROGRAM) -> int:
         return fail(f"not enough memory: {error}", SHORTAGE, program)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         let_go_of_output()
         return fail(f"{where}{error.strerror or error}", SHORTAGE if full else FAILED, program)
 

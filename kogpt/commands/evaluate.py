@@ -17,7 +17,8 @@ import kogpt
 from kogpt.adapters import read_adapters, virtual_ids
 from kogpt.architecture import load_architecture, source_fingerprint
 from kogpt.box import BOX
-from kogpt.checkpoint.names import count_parameters
+from kogpt.checkpoint import open_checkpoint
+from kogpt.checkpoint.names import CLASSIFIER, count_parameters
 from kogpt.checkpoint.staging import refuse_existing, to_json, write_atomically, writing
 from kogpt.cli import UsageError
 from kogpt.commands.common import (
@@ -182,6 +183,8 @@ def evaluate(works: list[Work], args: argparse.Namespace, parallel: Parallel) ->
         output = args.output and Path(args.output)
         journal = Journal(output, repr(computed_by), parallel.data_rank if parallel.leads else None)
         parallel.wait()  # nobody writes before all have read
+        if parallel.first and has_head(model, folders[0]):
+            say("note: there is the head of a classifier, which no prompt asks")
         if journal.done and parallel.first:
             say(f"going on: {journal.done} batches are done already")
         runs = run_all(works, Evaluator(model, tokenizer, journal, parallel), parallel.first)
@@ -194,6 +197,15 @@ def evaluate(works: list[Work], args: argparse.Namespace, parallel: Parallel) ->
         journal.remove()
     print_json(report) if args.json else print(tables(report))
     pictures(report, args)
+
+
+def has_head(model: KoGPT, folder: Path) -> bool:
+    """Whether the head of a classifier came with an adapter, or lies beside the weights."""
+    if hasattr(model, "score"):
+        return True
+    own = None if isinstance(model, FastKoGPT) else type(model)
+    with open_checkpoint(folder, own) as reader:
+        return CLASSIFIER in reader.ignored
 
 
 def run_all(works: list[Work], evaluator: Evaluator, speaks: bool) -> list[Run]:

@@ -12,7 +12,7 @@ from kogpt.errors import InputRefusedError
 from kogpt.evaluation.task import DEGREE, LABEL, DataFile, Field
 from kogpt.jsonfiles import read_json
 from kogpt.textfiles import abridged, read_table
-from kogpt.tokenizer.text import refuse_surrogates
+from kogpt.tokenizer.text import normalize_text, refuse_surrogates
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,9 @@ class Row:
 
     @property
     def text(self) -> tuple[str, ...]:
-        """Its free texts: rows of equal texts are taken for the same."""
-        return tuple(text for name, text in self.fields.items() if name in self.content)
+        """Its free texts as they are read: rows of equal texts are taken for the same."""
+        free = (text for name, text in self.fields.items() if name in self.content)
+        return tuple(normalize_text(text, "auto") for text in free)
 
 
 @dataclass(frozen=True)

@@ -204,7 +204,7 @@ def load_task(name: str) -> Task:
         InputRefusedError: the file cannot be read or is none of a task; names the key.
     """
     path = Path(name) if name.endswith(".toml") else TASKS / f"{name}.toml"
-    if path.parent == TASKS and not path.exists():
+    if not name.endswith(".toml") and (path.parent != TASKS or not path.exists()):
         raise ValueError(f"no task {name!r}; there are {', '.join(task_names())}, or a .toml file")
     table, sha256 = read_toml(path)
     try:

@@ -138,7 +138,7 @@ class RunConfig:
             raise ValueError(f"epochs is {self.epochs}, it must be at most {MOST_EPOCHS}")
         for name in ("learning_rate", "gradient_clip", "epochs"):
             if not 0 < getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} is {getattr(self, name)}, it must be above 0")
+                raise ValueError(f"{name} is {getattr(self, name)}, it must be above 0, and finite")
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(

@@ -12,6 +12,7 @@ from kogpt.evaluation.shots import sample_rows
 from kogpt.evaluation.task import Task
 from kogpt.jsonfiles import parse_json
 from kogpt.textfiles import read_lines
+from kogpt.tokenizer.text import normalize_text
 from kogpt.training.config import FinetuningConfig
 
 
@@ -28,8 +29,8 @@ class Completion(NamedTuple):
 
     @property
     def text(self) -> tuple[str, ...]:
-        """By which examples are taken for the same."""
-        return self
+        """By which examples are taken for the same: as the tokenizer composes them."""
+        return tuple(normalize_text(part, "auto") for part in self)
 
 
 R = TypeVar("R", Row, Completion)

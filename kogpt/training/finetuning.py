@@ -25,8 +25,10 @@ from kogpt.adapters import (
 )
 from kogpt.adapters.files import adapter_content
 from kogpt.adapters.files import write_content as write_adapter_content
-from kogpt.checkpoint import load_model, write_checkpoint
+from kogpt.adapters.head import put_head
+from kogpt.checkpoint import load_model, open_checkpoint, write_checkpoint
 from kogpt.checkpoint.convert import license_of
+from kogpt.checkpoint.names import CLASSIFIER
 from kogpt.checkpoint.staging import (
     fsync_path,
     refuse_existing,
@@ -195,7 +197,16 @@ class Finetuning(Job[FinetuningConfig, ExampleBatch]):
             f"trained, {len(self.examples):,} examples"
             + (f" ({left_out:,} left out: too long, or nothing to learn)" if left_out else "")
             + f", {len(self.splits.validation):,} held out"
+            + self._head_words()
         )
+
+    def _head_words(self) -> str:
+        """Whose head it is, where there is one."""
+        if not hasattr(self.model, "score"):
+            return ""
+        (weight,) = self.model.get_submodule("score").parameters()
+        is_new = stored_head(self.config, len(weight)) is None
+        return f", {'a new head' if is_new else 'the head of the model'}"
 
     def validate(self) -> dict[str, float]:
         """Figures of the validation split."""
@@ -377,10 +388,19 @@ def attach_method(model: KoGPT, config: FinetuningConfig, outputs: int) -> None:
     elif config.method != FULL:
         attach_prompt(model, config.soft_prompt, generator)
     if outputs:
-        attach_head(model, outputs, generator)
+        stored = stored_head(config, outputs)
+        attach_head(model, outputs, generator) if stored is None else put_head(model, stored)
         for name, parameter in model.named_parameters():
             if name.startswith("lm_head."):
                 parameter.requires_grad_(False)  # nothing asks for tokens
+
+
+def stored_head(config: FinetuningConfig, outputs: int) -> Tensor | None:
+    """The head that the base has already, if it has so many outputs: training goes on with it."""
+    with open_checkpoint(config.model, own_class(config)) as reader:
+        if CLASSIFIER not in reader.ignored or reader.shape(CLASSIFIER)[0] != outputs:
+            return None
+        return reader.read(CLASSIFIER)
 
 
 @torch.no_grad()

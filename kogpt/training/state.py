@@ -172,7 +172,7 @@ def write_step(folder: Path, files: Files, parallel: Parallel) -> None:
     """
     if not parallel.alone:
         return write_slices(folder, files, parallel)
-    with Staging(folder) as staging:
+    with writing(folder), Staging(folder) as staging:
         for name, content in files.items():
             write_content(staging.folder / name, content)
         staging.commit()

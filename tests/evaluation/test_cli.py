@@ -10,6 +10,8 @@ import pytest
 import torch
 
 from kogpt import load
+from kogpt.adapters import LoRAConfig, attach_lora, write_adapter
+from kogpt.adapters.head import attach_head
 from kogpt.box import BOX
 from kogpt.checkpoint import load_model, write_checkpoint
 from kogpt.commands import evaluate as command
@@ -249,6 +251,20 @@ def test_a_task_of_ones_own_runs_from_one_file(reviews):
         ["**nano**", "short", shots, rule] for shots in "02" for rule in ("sum", "calibrated")
     ]
     assert all(row[-1] == "measured" for row in cells)
+
+
+def test_a_head_that_no_prompt_asks_is_noted(reviews, tmp_path):
+    note = "note: there is the head of a classifier, which no prompt asks\n"
+    assert note not in kogpt(*reviews).stderr
+    model, _ = load()
+    attach_head(model, 2)
+    write_checkpoint(tmp_path / "whole", model.config, model.state_dict())
+    attach_lora(model, LoRAConfig())
+    write_adapter(tmp_path / "head", model)
+    assert note in kogpt(*reviews, "--adapter", str(tmp_path / "head")).stderr
+    for path in BOX.glob("*token*"):
+        shutil.copy(path, tmp_path / "whole")
+    assert note in kogpt(*reviews, "--model", str(tmp_path / "whole")).stderr
 
 
 def test_json_is_one_object_and_nothing_else(reviews, tmp_path):

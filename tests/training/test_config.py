@@ -14,7 +14,7 @@ from kogpt.training import TrainingConfig
         ({"data": ()}, "data names no file"),
         ({"batch_size": 0}, "batch_size is 0, it must be at least 1"),
         ({"steps": 0}, "steps is 0, it must be at least 1"),
-        ({"epochs": 0.0}, "epochs is 0.0, it must be above 0"),
+        ({"epochs": 0.0}, "epochs is 0.0, it must be above 0, and finite"),
         ({"learning_rate": -1.0}, "learning_rate is -1.0, it must be above 0"),
         ({"learning_rate": float("nan")}, "learning_rate is nan"),
         ({"beta2": 1.0}, "beta2 is 1.0, it must be at least 0 and below 1"),

@@ -4,10 +4,12 @@ import io
 import json
 import math
 import random
+import unicodedata
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from scipy.stats import spearmanr
 from sklearn.metrics import accuracy_score
 
@@ -77,6 +79,24 @@ def test_a_head_learns_classes_and_is_found_in_the_result(finetuning, task):
         ids = torch.tensor([tokenizer.encode(text, bos=True, eos=True)])
         right += model.score(model.transformer(ids)[0, -1]).argmax().item() == label
     assert 100 * right / 40 == pytest.approx(results["test"]["accuracy"]["value"])
+
+
+def test_training_goes_on_with_the_head_that_there_is(finetuning, tmp_path):
+    first = finetuning(objective="head", steps=2)
+    run(first)
+    again = {"model": str(first.out), "objective": "head", "steps": 1, "learning_rate": 1e-9}
+    for method in ("full", "lora"):
+        config = finetuning(**again, method=method, out=tmp_path / method, seed=5)
+        finetune(config, told := io.StringIO())
+        assert ", the head of the model;" in told.getvalue()
+        name = "model-00001-of-00001" if method == "full" else "adapter_model"
+        tensors = load_file(config.out / f"{name}.safetensors")
+        (head,) = (value for key, value in tensors.items() if "score" in key)
+        torch.testing.assert_close(head, load_classifier(first.out).score.weight)
+    pairs = {"objective": "regression", "data": (str(write_pairs(tmp_path)),)}
+    other = finetuning(**again | pairs, out=tmp_path / "other")
+    finetune(other, told := io.StringIO())
+    assert ", a new head;" in told.getvalue()
 
 
 def test_a_head_beside_an_adapter_is_stored_with_it(finetuning, base):
@@ -202,6 +222,22 @@ def test_rows_that_cannot_be_learnt_are_counted(finetuning, tmp_path):
     results = finetune(finetuning(data=(str(data),), steps=1), told)
     assert results["left_out"] == 5
     assert "(5 left out: too long, or nothing to learn)" in told.getvalue()
+
+
+def test_texts_that_are_read_alike_are_held_out_together():
+    def decomposed(text):
+        return unicodedata.normalize("NFD", text)
+
+    rows = [Completion(f"{n}번 영화는", " 좋다") for n in range(100)]
+    rows += [Completion(*map(decomposed, row)) for row in rows]
+    training, held_out = hold_out(rows, 1000)
+    assert len(held_out) == 20
+    composed = {unicodedata.normalize("NFC", row.prompt) for row in held_out}
+    assert len(composed) == 10 and not composed & {
+        unicodedata.normalize("NFC", row.prompt) for row in training
+    }
+    texts = [Row(0, {"text": form("영화")}, ("text",), 0).text for form in (str, decomposed)]
+    assert texts[0] == texts[1]
 
 
 @pytest.mark.parametrize("held_out", [0, 1])
