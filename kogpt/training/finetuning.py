@@ -9,7 +9,7 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
@@ -262,6 +262,20 @@ class Finetuning(Job[FinetuningConfig, ExampleBatch]):
         before = [entry[name] for entry in log if name in entry and entry["step"] < step]
         return all(sign * figures[name] > sign * value for value in before)
 
+    def _lost_best(self, step: int) -> Iterator[str]:
+        """Notes where another step than this was the best, and its weights are gone.
+
+        As of a run that was cut shorter after better steps had come, or whose files were removed.
+        """
+        if self.config.keep_weights != BEST or not self.parallel.first:
+            return
+        name, sign = self.objective.main, self.objective.better
+        log = read_log(self.config.folder / LOG_NAME)
+        values = {entry["step"]: sign * entry[name] for entry in log if name in entry}
+        best = max(values, key=values.__getitem__, default=step)
+        if values.get(best) != values.get(step):
+            yield f"step {best} was better than step {step} by its {name}; its weights are gone"
+
     def _results(self, step: int) -> dict[str, Any]:
         splits = {"validation": self.splits.validation, "test": self.splits.test}
         return {
@@ -274,7 +288,7 @@ class Finetuning(Job[FinetuningConfig, ExampleBatch]):
             "examples": len(self.examples),
             "left_out": len(self.splits.training) - len(self.examples),
             "trained_parameters": sum(p.numel() for p in trained(self.model).values()),
-            "notes": list(self.splits.notes),
+            "notes": [*self.splits.notes, *self._lost_best(step)],
             **{name: self._measured(rows) for name, rows in splits.items() if rows},
         }
 

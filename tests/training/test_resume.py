@@ -183,6 +183,22 @@ def test_the_best_weights_of_a_run_that_left_no_checkpoint_are_not_those_of_the_
     assert (config.out / name).read_bytes() == (alone.out / name).read_bytes()
 
 
+def test_a_best_step_whose_weights_are_gone_is_noted(finetuning, tmp_path):
+    rows = write_jsonl(tmp_path / "rows.jsonl", [(f"{i}번 영화는", " 좋다") for i in range(40)])
+    config = finetuning(data=(str(rows),), data_dir=None, steps=6, validate_every=1)
+    found = finetune(config, io.StringIO())
+    assert not found["notes"]
+    log = config.folder / "log.jsonl"
+    entries = [json.loads(line) for line in log.read_text().splitlines()]
+    worse = next(e for e in entries if "held_out_loss" in e and e["step"] != found["step"])
+    worse["held_out_loss"] = 0.001
+    log.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    (config.out / "results.json").unlink()
+    again = finetune(dataclasses.replace(config, resume=True), io.StringIO())
+    told = f"step {worse['step']} was better than step {found['step']} by its held_out_loss"
+    assert again["notes"] == [f"{told}; its weights are gone"]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [({"n_inner": 48}, "n_inner is 48, it was None"), ({"attn_pdrop": 0.1}, "attn_pdrop is 0.1")],
