@@ -60,8 +60,16 @@ def load_classifier(
         InputRefusedError: there is no head; or what `kogpt.load_model` refuses.
     """
     model = load_model(path, dtype, device, model_class=model_class)
-    with open_checkpoint(path, model_class) as reader:
-        if CLASSIFIER not in reader.ignored:
-            raise InputRefusedError(f"{reader.path}: {CLASSIFIER} is missing: it has no head")
-        put_head(model, reader.read(CLASSIFIER))
+    head = read_head(path, model_class)
+    if head is None:
+        raise InputRefusedError(f"{path}: {CLASSIFIER} is missing: it has no head")
+    put_head(model, head)
     return model
+
+
+def read_head(
+    path: str | os.PathLike[str], model_class: type[KoGPT] | None = None
+) -> Tensor | None:
+    """The head of a classifier (outputs, C) that lies in a checkpoint; None where there is none."""
+    with open_checkpoint(path, model_class) as reader:
+        return reader.read(CLASSIFIER) if CLASSIFIER in reader.ignored else None

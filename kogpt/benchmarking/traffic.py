@@ -24,6 +24,8 @@ def streamed(model: KoGPT) -> Iterator[Tensor]:
 
 def cache_bytes(model: KoGPT) -> int:
     """Bytes of the keys and values of one token, as the model keeps them."""
+    if isinstance(model, FastKoGPT):
+        return 2 * model.config.n_layer * model.config.n_embd * model.dtype.itemsize
     cache = KVCache(1)
     with torch.inference_mode():
         model(torch.zeros(1, 1, dtype=torch.long, device=model.device), cache)

@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> None:
     plan = Plan(args.batch, args.prompt_tokens, args.new_tokens, args.rounds)
     with memory_errors():
         bench = Bench(load(args, fast=not args.reference)[0])
-        check_room(bench, plan)
+        check_context(bench, plan)
         report = measure(bench, plan, args)
     if args.plot:
         draw(report, Path(args.plot))
@@ -52,23 +52,34 @@ def check_values(args: argparse.Namespace) -> None:
         check_plot(Path(args.plot))
 
 
-def check_room(bench: Bench, plan: Plan) -> None:
-    """Refuses what the context or the memory cannot hold.
+def check_context(bench: Bench, plan: Plan) -> None:
+    """Refuses a prompt that exceeds the context with what is written after it.
 
     Raises:
-        UsageError: a prompt and what is written after it exceed the context.
-        NotEnoughResourcesError: the largest cache does not fit the memory.
+        UsageError: names both numbers.
     """
-    config = bench.model.config
-    tokens = max(plan.prompts) + plan.new_tokens
-    if tokens > config.n_positions:
+    tokens, most = longest(plan), bench.model.config.n_positions
+    if tokens > most:
         raise UsageError(
             f"arguments --prompt-tokens and --new-tokens: {tokens} tokens exceed the model's"
-            f" context of {config.n_positions}"
+            f" context of {most}"
         )
+
+
+def check_memory(bench: Bench, plan: Plan) -> None:
+    """Refuses a batch whose cache the memory does not hold.
+
+    Raises:
+        NotEnoughResourcesError: says how much it is.
+    """
     batch = max(plan.batches)
-    needed = batch * tokens * cache_bytes(bench.model)
+    needed = batch * longest(plan) * cache_bytes(bench.model)
     require_memory(bench.device, needed, f"the cache of a batch of {batch}")
+
+
+def longest(plan: Plan) -> int:
+    """Tokens of the longest text."""
+    return max(plan.prompts) + plan.new_tokens
 
 
 def measure(bench: Bench, plan: Plan, args: argparse.Namespace) -> Report:
@@ -76,6 +87,7 @@ def measure(bench: Bench, plan: Plan, args: argparse.Namespace) -> Report:
     shortest = min(plan.prompts)
     generate(bench.model, bench.prompts(1, shortest), 1, KVCache(shortest))
     start = {"seconds": process_age(), "peak_memory": peak_memory(bench.device)}
+    check_memory(bench, plan)  # which may ask the model, and the start is not to wait for that
     machine = describe_machine(bench.device)
     figures = bench.measure(plan)
     return Report(about_model(bench, args), machine, start, bench.bandwidth, figures)

@@ -15,10 +15,10 @@ from tqdm import tqdm
 
 import kogpt
 from kogpt.adapters import read_adapters, virtual_ids
+from kogpt.adapters.head import read_head
 from kogpt.architecture import load_architecture, source_fingerprint
 from kogpt.box import BOX
-from kogpt.checkpoint import open_checkpoint
-from kogpt.checkpoint.names import CLASSIFIER, count_parameters
+from kogpt.checkpoint.names import count_parameters
 from kogpt.checkpoint.staging import refuse_existing, to_json, write_atomically, writing
 from kogpt.cli import UsageError
 from kogpt.commands.common import (
@@ -201,11 +201,8 @@ def evaluate(works: list[Work], args: argparse.Namespace, parallel: Parallel) ->
 
 def has_head(model: KoGPT, folder: Path) -> bool:
     """Whether the head of a classifier came with an adapter, or lies beside the weights."""
-    if hasattr(model, "score"):
-        return True
     own = None if isinstance(model, FastKoGPT) else type(model)
-    with open_checkpoint(folder, own) as reader:
-        return CLASSIFIER in reader.ignored
+    return hasattr(model, "score") or read_head(folder, own) is not None
 
 
 def run_all(works: list[Work], evaluator: Evaluator, speaks: bool) -> list[Run]:

@@ -25,10 +25,9 @@ from kogpt.adapters import (
 )
 from kogpt.adapters.files import adapter_content
 from kogpt.adapters.files import write_content as write_adapter_content
-from kogpt.adapters.head import put_head
-from kogpt.checkpoint import load_model, open_checkpoint, write_checkpoint
+from kogpt.adapters.head import put_head, read_head
+from kogpt.checkpoint import load_model, write_checkpoint
 from kogpt.checkpoint.convert import license_of
-from kogpt.checkpoint.names import CLASSIFIER
 from kogpt.checkpoint.staging import (
     fsync_path,
     refuse_existing,
@@ -411,10 +410,8 @@ def attach_method(model: KoGPT, config: FinetuningConfig, outputs: int) -> None:
 
 def stored_head(config: FinetuningConfig, outputs: int) -> Tensor | None:
     """The head that the base has already, if it has so many outputs: training goes on with it."""
-    with open_checkpoint(config.model, own_class(config)) as reader:
-        if CLASSIFIER not in reader.ignored or reader.shape(CLASSIFIER)[0] != outputs:
-            return None
-        return reader.read(CLASSIFIER)
+    head = read_head(config.model, own_class(config))
+    return head if head is not None and len(head) == outputs else None
 
 
 @torch.no_grad()
