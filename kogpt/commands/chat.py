@@ -57,9 +57,11 @@ def prepare_input() -> None:
     if sys.stdin.isatty():
         use_utf8_locale()
         try:
-            import readline  # noqa: F401  # importing it is what makes `input` use it
+            import readline  # importing it is what makes `input` use it
         except ImportError:
             say("this Python has no readline: Backspace may leave half of a Hangul syllable")
+        else:  # a pasted prompt of several lines is one prompt, not answers to the next questions
+            readline.parse_and_bind("set enable-bracketed-paste on")
     sys.stdin.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]
 
 

@@ -103,3 +103,13 @@ def test_a_paste_longer_than_the_context_is_told_with_both_counts():
         terminal.expect("prompt> ")
         terminal.type(CTRL_D)
         assert terminal.wait() == 0
+
+
+def test_pasted_lines_are_one_prompt():
+    """Shots of a few-shot prompt are no answers to the questions that follow it."""
+    with Terminal() as terminal:
+        terminal.expect("\x1b[?2004h")  # asked so, a terminal marks where a paste begins and ends
+        written = answer(terminal, b"\x1b[200~" + "첫째 줄\n둘째 줄".encode() + b"\x1b[201~", "20")
+        assert "첫째 줄\r\n둘째 줄" in written
+        terminal.type(CTRL_D)
+        assert terminal.wait() == 0
