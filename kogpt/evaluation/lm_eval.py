@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from kogpt.architecture import load_architecture
 from kogpt.errors import KoGPTError
 from kogpt.evaluation.likelihood import Ids, Likelihood, Query, log_likelihoods
 from kogpt.generation import SamplingParams, generate
@@ -67,6 +68,7 @@ class KoGPTLM(TemplateLM):
         max_length: int | None = None,
         fast: bool = True,
         adapter: str | None = None,
+        architecture: str | None = None,
     ) -> None:
         """Loads a model; the arguments are those of `--model_args`, as `path=DIR,fast=False`.
 
@@ -81,18 +83,26 @@ class KoGPTLM(TemplateLM):
             max_length: ids to give the model at most; None for its whole context.
             fast: the network prepared for speed; False for the readable one.
             adapter: folder of an adapter of the model; None for none.
+            architecture: a class of one's own, as FILE.py:CLASS; None for the class that the
+                folder names.
 
         Raises:
             ValueError: no such dtype, or `max_length` exceeds the context.
-            InputRefusedError: the folder holds no model that can be used.
+            InputRefusedError: the folder holds no model that can be used, or the file no class.
         """
         super().__init__()
         if dtype and dtype not in DTYPES:
             raise ValueError(f"dtype is {dtype!r}, it must be one of {', '.join(DTYPES)}")
         if not torch.cuda.is_available():
             device = "cpu"
+        own = None if architecture is None else load_architecture(architecture)
         self.model, self.tokenizer = load(
-            path, DTYPES[dtype] if dtype else None, device, fast=fast, adapter=adapter or ()
+            path,
+            DTYPES[dtype] if dtype else None,
+            device,
+            fast=fast,
+            adapter=adapter or (),
+            model_class=own,
         )
         self.batch_size = BATCH_SIZE if str(batch_size).startswith("auto") else int(batch_size)
         room = context_of(self.model)

@@ -184,6 +184,23 @@ def test_a_soft_prompt_stands_before_every_context(tmp_path):
     assert found[0] == pytest.approx(float(logprobs[len(start) - 1 :].sum().detach()), abs=1e-4)
 
 
+def test_a_class_of_ones_own_is_read_with_its_own_network(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from kogpt.model import KoGPT\n\n\n"
+        "class Warm(KoGPT):\n    def logits(self, *inputs):\n"
+        "        return super().logits(*inputs) / 2\n"
+    )
+    warm = KoGPTLM(dtype="float32", device="cpu", architecture=f"{tmp_path / 'mine.py'}:Warm")
+    asked = requests("loglikelihood", ("이 영화를 보고", " 감동"))
+    ((found, _),) = warm.loglikelihood(asked, disable_tqdm=True)
+    start, whole = map(warm.tok_encode, ("이 영화를 보고", "이 영화를 보고 감동"))
+    model = kogpt.load_model(dtype="float32")
+    with torch.no_grad():
+        logprobs = (model(torch.tensor([whole[:-1]]))[0] / 2).log_softmax(-1)
+    expected = logprobs.gather(1, torch.tensor(whole[1:])[:, None])[len(start) - 1 :].sum()
+    assert found == pytest.approx(float(expected), abs=1e-4)
+
+
 def test_a_model_whose_texts_do_not_begin_with_bos_is_read_as_the_harness_reads_it(released):
     ours, theirs = KoGPTLM(str(released), "float32", "cpu"), harness_model(released, bos=False)
     assert not ours.tokenizer.add_bos and ours.tok_encode("영") == ours.tokenizer.encode("영")
