@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 
@@ -18,6 +19,8 @@ from kogpt.evaluation import (
 from kogpt.evaluation.data import read_rows
 from kogpt.evaluation.prompting import ask, example
 from tests.evaluation.tiny import TASK, write_table, write_task
+
+RESULTS = Path(__file__).parents[2] / "docs" / "results.md"
 
 TASKS = {
     "klue_sts": ["different", "similar"],
@@ -483,3 +486,17 @@ def test_presets_hold_what_is_known_of_their_sources():
         assert values["scoring"] == (
             ("sum", "per-character") if name == "kobest_hellaswag" else ("sum",)
         )
+
+
+@pytest.mark.parametrize("name", task_names())
+def test_published_figures_in_the_documentation_are_those_of_the_tasks(name):
+    task = load_task(name)
+    _, _, section = RESULTS.read_text(encoding="utf-8").partition(f"\n### {task.title}\n")
+    rows = [line.strip("| ").split("|") for line in section.partition("\n#")[0].splitlines()]
+    rows = [[cell.strip() for cell in row] for row in rows if "published [" in row[-1]]
+    found = [(row[0], row[2], *filter(None, row[4:-1])) for row in rows]
+    assert found == [
+        (model, str(each.shots or "untold"), str(float(value)))
+        for each in task.published
+        for model, value in each.values.items()
+    ]
