@@ -89,6 +89,9 @@ def step_attention(step: DecodeStep, ready: Tensor) -> Tensor:
 
     Returns:
         `step.v`, which holds the result (B, T, H, D).
+
+    Raises:
+        RuntimeError: on a CPU, new tokens would not fit the cache, or a text starts below 0.
     """
     torch.ops.kogpt.step_attention(*step, ready)
     return step.v
@@ -135,6 +138,9 @@ def step_block(
 
     Returns:
         (B T, C).
+
+    Raises:
+        RuntimeError: sizes do not fit each other, or new tokens the cache.
     """
     return torch.ops.kogpt.step_block(x, *norm, *enter, *leave, *cache, lengths, *angles, starts)
 

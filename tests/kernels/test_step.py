@@ -210,6 +210,16 @@ def test_sizes_that_do_not_fit_are_refused():
         step_norm(x, x[0], x[0, :255], 1e-5)
 
 
+def test_attention_writes_nothing_beyond_its_cache():
+    step = attention_step(torch.bfloat16)
+    before = step.keys.clone()
+    for length in (step.keys.size(1) - step.q.size(1) + 1, -1):
+        beyond = step._replace(lengths=torch.full_like(step.lengths, length))
+        with pytest.raises(RuntimeError, match=f"tokens behind {length} in a cache"):
+            step_attention(beyond, torch.zeros(1, dtype=torch.int32))
+    assert step.keys.equal(before)
+
+
 def test_blocks_that_do_not_fit_are_refused():
     given = block("int8", torch.bfloat16, 2, apart=True, padded=False)
     enter, leave = given["enter"], given["leave"]
@@ -237,6 +247,11 @@ def test_blocks_that_do_not_fit_are_refused():
                 weights=[*leave.weights, leave.weights[0]], scales=[*leave.scales, leave.scales[0]]
             )
         },
+        "1 tokens behind 16 in a cache of 16": {"lengths": torch.tensor([16, 2])},
+        "1 tokens behind -1 in a cache": {"lengths": torch.tensor([9, -1])},
+        "a text that starts at -3": {"starts": torch.tensor([0, -3])},
+        "for another batch than 2": {"lengths": torch.tensor([9])},
+        "a cache of 16 tokens and 12 positions": {"angles": tuple(RotaryEmbedding(32, 12).table)},
         "bias of another size": {"leave": leave._replace(bias=leave.bias[1:])},
         "128 outputs for 256": {
             "leave": leave._replace(

@@ -261,6 +261,22 @@ Rows rows(const Tensor& x) {
   return {x.data_ptr(), x.stride(0), x.stride(1), x.stride(2)};
 }
 
+// Refuses what would lead out of the cache, or out of the angles of its places.
+void check_places(const Tensor& lengths, const std::optional<Tensor>& starts, int64_t B, int64_t T,
+                  int64_t capacity, int64_t positions) {
+  require(lengths.size(0) == B && (!starts || starts->size(0) == B),
+          "kogpt::decode_attention: lengths or starts for another batch than ", B);
+  require(capacity <= positions, "kogpt::decode_attention: a cache of ", capacity, " tokens and ",
+          positions, " positions");
+  for (int64_t b = 0; b < B; ++b) {
+    const int64_t length = static_cast<const int64_t*>(lengths.data_ptr())[b];
+    require(0 <= length && length <= capacity - T, "kogpt::decode_attention: ", T,
+            " tokens behind ", length, " in a cache of ", capacity);
+    const int64_t start = starts ? static_cast<const int64_t*>(starts->data_ptr())[b] : 0;
+    require(start >= 0, "kogpt::decode_attention: a text that starts at ", start);
+  }
+}
+
 // Of T new tokens. Writes to `out`, which may be v: of that a head is read before it is written.
 void attend(const Rows& q, const Rows& k, const Rows& v, int64_t T, const Tensor& keys,
             const Tensor& values, const Tensor& lengths, const Tensor& cos, const Tensor& sin,
@@ -270,6 +286,7 @@ void attend(const Rows& q, const Rows& k, const Rows& v, int64_t T, const Tensor
     require(part->is_contiguous(), "kogpt::decode_attention: lengths, starts or angles apart");
   }
   require(D % 8 == 0 && 2 * cos.size(1) <= D, "kogpt::decode_attention: heads of ", D);
+  check_places(lengths, starts, B, T, keys.size(1), cos.size(0));
   DecodeParams params = {};
   params.q = q;
   params.k = k;
