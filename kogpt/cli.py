@@ -363,7 +363,9 @@ def add_tokenize(commands: Commands) -> None:
         "--decode", action="store_true", help="TEXT is a list of ids; print their text"
     )
     parser.add_argument(
-        "--special", action="store_true", help="let [EOS] and the like in TEXT be the special token"
+        "--special",
+        action="store_true",
+        help="let [EOS] and the like in TEXT, not [UNK], be the special token",
     )
     add_text_arguments(parser)
     add_json_argument(parser, "ids and pieces")

@@ -9,6 +9,7 @@ import locale
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import TypeVar
 
@@ -39,15 +40,14 @@ def run(args: argparse.Namespace) -> None:
     while True:
         try:
             ids, params = ask_request(model, tokenizer, args.normalize, seed)
+            if seed is not None:
+                seed = (seed + 1) % 2**64  # each text its own, the session as a whole repeatable
             write(model, tokenizer, ids, params, speculate)
         except EOFError:
             say("")
             return
         except KeyboardInterrupt:
             say("")
-            continue
-        if seed is not None:
-            seed = (seed + 1) % 2**64  # each text its own, the session as a whole repeatable
 
 
 def prepare_input() -> None:
@@ -115,6 +115,7 @@ def read_temperature(line: str) -> float:
 
 def read_max_length(prompt_length: int, context: int, usual: int, line: str) -> int:
     low = prompt_length + 1
+    line = line.strip()
     length = int(line) if is_number(line) else 0 if line else usual
     if not low <= length <= context:
         raise ValueError(f"max_length is {line}; it counts the prompt, so give {low} to {context}")
@@ -145,8 +146,8 @@ def write(
     params: SamplingParams,
     speculate: Speculation | None,
 ) -> None:
-    """Writes the prompt and its continuation as it comes."""
-    with memory_errors(), usage_errors():
+    """Writes the prompt and its continuation as it comes, until Ctrl-C."""
+    with suppress(KeyboardInterrupt), memory_errors(), usage_errors():
         for piece in stream(model, tokenizer, ids, params, speculate=speculate):
             print(piece, end="", flush=True)
     print(flush=True)

@@ -1,7 +1,7 @@
 """From what a caller passes to requests that can be run; what can be refused is refused here."""
 
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from numbers import Integral
@@ -36,6 +36,8 @@ def make_requests(
     """One request per prompt; see `generate` for the arguments and for what is refused."""
     if isinstance(prompts, str):
         prompts = [prompts]
+    if not isinstance(prompts, Iterable):
+        raise ValueError(f"prompts are {prompts!r}, they must be texts or lists of ids")
     is_bytes, prompts = isinstance(prompts, bytes), list(prompts)
     if is_bytes or any(map(_is_id, prompts)):
         raise ValueError("prompts are ids: a prompt of ids goes into a list of prompts")

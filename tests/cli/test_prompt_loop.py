@@ -4,6 +4,8 @@ import unicodedata
 
 import pytest
 
+import kogpt
+from kogpt.generation import SamplingParams, generate
 from tests.cli.terminal import Terminal
 
 BACKSPACE, LEFT, CTRL_C, CTRL_D = b"\x7f", b"\x1b[D", b"\x03", b"\x04"
@@ -63,7 +65,7 @@ def test_wrong_answers_are_asked_again_with_the_allowed_range():
         terminal.type("1\n")
         terminal.expect("max_length is 1; it counts the prompt")
         terminal.expect("max_length(128)> ")
-        terminal.type("8\n")
+        terminal.type(" 8 \n")
         assert "이 영화는" in terminal.expect("prompt> ")
         terminal.type(CTRL_D)
         assert terminal.wait() == 0
@@ -111,5 +113,24 @@ def test_pasted_lines_are_one_prompt():
         terminal.expect("\x1b[?2004h")  # asked so, a terminal marks where a paste begins and ends
         written = answer(terminal, b"\x1b[200~" + "첫째 줄\n둘째 줄".encode() + b"\x1b[201~", "20")
         assert "첫째 줄\r\n둘째 줄" in written
+        terminal.type(CTRL_D)
+        assert terminal.wait() == 0
+
+
+def test_a_text_that_was_stopped_is_not_begun_again():
+    model, tokenizer = kogpt.load(fast=True)
+    length = len(tokenizer.encode("이 영화는", bos=tokenizer.add_bos))
+    params = SamplingParams(temperature=0.8, max_new_tokens=24 - length, seed=12, echo=True)
+    (second,) = generate(model, tokenizer, ["이 영화는"], params)
+    with Terminal(["--seed", "11"]) as terminal:
+        terminal.expect("prompt> ")
+        terminal.type("이 영화는\n")
+        terminal.expect("temperature(0.8)> ")
+        terminal.type("\n")
+        terminal.expect("max_length(128)> ")
+        terminal.type("1024\n")
+        terminal.expect("이 영화는")
+        terminal.type(CTRL_C)
+        assert second.text in answer(terminal, "이 영화는", "24")
         terminal.type(CTRL_D)
         assert terminal.wait() == 0
