@@ -15,7 +15,7 @@ from kogpt.adapters.loading import Folder, read_adapters
 from kogpt.adapters.lora import LoRALinear
 from kogpt.box import BOX
 from kogpt.checkpoint import CheckpointReader, open_checkpoint
-from kogpt.checkpoint.convert import companions, license_of
+from kogpt.checkpoint.convert import companions, license_of, tokenizer_class
 from kogpt.checkpoint.layouts import AssembledTensors, layout_of
 from kogpt.checkpoint.names import CLASSIFIER, aliases, expand
 from kogpt.checkpoint.resources import human, require_disk
@@ -175,7 +175,9 @@ class _Merge:
         require_disk(self.dst, nbytes + ROOM_FOR_SMALL_FILES)
         notice = license_of(self.reader.folder, self.config)
         metadata = {"format": "pt", "license": notice}
-        further = None if self.head is None else self._describe(self.head)
+        further = tokenizer_class(self.reader.folder)
+        if self.head is not None:
+            further |= self._describe(self.head)
         bar = tqdm(total=nbytes, unit="B", unit_scale=True, disable=True if quiet else None)
         with Staging(self.dst) as staging, bar:
             records = write_shards(staging, shards, stored.read, metadata, progress=bar.update)

@@ -48,6 +48,7 @@ from kogpt.checkpoint.writer import (
     write_shards,
 )
 from kogpt.errors import InputRefusedError
+from kogpt.jsonfiles import read_config_object
 from kogpt.model.config import KoGPTConfig
 
 MAX_COMPANION = 64 << 20  # bytes
@@ -166,6 +167,7 @@ class _Job:
         self.config = options.config or reader.require_config()
         self.extra = reader.check(self.config, options.allow_extra)
         self.companions = companions(reader.folder)
+        self.further = {} if options.config else tokenizer_class(reader.folder)
         self.quantization = self._decide_quantization()
         self.misfits = FitCounts()
         self.dtype = self._decide_dtype()
@@ -266,6 +268,7 @@ class _Job:
             layout=self.layout,
             source=hashes,
             quantization=self.quantization,
+            further=self.further,
         )
 
     def _read(self, name: str, rows: slice) -> Tensor:
@@ -309,7 +312,9 @@ class _Job:
             for shard in self.shards
             for spec in shard.tensors
         }
-        described = description(self.config, self.shards, self.layout, self.quantization)
+        described = description(
+            self.config, self.shards, self.layout, self.quantization, self.further
+        )
         files = {n: file_record([c]) for n, c in {**described, **self.companions}.items()}
         expected = {name: record["size"] for name, record in files.items()}
         for shard in self.shards:
@@ -368,6 +373,15 @@ def _is_foreign(manifest: Path) -> bool:
         return False
     form = values.get("format") if isinstance(values, dict) else None
     return not (isinstance(form, str) and form.startswith(MANIFEST_FORMATS))
+
+
+def tokenizer_class(folder: Path) -> dict[str, str]:
+    """What `config.json` says of the tokenizer, by which others open it where no file of its own
+    names a class.
+    """
+    path = folder / "config.json"
+    value = read_config_object(path).get("tokenizer_class") if path.is_file() else None
+    return {"tokenizer_class": value} if isinstance(value, str) and is_text(value) else {}
 
 
 def companions(folder: Path) -> dict[str, bytes]:

@@ -29,6 +29,7 @@ COMPANIONS = (
     "vocab.json",
     "merges.txt",
     "tokenizer.model",
+    "chat_template.jinja",
     "generation_config.json",
 )
 
@@ -81,6 +82,14 @@ def file_record(parts: Iterable[bytes | memoryview]) -> dict[str, Any]:
         digest.update(part)
         size += len(part)
     return {"size": size, "sha256": digest.hexdigest()}
+
+
+def shown(notice: str) -> str:
+    """A notice for a terminal, which what a stranger wrote there must not command."""
+    lines = notice.splitlines() or [""]
+    return "\n  ".join(
+        "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line) for line in lines
+    )
 
 
 def is_text(words: str) -> bool:

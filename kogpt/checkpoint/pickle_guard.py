@@ -164,6 +164,11 @@ class Interpreter:
         if not isinstance(value, dict):
             self.refuse(f"its top is no table of tensors but {clip(value)}")
         for name, tensor in value.items():
+            if isinstance(tensor, dict):
+                raise InputRefusedError(
+                    f"{self.where}: {clip(name)} is a table, where a state dict has tensors alone:"
+                    " of a training checkpoint, save the table of weights by itself"
+                )
             if not isinstance(tensor, StoredTensor):
                 self.refuse(f"{clip(name)} is no tensor but {clip(tensor)}")
             if not name.isprintable() or len(name) > MAX_NAME:

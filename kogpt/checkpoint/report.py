@@ -3,6 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from kogpt.checkpoint.manifest import shown
 from kogpt.checkpoint.resources import human
 from kogpt.checkpoint.writer import ROOM_FOR_SMALL_FILES
 
@@ -92,7 +93,7 @@ class ConversionReport:
             f" extra tensors, copied {', '.join(self.copied) or 'no tokenizer files'}",
             *([] if self.quantization is None else [f"quantised: {self.quantization}"]),
             *self._losses(),
-            f"licence of the weights: {self.license}",
+            f"licence of the weights: {shown(self.license)}",
         ]
 
     def _losses(self) -> list[str]:

@@ -8,7 +8,7 @@ import torch
 
 from kogpt.checkpoint.safetensors_file import encode_header
 
-SLICE = 8 << 20  # bytes of a tensor that are in hand at a time
+SLICE = 8 << 20  # bytes of a tensor that are in hand at a time, were it read as float32
 MAX_SHARD_SIZE = 5 * 10**9  # bytes; the ecosystem's default
 
 
@@ -25,9 +25,9 @@ class TensorSpec:
         return math.prod(self.shape) * self.dtype.itemsize
 
     def slices(self) -> Iterator[slice]:
-        """Ranges of the first dimension of at most `SLICE` bytes (or one row)."""
+        """Ranges of the first dimension of at most `SLICE` bytes in float32 (or one row)."""
         rows = self.shape[0]
-        step = max(1, SLICE * rows // self.nbytes)
+        step = max(1, SLICE // 4 * rows // math.prod(self.shape))
         return (slice(start, min(start + step, rows)) for start in range(0, rows, step))
 
 

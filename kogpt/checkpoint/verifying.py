@@ -20,6 +20,7 @@ from kogpt.checkpoint.manifest import (
     TensorRecord,
     file_record,
     is_text,
+    shown,
 )
 from kogpt.checkpoint.mesh import is_mesh_checkpoint
 from kogpt.checkpoint.resources import human
@@ -65,7 +66,7 @@ class Verification:
     def __str__(self) -> str:
         return (
             f"{self.path}: {self.tensors} tensors ({human(self.nbytes)}) and {len(self.files)}"
-            f" files are as the manifest says\nlicence of the weights: {self.license}"
+            f" files are as the manifest says\nlicence of the weights: {shown(self.license)}"
         )
 
 
@@ -136,11 +137,16 @@ def _check_form(manifest: object) -> None:
         if str(entry.get("file")) not in manifest["headers"]:
             raise ValueError(f"tensors: {clip(name)}: its file is not among the headers")
     source = manifest.get("source")
-    if source is not None and not (isinstance(source, dict) and "sha256" in source):
+    if source is not None and not (isinstance(source, dict) and is_hash(source.get("sha256"))):
         raise ValueError("source has no sha256")
     notice = manifest.get("license")
     if not isinstance(notice, str) or not is_text(notice) or "source" not in manifest:
         raise ValueError("license, which must be text in UTF-8, or source is missing")
+
+
+def is_hash(value: object) -> bool:
+    """Whether a value is a SHA-256 in hexadecimal."""
+    return isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None
 
 
 def _refuse_strangers(folder: Path, manifest: dict[str, Any]) -> None:
@@ -160,6 +166,7 @@ def _check_shard(path: Path, manifest: dict[str, Any], bar: tqdm) -> None:
     try:
         header = file.read_raw(0, file.header.data_start)
         _compare(path, file_record([header]), manifest["headers"][path.name])
+        _check_metadata(path, file.header.metadata, manifest)
         if list(file.tensors) != list(wanted):
             raise InputRefusedError(f"{path}: holds other tensors than the manifest says")
         for name, tensor in file.tensors.items():
@@ -176,6 +183,18 @@ def _check_shard(path: Path, manifest: dict[str, Any], bar: tqdm) -> None:
                     )
     finally:
         file.close()
+
+
+def _check_metadata(path: Path, found: dict[str, str], manifest: dict[str, Any]) -> None:
+    """Holds what a shard says of the licence and the source against the manifest."""
+    wanted = {"license": manifest["license"]}
+    if manifest["source"] is not None:
+        wanted["source_sha256"] = manifest["source"]["sha256"]
+    for key, value in wanted.items():
+        if found.get(key) != value:
+            raise InputRefusedError(
+                f"{path}: {key} is {clip(found.get(key))}, the manifest says {clip(value)}"
+            )
 
 
 def measure(file: SafetensorsFile, name: str, bar: tqdm) -> TensorRecord:

@@ -259,7 +259,7 @@ def test_bad_options_are_value_errors():
 
 def test_tokenizer_files_are_copied_and_licences_noted(tmp_path):
     write_released(tmp_path / "src")
-    for name in ("tokenizer.json", "special_tokens_map.json", "generation_config.json"):
+    for name in ("tokenizer.json", "special_tokens_map.json", "chat_template.jinja"):
         (tmp_path / "src" / name).write_text(f'{{"{name}": 1}}')
     (tmp_path / "src" / "training_args.bin").write_bytes(b"\x80\x02 os.system")
     options = ConversionOptions(license_notice="CC0-1.0")
@@ -281,6 +281,28 @@ def test_tokenizer_files_are_copied_and_licences_noted(tmp_path):
     )
     if sha.returncode == 0:
         assert sha.stdout.startswith(manifest["source"]["sha256"])
+
+
+def test_a_class_of_tokenizer_goes_along(tmp_path):
+    """Others open the tokenizer by it where no file of the tokenizer's names a class."""
+    write_released(tmp_path / "src")
+    path = tmp_path / "src" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "tokenizer_class": "A"}))
+    for src, dst in (("src", "a"), ("a", "b")):
+        convert(tmp_path / src, tmp_path / dst)
+        assert convert(tmp_path / src, tmp_path / dst).already_complete
+        assert json.loads((tmp_path / dst / "config.json").read_text())["tokenizer_class"] == "A"
+    convert(tmp_path / "src", tmp_path / "c", ConversionOptions(config=CONFIG))
+    assert "tokenizer_class" not in json.loads((tmp_path / "c" / "config.json").read_text())
+
+
+def test_a_notice_commands_no_terminal(tmp_path):
+    notice = "MIT \x1b[2J\x1b]0;x\x07\n한국어도\rkogpt: all fine"
+    write_checkpoint(tmp_path / "a", CONFIG, tiny_state(), license_notice=notice)
+    report = convert(tmp_path / "a", tmp_path / "b")
+    assert report.license == verify(tmp_path / "b").license == notice
+    for told in (str(report), str(verify(tmp_path / "b"))):
+        assert told.endswith("weights: MIT \\x1b[2J\\x1b]0;x\\x07\n  한국어도\n  kogpt: all fine")
 
 
 def test_the_released_shape_carries_the_released_licence(tmp_path):
@@ -345,7 +367,14 @@ def _manifest_bit(folder: Path) -> bool:
         (lambda d: (d / "pytorch_model.bin").write_bytes(b"x"), "pytorch_model.bin"),
         (lambda d: (d / "tokenizer.model").write_bytes(b"x"), "tokenizer.model: not in the manif"),
         (lambda d: (d / "adapter_config.json").write_text("{}"), "adapter_config.json: not in the"),
-        (lambda d: set_license(d, "x\ud800"), "license, which must be text in UTF-8"),
+        (lambda d: (d / "chat_template.jinja").write_text(""), "jinja: not in the manifest"),
+        (lambda d: set_note(d, license="x\ud800"), "license, which must be text in UTF-8"),
+        (lambda d: set_note(d, license="MIT"), "license is 'not .*', the manifest says 'MIT'"),
+        (
+            lambda d: set_note(d, source={"sha256": "0" * 64}),
+            "source_sha256 is '.*', the manifest says '000",
+        ),
+        (lambda d: set_note(d, source={"sha256": ["x"]}), "source has no sha256"),
         (lambda d: (d / "shard_0").mkdir(), "holds slices of weights"),
         (lambda d: change_manifest(d, "tensors", "ghost", {"file": "none"}), "ghost': its file is"),
         (lambda d: change_manifest(d, "tensors", "ghost", {}), "ghost': its file is"),
@@ -360,9 +389,9 @@ def test_verify_names_what_is_missing_or_strange(tmp_path, damage, word):
         verify(tmp_path / "dst")
 
 
-def set_license(folder: Path, notice: str) -> None:
+def set_note(folder: Path, **notes: object) -> None:
     path = folder / "manifest.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "license": notice}))
+    path.write_text(json.dumps(json.loads(path.read_text()) | notes))
 
 
 def change_manifest(folder: Path, table: str, name: str, entry: dict | None) -> None:

@@ -110,7 +110,7 @@ state_kind(
 )
 state_kind("infinity", put("lm_head.bias", torch.full((97,), -torch.inf).half()), "97 infinite")
 state_kind("no tensors", lambda state: state.clear(), "transformer.wte.weight is missing")
-kind("a nested state dict", lambda d: torch.save({"model": tiny_state()}, d / BIN), "'model'")
+kind("a nested state dict", lambda d: torch.save({"model": tiny_state()}, d / BIN), "a table")
 kind("a list", lambda d: torch.save([torch.ones(2)], d / BIN), BIN, "unsafe pickle")
 
 # Files.
