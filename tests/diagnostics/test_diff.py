@@ -11,7 +11,8 @@ from kogpt.checkpoint.writer import write_checkpoint
 from kogpt.cli import main
 from kogpt.diagnostics.diff import compare, find_model
 from kogpt.errors import InputRefusedError
-from kogpt.model import KoGPT
+from kogpt.model import KoGPT, KoGPTConfig
+from kogpt.model.variants import GPTNeoXConfig
 from tests.checkpoint import tiny
 from tests.model import swaps
 from tests.model.test_swaps import CONFIG, SWAPS
@@ -71,6 +72,7 @@ def test_what_is_alike_in_several_layers_is_one_line():
     shorter = compare(find_model("kogpt-j-base"), find_model("kogpt-j-base-24L"))
     assert "+ transformer.h.{12-23}.mlp.fc_in.bias  3072" in str(shorter).splitlines()
     assert shorter.obstacle == "only the second has transformer.h.12.ln_1.weight"
+    assert "architectures" not in found.settings  # the row of classes says it
 
 
 def test_the_command_reads_presets_files_folders_and_own_classes(tmp_path, capsys):
@@ -87,6 +89,26 @@ def test_the_command_reads_presets_files_folders_and_own_classes(tmp_path, capsy
 def test_what_cannot_be_read_is_refused_by_name(tmp_path, capsys):
     assert main(["diff", "nano", str(tmp_path / "none")]) == 3
     assert f"{tmp_path / 'none'}: no such file or folder" in capsys.readouterr().err
+
+
+def test_a_checkpoint_that_is_not_what_its_config_says_is_refused(tmp_path):
+    folder = write(tmp_path / "a")
+    longer = dataclasses.replace(tiny.CONFIG, n_layer=tiny.CONFIG.n_layer + 1)
+    (folder / "config.json").write_text(json.dumps(longer.to_dict()))
+    with pytest.raises(InputRefusedError, match=str(folder)):
+        find_model(folder)
+
+
+def test_the_obstacle_is_the_first_in_the_order_of_the_network(tmp_path):
+    shape = {"vocab_size": 88, "n_embd": 32, "n_layer": 2, "n_head": 4, "rotary_dim": 4}
+    folders = tmp_path / "a", tmp_path / "b"
+    for folder, config in zip(
+        folders, (GPTNeoXConfig(**shape), KoGPTConfig(**shape, n_inner=72)), strict=True
+    ):
+        folder.mkdir()
+        (folder / "config.json").write_text(json.dumps(config.to_dict()))
+    found = compare(*(find_model(folder / "config.json") for folder in folders))
+    assert found.obstacle == "only the first has transformer.h.0.attn.q_proj.bias"
 
 
 def test_what_none_stands_for_may_be_spelled_out(tmp_path):

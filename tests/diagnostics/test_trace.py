@@ -319,6 +319,28 @@ def left_on(model: nn.Module) -> list[object]:
     return found
 
 
+@pytest.mark.parametrize("side", [0, 1])
+def test_what_one_side_computes_more_than_once_is_refused(side):
+    def again(block, args):
+        block.ln_1(args[0])
+
+    sides = random_model(), random_model()
+    sides[side].transformer.h[1].register_forward_pre_hook(again)
+    with pytest.raises(InputRefusedError, match="h.1.ln_1 is computed more than once in a pass"):
+        trace(*sides, INPUT_IDS)
+
+
+@pytest.mark.parametrize("side", [0, 1])
+def test_the_side_that_computes_a_skipped_layer_is_named_and_its_tensors_are_alone(side):
+    sides = random_model(), random_model()
+    never_call_layer(sides[side])
+    report = trace(*sides, INPUT_IDS)
+    who = ("the other", "the model")[side]
+    assert report.parting.module == "transformer.h.1"
+    assert report.parting.why == f"only {who} computes this layer"
+    assert {site.module for site in report.alone} >= {"transformer.h.1", "transformer.h.1.ln_1"}
+
+
 def test_nothing_is_left_on_either_network_and_both_are_as_before():
     model, other = random_model().train(), random_model()
     scale_scores_wrongly(other)

@@ -184,3 +184,12 @@ def test_the_p_value_of_spearman_is_of_ranks_as_spearman_is(change):
 def test_other_rows_are_not_compared():
     with pytest.raises(ValueError, match="same rows"):
         compare(ACCURACY, made_up(1, rows=10), made_up(1, rows=11))
+
+
+def test_only_outcomes_of_the_same_rows_and_as_many_sets_are_compared():
+    gold, scores = np.array([0, 1, 1]), np.zeros((2, 3, 2))
+    one = Outcome(2, gold, scores)
+    with pytest.raises(ValueError, match="not scored on the same rows"):
+        compare("accuracy", one, Outcome(2, 1 - gold, scores))
+    with pytest.raises(ValueError, match="equally many sets"):
+        compare("accuracy", one, Outcome(2, gold, scores[:1]))

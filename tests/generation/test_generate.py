@@ -168,7 +168,7 @@ def test_a_tokenizer_with_more_ids_than_the_model_is_refused(tokenizer):
 def test_a_model_whose_logits_are_nan_is_told(tokenizer):
     model = KoGPT(TINY).requires_grad_(False)
     model.transformer.ln_f.weight[0] = math.nan
-    for asked in ({"temperature": 0}, {"seed": 1}, {"num_beams": 2}):
+    for asked in ({"temperature": 0}, {"seed": 1}, {"seed": 1, "top_p": 0.9}, {"num_beams": 2}):
         with pytest.raises(KoGPTError, match="NaN or infinite"):
             one(model, tokenizer, **asked)
 
@@ -336,12 +336,22 @@ def test_a_word_begun_in_the_prompt_is_not_completed(model, tokenizer):
     assert one(model, tokenizer, **asked, banned_words=["화 뗄"]).text == "뗄"
 
 
+def test_a_bias_lifts_no_ban(model, tokenizer):
+    (id,) = tokenizer.encode("뗄")
+    asked = {"temperature": 0, "max_new_tokens": 1}
+    result = one(model, tokenizer, **asked, logit_bias={id: 60.0}, banned_words=["뗄"])
+    assert result.text != "뗄"
+    result = one(model, tokenizer, **asked, logit_bias={tokenizer.vocab_size: 60.0})
+    assert result.token_ids[0] < tokenizer.vocab_size  # a row to spare, without a piece
+
+
 def test_padding_is_no_part_of_a_banned_word(model, tokenizer):
     (id,) = tokenizer.encode("뗄")
     params = SamplingParams(
         temperature=0, max_new_tokens=2, logit_bias={id: 60.0}, banned_words=["뗄뗄뗄"]
     )
-    _, short = generate(model, tokenizer, ["한국어 영화 최고", "뗄"], params)
+    prompts = [tokenizer.encode("한국어 영화 최고"), [id]]  # no bos, of which padding would be
+    _, short = generate(model, tokenizer, prompts, params)
     assert short.token_ids[0] == id != short.token_ids[1]
 
 
@@ -448,3 +458,8 @@ def test_finished_rows_leave_the_batch_and_prompts_are_read_once(model, tokenize
 def test_impossible_sizes_are_refused(model, tokenizer, asked):
     with pytest.raises(ValueError, match="must be at least 1"):
         generate(model, tokenizer, [PROMPT], **asked)
+
+
+def test_more_alternatives_than_there_are_tokens_are_all_tokens(model, tokenizer):
+    result = one(model, tokenizer, seed=1, max_new_tokens=1, logprobs=TINY.vocab_size + 1)
+    assert len(result.top_logprobs[0]) == TINY.vocab_size

@@ -228,3 +228,11 @@ def test_what_reaches_the_mass_exactly_is_all_that_is_kept(few, monkeypatch):
         monkeypatch.setattr(processors, "_keep_few", lambda *_: None)
     kept = processors.top_p(torch.zeros(1, 4), 0.5).isfinite()
     assert kept.tolist() == [[True, True, False, False]]
+
+
+def test_the_nucleus_is_that_of_the_k_most_probable(tokenizer):
+    logits = torch.full((1, tokenizer.vocab_size), -math.inf)
+    logits[0, 50:54] = torch.tensor([0.4, 0.3, 0.2, 0.1]).log()
+    history = History(torch.tensor([[60]]), None, generated=0)
+    kept = process(tokenizer, SamplingParams(top_k=2, top_p=0.5), logits, history)
+    assert kept.isfinite().nonzero()[:, 1].tolist() == [50]  # 4/7 of those two

@@ -63,3 +63,8 @@ def test_ids_are_found_by_the_beginning_of_their_bytes():
 
 def test_a_vocabulary_is_read_once_for_each_tokenizer(tokenizer):
     assert Vocabulary.of(tokenizer) is Vocabulary.of(tokenizer)
+
+
+def test_words_that_begin_alike_are_all_banned():
+    banned = BannedWords(["ab", "ac"], Vocabulary([b"a", b"b", b"c"]))
+    assert banned.completing([0]) == {1, 2}

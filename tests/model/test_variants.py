@@ -401,3 +401,8 @@ def test_a_released_model_is_no_model_of_ones_own(kind, tmp_path):
     reference(kind).save_pretrained(tmp_path)
     with pytest.raises(InputRefusedError, match=r"transformer\.h\.0\.ln_3\.weight is missing"):
         load_model(tmp_path, model_class=OWN[kind][0])
+
+
+def test_nothing_rotates_in_a_gpt2():
+    with pytest.raises(InputRefusedError, match="rotary_dim is 4, in a GPT-2 nothing rotates"):
+        GPT2Config(rotary_dim=4)

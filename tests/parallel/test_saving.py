@@ -1,7 +1,9 @@
 """Checkpoints of several processes: any number reads them, PyTorch too, and a crash leaves none."""
 
 import json
+import os
 import random
+import sys
 import time
 from pathlib import Path
 
@@ -13,10 +15,10 @@ from kogpt.checkpoint import convert, load_model, open_checkpoint, verify
 from kogpt.checkpoint.sliced import SlicedCheckpoint
 from kogpt.checkpoint.writer import ROOM_FOR_SMALL_FILES
 from kogpt.errors import InputRefusedError
-from kogpt.parallel import parts, saving
+from kogpt.parallel import Parallel, parts, saving
 from kogpt.parallel.loading import load_parallel
 from kogpt.parallel.parts import fill, whole
-from kogpt.parallel.saving import export, save_slices
+from kogpt.parallel.saving import export, save_slices, write_whole
 from kogpt.parallel.sharding import as_forward
 from kogpt.training.optimizer import optimizer_tensors
 from tests.parallel.launch import begin, finish, run
@@ -317,3 +319,40 @@ def save_late(parallel, folder):
 def test_a_folder_gets_its_name_when_the_last_part_is_written(tmp_path):
     count = len(dict(tiny_model().named_parameters()))
     assert run(2, save_late, str(tmp_path / "step")) == [count, count]
+
+
+def noted(monkeypatch):
+    """Notes what is brought to the disk, and what gets its name, in order."""
+    done, fsync, rename = [], os.fsync, os.rename
+
+    def note_fsync(file):
+        done.append(("fsync", Path(os.readlink(f"/proc/self/fd/{file}")).name))
+        fsync(file)
+
+    def note_rename(path, new):
+        done.append(("rename", Path(path).name))
+        rename(path, new)
+
+    monkeypatch.setattr(os, "fsync", note_fsync)
+    monkeypatch.setattr(os, "rename", note_rename)
+    return done
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="files are told by Linux's /proc")
+def test_a_whole_file_is_on_the_disk_before_it_takes_the_place_of_another(tmp_path, monkeypatch):
+    path = tmp_path / "moments.safetensors"
+    path.write_bytes(b"of the step before")
+    done = noted(monkeypatch)
+    write_whole(path, {"x": ROWS}, Parallel())
+    temporary = "moments.safetensors.tmp"
+    assert done == [("fsync", temporary), ("rename", temporary), ("fsync", tmp_path.name)]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="files are told by Linux's /proc")
+def test_slices_are_on_the_disk_before_the_folder_gets_its_name(tmp_path, monkeypatch):
+    done = noted(monkeypatch)
+    save_slices(tmp_path / "step", {".": {"x": ROWS}, "optimizer": {"x": ROWS}}, {}, Parallel())
+    places = [done.index(("fsync", "optimizer")), done.index(("rename", "folder"))]
+    assert places == sorted(places)
+    assert sum(name.endswith(".safetensors") for what, name in done if what == "fsync") >= 2

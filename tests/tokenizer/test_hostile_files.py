@@ -158,3 +158,17 @@ def test_no_mutation_takes_the_process_down(
     report = json.loads(child.stdout.splitlines()[-1])
     assert report["refused"] > 0 and report["accepted"] > 0, report
     assert report["slowest_s"] < 2 and report["peak_mb"] < 500, report
+
+
+@pytest.mark.parametrize("count", [0, (1 << 20) + 1])
+def test_no_ids_and_absurdly_many_are_refused(tmp_path: Path, count: int) -> None:
+    write_byte_level(tmp_path)
+    content = json.loads((tmp_path / "tokenizer.json").read_text())
+    vocab = content["model"]["vocab"]
+    if count:
+        vocab[max(vocab, key=vocab.get)] = count - 1  # any number stands there as an id
+    else:
+        content["added_tokens"] = content["model"]["merges"] = []
+        vocab.clear()
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    assert f"{count} ids, not 1 to 1048576" in refusal(tmp_path, "tokenizer.json")

@@ -68,6 +68,14 @@ def test_any_ids_read_as_the_library_has_them(ours, library, ids):
         assert ours.decode(ids, skip_special=skip) == library.decode(ids, skip_special_tokens=skip)
 
 
+def test_a_first_piece_loses_every_space_as_in_the_library(tmp_path):
+    library = tokenizers.Tokenizer.from_file(str(write(tmp_path) / "tokenizer.json"))
+    library.add_tokens([AddedToken("▁둘▁", normalized=False)])
+    library.save(str(tmp_path / "tokenizer.json"))
+    id = library.token_to_id("▁둘▁")
+    assert load_tokenizer(tmp_path).decode([id, id]) == library.decode([id, id]) == "둘 둘 "
+
+
 def test_korean_comes_back_piece_by_piece(ours):
     for text in (*SENTENCES[:2], SENTENCES[-1]):  # which NFKC leaves as they are
         ids = ours.encode(text)

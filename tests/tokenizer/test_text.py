@@ -130,3 +130,13 @@ def test_every_character_of_unicode_comes_back(backend: Backend) -> None:
     for code in codes[:: scaled(97, 1)]:
         text = f"가{chr(code)}나"
         assert tokenizer.decode(tokenizer.encode(text, normalize="none")) == text
+
+
+@pytest.mark.parametrize("form", ["NFC", "Auto", "NONE"])
+def test_the_case_of_a_form_does_not_matter(form: str) -> None:
+    assert normalize_text(nfd("한글"), form) == normalize_text(nfd("한글"), form.lower())
+
+
+def test_half_characters_that_are_all_named_are_no_fewer_than_there_are() -> None:
+    with pytest.raises(InputRefusedError, match=r"\(lone surrogates (U\+D800, ){3}U\+D800, the"):
+        normalize_text("\ud800" * 4)
