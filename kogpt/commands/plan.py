@@ -13,7 +13,7 @@ from kogpt.checkpoint.resources import available_memory
 from kogpt.cli import SHORTAGE, UsageError
 from kogpt.commands.common import parse_size, print_report, refuse_idle, run_settings, usage_errors
 from kogpt.model import KoGPTConfig
-from kogpt.model.variants import PRESETS, find_config
+from kogpt.model.variants import find_config, is_shape
 from kogpt.parallel.tensor import check_divides
 from kogpt.training.config import FULL, P_TUNING, PROMPT_TUNING, QLORA, FinetuningConfig
 from kogpt.training.planning import GROUP_SIZE, INFERENCE, Work, plan
@@ -85,7 +85,7 @@ def find_model(name: str) -> tuple[KoGPTConfig, Quantization | None, torch.dtype
     """Shape of a preset, a `config.json` or a checkpoint, and how its matrices and all else are
     stored; what is not stored yet would be in bfloat16.
     """
-    if name in PRESETS or Path(name).suffix == ".json":
+    if is_shape(name):
         return find_config(name), None, torch.bfloat16
     with open_checkpoint(name) as reader:
         reader.check(reader.require_config())

@@ -5,13 +5,12 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from kogpt.checkpoint.names import Shapes, expand
 from kogpt.checkpoint.reader import open_checkpoint
 from kogpt.model import KoGPT, KoGPTConfig
-from kogpt.model.variants import PRESETS, class_of, find_config
+from kogpt.model.variants import class_of, find_config, is_shape
 
 # Settings that a model's function does not depend on, once it is trained.
 WITHOUT_EFFECT = {
@@ -66,7 +65,7 @@ def find_model(name: str | os.PathLike[str], model_class: type[KoGPT] | None = N
 
 
 def _find_config(name: str, model_class: type[KoGPT] | None) -> KoGPTConfig:
-    if name in PRESETS or Path(name).suffix == ".json":
+    if is_shape(name):
         return find_config(name, model_class)
     with open_checkpoint(name, model_class) as reader:
         reader.check(reader.require_config())

@@ -12,7 +12,7 @@ from kogpt.cli import main
 from kogpt.diagnostics.diff import compare, find_model
 from kogpt.errors import InputRefusedError
 from kogpt.model import KoGPT, KoGPTConfig
-from kogpt.model.variants import GPTNeoXConfig
+from kogpt.model.variants import PRESETS, GPTNeoXConfig
 from tests.checkpoint import tiny
 from tests.model import swaps
 from tests.model.test_swaps import CONFIG, SWAPS
@@ -84,6 +84,14 @@ def test_the_command_reads_presets_files_folders_and_own_classes(tmp_path, capsy
     assert main(["diff", "nano", "nano", *own]) == 0
     said = capsys.readouterr().out
     assert "- transformer.h.{0-5}.ln_1.bias  256" in said and "does not fit" in said
+
+
+def test_a_folder_goes_before_a_preset_of_its_name(tmp_path, monkeypatch):
+    write(tmp_path / "nano")
+    monkeypatch.chdir(tmp_path)
+    assert find_model("nano").parameters == tiny.CONFIG.num_parameters
+    (tmp_path / "nano" / "config.json").unlink()
+    assert find_model("nano").parameters == PRESETS["nano"].num_parameters
 
 
 def test_what_cannot_be_read_is_refused_by_name(tmp_path, capsys):

@@ -27,6 +27,7 @@ __all__ = [
     "GPTNeoXConfig",
     "class_of",
     "find_config",
+    "is_shape",
     "read_config",
 ]
 
@@ -40,6 +41,14 @@ def class_of(config: KoGPTConfig) -> type[KoGPT]:
     if config.model_type not in CLASSES:
         raise ValueError(f"no model class for a config of model_type {config.model_type!r}")
     return CLASSES[config.model_type]
+
+
+def is_shape(name: str) -> bool:
+    """Whether a name is that of a `config.json` or a preset, not of a checkpoint folder, which
+    goes before a preset of its name.
+    """
+    is_folder = (Path(name) / "config.json").is_file()
+    return Path(name).suffix == ".json" or (name in PRESETS and not is_folder)
 
 
 def find_config(name: str, model_class: type[KoGPT] | None = None) -> KoGPTConfig:
