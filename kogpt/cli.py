@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def exit_code(action: Callable[[], int | None], program: str = PROGRAM) -> int:
-    """Does something and returns the exit code; what can go wrong for a person is told in a line.
+    """Does something and returns the exit code; errors that are expected are told in one line.
 
     Args:
         action: returns its own exit code, or None for 0.
@@ -289,7 +289,7 @@ def add_limit_arguments(parser: argparse.ArgumentParser) -> None:
         "--early-stopping",
         action="store_true",
         default=None,
-        help="end a beam search with the first texts that are whole, as many as it is wide",
+        help="end a beam search once as many texts have ended as it is wide",
     )
     add("--logprobs", type=int, metavar="N", help="log-probabilities, with N alternatives (--json)")
     add("--seed", type=int, metavar="N", help="the same seed gives the same text")
@@ -373,40 +373,40 @@ def add_tokenize(commands: Commands) -> None:
 
 def add_convert(commands: Commands) -> None:
     parser = add_command(commands, "convert", "turn a released checkpoint into a safe folder")
-    parser.add_argument("source", metavar="SRC", help="folder or file of the checkpoint to read")
-    parser.add_argument("destination", metavar="DST", help="folder to write; must not exist")
-    parser.add_argument(
+    add = parser.add_argument
+    add("source", metavar="SRC", help="folder or file of the checkpoint to read")
+    add("destination", metavar="DST", help="folder to write; must not exist")
+    add(
         "--dtype",
         choices=("float32", "float16", "bfloat16"),
         help="dtype to store (default: the one of the source)",
     )
-    parser.add_argument(
-        "--max-shard-size", default="5GB", metavar="SIZE", help="largest file, as 5GB (default)"
-    )
-    parser.add_argument(
+    add("--max-shard-size", default="5GB", metavar="SIZE", help="of each file (default: 5GB)")
+    add(
         "--config",
         metavar="FILE|PRESET",
         help="shape of the model (default: what config.json of SRC says)",
     )
-    parser.add_argument(
+    add(
         "--on-overflow",
         choices=("error", "clamp", "bfloat16"),
         default="error",
         help="what to do with values float16 cannot hold (default: error)",
     )
-    parser.add_argument(
+    add(
         "--allow-nonfinite",
         action="append",
-        metavar="NAME",
-        help="let tensor NAME hold NaN or infinity",
+        metavar="PATTERN",
+        help="let tensors whose names match PATTERN hold NaN or infinity",
     )
-    parser.add_argument(
-        "--allow-extra", action="append", metavar="NAME", help="leave out the unknown tensor NAME"
+    add(
+        "--allow-extra",
+        action="append",
+        metavar="PATTERN",
+        help="leave out unknown tensors whose names match PATTERN",
     )
-    parser.add_argument(
-        "--license-notice", metavar="TEXT", help="licence of the weights (default: the source's)"
-    )
-    parser.add_argument("--dry-run", action="store_true", help="only tell what would be done")
+    add("--license-notice", metavar="TEXT", help="licence of the weights (default: the source's)")
+    add("--dry-run", action="store_true", help="only tell what would be done")
     add_json_argument(parser, "the report")
     add_quantization_arguments(parser)
 
@@ -450,7 +450,7 @@ def add_inspect(commands: Commands) -> None:
     parser.add_argument(
         "--kernels",
         action="store_true",
-        help="describe the fused attention instead: what was compiled, what each shape would run",
+        help="describe the kernels instead: what was compiled, and which attention a GPU would run",
     )
     add_json_argument(parser, "the report")
 
@@ -560,7 +560,12 @@ def add_method_arguments(parser: argparse.ArgumentParser) -> None:
     add("--dropout", type=float, metavar="X", help="LoRA: of the updates' input (default: 0)")
     add("--virtual-tokens", type=int, metavar="N", help="of a soft prompt (default: 20)")
     add("--encoder", choices=("lstm", "mlp"), help="p-tuning: its network (default: lstm)")
-    add("--encoder-width", type=int, metavar="N", help="p-tuning: default: the model's width")
+    add(
+        "--encoder-width",
+        type=int,
+        metavar="N",
+        help="p-tuning: width of its network (default: the model's)",
+    )
 
 
 def add_objective_arguments(parser: argparse.ArgumentParser) -> None:
@@ -607,7 +612,7 @@ def add_memory_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--weights",
         choices=("float32", "bfloat16-master", "bfloat16-stochastic"),
-        help="that are trained: bfloat16 has float32 ones behind it, or rounds by chance",
+        help="that are trained: bfloat16 with a float32 copy, or rounded stochastically",
     )
     add("--optimizer", choices=("adamw", "adamw-8bit"), help="8 bits a moment, by torchao")
     add("--offload", action="store_true", default=None, help="optimizer on the CPU")
@@ -663,7 +668,7 @@ def add_plan(commands: Commands) -> None:
     add(
         "--memory", metavar="SIZE", help="of each GPU, such as 80GB (default: that of this machine)"
     )
-    add("--quantize", choices=("int8", "int4"), help="as kogpt convert does, where it is not")
+    add("--quantize", choices=("int8", "int4"), help="unless it is stored so already")
     add("--pack", action="store_true", default=None, help="several examples in a row, kept apart")
     add_json_argument(parser, "the plan")
     add_method_arguments(parser)
@@ -708,14 +713,14 @@ def add_evaluate(commands: Commands) -> None:
     add("--plot", metavar="DIR", help="draw confusion matrix and calibration of each run")
     add_json_argument(parser, "the report")
     add = parser.add_argument_group("instead of running").add_argument
-    add("--list", action="store_true", help="tell tasks, prompts and presets")
+    add("--list", action="store_true", help="list tasks, prompts and presets")
     add("--show", type=int, metavar="N", help="print the first N prompts as the model reads them")
     add("--compare", nargs=2, metavar="FILE", help="compare two reports, row by row")
 
 
 def add_protocol_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("how it is done").add_argument
-    add("--data", metavar="DIR", help="folder of the tasks' data")
+    add("--data", metavar="DIR", help="folder of the tasks' data (default: data)")
     add("--preset", metavar="NAME", help="a published protocol; other options change it")
     add("--prompt", nargs="+", metavar="NAME", help="of the task, or all (default: its first)")
     add("--shots", nargs="+", type=int, metavar="K", help="examples in the prompt (default: 0)")
@@ -728,7 +733,7 @@ def add_protocol_arguments(parser: argparse.ArgumentParser) -> None:
         "--scoring",
         nargs="+",
         choices=("sum", "per-token", "per-character", "calibrated"),
-        help="of an answer's log-likelihood (default: sum, and calibrated or per-token)",
+        help="of log-likelihoods of answers (default: sum, and calibrated or per-token)",
     )
     add("--limit", type=int, metavar="N", help="score a sample of N rows, always the same")
     add("--batch-size", type=int, metavar="N", help="rows read at once (default: 32)")
@@ -765,7 +770,7 @@ def add_trace(commands: Commands) -> None:
         "--tolerance",
         type=float,
         metavar="X",
-        help="largest own error, a relative norm, that is no fault (default: what rounding makes)",
+        help="largest relative error of a layer that is no fault (default: what rounding makes)",
     )
     add("--plot", metavar="FILE", help="draw layers against error: .png, .svg or .pdf")
     add_json_argument(parser, "every tensor's errors")

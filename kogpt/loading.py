@@ -31,10 +31,10 @@ def load(
         dtype: dtype to compute in; None for the one stored, or float32 where that is float16
             and the device a CPU.
         device: where the model goes; None for the CPU.
-        fast: the model prepared for decoding (`kogpt.fast`): the same function, some times as fast,
-            and weights stay as they are stored, in 16, 8 or 4 bits, or are packed without loss. Not
-            to train or take apart.
-            Only GPT-J's block has such a form: other models, and a `model_class`, come as without.
+        fast: the model prepared for decoding (`kogpt.fast`): the same function, several times as
+            fast; weights stay as they are stored, in 16, 8 or 4 bits, or are packed without loss.
+            Not to train or take apart. Only GPT-J's block has such a form: other models, and a
+            `model_class`, come as without.
         adapter: folder of an adapter of the model, or of several: updates add up, soft prompts
             follow one another, the head of a classifier becomes `model.score`. None for none.
         model_class: a subclass of `KoGPT` to load into; None for the class that belongs to the

@@ -3,7 +3,7 @@
 Everybody codes the same documents and where each of them ends: the models by the id of the end,
 xz by a newline. The bytes that are counted are those of the documents alone.
 
-    python scripts/evaluate_nano.py ../shared/data/nsmc/reviews.tsv.xz
+    python scripts/evaluate_nano.py data/nsmc/reviews.tsv.xz
 """
 
 import argparse

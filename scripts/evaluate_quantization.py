@@ -6,7 +6,7 @@ model is quantised as `kogpt convert` does it. Perplexity is per token over the 
 each scored alone, as in evaluate_nano.py; layers and logits are compared on the first of their
 tokens, a linear layer given the float model's input, a block that of the blocks before it.
 
-    python scripts/evaluate_quantization.py ../shared/data/nsmc/reviews.tsv.xz
+    python scripts/evaluate_quantization.py data/nsmc/reviews.tsv.xz
 """
 
 import argparse

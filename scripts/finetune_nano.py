@@ -1,6 +1,6 @@
 """Finetunes `nano` by every method on NSMC and KorSTS, with several seeds, and writes the tables.
 
-    python scripts/finetune_nano.py ../shared/data work [--only lora full] [--seeds 0 1 2]
+    python scripts/finetune_nano.py data work [--only lora full] [--seeds 0 1 2]
 
 Each run is `kogpt finetune` in a process of its own; the command is in its `results.json`. What is
 in `work` already is not run again, but refused where it was of other settings, and what was

@@ -212,7 +212,7 @@ class RandomRows(Job[FinetuningConfig, ExampleBatch]):
     def describe(self) -> str:
         return "random ids"
 
-    def validate(self, step: int) -> dict[str, float]:
+    def validate(self) -> dict[str, float]:
         return {}
 
     def save(self, folder: Path, files: Files) -> None:

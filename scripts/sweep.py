@@ -1,6 +1,6 @@
 """Trains variants of a shape on the same tokens, with several seeds, and draws their curves.
 
-    python scripts/sweep.py ../shared/data/nsmc/reviews.tsv.xz work \\
+    python scripts/sweep.py data/nsmc/reviews.tsv.xz work \\
         --variant plain \\
         --variant "SwiGLU=tests/model/swaps.py:WithSwiGLU,n_inner=683" \\
         --variant "sequential=tests/model/swaps.py:WithSequentialResidual"

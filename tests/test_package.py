@@ -30,6 +30,7 @@ MAY_IMPORT = {
     "diagnostics": {"model", "tokenizer", "checkpoint", "generation"},
     "evaluation": {
         *("model", "tokenizer", "checkpoint", "generation", "loading", "adapters", "parallel"),
+        "architecture",
     },
 }
 

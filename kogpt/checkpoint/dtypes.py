@@ -14,23 +14,21 @@ class FloatFormat:
 
     Attributes:
         name: as in `--dtype` and `config.json`.
-        code: as in a safetensors header.
         torch: the dtype.
         bits: the unsigned integer of the same width.
         infinity: the bits of +inf; larger magnitudes are NaN.
     """
 
     name: str
-    code: str
     torch: torch.dtype
     bits: type[np.unsignedinteger]
     infinity: int
 
 
 FORMATS = (
-    FloatFormat("float16", "F16", torch.float16, np.uint16, 0x7C00),
-    FloatFormat("bfloat16", "BF16", torch.bfloat16, np.uint16, 0x7F80),
-    FloatFormat("float32", "F32", torch.float32, np.uint32, 0x7F80_0000),
+    FloatFormat("float16", torch.float16, np.uint16, 0x7C00),
+    FloatFormat("bfloat16", torch.bfloat16, np.uint16, 0x7F80),
+    FloatFormat("float32", torch.float32, np.uint32, 0x7F80_0000),
 )
 BY_NAME = {item.name: item for item in FORMATS}
 BY_TORCH = {item.torch: item for item in FORMATS}

@@ -47,6 +47,7 @@ from kogpt.evaluation import (
     tables,
     task_names,
 )
+from kogpt.evaluation.data import DATA
 from kogpt.evaluation.metrics import require_sklearn
 from kogpt.evaluation.plot import draw
 from kogpt.evaluation.prompting import CONTENT_FREE, Encoder, ask, example
@@ -112,8 +113,6 @@ def plan(args: argparse.Namespace) -> list[Work]:
     """What is asked for; whatever can be seen to be wrong is refused here, before the model."""
     if not args.tasks and not args.preset:
         raise UsageError(f"which task? There are {', '.join(task_names())}, or a .toml file")
-    if args.data is None:
-        raise UsageError("argument --data: where the tasks' data lies is needed")
     if args.show is not None and args.show < 1:
         raise UsageError(f"argument --show: must be at least 1, is {args.show}")
     with usage_errors():
@@ -145,7 +144,7 @@ def works_of(task: Task, args: argparse.Namespace) -> Iterator[Work]:
     values = dict(preset_of(args, task))
     prompt = values.pop("prompt", None)
     protocol = Protocol(**{**values, **given(args)})
-    data = read_data(task, Path(args.data), protocol)
+    data = read_data(task, Path(args.data or DATA), protocol)
     asked = args.prompt or [prompt]
     for each in list(task.prompts) if asked == ["all"] else asked:
         yield Work(task, task.prompt(each), protocol, data)

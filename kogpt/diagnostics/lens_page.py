@@ -1,4 +1,4 @@
-"""A `Lens` as one HTML page that needs nothing but itself: no network, no fonts, no scripts.
+"""A `Lens` as one HTML page that needs nothing but itself: nothing from a network.
 
 The page is `lens.html` with `lens.css`, `lens.js` and the data in it.
 """

@@ -14,6 +14,8 @@ from kogpt.jsonfiles import read_json
 from kogpt.textfiles import abridged, read_table
 from kogpt.tokenizer.text import normalize_text, refuse_surrogates
 
+DATA = Path("data")  # where the files of tasks lie, unless told
+
 
 @dataclass(frozen=True)
 class Row:

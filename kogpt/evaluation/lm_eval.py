@@ -1,7 +1,7 @@
 """KoGPT as a model of lm-evaluation-harness, and its command line with that model and our tasks:
 
     python -m kogpt.evaluation.lm_eval --model kogpt --model_args path=kogpt-6b --batch_size 32 \
-        --tasks kogpt_nsmc_harness-303 --num_fewshot 20 --metadata '{"data": "../shared/data"}'
+        --tasks kogpt_nsmc_harness-303 --num_fewshot 20 --metadata '{"data": "data"}'
 
 The harness up to 0.4.13 finds no models in installed packages, so its own `lm_eval` does not know
 "kogpt"; here it is registered first. From Python, importing this module does that.

@@ -28,8 +28,8 @@ class Protocol:
         scoring: how an answer's log-likelihood becomes its score, the main way first: `sum` of its
             tokens; `per-token` and `per-character`, that sum divided; `calibrated`, that sum less
             the log-probability among the answers when nothing is asked (Zhao et al. 2021). None is
-            `sum` and `calibrated`; only `sum` where every row has answers of its own, for which
-            calibration asks three questions more a row.
+            `sum` and `calibrated`, or `sum` and `per-token` where every row has answers of its
+            own, for which calibration asks three questions more a row.
         limit: score a sample of so many rows; None for all.
         batch_size: rows read at once.
     """

@@ -8,7 +8,7 @@ from typing import Any
 from kogpt.adapters import LoRAConfig, PromptConfig
 from kogpt.training.documents import COLUMN
 
-# Settings that say how a run is watched, not what it computes: they may change on resume.
+# Settings that may change on resume: where things lie, and how a run is watched and shared.
 # `steps` and `epochs` are among them so that a run can be made longer; the rest of the learning
 # rate schedule then follows the new length.
 MAY_CHANGE = frozenset(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Generic, NamedTuple, TypeVar
 
 from kogpt.errors import InputRefusedError
-from kogpt.evaluation.data import Row, find_first, read_rows
+from kogpt.evaluation.data import DATA, Row, find_first, read_rows
 from kogpt.evaluation.shots import sample_rows
 from kogpt.evaluation.task import Task
 from kogpt.jsonfiles import parse_json
@@ -67,7 +67,7 @@ def read_task(task: Task, config: FinetuningConfig) -> Splits[Row]:
     Raises:
         InputRefusedError: its files are missing or damaged, or leave nothing to learn from.
     """
-    folder, labels = config.data_dir or Path("data"), len(task.labels)
+    folder, labels = config.data_dir or DATA, len(task.labels)
     test = read_rows(task.scored, folder, labels)
     learnt = read_rows(find_first(task.shots, folder), folder, labels)
     notes = [*learnt.notes, *test.notes]

@@ -62,11 +62,11 @@ def test_wrong_usage_is_one_line_and_exit_code_2(more, words, reviews):
     assert words in refusal(*reviews, *more, code=2)
 
 
-def test_a_run_needs_a_task_and_its_data(reviews, tmp_path):
+def test_a_run_needs_a_task_and_its_data(reviews, tmp_path, monkeypatch):
     which = refusal("evaluate", "--data", str(tmp_path), code=2)
     assert which == f"kogpt: which task? There are {', '.join(task_names())}, or a .toml file"
-    where = refusal(*reviews[:2], code=2)
-    assert where == "kogpt: argument --data: where the tasks' data lies is needed"
+    monkeypatch.chdir(tmp_path)
+    assert refusal(*reviews[:2], code=3).startswith("kogpt: data/")
     assert "no task 'nsmcc'; there are klue_sts" in refusal(
         "evaluate", "nsmcc", "--data", str(tmp_path), code=2
     )

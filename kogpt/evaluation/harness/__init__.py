@@ -3,7 +3,7 @@
 The prompts are spelled out there in the harness's own terms; rows, and the examples among them, are
 those of our evaluation. Where the data lies and which rows are wanted goes through `--metadata`:
 
-    --metadata '{"data": "../shared/data", "seed": 1}'
+    --metadata '{"data": "data", "seed": 1}'
 """
 
 from collections.abc import Callable, Sequence

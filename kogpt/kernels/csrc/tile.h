@@ -107,13 +107,8 @@ KOGPT_DEVICE void load_b_transposed(uint32_t (&b)[4], Tile<D> tile, int row, int
   load_matrices_transposed(b, tile.at(row + lane() % 16, lane() / 16, step));
 }
 
-// One warp's piece of a matrix: 16 rows of N columns in float32, spread over the lanes.
-//
-// Lane 4 g + i holds of every 8 columns c the elements [c / 8][0..1] at row g, columns c + 2 i and
-// the next, and [c / 8][2..3] at row g + 8.
-template <int N>
-using Accumulator = float[N / 8][4];
-
+// Where a lane's numbers lie in 16 rows of a product: `element`s 0 and 1 of every 8 columns in row
+// lane / 4, columns 2 (lane % 4) and the next, 2 and 3 eight rows below.
 KOGPT_DEVICE int fragment_row(int element) { return lane() / 4 + element / 2 * 8; }
 KOGPT_DEVICE int fragment_column(int block, int element) {
   return 8 * block + lane() % 4 * 2 + element % 2;

@@ -3,7 +3,6 @@
 // Dimension key, as in Python: M rows, N outputs, K inputs, G groups of inputs that share a scale.
 #pragma once
 
-#include <cstddef>
 #include <cstdint>
 
 #include "array.h"
