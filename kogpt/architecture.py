@@ -15,15 +15,18 @@ from kogpt.errors import InputRefusedError
 from kogpt.model import KoGPT, KoGPTConfig
 
 
-def load_architecture(where: str) -> type[KoGPT]:
+def load_architecture(where: str | None) -> type[KoGPT] | None:
     """The class that is defined in a file of Python, which is run for that.
 
     Args:
-        where: `FILE.py:CLASS`; the class is a subclass of `KoGPT`.
+        where: `FILE.py:CLASS`; the class is a subclass of `KoGPT`. None for none: a checkpoint
+            then names its class.
 
     Raises:
         InputRefusedError: there is no such file or class, or the file fails; names it.
     """
+    if where is None:
+        return None
     file, _, name = where.rpartition(":")
     if not file or not Path(file).is_file():
         raise InputRefusedError(f"architecture {where}: no such file; name it as FILE.py:CLASS")

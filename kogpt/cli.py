@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 import kogpt
-from kogpt.errors import KoGPTError
+from kogpt.errors import KoGPTError, UsageError
 
 DESCRIPTION = """\
 KoGPT, the Korean GPT-J. Started without a command, it asks for prompts.
@@ -32,10 +32,6 @@ exit codes:
 
 PROGRAM = "kogpt"
 FAILED, USAGE, SHORTAGE, INTERRUPTED = 1, 2, 4, 130
-
-
-class UsageError(Exception):
-    """Arguments that make no sense: told in one line, exit code 2."""
 
 
 class Parser(argparse.ArgumentParser):

@@ -11,6 +11,10 @@ class KoGPTError(Exception):
     exit_code = 1
 
 
+class UsageError(Exception):
+    """Arguments of a command that make no sense: told in one line, exit code 2."""
+
+
 class NotFiniteError(KoGPTError):
     """A model computes NaN or infinity."""
 

@@ -1,4 +1,6 @@
-"""JSON from outside: what is damaged, too large, or says two things at once is refused."""
+"""JSON in files: written the same way always; from outside, what is damaged, too large, or says two
+things at once is refused.
+"""
 
 import json
 from collections import Counter
@@ -8,6 +10,11 @@ from typing import Any
 from kogpt.errors import InputRefusedError
 
 MAX_CONFIG_SIZE = 1 << 20  # bytes
+
+
+def to_json(value: object) -> bytes:
+    """JSON as it is written to files: the same bytes for the same value."""
+    return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False).encode() + b"\n"
 
 
 def parse_json(text: bytes | str) -> Any:

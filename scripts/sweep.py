@@ -193,7 +193,7 @@ def parameters(variant: Variant, args: argparse.Namespace) -> int:
 def own_class(variant: Variant) -> "type[KoGPT] | None":
     from kogpt.architecture import load_architecture
 
-    return load_architecture(variant.architecture) if variant.architecture else None
+    return load_architecture(variant.architecture)
 
 
 def read_curve(variant: Variant, seed: int, args: argparse.Namespace) -> Curve:

@@ -11,7 +11,7 @@ What a file asks for beyond that is refused by its key, not passed over.
 """
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,10 +37,10 @@ from kogpt.checkpoint.dtypes import check_float
 from kogpt.checkpoint.files import refuse_foreign, require_regular
 from kogpt.checkpoint.names import expand
 from kogpt.checkpoint.safetensors_file import SafetensorsFile, encode_header
-from kogpt.checkpoint.staging import put_in_place, to_json, writing, written_beside
+from kogpt.checkpoint.staging import put_in_place, writing, written_beside
 from kogpt.checkpoint.writer import raw_bytes
 from kogpt.errors import InputRefusedError
-from kogpt.jsonfiles import read_config_object
+from kogpt.jsonfiles import read_config_object, to_json
 from kogpt.model import KoGPT, KoGPTConfig
 
 CONFIG_NAME = "adapter_config.json"
@@ -92,6 +92,14 @@ class Adapter:
     prompt: Tensor | None = None
     head: Tensor | None = None
     license: str | None = None
+
+
+def updated(values: Tensor, adapters: Iterable[Adapter], layer: str, rows: slice) -> Tensor:
+    """Rows of a layer's matrix with what adapters change them by, in float32 if any does."""
+    for adapter in adapters:
+        if layer in adapter.updates:
+            values = values.float() + adapter.updates[layer].delta(rows)
+    return values
 
 
 def read_adapter(

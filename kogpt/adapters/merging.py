@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from kogpt.adapters.config import refuse_prepared
-from kogpt.adapters.files import Adapter
+from kogpt.adapters.files import Adapter, updated
 from kogpt.adapters.loading import Folder, read_adapters
 from kogpt.adapters.lora import LoRALinear
 from kogpt.box import BOX
@@ -151,11 +151,8 @@ class _Merge:
         if name == CLASSIFIER:
             assert self.head is not None, "it is among the tensors"
             return self.head[rows]
-        values, layer = self.reader.read(name, rows), name.removesuffix(".weight")
-        for adapter in self.adapters:
-            if layer in adapter.updates:
-                values = values.float() + adapter.updates[layer].delta(rows)
-        return values
+        values = self.reader.read(name, rows)
+        return updated(values, self.adapters, name.removesuffix(".weight"), rows)
 
     def _describe(self, head: Tensor) -> dict[str, Any]:
         """What `config.json` says of a head; of its own, what the source says."""

@@ -34,7 +34,6 @@ from kogpt.checkpoint.staging import (
     refuse_existing,
     staged_bytes,
     sweep,
-    to_json,
 )
 from kogpt.checkpoint.verifying import read_manifest
 from kogpt.checkpoint.writer import (
@@ -48,7 +47,7 @@ from kogpt.checkpoint.writer import (
     write_shards,
 )
 from kogpt.errors import InputRefusedError
-from kogpt.jsonfiles import read_config_object
+from kogpt.jsonfiles import read_config_object, to_json
 from kogpt.model.config import KoGPTConfig
 
 MAX_COMPANION = 64 << 20  # bytes

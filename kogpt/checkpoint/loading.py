@@ -52,7 +52,7 @@ def load_model(
         reader.check(config)
         model_class = model_class or class_of(config)
         target = compute_dtype(reader.stored_dtype, device) if dtype is None else parse_dtype(dtype)
-        kept = [name for name in reader.names if quantized and _is_integer(reader, name)]
+        kept = [name for name in reader.names if quantized and reader.is_integer(name)]
         narrow = sum(map(reader.stored_bytes, kept))
         wide = count_parameters(config, model_class)
         wide -= sum(math.prod(reader.shape(name)) for name in kept)
@@ -60,7 +60,7 @@ def load_model(
         model = hollow(model_class, config)
         refuse_unsavable(model)
         for name in kept:
-            weight = _load_weight(reader, name, target, device)
+            weight = on_device(reader.read_weight(name), target, device)
             _freeze(model, name.removesuffix(".weight"), weight)
         names = [name for name in expand(config, model_class) if name not in kept]
         state = {name: _load(reader, name, target, device) for name in names}
@@ -81,10 +81,6 @@ def _refuse_torn(state: dict[str, Tensor], tied: dict[str, str], where: str) -> 
             raise InputRefusedError(f"{where}: {name} differs from {first}, which it should be")
 
 
-def _is_integer(reader: CheckpointReader, name: str) -> bool:
-    return reader.stored_as(name).startswith("int")
-
-
 def _freeze(model: KoGPT, name: str, weight: Weight) -> None:
     """Puts a layer over stored weights in the place of one; its bias, on meta, is yet to come."""
     bias = model.get_submodule(name).bias
@@ -92,10 +88,8 @@ def _freeze(model: KoGPT, name: str, weight: Weight) -> None:
     model.set_submodule(name, FrozenLinear(weight, None if bias is None else bias.detach()))
 
 
-def _load_weight(
-    reader: CheckpointReader, name: str, dtype: torch.dtype, device: torch.device
-) -> Weight:
-    stored = reader.read_weight(name)
+def on_device(stored: Weight, dtype: torch.dtype, device: torch.device) -> Weight:
+    """Integers and their scales on the device that multiplies inputs of `dtype` by them."""
     # A GPU's kernels want scales in the dtype of x; a CPU's take any.
     scales = None if device.type == "cpu" else dtype
     moved = (part if part is None else part.to(device, scales) for part in stored[1:])

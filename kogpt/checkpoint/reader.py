@@ -152,6 +152,10 @@ class CheckpointReader:
         matrix = self._matrices.get(name)
         return dtype_name(self.dtype(name)) if matrix is None else f"int{matrix.scheme.bits}"
 
+    def is_integer(self, name: str) -> bool:
+        """Whether a tensor is kept as integers with scales."""
+        return name in self._matrices
+
     def stored_bytes(self, name: str) -> int:
         """Bytes of a tensor in the file, scales and zero points included."""
         matrix = self._matrices.get(name)

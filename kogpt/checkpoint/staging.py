@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from kogpt.errors import InputRefusedError, KoGPTError, NotEnoughResourcesError
+from kogpt.jsonfiles import to_json
 
 OWN = re.compile(r"folder|(plan|done-.*)\.json(\.tmp)?")  # names of what is in `.DST.partial`
 
@@ -265,11 +266,6 @@ def fsync_path(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def to_json(value: object) -> bytes:
-    """JSON as it is written to files: the same bytes for the same value."""
-    return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False).encode() + b"\n"
 
 
 def _read_json(path: Path) -> Any:

@@ -35,13 +35,13 @@ from kogpt.checkpoint.staging import (
     Staging,
     refuse_existing,
     sweep,
-    to_json,
     write_file,
     write_fully,
     writing,
 )
 from kogpt.checkpoint.statistics import Statistics
 from kogpt.errors import InputRefusedError
+from kogpt.jsonfiles import to_json
 from kogpt.model.config import KoGPTConfig
 from kogpt.model.transformer import KoGPT
 

@@ -21,8 +21,8 @@ from kogpt.benchmarking import (
 from kogpt.benchmarking.plot import draw
 from kogpt.box import BOX
 from kogpt.checkpoint.resources import require_memory
-from kogpt.cli import UsageError
 from kogpt.commands.common import check_plot, load, memory_errors, print_report, refuse_below
+from kogpt.errors import UsageError
 from kogpt.fast import FastKoGPT
 from kogpt.model import KVCache
 

@@ -11,8 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, get_args, get_type_hints
 
-from kogpt.cli import UsageError
-from kogpt.errors import InputRefusedError, NotEnoughResourcesError
+from kogpt.errors import InputRefusedError, NotEnoughResourcesError, UsageError
 from kogpt.tokenizer import Tokenizer, load_tokenizer
 
 if TYPE_CHECKING:  # torch takes seconds to import, and not every command needs it
@@ -69,7 +68,7 @@ def load(
     """Model and tokenizer that `--model`, `--adapter`, `--dtype` and `--device` ask for."""
     from kogpt.architecture import load_architecture
 
-    own = None if args.architecture is None else load_architecture(args.architecture)
+    own = load_architecture(args.architecture)
     return load_folder(args.model, args, parallel, fast, args.adapter, own)
 
 

@@ -8,5 +8,5 @@ from kogpt.diagnostics.diff import compare, find_model
 
 
 def run(args: argparse.Namespace) -> None:
-    own = None if args.architecture is None else load_architecture(args.architecture)
+    own = load_architecture(args.architecture)
     print_report(compare(find_model(args.first), find_model(args.second, own)), args.json)

@@ -19,8 +19,7 @@ from kogpt.adapters.head import read_head
 from kogpt.architecture import load_architecture, source_fingerprint
 from kogpt.box import BOX
 from kogpt.checkpoint.names import count_parameters
-from kogpt.checkpoint.staging import refuse_existing, to_json, write_atomically, writing
-from kogpt.cli import UsageError
+from kogpt.checkpoint.staging import refuse_existing, write_atomically, writing
 from kogpt.commands.common import (
     load,
     memory_errors,
@@ -29,6 +28,7 @@ from kogpt.commands.common import (
     say,
     usage_errors,
 )
+from kogpt.errors import UsageError
 from kogpt.evaluation import (
     Evaluator,
     Journal,
@@ -56,6 +56,7 @@ from kogpt.evaluation.provenance import code, commit, fingerprint, state
 from kogpt.evaluation.report import name_of
 from kogpt.evaluation.running import draw_set, num_sets, rules_of
 from kogpt.fast import FastKoGPT
+from kogpt.jsonfiles import to_json
 from kogpt.model import KoGPT
 from kogpt.model.variants import read_config
 from kogpt.parallel import Parallel
@@ -310,7 +311,7 @@ def shown(work: Work, args: argparse.Namespace) -> Iterator[str]:
 def reader(args: argparse.Namespace) -> tuple[Tokenizer, int, tuple[int, ...]]:
     """What a prompt depends on of a model: tokenizer, context, and what texts begin with."""
     folder = Path(args.model or BOX)
-    own = load_architecture(args.architecture) if args.architecture else None
+    own = load_architecture(args.architecture)
     config = read_config(folder / "config.json", own)
     prefix = virtual_ids(read_adapters(args.adapter, config, own), config)
     return load_tokenizer(args.model), config.n_positions, tuple(prefix)

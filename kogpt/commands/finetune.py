@@ -2,7 +2,6 @@
 
 import argparse
 
-from kogpt.cli import UsageError
 from kogpt.commands.common import (
     memory_errors,
     print_json,
@@ -10,6 +9,7 @@ from kogpt.commands.common import (
     run_settings,
     usage_errors,
 )
+from kogpt.errors import UsageError
 from kogpt.evaluation import load_task
 from kogpt.parallel import Parallel
 from kogpt.training import FinetuningConfig, finetune

@@ -4,7 +4,6 @@ import argparse
 import dataclasses
 import secrets
 
-from kogpt.cli import UsageError
 from kogpt.commands.common import (
     load,
     memory_errors,
@@ -14,6 +13,7 @@ from kogpt.commands.common import (
     speculation,
     usage_errors,
 )
+from kogpt.errors import UsageError
 from kogpt.generation import Generation, SamplingParams, generate, stream
 from kogpt.parallel import Parallel
 

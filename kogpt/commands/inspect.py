@@ -5,8 +5,8 @@ import argparse
 from kogpt.architecture import load_architecture
 from kogpt.box import BOX
 from kogpt.checkpoint import inspect
-from kogpt.cli import UsageError
 from kogpt.commands.common import print_report
+from kogpt.errors import UsageError
 from kogpt.kernels.report import inspect_kernels
 
 
@@ -17,5 +17,5 @@ def run(args: argparse.Namespace) -> None:
         raise UsageError("argument --kernels: not allowed with --architecture")
     if args.kernels:
         return print_report(inspect_kernels(), args.json)
-    own = None if args.architecture is None else load_architecture(args.architecture)
+    own = load_architecture(args.architecture)
     print_report(inspect(BOX if args.path is None else args.path, own), args.json)

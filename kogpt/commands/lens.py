@@ -4,11 +4,11 @@ import argparse
 from pathlib import Path
 
 from kogpt.box import BOX
-from kogpt.cli import UsageError
 from kogpt.commands.common import load, memory_errors, print_report, read_text, say, usage_errors
 from kogpt.diagnostics.lens import look
 from kogpt.diagnostics.lens_page import write_page
 from kogpt.diagnostics.lens_picture import draw_picture
+from kogpt.errors import UsageError
 from kogpt.pictures import require_matplotlib
 
 

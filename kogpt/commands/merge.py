@@ -8,7 +8,7 @@ from kogpt.commands.common import print_report
 
 
 def run(args: argparse.Namespace) -> None:
-    own = None if args.architecture is None else load_architecture(args.architecture)
+    own = load_architecture(args.architecture)
     report = merge_checkpoint(
         args.source, args.adapters, args.destination, model_class=own, quiet=args.json
     )

@@ -10,8 +10,9 @@ from kogpt.checkpoint import open_checkpoint
 from kogpt.checkpoint.dtypes import compute_dtype
 from kogpt.checkpoint.quantization import Quantization
 from kogpt.checkpoint.resources import available_memory
-from kogpt.cli import SHORTAGE, UsageError
+from kogpt.cli import SHORTAGE
 from kogpt.commands.common import parse_size, print_report, refuse_idle, run_settings, usage_errors
+from kogpt.errors import UsageError
 from kogpt.model import KoGPTConfig
 from kogpt.model.variants import find_config, is_shape
 from kogpt.parallel.tensor import check_divides

@@ -6,9 +6,8 @@ from itertools import islice
 from operator import itemgetter
 from pathlib import Path
 
-from kogpt.cli import UsageError
 from kogpt.commands.common import load, memory_errors, print_json, read_text
-from kogpt.errors import InputRefusedError
+from kogpt.errors import InputRefusedError, UsageError
 from kogpt.generation import CorpusScore, score
 from kogpt.generation.scoring import Measures
 

@@ -2,8 +2,8 @@
 
 import argparse
 
-from kogpt.cli import UsageError
 from kogpt.commands.common import is_number, print_json, read_text, usage_errors
+from kogpt.errors import UsageError
 from kogpt.tokenizer import Tokenizer, load_tokenizer
 
 

@@ -12,10 +12,9 @@ from kogpt.architecture import load_architecture
 from kogpt.box import BOX
 from kogpt.checkpoint import load_model
 from kogpt.checkpoint.dtypes import dtype_name
-from kogpt.cli import UsageError
 from kogpt.commands.common import check_plot, device_of, memory_errors, print_report, read_text
 from kogpt.diagnostics.trace import trace
-from kogpt.errors import InputRefusedError, KoGPTError
+from kogpt.errors import InputRefusedError, KoGPTError, UsageError
 from kogpt.generation.requests import refuse_unreadable
 from kogpt.model import KoGPT
 from kogpt.tokenizer import Tokenizer, load_tokenizer
@@ -29,7 +28,7 @@ def run(args: argparse.Namespace) -> None:
     folder = Path(args.model or BOX)
     dtype = getattr(torch, args.dtype) if args.dtype else None
     with memory_errors():
-        own = load_architecture(args.architecture) if args.architecture else None
+        own = load_architecture(args.architecture)
         model, tokenizer = load_ours(folder, dtype, device, own), load_tokenizer(folder)
         ids = read_prompt(args, tokenizer)
         refuse_unreadable(ids, "the prompt", model, tokenizer)
@@ -115,7 +114,7 @@ def load_other(
     """The reference: ours of another folder or dtype, or transformers' network of the same."""
     if args.against != TRANSFORMERS:
         name = of_reference(args)
-        own = load_architecture(name) if name else None
+        own = load_architecture(name)
         return load_ours(Path(args.against or folder), dtype, device, own)
     from transformers import AutoModelForCausalLM  # no requirement, and slow to import
     from transformers.utils import logging

@@ -95,14 +95,13 @@ class KoGPTLM(TemplateLM):
             raise ValueError(f"dtype is {dtype!r}, it must be one of {', '.join(DTYPES)}")
         if not torch.cuda.is_available():
             device = "cpu"
-        own = None if architecture is None else load_architecture(architecture)
         self.model, self.tokenizer = load(
             path,
             DTYPES[dtype] if dtype else None,
             device,
             fast=fast,
             adapter=adapter or (),
-            model_class=own,
+            model_class=load_architecture(architecture),
         )
         self.batch_size = BATCH_SIZE if str(batch_size).startswith("auto") else int(batch_size)
         room = context_of(self.model)

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from kogpt.adapters import Adapter, load_adapters, read_adapters, virtual_ids
+from kogpt.adapters.files import updated
 from kogpt.adapters.head import put_head
 from kogpt.adapters.loading import Folders
 from kogpt.box import BOX
 from kogpt.checkpoint.dtypes import compute_dtype, parse_dtype
-from kogpt.checkpoint.loading import ROOM_TO_RUN, load_model
+from kogpt.checkpoint.loading import ROOM_TO_RUN, load_model, on_device
 from kogpt.checkpoint.reader import CheckpointReader, open_checkpoint
 from kogpt.checkpoint.resources import require_memory
 from kogpt.checkpoint.sources import LookUp
@@ -132,7 +133,7 @@ class _Loader:
         return sum(map(self._size, self.reader.names))
 
     def _size(self, name: str) -> int:
-        if self.reader.stored_as(name).startswith("int"):
+        if self.reader.is_integer(name):
             return self.reader.stored_bytes(name)
         return math.prod(self.reader.shape(name)) * self.weight_dtype.itemsize
 
@@ -306,23 +307,12 @@ class _Loader:
     def weight(self, name: str, rows: slice) -> Weight:
         stored = self.reader.read_weight(f"{name}.weight", rows)
         if stored.scale is None:
-            values = self.updated(name, stored.values, rows)
+            values = updated(stored.values, self.adapters, name, rows)
             return Weight(values.to(self.device, self.weight_dtype))
-        # A GPU's kernels want scales in the dtype of x; a CPU's take any.
-        scales = (stored.scale, stored.offset)
-        dtype = None if self.device.type == "cpu" else self.dtype
-        moved = (part if part is None else part.to(self.device, dtype) for part in scales)
-        return Weight(stored.values.to(self.device), *moved)
-
-    def updated(self, name: str, values: Tensor, rows: slice) -> Tensor:
-        """Rows of a matrix of floats with what adapters change them by, in float32 if they do."""
-        for adapter in self.adapters:
-            if name in adapter.updates:
-                values = values.float() + adapter.updates[name].delta(rows)
-        return values
+        return on_device(stored, self.dtype, self.device)
 
     def is_integer(self, name: str) -> bool:
-        return self.reader.stored_as(f"{name}.weight").startswith("int")
+        return self.reader.is_integer(f"{name}.weight")
 
     def vector(self, name: str) -> Tensor:
         return self.reader.read(name).to(self.device, self.dtype)

@@ -11,7 +11,6 @@ that `kogpt generate --model` and `kogpt convert` open.
 """
 
 import contextlib
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -27,6 +26,7 @@ from kogpt.checkpoint.staging import (
     Staging,
     fsync_path,
     partial_of,
+    put_in_place,
     refuse_existing,
     sweep,
     write_file,
@@ -163,8 +163,7 @@ def write_whole(path: Path, tensors: Tensors, parallel: Parallel) -> None:
             for values in wholes:
                 output.append(raw_bytes(values.cpu()))
             output.sync()
-            os.rename(temporary, path)
-            fsync_path(path.parent)
+            put_in_place(temporary, path)
     else:
         for _ in wholes:
             pass

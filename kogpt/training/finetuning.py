@@ -31,7 +31,6 @@ from kogpt.checkpoint.convert import license_of
 from kogpt.checkpoint.staging import (
     fsync_path,
     refuse_existing,
-    to_json,
     write_atomically,
 )
 from kogpt.errors import InputRefusedError
@@ -39,6 +38,7 @@ from kogpt.evaluation.metrics import interval, measure, require_sklearn
 from kogpt.evaluation.provenance import commit
 from kogpt.evaluation.task import DEGREE, Task, load_task
 from kogpt.generation.requests import evaluation_mode
+from kogpt.jsonfiles import to_json
 from kogpt.kernels.frozen import FrozenLinear
 from kogpt.model import KoGPT
 from kogpt.parallel import Parallel

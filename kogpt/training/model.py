@@ -105,7 +105,7 @@ def fingerprint(config: RunConfig) -> str:
 
 def own_class(config: RunConfig) -> type[KoGPT] | None:
     """The class that a run names; None where it names none."""
-    return None if config.architecture is None else load_architecture(config.architecture)
+    return load_architecture(config.architecture)
 
 
 def _refuse_own_class(config: RunConfig) -> None:

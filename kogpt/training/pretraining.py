@@ -12,7 +12,7 @@ from torch import Tensor
 
 from kogpt.checkpoint import write_checkpoint
 from kogpt.checkpoint.names import count_parameters
-from kogpt.checkpoint.staging import to_json
+from kogpt.jsonfiles import to_json
 from kogpt.model import KoGPT
 from kogpt.parallel import Parallel
 from kogpt.tokenizer import Tokenizer

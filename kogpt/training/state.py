@@ -21,9 +21,10 @@ from torch import Tensor
 from kogpt.checkpoint.safetensors_file import SafetensorsFile
 from kogpt.checkpoint.sliced import SlicedCheckpoint
 from kogpt.checkpoint.sources import Source
-from kogpt.checkpoint.staging import Staging, put_in_place, to_json, writing
+from kogpt.checkpoint.staging import Staging, put_in_place, writing
 from kogpt.checkpoint.writer import write_content
 from kogpt.errors import InputRefusedError, KoGPTError
+from kogpt.jsonfiles import to_json
 from kogpt.parallel import Parallel
 from kogpt.training.config import MAY_CHANGE, RunConfig
 from kogpt.training.log import LOG_NAME

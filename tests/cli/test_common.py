@@ -6,9 +6,8 @@ import math
 import pytest
 import torch
 
-from kogpt.cli import UsageError
 from kogpt.commands.common import memory_errors, parse_size, refuse_below
-from kogpt.errors import NotEnoughResourcesError
+from kogpt.errors import NotEnoughResourcesError, UsageError
 
 
 def test_memory_that_a_cpu_has_not_is_told_as_such():

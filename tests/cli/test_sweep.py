@@ -6,8 +6,7 @@ import sys
 
 import pytest
 
-from kogpt.cli import UsageError
-from kogpt.errors import InputRefusedError
+from kogpt.errors import InputRefusedError, UsageError
 from tests.scripts import SCRIPTS, run_script
 
 sys.path.insert(0, str(SCRIPTS))
