@@ -1,10 +1,14 @@
 """Text files and tables of real data: what is no UTF-8, or has a cell too many, is told by line."""
 
 import lzma
+import reprlib
 from collections.abc import Iterator
 from pathlib import Path
 
 from kogpt.errors import InputRefusedError
+
+SHORT = reprlib.Repr()
+SHORT.maxlevel, SHORT.maxstring, SHORT.maxother = 2, 80, 80
 
 
 def read_lines(path: Path) -> Iterator[str]:
@@ -25,6 +29,11 @@ def read_lines(path: Path) -> Iterator[str]:
         raise InputRefusedError(f"{path}: line {number} is not UTF-8 ({error.reason})") from None
     except (lzma.LZMAError, EOFError) as error:
         raise InputRefusedError(f"{path}: damaged after line {number} ({error})") from None
+
+
+def brief(value: object) -> str:
+    """A value from a file as it can be shown in one line of a message, however large or deep."""
+    return abridged(SHORT.repr(value), 200)
 
 
 def abridged(text: str, most: int = 100) -> str:

@@ -7,7 +7,7 @@ from kogpt.adapters.files import (
     adapter_content,
     read_adapter,
     write_adapter,
-    write_content,
+    write_adapter_content,
 )
 from kogpt.adapters.head import attach_head, load_classifier
 from kogpt.adapters.loading import load_adapters, read_adapters, virtual_ids
@@ -37,5 +37,5 @@ __all__ = [
     "read_adapters",
     "virtual_ids",
     "write_adapter",
-    "write_content",
+    "write_adapter_content",
 ]

@@ -242,10 +242,10 @@ def write_adapter(
     """
     base = Path(BOX if base is None else base)
     notice = license_notice or license_of(base, model.config)
-    write_content(Path(folder), adapter_content(model), base, notice)
+    write_adapter_content(Path(folder), adapter_content(model), base, notice)
 
 
-class Content(NamedTuple):
+class AdapterContent(NamedTuple):
     """What the two files of an adapter hold.
 
     Attributes:
@@ -257,7 +257,9 @@ class Content(NamedTuple):
     tensors: dict[str, Tensor]
 
 
-def write_content(folder: Path, content: Content, base: Path, license_notice: str) -> None:
+def write_adapter_content(
+    folder: Path, content: AdapterContent, base: Path, license_notice: str
+) -> None:
     """Writes what `adapter_content` gave; for its arguments and errors see `write_adapter`."""
     values, tensors = content
     path = folder / CONFIG_NAME
@@ -280,7 +282,7 @@ def write_content(folder: Path, content: Content, base: Path, license_notice: st
             put_in_place(new_config, path)
 
 
-def adapter_content(model: KoGPT) -> Content:
+def adapter_content(model: KoGPT) -> AdapterContent:
     """What was attached to a model, ready to be written.
 
     Of a model that lies in parts on several processes, all of them must call this.
@@ -307,7 +309,7 @@ def adapter_content(model: KoGPT) -> Content:
         tensors, prefix = {"prompt_embeddings": prompt}, PROMPT_PREFIX
     if isinstance(head, Tensor):
         tensors[f"{prefix}{HEAD}"] = head
-    return Content(values, {name: _whole(value) for name, value in tensors.items()})
+    return AdapterContent(values, {name: _whole(value) for name, value in tensors.items()})
 
 
 def _whole(value: Tensor) -> Tensor:

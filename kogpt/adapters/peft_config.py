@@ -13,9 +13,9 @@ from math import sqrt
 from typing import Any
 
 from kogpt.adapters.lora import LoRALinear
-from kogpt.checkpoint.safetensors_file import clip
 from kogpt.errors import InputRefusedError
 from kogpt.model import KoGPTConfig
+from kogpt.textfiles import brief
 
 LORA, PROMPT_TUNING, P_TUNING = "LORA", "PROMPT_TUNING", "P_TUNING"
 CAUSAL_LM, SEQ_CLS = "CAUSAL_LM", "SEQ_CLS"
@@ -90,7 +90,7 @@ class LoRATable:
             if numbers:  # peft takes an empty list for all
                 chosen = [layer for layer in chosen if _number(layer) in numbers]
         if not chosen:
-            raise InputRefusedError(f"{self.where}: target_modules is {clip(targets)}: no layer")
+            raise InputRefusedError(f"{self.where}: target_modules is {brief(targets)}: no layer")
         return chosen
 
     def rank(self, layer: str) -> int:
@@ -132,10 +132,10 @@ def parse_config(values: Mapping[str, Any], where: str) -> LoRATable | PromptTab
     """
     kind = values.get("peft_type")
     if not isinstance(kind, str) or kind not in OF_KIND:
-        raise InputRefusedError(f"{where}: peft_type is {clip(kind)}, of {', '.join(OF_KIND)}")
+        raise InputRefusedError(f"{where}: peft_type is {brief(kind)}, of {', '.join(OF_KIND)}")
     for key, value in values.items():
         if key not in COMMON and key not in OF_KIND[kind] and value not in OFF:
-            raise InputRefusedError(f"{where}: {clip(key)} is {clip(value)}: not supported")
+            raise InputRefusedError(f"{where}: {brief(key)} is {brief(value)}: not supported")
     has_head = _has_head(values, where)
     if kind == LORA:
         _check_lora(values, where)
@@ -180,13 +180,13 @@ def _check_lora(values: Mapping[str, Any], where: str) -> None:
 
 def _check_count(key: str, value: object, where: str) -> None:
     if type(value) is not int or not 1 <= value < 1 << 20:
-        raise InputRefusedError(f"{where}: {key} is {clip(value)}, it must be a number from 1")
+        raise InputRefusedError(f"{where}: {key} is {brief(value)}, it must be a number from 1")
 
 
 def _check_scale(key: str, value: object, where: str) -> None:
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number or not 0 < value <= MAX_FLOAT:  # type: ignore[operator]
-        raise InputRefusedError(f"{where}: {key} is {clip(value)}, it must be above 0")
+        raise InputRefusedError(f"{where}: {key} is {brief(value)}, it must be above 0")
 
 
 def _is_list_of(value: object, kind: type) -> bool:
@@ -194,7 +194,7 @@ def _is_list_of(value: object, kind: type) -> bool:
 
 
 def _refuse(where: str, key: str, values: Mapping[str, Any], rule: str) -> None:
-    raise InputRefusedError(f"{where}: {key} is {clip(values.get(key))}: {rule}")
+    raise InputRefusedError(f"{where}: {key} is {brief(values.get(key))}: {rule}")
 
 
 def _ends_in(layer: str, name: str) -> bool:

@@ -11,8 +11,8 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from kogpt.checkpoint.safetensors_file import clip
 from kogpt.errors import InputRefusedError
+from kogpt.textfiles import brief
 
 MAX_MEMBERS = 100_000
 DAMAGED = (
@@ -88,11 +88,11 @@ class Archive:
             for info in infos:
                 member = self._member(file.fileno(), info)
                 if problem := _problem(info, allowed):
-                    raise InputRefusedError(f"{self.path}: {clip(info.filename)} {problem}")
+                    raise InputRefusedError(f"{self.path}: {brief(info.filename)} {problem}")
                 if info.header_offset < end or member.offset + member.size > limit:
-                    raise InputRefusedError(f"{self.path}: {clip(info.filename)} overlaps another")
+                    raise InputRefusedError(f"{self.path}: {brief(info.filename)} overlaps another")
                 if info.filename in members:
-                    raise InputRefusedError(f"{self.path}: {clip(info.filename)} appears twice")
+                    raise InputRefusedError(f"{self.path}: {brief(info.filename)} appears twice")
                 end = member.offset + member.size
                 members[info.filename] = member
         return members
@@ -103,7 +103,7 @@ class Archive:
         start = info.header_offset + LOCAL_HEADER.size
         stored_name = os.pread(descriptor, name, start)
         if signature != b"PK\x03\x04" or stored_name != info.orig_filename.encode():
-            raise InputRefusedError(f"{self.path}: {clip(info.filename)} has a false header")
+            raise InputRefusedError(f"{self.path}: {brief(info.filename)} has a false header")
         return Member(start + name + extra, info.file_size)
 
 

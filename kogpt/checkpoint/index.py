@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kogpt.checkpoint.files import require_regular
-from kogpt.checkpoint.safetensors_file import clip
 from kogpt.errors import InputRefusedError
 from kogpt.jsonfiles import parse_json
+from kogpt.textfiles import brief
 
 MAX_SIZE = 16 << 20  # bytes
 MAX_NAME = 255  # bytes, of most file systems
@@ -61,7 +61,7 @@ def read_index(path: Path, extension: str) -> ShardIndex:
         index = ShardIndex(path, _weight_map(value), _total_size(value))
         for key, name in index.weight_map.items():
             if problem := name_problem(name, extension):
-                raise ValueError(f"{clip(key)} lies in {clip(name)}: {problem}")
+                raise ValueError(f"{brief(key)} lies in {brief(name)}: {problem}")
         _refuse_twins(index.files)
     except ValueError as error:
         raise InputRefusedError(f"{path}: bad index: {error}") from None
@@ -76,7 +76,7 @@ def _weight_map(value: object) -> dict[str, str]:
         raise ValueError("weight_map is missing or empty")
     for key, name in table.items():
         if not isinstance(name, str):
-            raise ValueError(f"{clip(key)} lies in {clip(name)}, which is no file name")
+            raise ValueError(f"{brief(key)} lies in {brief(name)}, which is no file name")
     return table
 
 
@@ -86,7 +86,7 @@ def _total_size(value: dict[str, object]) -> float | None:
         raise ValueError("metadata is no table")
     size = metadata.get("total_size")
     if size is not None and (not isinstance(size, int | float) or isinstance(size, bool)):
-        raise ValueError(f"total_size is {clip(size)}")
+        raise ValueError(f"total_size is {brief(size)}")
     return size
 
 
@@ -113,7 +113,7 @@ def _refuse_twins(names: list[str]) -> None:
     for name in names:
         folded = unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
         if folded in seen:
-            raise ValueError(f"{clip(seen[folded])} and {clip(name)} differ only in form")
+            raise ValueError(f"{brief(seen[folded])} and {brief(name)} differ only in form")
         seen[folded] = name
 
 

@@ -26,8 +26,8 @@ from torch import Tensor
 
 from kogpt.checkpoint.archive import Archive
 from kogpt.checkpoint.files import require_regular
-from kogpt.checkpoint.safetensors_file import clip
 from kogpt.errors import InputRefusedError
+from kogpt.textfiles import brief
 
 MEMBER = re.compile(r"arr_\d+\.npy")
 MAX_NPY_HEADER = 10_000  # bytes
@@ -283,5 +283,5 @@ def _read_npy_header(file: BinaryIO, path: Path, name: str) -> Array:
         if code not in DTYPES:
             raise ValueError(f"dtype {code}")
     except (ValueError, tokenize.TokenError, MemoryError, RecursionError) as error:
-        raise InputRefusedError(f"{path}: {name}: {clip(str(error))}") from None
+        raise InputRefusedError(f"{path}: {name}: {brief(str(error))}") from None
     return Array(path, file.tell(), DTYPES[code], shape, column_major)

@@ -22,8 +22,9 @@ from typing import Any, NoReturn
 import torch
 
 from kogpt.checkpoint.archive import Archive, Member
-from kogpt.checkpoint.safetensors_file import MAX_NAME, MAX_RANK, clip
+from kogpt.checkpoint.safetensors_file import MAX_NAME, MAX_RANK
 from kogpt.errors import InputRefusedError
+from kogpt.textfiles import brief
 
 MAX_PICKLE = 4 << 20  # bytes; the released model takes 60 KB
 
@@ -152,7 +153,7 @@ class Interpreter:
         except InputRefusedError:
             raise
         except (ValueError, IndexError, KeyError, TypeError, struct.error) as error:
-            raise InputRefusedError(f"{self.where}: broken pickle: {clip(str(error))}") from None
+            raise InputRefusedError(f"{self.where}: broken pickle: {brief(str(error))}") from None
         if len(self.stack) != 1 or self.marks or end != len(program) - 1:
             self.refuse("it does not end with its result")
         return self._table(self.stack[0])
@@ -162,17 +163,17 @@ class Interpreter:
 
     def _table(self, value: object) -> dict[str, StoredTensor]:
         if not isinstance(value, dict):
-            self.refuse(f"its top is no table of tensors but {clip(value)}")
+            self.refuse(f"its top is no table of tensors but {brief(value)}")
         for name, tensor in value.items():
             if isinstance(tensor, dict):
                 raise InputRefusedError(
-                    f"{self.where}: {clip(name)} is a table, where a state dict has tensors alone:"
+                    f"{self.where}: {brief(name)} is a table, where a state dict has tensors alone:"
                     " of a training checkpoint, save the table of weights by itself"
                 )
             if not isinstance(tensor, StoredTensor):
-                self.refuse(f"{clip(name)} is no tensor but {clip(tensor)}")
+                self.refuse(f"{brief(name)} is no tensor but {brief(tensor)}")
             if not name.isprintable() or len(name) > MAX_NAME:
-                self.refuse(f"{clip(name)} is no name for a tensor")
+                self.refuse(f"{brief(name)} is no name for a tensor")
         return value
 
     def _step(self, name: str, argument: Any) -> None:
@@ -208,38 +209,38 @@ class Interpreter:
     def import_global(self, argument: str) -> None:
         full = argument.replace(" ", ".", 1)
         if full not in STORAGES and full not in CALLS:
-            self.refuse(f"it imports {clip(full)}")
+            self.refuse(f"it imports {brief(full)}")
         self.stack.append(Global(full))
 
     def reduce(self, _: object) -> None:
         function, arguments = self.pop(2)
         if not isinstance(function, Global) or function.name not in CALLS:
-            self.refuse(f"it calls {clip(function)}")
+            self.refuse(f"it calls {brief(function)}")
         self.stack.append(CALLS[function.name](self, *arguments))
 
     def persistent(self, _: object) -> None:
         (reference,) = self.pop(1)
         kind, storage_type, key, _location, numel = reference
         if kind != "storage" or not isinstance(storage_type, Global):
-            self.refuse(f"a reference to {clip(reference)}")
+            self.refuse(f"a reference to {brief(reference)}")
         if not isinstance(key, str) or not key.isdecimal() or not _is_size(numel):
-            self.refuse(f"a reference to {clip(reference)}")
+            self.refuse(f"a reference to {brief(reference)}")
         self.stack.append(Storage(STORAGES[storage_type.name], key, numel))
 
     def set_items(self, items: list[Any]) -> None:
         table = self.stack[-1]
         if type(table) is not dict or len(items) % 2:
-            self.refuse(f"it sets items of {clip(table)}")
+            self.refuse(f"it sets items of {brief(table)}")
         for key, value in zip(items[::2], items[1::2], strict=True):
             if not isinstance(key, str) or key in table:
-                self.refuse(f"{clip(key)} appears twice, or is no text")
+                self.refuse(f"{brief(key)} appears twice, or is no text")
             table[key] = value
 
     def build(self, _: object) -> None:
         """Sets attributes; of an OrderedDict only, where torch keeps version numbers."""
         target, state = self.pop(2)
         if type(target) is not dict or type(state) is not dict or set(state) - {"_metadata"}:
-            self.refuse(f"it sets attributes of {clip(target)}")
+            self.refuse(f"it sets attributes of {brief(target)}")
         self.stack.append(target)
 
     def ordered_dict(self, *arguments: object) -> dict[str, Any]:
@@ -254,10 +255,10 @@ class Interpreter:
         if not isinstance(storage, Storage) or not all(map(_is_size, sizes)) or hooks or rest:
             self.refuse("a tensor made of other things than a storage and sizes")
         if len(shape) != len(stride) or len(shape) > MAX_RANK:
-            self.refuse(f"a tensor of shape {clip(shape)} and strides {clip(stride)}")
+            self.refuse(f"a tensor of shape {brief(shape)} and strides {brief(stride)}")
         last = sum((n - 1) * step for n, step in zip(shape, stride, strict=True))
         if math.prod(shape) and offset + last >= storage.numel:
-            self.refuse(f"a tensor of shape {clip(shape)} beyond its storage")
+            self.refuse(f"a tensor of shape {brief(shape)} beyond its storage")
         return StoredTensor(storage, offset, shape, stride)
 
     def parameter(self, tensor: Any, _grad: Any, hooks: Any) -> StoredTensor:

@@ -17,10 +17,10 @@ from typing import Any
 
 import torch
 
-from kogpt.checkpoint.safetensors_file import clip
 from kogpt.checkpoint.shards import TensorSpec
 from kogpt.errors import InputRefusedError
 from kogpt.model.config import KoGPTConfig
+from kogpt.textfiles import brief
 
 IN_WORD = 8  # numbers of 4 bits in an int32
 HEAD = "lm_head.weight"
@@ -169,7 +169,7 @@ class _Table:
 
     def __init__(self, value: object, path: str) -> None:
         if not isinstance(value, dict):
-            raise ValueError(f"{path} is {clip(value)}, no table")
+            raise ValueError(f"{path} is {brief(value)}, no table")
         self.values, self.path = value, path
 
     def require(self, key: str, *allowed: Any) -> Any:
@@ -181,11 +181,11 @@ class _Table:
         value = self.values.get(key)
         if not any(value == one and type(value) is type(one) for one in allowed):
             wanted = " or ".join(map(repr, allowed))
-            raise ValueError(f"{self.path}.{key} is {clip(value)}, read is only {wanted}")
+            raise ValueError(f"{self.path}.{key} is {brief(value)}, read is only {wanted}")
         return value
 
     def table(self, key: str) -> "_Table":
-        shown = key if key.isidentifier() and len(key) < 40 else clip(key)
+        shown = key if key.isidentifier() and len(key) < 40 else brief(key)
         return _Table(self.values.get(key), f"{self.path}.{shown}")
 
 
@@ -228,5 +228,5 @@ def _parse_group(group: _Table, default: str) -> tuple[str, Scheme]:
 def _group_size(weights: _Table) -> int:
     size = weights.values.get("group_size")
     if type(size) is not int or size < IN_WORD or size % IN_WORD:
-        raise ValueError(f"{weights.path}.group_size is {clip(size)}, no multiple of {IN_WORD}")
+        raise ValueError(f"{weights.path}.group_size is {brief(size)}, no multiple of {IN_WORD}")
     return size

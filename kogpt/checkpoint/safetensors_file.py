@@ -15,7 +15,6 @@ import json
 import math
 import mmap
 import os
-import reprlib
 import weakref
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -28,15 +27,12 @@ from torch import Tensor
 
 from kogpt.errors import InputRefusedError
 from kogpt.jsonfiles import parse_json
-from kogpt.textfiles import abridged
+from kogpt.textfiles import brief
 
 MAX_HEADER = 16 << 20  # bytes; the released model's takes 40 KB
 MAX_NAME = 256
 MAX_RANK = 16
 ALIGNMENT = 64  # of the data's first byte: a cache line, and the widest vector registers
-
-SHORT = reprlib.Repr()
-SHORT.maxlevel, SHORT.maxstring, SHORT.maxother = 2, 80, 80
 
 DTYPES = {
     "F64": torch.float64,
@@ -244,12 +240,12 @@ def _metadata(value: object) -> dict[str, str]:
 
 def _entry(name: str, value: object) -> Entry:
     if not name.isprintable() or len(name) > MAX_NAME:
-        raise ValueError(f"{clip(name)} is no name for a tensor")
+        raise ValueError(f"{brief(name)} is no name for a tensor")
     if not isinstance(value, dict) or value.keys() != {"dtype", "shape", "data_offsets"}:
         raise ValueError(f"{name!r} is not described by dtype, shape and data_offsets")
     dtype = value["dtype"]
     if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise ValueError(f"{name!r} has the unknown dtype {clip(dtype)}")
+        raise ValueError(f"{name!r} has the unknown dtype {brief(dtype)}")
     shape, offsets = _sizes(name, value["shape"]), _sizes(name, value["data_offsets"])
     if len(shape) > MAX_RANK:
         raise ValueError(f"{name!r} has {len(shape)} dimensions")
@@ -261,14 +257,9 @@ def _entry(name: str, value: object) -> Entry:
     return Entry(DTYPES[dtype], shape, *offsets)
 
 
-def clip(value: object) -> str:
-    """A value from a file as it can be shown in one line of a message, however large or deep."""
-    return abridged(SHORT.repr(value), 200)
-
-
 def _sizes(name: str, value: object) -> tuple[int, ...]:
     if not isinstance(value, list) or not all(type(n) is int and 0 <= n < 1 << 63 for n in value):
-        raise ValueError(f"{name!r} has sizes that are no whole numbers: {clip(value)}")
+        raise ValueError(f"{name!r} has sizes that are no whole numbers: {brief(value)}")
     return tuple(value)
 
 

@@ -23,9 +23,10 @@ import torch
 from torch import Tensor
 
 from kogpt.checkpoint.files import require_regular
-from kogpt.checkpoint.safetensors_file import MAX_RANK, SafetensorsFile, clip
+from kogpt.checkpoint.safetensors_file import MAX_RANK, SafetensorsFile
 from kogpt.errors import InputRefusedError
 from kogpt.jsonfiles import parse_json
+from kogpt.textfiles import brief
 
 FILE_NAME = "shard-{:05}-model-00001-of-00001.safetensors"
 FILE_NAMES = re.compile(r"shard-(\d{5})-model-\d{5}-of-\d{5}\.safetensors")
@@ -118,7 +119,7 @@ class SlicedCheckpoint:
             count = file.header.metadata.get(COUNT, str(len(self._files)))
             if count != str(len(self._files)):
                 raise InputRefusedError(
-                    f"{self.path}: holds {len(self._files)} files of slices of {clip(count)}"
+                    f"{self.path}: holds {len(self._files)} files of slices of {brief(count)}"
                 )
 
     def _join(self) -> dict[str, SlicedTensor]:
@@ -158,13 +159,13 @@ def _offsets(file: SafetensorsFile) -> dict[str, tuple[int, ...]]:
             name: _begin(name, table[name], entry.shape) for name, entry in file.tensors.items()
         }
     except (KeyError, ValueError, TypeError, AttributeError) as error:
-        raise InputRefusedError(f"{file.path}: bad {OFFSETS}: {clip(str(error))}") from None
+        raise InputRefusedError(f"{file.path}: bad {OFFSETS}: {brief(str(error))}") from None
 
 
 def _begin(name: str, entry: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
     begin = entry["saved_offsets"]
     if not isinstance(begin, list) or not all(type(n) is int and 0 <= n < 1 << 63 for n in begin):
-        raise ValueError(f"{name} begins at {clip(begin)}")
+        raise ValueError(f"{name} begins at {brief(begin)}")
     if not 0 < len(begin) == len(shape) <= MAX_RANK:
         raise ValueError(f"{name} has {len(begin)} offsets and {len(shape)} dimensions")
     return tuple(begin)

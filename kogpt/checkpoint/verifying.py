@@ -24,7 +24,7 @@ from kogpt.checkpoint.manifest import (
 )
 from kogpt.checkpoint.mesh import is_mesh_checkpoint
 from kogpt.checkpoint.resources import human
-from kogpt.checkpoint.safetensors_file import SafetensorsFile, clip
+from kogpt.checkpoint.safetensors_file import SafetensorsFile
 from kogpt.checkpoint.shards import TensorSpec
 from kogpt.checkpoint.sliced import is_sliced
 from kogpt.checkpoint.source_hash import hash_file
@@ -32,6 +32,7 @@ from kogpt.checkpoint.statistics import Statistics
 from kogpt.checkpoint.writer import raw_bytes
 from kogpt.errors import InputRefusedError
 from kogpt.jsonfiles import parse_json
+from kogpt.textfiles import brief
 
 MAX_MANIFEST = 64 << 20  # bytes
 
@@ -129,13 +130,13 @@ def _check_form(manifest: object) -> None:
             raise ValueError(f"{key} is no table")
     for name in [*manifest["files"], *manifest["headers"]]:
         if problem := name_problem(name):
-            raise ValueError(f"{clip(name)}: {problem}")
+            raise ValueError(f"{brief(name)}: {problem}")
     for name in ("config.json", INDEX_NAME):
         if name not in manifest["files"]:
             raise ValueError(f"files: {name} is missing")
     for name, entry in manifest["tensors"].items():
         if str(entry.get("file")) not in manifest["headers"]:
-            raise ValueError(f"tensors: {clip(name)}: its file is not among the headers")
+            raise ValueError(f"tensors: {brief(name)}: its file is not among the headers")
     source = manifest.get("source")
     if source is not None and not (isinstance(source, dict) and is_hash(source.get("sha256"))):
         raise ValueError("source has no sha256")
@@ -178,8 +179,8 @@ def _check_shard(path: Path, manifest: dict[str, Any], bar: tqdm) -> None:
             for key in sorted(record.keys() | entry.keys()):
                 if record.get(key) != entry.get(key):
                     raise InputRefusedError(
-                        f"{path}: {name}: {key} is {clip(record.get(key))},"
-                        f" the manifest says {clip(entry.get(key))}"
+                        f"{path}: {name}: {key} is {brief(record.get(key))},"
+                        f" the manifest says {brief(entry.get(key))}"
                     )
     finally:
         file.close()
@@ -193,7 +194,7 @@ def _check_metadata(path: Path, found: dict[str, str], manifest: dict[str, Any])
     for key, value in wanted.items():
         if found.get(key) != value:
             raise InputRefusedError(
-                f"{path}: {key} is {clip(found.get(key))}, the manifest says {clip(value)}"
+                f"{path}: {key} is {brief(found.get(key))}, the manifest says {brief(value)}"
             )
 
 
@@ -213,5 +214,5 @@ def _compare(path: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
     for key in ("size", "sha256"):
         if found[key] != wanted.get(key):
             raise InputRefusedError(
-                f"{path}: {key} is {found[key]}, the manifest says {clip(wanted.get(key))}"
+                f"{path}: {key} is {found[key]}, the manifest says {brief(wanted.get(key))}"
             )

@@ -23,8 +23,7 @@ from kogpt.adapters import (
     attach_lora,
     attach_prompt,
 )
-from kogpt.adapters.files import adapter_content
-from kogpt.adapters.files import write_content as write_adapter_content
+from kogpt.adapters.files import adapter_content, write_adapter_content
 from kogpt.adapters.head import put_head, read_head
 from kogpt.checkpoint import load_model, write_checkpoint
 from kogpt.checkpoint.convert import license_of

@@ -136,7 +136,7 @@ def read_state(checkpoint: Path) -> TrainingState:
         raise InputRefusedError(f"{path}: no training state ({error})") from None
 
 
-class StoredRows:
+class TensorOnDisk:
     """A tensor on the disk, of which rows are read."""
 
     def __init__(self, source: Source, name: str) -> None:
@@ -147,7 +147,7 @@ class StoredRows:
 
 
 @contextmanager
-def stored_tensors(path: Path) -> Iterator[dict[str, StoredRows]]:
+def stored_tensors(path: Path) -> Iterator[dict[str, TensorOnDisk]]:
     """Tensors that a run wrote beside its state.
 
     Args:
@@ -163,7 +163,7 @@ def stored_tensors(path: Path) -> Iterator[dict[str, StoredRows]]:
     except (OSError, InputRefusedError) as error:
         raise InputRefusedError(f"{path}: no {path.stem} state ({error})") from None
     with closing(source):
-        yield {name: StoredRows(source, name) for name in source.tensors}
+        yield {name: TensorOnDisk(source, name) for name in source.tensors}
 
 
 def write_step(folder: Path, files: Files, parallel: Parallel) -> None:

@@ -1,10 +1,11 @@
-// The kernel, for any instruction set: a source defines `Simd` and instantiates `Linear<Simd>`.
+// Products of a few rows, for any instruction set: a source defines `Simd`, for all kernels, and
+// instantiates `Linear<Simd>`.
 //
 // Integers: each row of x is rounded to integers with one scale for every 128 inputs, the products
 // are exact over those 128, and floats from there on. For weights of 8 bits the integers have 16
 // bits, finer than bfloat16 everywhere. For weights of 4 bits, which are coarse themselves, they
 // have 8, or arithmetic would be slower than memory. Floating-point weights are widened to float,
-// exactly, and x to float.
+// exactly, and x to float; those of bfloat16 may be packed into 12 bits (packed.h).
 //
 // A tile of a few outputs by up to kMostRows rows stays in registers; weights are read from memory
 // once and x from a near cache. Outputs of a tile lie apart, so that the tiles of a panel read a
@@ -14,10 +15,11 @@
 // `Simd` has kLanes floats to a vector. `Words` holds 2 kLanes 16-bit integers or twice as many
 // bytes, `Sums` kLanes 32-bit integers, `Floats` kLanes floats. `Nibbles` holds what products of
 // 4-bit weights and bytes come to over kNibbleVectors vectors at least. Of 1, 2, 3 and 4 rows,
-// kFloatOutputs, kInt8Outputs and kInt4Outputs are the outputs of a tile: more are more streams,
-// which memory is read faster by, until registers that do not suffice for their products
-// (kFewRegisters: there are 16) cost more than that. kAhead are the bytes that each stream is asked
-// for ahead: what such processors read fastest with.
+// kFloatOutputs, kPackedOutputs, kInt8Outputs and kInt4Outputs are the outputs of a tile: more are
+// more streams, which memory is read faster by, until registers that do not suffice for their
+// products (kFewRegisters: there are 16) cost more than that. kAhead are the bytes that each stream
+// is asked for ahead: what such processors read fastest with. Of many rows, a tile has kVectors
+// vectors of outputs; dot_bytes kSaturates above 16 bits for a pair.
 #pragma once
 
 #include <algorithm>

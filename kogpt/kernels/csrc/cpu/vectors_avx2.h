@@ -148,9 +148,9 @@ struct Avx2 {
       first = _mm256_loadu_ps(static_cast<const float*>(at));
       second = _mm256_loadu_ps(static_cast<const float*>(at) + kLanes);
     } else if constexpr (kWeight == Element::kBFloat16) {
-      const __m256i pairs = load(at);
-      first = _mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16));
-      second = _mm256_castsi256_ps(_mm256_and_si256(pairs, _mm256_set1_epi32(-65536)));
+      const Words pairs = load(at);
+      first = to_floats(pairs, 0);
+      second = to_floats(pairs, 1);
     } else {
       const __m128i* halves = static_cast<const __m128i*>(at);
       first = _mm256_cvtph_ps(_mm_loadu_si128(halves));

@@ -157,9 +157,9 @@ struct Avx512 {
       first = _mm512_loadu_ps(at);
       second = _mm512_loadu_ps(static_cast<const float*>(at) + kLanes);
     } else if constexpr (kWeight == Element::kBFloat16) {
-      const __m512i pairs = _mm512_loadu_si512(at);
-      first = _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16));
-      second = _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(-65536)));
+      const Words pairs = load(at);
+      first = to_floats(pairs, 0);
+      second = to_floats(pairs, 1);
     } else {
       const __m256i* halves = static_cast<const __m256i*>(at);
       first = _mm512_cvtph_ps(_mm256_loadu_si256(halves));
