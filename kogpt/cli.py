@@ -708,7 +708,8 @@ def add_evaluate(commands: Commands) -> None:
     add("--output", metavar="FILE", help="write the report, with every row's scores, as JSON")
     add("--plot", metavar="DIR", help="draw confusion matrix and calibration of each run")
     add_json_argument(parser, "the report")
-    add = parser.add_argument_group("instead of running").add_argument
+    group = parser.add_argument_group("instead of running")
+    add = group.add_mutually_exclusive_group().add_argument
     add("--list", action="store_true", help="list tasks, prompts and presets")
     add("--show", type=int, metavar="N", help="print the first N prompts as the model reads them")
     add("--compare", nargs=2, metavar="FILE", help="compare two reports, row by row")

@@ -100,6 +100,8 @@ def refuse_wrong_use(args: argparse.Namespace) -> None:
     """Refuses options that would say nothing beside `--list`, `--show` or `--compare`."""
     outputs = {"--output": args.output, "--plot": args.plot, "--json": args.json}
     others = {"TASK": args.tasks, "--data": args.data, "--preset": args.preset, **outputs}
+    others |= {"--model": args.model, "--adapter": args.adapter, "--prompt": args.prompt}
+    others |= {f"--{name.replace('_', '-')}": True for name in given(args)}
     for mode, asked, idle in (
         ("--list", args.list, others),
         ("--compare", args.compare, others),
@@ -215,6 +217,9 @@ def run_all(works: list[Work], evaluator: Evaluator, speaks: bool) -> list[Run]:
 def check_outputs(args: argparse.Namespace) -> None:
     """Refuses what could not be written once everything is computed."""
     require_sklearn()
+    for name in ("output", "plot"):
+        if getattr(args, name) == "":
+            raise UsageError(f"argument --{name}: is empty")
     if args.output:
         refuse_existing(Path(args.output))
         if Path(args.output).is_dir():
@@ -225,7 +230,10 @@ def check_outputs(args: argparse.Namespace) -> None:
         require_matplotlib("evaluate")
         if Path(args.plot).exists() and not Path(args.plot).is_dir():
             raise UsageError(f"argument --plot: no folder: {args.plot}")
-        Path(args.plot).mkdir(parents=True, exist_ok=True)
+        try:
+            Path(args.plot).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"argument --plot: {args.plot}: {error.strerror}") from None
 
 
 def pictures(report: dict[str, Any], args: argparse.Namespace) -> None:

@@ -173,7 +173,7 @@ def _at(row: Any, path: str) -> str:
         row = row[key]
     if row is None or isinstance(row, list | dict):
         raise LookupError(f"{path} is {json.dumps(row, ensure_ascii=False)}, no text")
-    return str(row)
+    return json.dumps(row) if isinstance(row, bool) else str(row)
 
 
 def _value(field: Field, cell: str) -> str | int:

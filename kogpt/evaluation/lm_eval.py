@@ -9,6 +9,7 @@ The harness up to 0.4.13 finds no models in installed packages, so its own `lm_e
 
 import sys
 from collections.abc import Mapping, Sequence
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,7 @@ class KoGPTLM(TemplateLM):
         fast: bool = True,
         adapter: str | None = None,
         architecture: str | None = None,
+        **unknown: object,
     ) -> None:
         """Loads a model; the arguments are those of `--model_args`, as `path=DIR,fast=False`.
 
@@ -87,10 +89,13 @@ class KoGPTLM(TemplateLM):
                 folder names.
 
         Raises:
-            ValueError: no such dtype, or `max_length` exceeds the context.
+            ValueError: no such argument or dtype, or `max_length` exceeds the context.
             InputRefusedError: the folder holds no model that can be used, or the file no class.
         """
         super().__init__()
+        if unknown:
+            known = ", ".join(name for name in signature(KoGPTLM).parameters if name != "unknown")
+            raise ValueError(f"model_args: no {min(unknown)!r}; there are {known}")
         if dtype and dtype not in DTYPES:
             raise ValueError(f"dtype is {dtype!r}, it must be one of {', '.join(DTYPES)}")
         if not torch.cuda.is_available():
@@ -103,6 +108,8 @@ class KoGPTLM(TemplateLM):
             adapter=adapter or (),
             model_class=load_architecture(architecture),
         )
+        if not str(batch_size).startswith("auto") and not str(batch_size).isdecimal():
+            raise ValueError(f"batch_size is {batch_size!r}, it must be a number or auto")
         self.batch_size = BATCH_SIZE if str(batch_size).startswith("auto") else int(batch_size)
         room = context_of(self.model)
         self.max_length = room if max_length is None else max_length
@@ -121,6 +128,9 @@ class KoGPTLM(TemplateLM):
     def prefix_token_id(self) -> int:
         """What stands before a text that has nothing before it."""
         return self._first("bos_id", "eos_id")
+
+    def chat_template(self, chat_template: bool | str = False) -> str:
+        raise KoGPTError("these models have no chat template: leave out --apply_chat_template")
 
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, **unused: Any

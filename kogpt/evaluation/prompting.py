@@ -11,6 +11,7 @@ from kogpt.evaluation.data import Row
 from kogpt.evaluation.likelihood import Ids, Query, common_start
 from kogpt.evaluation.task import Prompt
 from kogpt.tokenizer import Tokenizer
+from kogpt.tokenizer.text import normalize_text
 
 # What stands for "anything" where the bias of a prompt is measured: Zhao et al. 2021, Calibrate
 # Before Use, section 5.
@@ -46,8 +47,12 @@ def ask(prompt: Prompt, row: Row) -> Question:
 
 
 def shown(prompt: Prompt, row: Row) -> Question:
-    """What is shown of a row's free texts: rows of which it is equal are taken for the same."""
-    return _fill(prompt, {name: text * (name in row.content) for name, text in row.fields.items()})
+    """What is shown of a row's free texts: rows of which it is equal are taken for the same.
+
+    However their Hangul is written, since it is read composed.
+    """
+    free = {name: normalize_text(row.fields[name], "auto") for name in row.content}
+    return _fill(prompt, {**dict.fromkeys(row.fields, ""), **free})
 
 
 def ask_nothing(prompt: Prompt, row: Row) -> list[Question]:

@@ -16,7 +16,7 @@ import numpy as np
 
 from kogpt.errors import InputRefusedError
 from kogpt.evaluation.data import Rows
-from kogpt.evaluation.metrics import METRICS, SPEARMAN, Outcome, interval, measure
+from kogpt.evaluation.metrics import F1, METRICS, SPEARMAN, Outcome, interval, measure
 from kogpt.evaluation.running import Answers, Run
 from kogpt.jsonfiles import read_json
 
@@ -90,7 +90,10 @@ def _is_whole(run: Json, outcome: Outcome) -> bool:
     """Whether there is a right label, and a finite score for each answer, for every row."""
     rows, labels = len(run["rows"]), len(run["labels"])
     whole = outcome.scores.shape == (len(run["sets"]), rows, labels)
+    fitted = [count for answers in run["sets"] for count in answers["fitted"]]
     whole &= all(len(answers["fitted"]) == rows for answers in run["sets"])
+    whole &= all(type(count) is int for count in fitted)
+    whole &= F1 not in run["metrics"] or labels == 2
     whole &= outcome.gold.shape == (rows,) and set(run["gold"]) <= set(range(labels))
     if SPEARMAN in run["metrics"]:
         degrees = outcome.degrees
@@ -242,7 +245,7 @@ def _published(published: Json, metrics: Sequence[str], mark: int) -> Iterator[l
     shots = UNTOLD if published["shots"] is None else str(published["shots"])
     for model, value in published["values"].items():
         cells = [f"{float(value)}" if name == published["metric"] else "" for name in metrics]
-        yield [model, "", shots, "", *cells, "", "", f"published [{mark}]"]
+        yield [model, "", shots, "", *cells, "", "", f"{published['mark']} [{mark}]"]
 
 
 def _line(cells: Sequence[str]) -> str:

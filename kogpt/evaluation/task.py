@@ -139,6 +139,12 @@ class Published:
     shots: int | None = None
     mark: str = "published"
 
+    def __post_init__(self) -> None:
+        if self.mark not in ("published", "corrected", "withdrawn"):
+            raise ValueError(f"mark is {self.mark!r}, it must be published, corrected or withdrawn")
+        if self.shots is not None and self.shots < 0:
+            raise ValueError(f"shots is {self.shots}, it must be at least 0")
+
 
 @dataclass(frozen=True)
 class Task:
@@ -221,7 +227,7 @@ def read_toml(path: Path) -> tuple[dict[str, Any], str]:
     """
     try:
         data = path.read_bytes()
-        return tomllib.loads(data.decode()), hashlib.sha256(data).hexdigest()
+        return tomllib.loads(data.decode("utf-8-sig")), hashlib.sha256(data).hexdigest()
     except OSError as error:
         raise InputRefusedError(f"{path}: {error.strerror}") from None
     except ValueError as error:
@@ -266,6 +272,8 @@ def _make(kind: type[T], table: Mapping[str, Any], where: str, **more: Any) -> T
     except TypeError as error:
         missing = str(error).rpartition(": ")[2]
         raise _FileError(f"{where.removesuffix('.') or 'the file'}: lacks {missing}") from None
+    except ValueError as error:
+        raise _FileError(f"{where}{error}") from None
 
 
 def _check_type(value: Any, hint: Any, where: str) -> None:
@@ -369,6 +377,10 @@ def _check_labels(task: Task) -> None:
             if len(getattr(prompt, key)) != labels:
                 count = len(getattr(prompt, key))
                 raise _FileError(f"prompts.{prompt.name}.{key}: {count} for {labels} labels")
+        if prompt.fixed and not all(target.strip() for target in prompt.targets):
+            raise _FileError(f"prompts.{prompt.name}.targets: one is blank")
+        if prompt.fixed and len(set(prompt.targets)) < labels:
+            raise _FileError(f"prompts.{prompt.name}.targets: two are the same")
     files = [("scored", task.scored), *(("shots", file) for file in task.shots)]
     files += [("validation", task.validation)] if task.validation else []
     for where, file in files:
@@ -389,6 +401,9 @@ def _check_metrics(task: Task) -> None:
     for name in (*task.metrics, *compared):
         if name not in METRICS:
             raise _FileError(f"no metric {name!r}; there are {', '.join(METRICS)}")
+    for part in task.published:
+        if part.metric not in task.metrics:
+            raise _FileError(f"published.metric: {part.metric!r} is none of the task's metrics")
     if F1 in task.metrics and len(task.labels) != 2:
         raise _FileError(f"metric {F1!r} needs two labels, there are {len(task.labels)}")
     if SPEARMAN in task.metrics and DEGREE not in task.scored.fields:

@@ -96,10 +96,25 @@ def test_what_the_parser_refuses_is_exit_code_2(more, word, reviews):
         (["--compare", "a", "b"], "argument TASK: of no use with --compare"),
         (["--show", "1", "--json"], "argument --json: of no use with --show"),
         (["--show", "1", "--output", "x"], "argument --output: of no use with --show"),
+        (["--output", ""], "argument --output: is empty"),
+        (["--plot", ""], "argument --plot: is empty"),
     ],
 )
 def test_what_would_say_nothing_or_the_same_twice_is_wrong_usage(more, words, reviews):
     assert refusal(*reviews, *more, code=2) == f"kogpt: {words}"
+
+
+@pytest.mark.parametrize(
+    "more", [["--limit", "3"], ["--model", "x"], ["--adapter", "x"], ["--prompt", "x"]], ids=str
+)
+def test_a_comparison_is_of_whole_reports(more):
+    told = refusal("evaluate", "--compare", "a", "b", *more, code=2)
+    assert told == f"kogpt: argument {more[0]}: of no use with --compare"
+
+
+def test_one_thing_is_done_instead_of_running():
+    told = refusal("evaluate", "--list", "--compare", "a", "b", code=2)
+    assert told.startswith("kogpt: argument --compare: not allowed with argument --list")
 
 
 def test_two_tasks_of_one_name_are_wrong_usage(reviews, tmp_path):
@@ -471,5 +486,5 @@ def test_a_folder_for_pictures_that_cannot_be_is_told_before_anything_is_compute
 ):
     (tmp_path / "file").touch()
     monkeypatch.setattr(command, "run_all", lambda *_: pytest.fail("it has begun"))
-    told = refusal(*reviews, "--plot", str(tmp_path / "file" / "plots"), code=1)
-    assert "Not a directory" in told
+    told = refusal(*reviews, "--plot", str(tmp_path / "file" / "plots"), code=2)
+    assert told == f"kogpt: argument --plot: {tmp_path / 'file' / 'plots'}: Not a directory"

@@ -221,6 +221,15 @@ JSON_TASK = (
 GOOD = {"text": {"said": "최고"}, "stars": {"mean": 3}}
 
 
+def test_true_and_false_are_written_as_in_the_file(tmp_path):
+    text = JSON_TASK.replace("at_least = 3", "values = { true = 1, false = 0 }")
+    text = text.replace('degree = { column = "stars.mean" }', "")
+    path = write_task(tmp_path, text)
+    rows = [{"text": {"said": "최고"}, "stars": {"mean": mean}} for mean in (True, False)]
+    (tmp_path / "reviews" / "scored.json").write_text(json.dumps(rows), encoding="utf-8")
+    assert [row.label for row in read(load_task(str(path)), tmp_path).rows] == [1, 0]
+
+
 @pytest.mark.parametrize("mark", ["", "\ufeff"])
 def test_keys_of_objects_are_paths(mark, tmp_path):
     task = load_task(str(write_task(tmp_path, JSON_TASK)))

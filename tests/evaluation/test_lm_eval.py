@@ -201,6 +201,23 @@ def test_a_class_of_ones_own_is_read_with_its_own_network(tmp_path):
     assert found == pytest.approx(float(expected), abs=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ({"pretrained": "x"}, "model_args: no 'pretrained'; there are path, dtype, device"),
+        ({"batch_size": "foo"}, "batch_size is 'foo', it must be a number or auto"),
+    ],
+)
+def test_an_argument_that_is_none_is_told(asked, told):
+    with pytest.raises(ValueError, match=told):
+        KoGPTLM(**asked)
+
+
+def test_there_is_no_chat_template(ours):
+    with pytest.raises(KoGPTError, match="no chat template: leave out --apply_chat_template"):
+        ours.chat_template(True)
+
+
 def test_a_model_whose_texts_do_not_begin_with_bos_is_read_as_the_harness_reads_it(released):
     ours, theirs = KoGPTLM(str(released), "float32", "cpu"), harness_model(released, bos=False)
     assert not ours.tokenizer.add_bos and ours.tok_encode("영") == ours.tokenizer.encode("영")

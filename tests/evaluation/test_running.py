@@ -439,6 +439,12 @@ DAMAGES = {
         report, lambda run: run.update(metrics=["spearman"], degrees=[])
     ),
     "no hash": lambda report: broken(report, lambda run: run.update(scored={})),
+    "shots that are no number": lambda report: broken(
+        report, lambda run: run["sets"][0].update(fitted=["0"] * len(run["rows"]))
+    ),
+    "f1 of three labels": lambda report: broken(
+        report, lambda run: run.update(metrics=["f1"], labels=["a", "b", "c"])
+    ),
     "an unknown metric": lambda report: broken(report, lambda run: run.update(metrics=["foo"])),
 }
 

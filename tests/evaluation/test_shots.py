@@ -3,6 +3,7 @@
 import hashlib
 import random
 import re
+import unicodedata
 from collections import Counter
 from functools import cache
 
@@ -148,6 +149,13 @@ def test_shots_never_share_their_text_with_a_row_that_is_scored(balanced, folder
         assert set(indices(shots)) <= allowed
     _, shots = drawn(folder, shots=(7,))
     assert set(indices(shots)) == allowed
+    with pytest.raises(InputRefusedError, match="there are 7 rows to draw 8 shots from"):
+        drawn(folder, shots=(8,))
+
+
+def test_a_text_is_the_same_however_its_hangul_is_written(folder):
+    rows = [(unicodedata.normalize("NFD", text), label) for text, label in SCORED]
+    write_table(folder / "reviews" / "scored.tsv", [("document", "label"), *rows])
     with pytest.raises(InputRefusedError, match="there are 7 rows to draw 8 shots from"):
         drawn(folder, shots=(8,))
 

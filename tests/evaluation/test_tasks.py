@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from kogpt.cli import main
 from kogpt.errors import InputRefusedError
 from kogpt.evaluation import (
     METRICS,
@@ -19,6 +20,14 @@ from kogpt.evaluation import (
 from kogpt.evaluation.data import read_rows
 from kogpt.evaluation.prompting import ask, example
 from tests.evaluation.tiny import TASK, write_table, write_task
+
+PUBLISHED = """[[published]]
+source = "nobody"
+values = {{ A = 1 }}
+metric = {}
+{}
+
+[scored]"""
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results.md"
 
@@ -356,6 +365,19 @@ def test_a_prompts_hash_changes_with_whatever_a_model_reads_and_nothing_else(tmp
         ('["accuracy"]', '["acuracy"]', "no metric 'acuracy'; there are accuracy, macro_f1"),
         ('["accuracy"]', '["spearman"]', "metric 'spearman' needs a field 'degree'"),
         ('["bad", "good"]', '["bad", "good", "fair"]', "prompts.short.targets: 2 for 3 labels"),
+        ('[" 최악", " 최고"]', '[" 최악", " "]', "prompts.short.targets: one is blank"),
+        ('[" 최악", " 최고"]', '[" 최고", " 최고"]', "prompts.short.targets: two are the same"),
+        ("[scored]", PUBLISHED.format('"f1"', ""), "published.metric: 'f1' is none of the task's"),
+        (
+            "[scored]",
+            PUBLISHED.format('"accuracy"', "shots = -3"),
+            "published.shots is -3, it must",
+        ),
+        (
+            "[scored]",
+            PUBLISHED.format('"accuracy"', 'mark = "x"'),
+            "published.mark is 'x', it must",
+        ),
         ("title = ", "title ", "Expected '=' after a key"),
         ('"Reviews"', '"Reviews', "Illegal character"),
     ],
@@ -421,6 +443,19 @@ def test_f1_of_the_positive_class_needs_two_classes(tmp_path):
         text = text.replace(last, last.replace("]", ', " 음"]'))
     with pytest.raises(InputRefusedError, match="metric 'f1' needs two labels, there are 3"):
         load_task(str(write_task(tmp_path, text)))
+
+
+def test_a_file_may_begin_with_a_mark(tmp_path):
+    path = write_task(tmp_path)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert load_task(str(path)).title == "Reviews"
+
+
+def test_a_figure_that_was_withdrawn_is_no_published_one(tmp_path, capsys):
+    more = PUBLISHED.format('"accuracy"', 'mark = "withdrawn"')
+    path = write_task(tmp_path, TASK.replace("[scored]", more, 1))
+    assert main(["evaluate", str(path), "--data", str(tmp_path), "--limit", "1"]) == 0
+    assert "| A |  | untold |  | 1.0 |  |  | withdrawn [1] |" in capsys.readouterr().out
 
 
 def test_a_task_of_no_prompts_is_refused(tmp_path):
