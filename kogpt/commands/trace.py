@@ -51,6 +51,8 @@ def refuse_wrong_use(args: argparse.Namespace) -> None:
         raise UsageError(f"argument --tolerance: must be above 0, is {args.tolerance}")
     if args.plot:
         check_plot(Path(args.plot))
+    if args.against == TRANSFORMERS and args.against_architecture:
+        raise UsageError("argument --against-architecture: of no use with --against transformers")
     if args.against == TRANSFORMERS and find_spec(TRANSFORMERS) is None:
         raise KoGPTError("--against transformers needs it: pip install transformers")
 

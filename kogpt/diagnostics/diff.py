@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from kogpt.checkpoint.dtypes import dtype_name
 from kogpt.checkpoint.names import Shapes, expand
 from kogpt.checkpoint.reader import open_checkpoint
 from kogpt.model import KoGPT, KoGPTConfig
@@ -31,12 +32,14 @@ class Model:
         model_class: of the network.
         settings: those that `config.json` holds, with the values that None stands for.
         shapes: of the parameters, in network order.
+        stored: how a checkpoint keeps its matrices, as float16 or int8; None where there is none.
     """
 
     name: str
     model_class: type[KoGPT]
     settings: Mapping[str, Any]
     shapes: Shapes
+    stored: str | None
 
     @property
     def parameters(self) -> int:
@@ -54,22 +57,24 @@ def find_model(name: str | os.PathLike[str], model_class: type[KoGPT] | None = N
     Raises:
         InputRefusedError: it cannot be read, or a checkpoint is not what its config says.
     """
-    config = _find_config(str(name), model_class)
+    config, stored = _find_config(str(name), model_class)
     model_class = model_class or class_of(config)
     implied = {name: getattr(config, value) for name, value in IMPLIED.items()}
     settings = {
         name: implied.get(name) if value is None else value
         for name, value in config.to_dict().items()
     }
-    return Model(str(name), model_class, settings, expand(config, model_class))
+    return Model(str(name), model_class, settings, expand(config, model_class), stored)
 
 
-def _find_config(name: str, model_class: type[KoGPT] | None) -> KoGPTConfig:
+def _find_config(name: str, model_class: type[KoGPT] | None) -> tuple[KoGPTConfig, str | None]:
+    """The shape, and how a checkpoint keeps its matrices."""
     if is_shape(name):
-        return find_config(name, model_class)
+        return find_config(name, model_class), None
     with open_checkpoint(name, model_class) as reader:
         reader.check(reader.require_config())
-        return reader.require_config()
+        stored = dtype_name(reader.stored_dtype)
+        return reader.require_config(), str(reader.quantization or stored)
 
 
 @dataclass(frozen=True)
@@ -85,6 +90,7 @@ class Difference:
         only_second: shapes of parameters that the first lacks.
         reshaped: shapes of parameters that both have, where they differ.
         parameters: counts.
+        stored: how their checkpoints keep matrices; None where there is none.
         fits: whether a checkpoint of one is one of the other, by names and shapes.
         obstacle: why not; or, where it fits, what makes it another function all the same. None
             where nothing is known to.
@@ -98,6 +104,7 @@ class Difference:
     only_second: Shapes
     reshaped: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
     parameters: tuple[int, int]
+    stored: tuple[str | None, str | None]
     fits: bool
     obstacle: str | None
 
@@ -112,6 +119,8 @@ class Difference:
         rows = [("", self.first, self.second), ("class", *self.classes)]
         rows += [(name, _shown(a), _shown(b)) for name, (a, b) in self.settings.items()]
         rows.append(("parameters", f"{self.parameters[0]:,}", f"{self.parameters[1]:,}"))
+        if self.stored[0] != self.stored[1] and None not in self.stored:
+            rows.append(("stored", f"{self.stored[0]}", f"{self.stored[1]}"))
         yield from _table(rows)
         for name, shape in _by_layers(self.only_first).items():
             yield f"- {name}  {shape}"
@@ -154,6 +163,7 @@ def compare(first: Model, second: Model) -> Difference:
         only_second,
         reshaped,
         (first.parameters, second.parameters),
+        (first.stored, second.stored),
         fits,
         _doubt(classes, settings)
         if fits

@@ -343,7 +343,8 @@ function labelMatrix(context, margin, cell, size, every) {
   const ink = getComputedStyle(document.documentElement).getPropertyValue("--ink");
   tokens.forEach((token, index) => {
     const isChosen = index === chosen.token;
-    if (index % every && !isChosen) return;
+    const isBesideChosen = !isChosen && Math.abs(index - chosen.token) < every;
+    if ((index % every && !isChosen) || isBesideChosen) return;
     context.font = font(size, isChosen ? 700 : 400, token.kind);
     context.fillStyle = ink;
     context.textBaseline = "middle";

@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from inspect import signature
 from typing import Any
 
 import torch
@@ -30,7 +31,8 @@ SUM_ERROR = 0.01
 class Layers:
     """What each layer would predict: its hidden state, read by the model's last norm and head.
 
-    The first of the L + 1 rows is the embedding, the last one the model's own prediction.
+    The first of the L + 1 rows is the embedding, the last one the model's own prediction; layers
+    are counted as they run.
 
     Attributes:
         top_ids: the likeliest next tokens, (L + 1, N, K).
@@ -152,8 +154,8 @@ def look(
     ids = [*model.prefix_ids, *text_ids]
     shown = min(last or len(ids), len(ids))
     with torch.inference_mode(), evaluation_mode(model), recording(model, shown) as record:
-        model.transformer(torch.tensor([ids], device=model.device))
-        layers = read_layers(model, record.hidden, ids, min(top, model.config.vocab_size))
+        read = model.transformer(torch.tensor([ids], device=model.device))[0, -shown:]
+        layers = read_layers(model, record.hidden, read, ids, min(top, model.config.vocab_size))
     attention = torch.stack(record.attention)
     known = {id: piece_of(tokenizer, id) for id in layers.top_ids.unique().tolist()}
     return Lens(
@@ -207,11 +209,12 @@ def recording(model: KoGPT, shown: int) -> Iterator[Record]:
         def keep(block: nn.Module, arguments: tuple[Any, ...], state: Tensor) -> None:
             record.hidden.append(state[0, -shown:])
 
-        def keep_first(block: nn.Module, arguments: tuple[Any, ...]) -> None:
-            keep(block, (), arguments[0])
+        def keep_first(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if not record.hidden:
+                keep(block, (), signature(block.forward).bind(*args, **kwargs).args[0])
 
-        undo.callback(blocks[0].register_forward_pre_hook(keep_first).remove)
         for block in blocks:
+            undo.callback(block.register_forward_pre_hook(keep_first, with_kwargs=True).remove)
             undo.callback(block.register_forward_hook(keep).remove)
             undo.callback(_note_weights(block, record, shown))
         yield record
@@ -274,12 +277,18 @@ def refuse_no_average(weights: Tensor, layer: int) -> None:
         )
 
 
-def read_layers(model: KoGPT, hidden: list[Tensor], ids: list[int], top: int) -> Layers:
-    """The states (N, C) of the last N of `ids` as predictions."""
+def read_layers(
+    model: KoGPT, hidden: list[Tensor], read: Tensor, ids: list[int], top: int
+) -> Layers:
+    """The states (N, C) of the last N of `ids` as predictions.
+
+    The last row is that of `read` (N, C), what the head is really given, whatever lies between.
+    """
     shown, vocab_size = len(hidden[0]), model.config.vocab_size
     targets = [*ids[len(ids) - shown + 1 :], vocab_size]  # an id that there is not
     follows = torch.tensor(targets, device=model.device)
-    rows = [_read(model, state, follows, top) for state in hidden]
+    states = [*map(model.transformer.ln_f, hidden[:-1]), read]
+    rows = [_read(model, state, follows, top) for state in states]
     return Layers(*(torch.stack(kind).cpu() for kind in zip(*rows, strict=True)))
 
 
@@ -287,7 +296,7 @@ def _read(model: KoGPT, state: Tensor, follows: Tensor, top: int) -> tuple[Tenso
     """The fields of `Layers` for one layer, a part of the positions at a time."""
     parts = []
     for rows, targets in zip(state.split(128), follows.split(128), strict=True):
-        logits = model.logits(model.transformer.ln_f(rows))  # (n, V)
+        logits = model.logits(rows)  # (n, V)
         refuse_unusable(logits)
         logprobs = logits.log_softmax(-1)
         best, best_ids = logprobs.topk(top)

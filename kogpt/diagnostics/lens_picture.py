@@ -18,6 +18,7 @@ SIDE = 0.92  # of a head's square, in those of the place it has
 COLUMNS = 24  # of predictions; of a longer prompt the last ones are drawn
 MAX_PROMPT = 90  # characters of the title
 LAYER_NAMED = 0.7  # inches of a layer in which "layer 28" has room
+HEADS, HEADS_POINTS = "attention by head: row token → column token, shade √weight", 8.5
 LABEL_POINTS = 5.0  # the smallest label of a matrix
 
 
@@ -93,7 +94,7 @@ class Writing:
 
 
 def _sizes(lens: Lens, columns: int, texts: list[str]) -> Sizes:
-    L = lens.attention.size(0)
+    L, H = lens.attention.shape[:2]
     row = min(max(9.0 / (L + 1), 0.4), 1.15)
     longest, points = max(map(_breadth, texts)), _points(row)
     # The likeliest token, or a lesser one with its share beside it.
@@ -103,7 +104,9 @@ def _sizes(lens: Lens, columns: int, texts: list[str]) -> Sizes:
     ticked = _label_points(lens, row) > 0
     margin = labels if ticked else 0.0
     shown = 1 if row < 0.8 else 3
-    return Sizes(row, column, shown, 0.75 + margin, 0.35 + margin, 1.35, 1.15)
+    heading = _breadth(HEADS) * HEADS_POINTS / 72  # of the left half, which may have few heads
+    between = max(1.15, 0.85 + heading - H * row)
+    return Sizes(row, column, shown, 0.75 + margin, 0.35 + margin, 1.35, between)
 
 
 def _points(row: float) -> float:
@@ -146,8 +149,11 @@ def _title(figure: "Figure", lens: Lens, name: str, write: Writing) -> None:
         facts += f", the last {len(lens.tokens)} shown"
     place = 0.25 / width
     heading = write.text(_heading(lens))
-    figure.text(place, 1 - 0.36 / height, heading, **write.at(min(15, width * 1.1)))
-    figure.text(place, 1 - 0.64 / height, facts, **write.at(8.5, color="#5a636f"))
+    room = 72 * (width - 0.5)
+    size = min(15, width * 1.1, room / max(1, _breadth(heading)))
+    figure.text(place, 1 - 0.36 / height, heading, **write.at(size))
+    size = min(8.5, room / _breadth(facts))
+    figure.text(place, 1 - 0.64 / height, facts, **write.at(size, color="#5a636f"))
 
 
 def _axes(figure: "Figure", left: float, bottom: float, width: float, height: float) -> "Axes":
@@ -202,12 +208,7 @@ def _name_heads(figure: "Figure", heads: int, sizes: Sizes, write: Writing) -> N
     for head in range(heads):
         middle = sizes.left + (head + SIDE / 2) * sizes.row
         figure.text(middle / width, (base + 0.07) / height, f"{head + 1}", **small)
-    figure.text(
-        sizes.left / width,
-        (base + 0.26) / height,
-        "attention by head: row token → column token, shade √weight",
-        **write.at(8.5 if heads * sizes.row > 3.6 else 6.8),
-    )
+    figure.text(sizes.left / width, (base + 0.26) / height, HEADS, **write.at(HEADS_POINTS))
 
 
 def _draw_layers(figure: "Figure", lens: Lens, sizes: Sizes, columns: int, write: Writing) -> None:

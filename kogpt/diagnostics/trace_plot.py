@@ -30,7 +30,7 @@ def draw(trace: Trace, path: Path) -> None:
     draw_errors(axes, trace)
     title = f"{trace.names[0]} against {trace.names[1]}"
     style: dict[str, Any] = {"family": families(title), "parse_math": False}  # "$" is a letter
-    axes.set_title(title, loc="left", pad=28, weight="bold", color=INK, **style)
+    axes.set_title(title, loc="left", pad=28, color=INK, **style)
     axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(-0.01, 1.0), ncols=4)
     figure.savefig(path)
 

@@ -1,6 +1,7 @@
 """What a trace found: a table of layers for people, every site for programs."""
 
 import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
@@ -44,8 +45,7 @@ class Compared:
     @property
     def short(self) -> str:
         """Its name within its layer."""
-        inner = self.module if self.layer is None else ".".join(self.module.split(".")[3:])
-        return str(Site(inner or "the block", self.tensor))
+        return _short(self.site)
 
 
 @dataclass(frozen=True)
@@ -127,8 +127,14 @@ class Trace:
         yield f"{self.tokens} tokens, {len(self.sites)} tensors; errors are relative norms"
         yield "error: with all that came before; own error: from the other side's values"
         if self.alone:
-            kinds = dict.fromkeys(site.tensor for site in self.alone)
-            yield f"{len(self.alone)} tensors were seen on one side alone: {', '.join(kinds)}"
+            names = dict.fromkeys(map(_short, self.alone))
+            yield f"seen on one side alone: {', '.join(names)}"
+
+
+def _short(site: Site) -> str:
+    """A tensor's name, without that of its layer."""
+    inner = re.sub(r"transformer\.h\.\d+\.?", "", site.module)
+    return str(Site(inner or "the block", site.tensor))
 
 
 def _order(error: float) -> float:

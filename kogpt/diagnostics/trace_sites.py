@@ -60,6 +60,8 @@ def outputs(*modules: str) -> dict[Site, Place]:
     return {Site(module): Place(module) for module in modules}
 
 
+LOGITS = Site("logits")  # what the network itself returns, whatever it makes of the head's output
+
 OURS: Places = {
     **outputs("transformer.wte", "transformer.wpe"),
     **outputs(f"{BLOCK}.ln_1"),
@@ -74,6 +76,7 @@ OURS: Places = {
     **outputs(f"{BLOCK}.mlp.fc_out"),
     **outputs(BLOCK),
     **outputs("transformer.ln_f", "lm_head"),
+    LOGITS: Place(""),
 }
 
 # transformers' GPTJForCausalLM: the modules of the released checkpoint, as ours are. It rotates
@@ -87,6 +90,8 @@ def released(layout: Layout, modules: Collection[str]) -> Places:
 
 
 def _released(place: Place, layout: Layout, modules: Collection[str]) -> Place:
+    if not place.module:
+        return place
     if place.module == BLOCK:
         return place._replace(module=f"{layout.blocks}.{{}}")
     row, tensor = layout.find(f"{place.module}.weight")

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from kogpt.architecture import load_architecture
+from kogpt.box import BOX
+from kogpt.checkpoint import ConversionOptions, convert
 from kogpt.checkpoint.writer import write_checkpoint
 from kogpt.cli import main
 from kogpt.diagnostics.diff import compare, find_model
@@ -136,3 +138,12 @@ def test_classes_of_one_name_are_told_apart(tmp_path):
     found = compare(find_model(folder), find_model(folder, own))
     assert found.obstacle == f"classes kogpt.model.transformer.KoGPT and {own.__module__}.KoGPT"
     assert own.__module__.startswith("mine_")
+
+
+def test_how_checkpoints_keep_their_matrices_is_told(tmp_path):
+    convert(BOX, tmp_path / "int8", ConversionOptions(quantize="int8"))
+    told = str(compare(find_model(BOX), find_model(tmp_path / "int8"))).splitlines()
+    assert [" ".join(line.split()) for line in told if line.startswith("stored")] == [
+        "stored float16 int8 per row"
+    ]
+    assert "stored" not in str(compare(find_model("nano"), find_model(tmp_path / "int8")))

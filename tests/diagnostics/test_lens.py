@@ -17,7 +17,7 @@ from kogpt.errors import InputRefusedError
 from kogpt.generation import score
 from kogpt.kernels.attention import attention_mask, scores
 from kogpt.model import KoGPT
-from kogpt.model.transformer import Attention, Block
+from kogpt.model.transformer import Attention, Block, Transformer
 from kogpt.model.variants import GPT2, GPTNeoX
 from kogpt.tokenizer import load_tokenizer
 from tests.diagnostics.tiny import tiny
@@ -118,6 +118,28 @@ def test_the_last_row_is_what_the_model_itself_predicts(nano):
     for position, following in enumerate(ids[1:]):
         order = expected[position].argsort(descending=True).tolist()
         assert lens.following(-1, position)["rank"] == order.index(following) + 1
+
+
+class Backwards(Transformer):
+    """Blocks from the last to the first, called by keywords, and a way around all of them."""
+
+    def forward(self, input_ids, cache=None, starts=None):
+        positions = self.positions(input_ids, cache, starts)
+        embedded = x = self.embed(input_ids, positions)
+        for block in reversed(self.h):
+            x = block(x=x, rotate=self.rotary(positions), cache=cache, starts=starts)
+        return self.ln_f(x + 3 * embedded)
+
+
+def test_a_transformer_of_ones_own_is_seen_as_it_runs(nano):
+    model = tiny(type("Own", (KoGPT,), {"transformer_class": Backwards}))
+    lens = look(model, nano[1], PROMPT)
+    ids = torch.tensor([[token.piece.id for token in lens.tokens]])
+    expected = model(ids)[0].softmax(-1).topk(5).values
+    torch.testing.assert_close(lens.layers.top_probabilities[-1], expected, atol=1e-5, rtol=0)
+    first = model.logits(model.transformer.ln_f(model.transformer.wte(ids)))[0].softmax(-1)
+    expected = first.topk(5).values
+    torch.testing.assert_close(lens.layers.top_probabilities[0], expected, atol=1e-5, rtol=0)
 
 
 def test_an_attention_of_ones_own_is_seen_as_it_is(nano):

@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from kogpt.checkpoint import load_model, write_checkpoint
+from kogpt.cli import main
 from kogpt.diagnostics.capture import watching
 from kogpt.diagnostics.trace import trace
 from kogpt.diagnostics.trace_errors import difference, ulp
@@ -196,7 +197,7 @@ def test_ours_and_transformers_agree_in_every_dtype(dtype):
     other = transformers_of(model).to(dtype)
     report = trace(model.to(dtype), other, INPUT_IDS)
     assert report.parting is None
-    assert len(report.sites) == 3 + 3 * 10
+    assert len(report.sites) == 4 + 3 * 10
     assert {site.tensor for site in report.alone} == {"rotated queries", "rotated keys"}
 
 
@@ -215,7 +216,7 @@ def test_propagated_errors_are_those_of_plain_runs():
     with torch.no_grad():
         a, b = model(INPUT_IDS).double(), other(INPUT_IDS).double()
     found = trace(model, other, INPUT_IDS).sites[-1]
-    assert (found.module, found.tensor, found.layer) == ("lm_head", "output", None)
+    assert (found.module, found.tensor, found.layer) == ("logits", "output", None)
     assert found.propagated.relative == pytest.approx(((a - b).norm() / b.norm()).item())
     assert found.propagated.absolute == (a - b).abs().max().item()
     assert found.own.relative == 0.0
@@ -273,7 +274,7 @@ def test_a_table_takes_our_tensors_out_of_fused_ones():
     for block in other.transformer.h:
         block.attn = FusedAttention(block.attn)
     report = trace(model, other, INPUT_IDS, places={**OURS, **fused})
-    assert report.parting is None and len(report.sites) == 3 + 3 * 10
+    assert report.parting is None and len(report.sites) == 4 + 3 * 10
     swap_projections(model)
     report = trace(model, other, INPUT_IDS, places={**OURS, **fused})
     assert str(report.parting.site) == "transformer.h.1.attn.q_proj"
@@ -472,7 +473,7 @@ def test_the_command_compares_a_folder_with_a_finer_dtype_or_with_transformers(
     done = kogpt("trace", "이 영화는", "--model", f"{folders}/sound", "--json", *asked)
     report = json.loads(done.stdout)
     assert report["names"] == names and report["parting"] is None and done.stderr == ""
-    assert report["sites"][-1]["module"] == "lm_head"
+    assert report["sites"][-1]["module"] == "logits"
     errors = [site["own"]["relative"] for site in report["sites"]]
     assert 0 < max(errors) < report["tolerance"]
 
@@ -539,3 +540,23 @@ def test_a_model_in_training_is_traced_without_its_dropout():
     one, other = random_model(shape).train(), random_model(shape).train()
     assert trace(one, other, INPUT_IDS).parting is None
     assert one.training and other.training
+
+
+class Capped(KoGPT):
+    def logits(self, hidden):
+        return 5 * torch.tanh(super().logits(hidden) / 5)
+
+
+@pytest.mark.parametrize("side", [lambda model: model, transformers_of])
+def test_what_becomes_of_the_heads_output_is_compared_too(side):
+    other = random_model()
+    model = Capped(other.config).eval()
+    model.load_state_dict(other.state_dict())
+    parting = trace(model, side(other), INPUT_IDS).parting
+    assert (parting.module, parting.layer) == ("logits", None)
+
+
+def test_a_class_for_transformers_is_wrong_usage(capsys):
+    asked = ["--against", "transformers", "--against-architecture", "a.py:A"]
+    assert main(["trace", "영화", *asked]) == 2
+    assert "--against-architecture: of no use with --against" in capsys.readouterr().err
