@@ -401,6 +401,13 @@ def test_pickles_and_missing_files_are_refused(lora, tmp_path):
         read_adapter(tmp_path / "nothing", CONFIG)
 
 
+def test_a_pointer_to_weights_is_told_from_damage(lora):
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n"
+    (lora / "adapter_model.safetensors").write_bytes(pointer)
+    with pytest.raises(InputRefusedError, match="adapter_model.safetensors: a Git LFS pointer"):
+        read_adapter(lora, CONFIG)
+
+
 def test_two_heads_and_too_many_tokens_are_refused(base, prompt, model, tmp_path):
     fresh = KoGPT(CONFIG)
     with pytest.raises(InputRefusedError, match="has a head, and so has"):

@@ -26,12 +26,13 @@ from kogpt.checkpoint import (
     convert,
     load_model,
     open_checkpoint,
+    resources,
     verify,
     write_checkpoint,
 )
 from kogpt.checkpoint.manifest import MANIFEST_NAME
 from kogpt.cli import main
-from kogpt.errors import InputRefusedError
+from kogpt.errors import InputRefusedError, NotEnoughResourcesError
 from kogpt.model import KoGPT
 from tests.adapters.filled import trained_lora
 from tests.checkpoint.tiny import CONFIG, tiny_state
@@ -158,6 +159,18 @@ def test_a_head_of_the_source_keeps_its_labels(tmp_path, adapters):
     assert described["label2id"] == {"부정": 0, "긍정": 1}
 
 
+def test_a_head_of_an_adapter_has_no_labels_of_the_source(tmp_path):
+    head = {"score.weight": torch.ones(2, CONFIG.n_embd)}
+    base = tmp_path / "base"
+    write_checkpoint(base, CONFIG, {**tiny_state(), **head}, labels=["부정", "긍정"])
+    trained_lora(model := KoGPT(CONFIG), LoRAConfig())
+    attach_head(model, 3)
+    write_adapter(tmp_path / "a", model, base)
+    merge_checkpoint(base, tmp_path / "a", tmp_path / "out", quiet=True)
+    described = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert described["id2label"] == {str(i): f"LABEL_{i}" for i in range(3)}
+
+
 def test_an_interrupted_merge_leaves_nothing_since_nothing_could_resume_it(
     tmp_path, adapters, monkeypatch
 ):
@@ -169,6 +182,24 @@ def test_an_interrupted_merge_leaves_nothing_since_nothing_could_resume_it(
     with pytest.raises(KeyboardInterrupt):
         merge_checkpoint(tmp_path / "base", adapters, tmp_path / "out", quiet=True)
     assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".*"))
+
+
+def test_what_a_merge_left_that_was_killed_at_its_end_is_swept_away(tmp_path, adapters):
+    write_checkpoint(tmp_path / "base", CONFIG, tiny_state())
+    merge_checkpoint(tmp_path / "base", adapters, tmp_path / "out", quiet=True)
+    (tmp_path / ".out.partial").mkdir()
+    with pytest.raises(InputRefusedError, match="out: exists already"):
+        merge_checkpoint(tmp_path / "base", adapters, tmp_path / "out", quiet=True)
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_disk_without_room_is_told_before_anything_is_merged(tmp_path, adapters, monkeypatch):
+    write_checkpoint(tmp_path / "base", CONFIG, tiny_state())
+    monkeypatch.setattr(resources, "free_disk", lambda *_: 0)
+    monkeypatch.setattr(merging, "write_shards", None)
+    with pytest.raises(NotEnoughResourcesError):
+        merge_checkpoint(tmp_path / "base", adapters, tmp_path / "out", quiet=True)
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_what_cannot_be_merged_is_refused_and_leaves_nothing(tmp_path, adapters):

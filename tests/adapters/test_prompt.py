@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from kogpt.adapters import PromptConfig, attach_prompt, prompt_embeddings
+from kogpt.adapters.prompt import real_ids_alone
 from kogpt.model import KoGPT, KVCache
 from tests.checkpoint.tiny import CONFIG
 
@@ -47,6 +48,15 @@ def test_a_cache_and_padding_treat_virtual_tokens_as_any(model, ids):
     assert torch.allclose(shifted[:, 2:], wanted, rtol=0, atol=1e-5)
 
 
+def test_an_error_where_real_ids_are_read_alone_leaves_virtual_ones(model, ids):
+    attach_prompt(model, PromptConfig(2), torch.Generator().manual_seed(1))
+    rows = with_prefix(model, ids)
+    wanted = model(rows)
+    with pytest.raises(KeyboardInterrupt), real_ids_alone(model):
+        raise KeyboardInterrupt
+    assert model(rows).equal(wanted)
+
+
 def test_prompts_follow_one_another(model, ids):
     for seed in (1, 2):
         attach_prompt(model, PromptConfig(2), torch.Generator().manual_seed(seed))
@@ -54,6 +64,14 @@ def test_prompts_follow_one_another(model, ids):
     logits = model(with_prefix(model, ids))[:, 4:]
     wanted = by_hand(model, prompt_embeddings(model), ids)
     assert torch.allclose(logits, wanted, rtol=0, atol=1e-6)
+
+
+def test_a_prompt_leaves_room_behind_those_there_are(model):
+    attach_prompt(model, PromptConfig(20))
+    with pytest.raises(ValueError, match="has 12 tokens, the context leaves room for 11"):
+        attach_prompt(model, PromptConfig(12))
+    attach_prompt(model, PromptConfig(11))
+    assert len(model.prefix_ids) == CONFIG.n_positions - 1
 
 
 @pytest.mark.parametrize("encoder", ["none", "mlp", "lstm"])

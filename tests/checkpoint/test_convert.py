@@ -463,6 +463,17 @@ def test_a_shortage_of_disk_spares_what_can_be_resumed(tmp_path, monkeypatch):
     assert sorted(os.listdir(tmp_path)) == ["dst", "src"]
 
 
+def test_what_unfinished_work_holds_counts_as_room(tmp_path, monkeypatch):
+    write_released(tmp_path / "src")
+    unfinished = tmp_path / ".dst.partial" / "folder" / "model-00001-of-00001.safetensors"
+    unfinished.parent.mkdir(parents=True)
+    unfinished.write_bytes(bytes(1 << 20))
+    nearly_full = SimpleNamespace(f_bavail=100, f_frsize=1000)
+    monkeypatch.setattr(os, "statvfs", lambda path: nearly_full)
+    convert(tmp_path / "src", tmp_path / "dst")
+    assert sorted(os.listdir(tmp_path)) == ["dst", "src"]
+
+
 def test_a_shortage_of_memory_is_told_before_loading(tmp_path):
     """A checkpoint of terabytes, all of it a hole in its file."""
     config = KoGPTConfig(n_embd=8192, n_layer=1000)

@@ -133,6 +133,13 @@ def numel_lie(path):
     write_zip(path, members)
 
 
+def longer_member(path):
+    """A storage said to hold less than its member does."""
+    members = good_members()
+    name = next(name for name in members if name.endswith("/data/0"))
+    write_zip(path, {**members, name: members[name] + bytes(2)})
+
+
 def shape_beyond_storage(path, rows=b"\xff"):
     members = good_members()
     name = next(name for name in members if name.endswith("data.pkl"))
@@ -250,6 +257,7 @@ HOSTILE = {
     "big-endian": with_member("archive/byteorder", b"big"),
     "a lie about sizes": lie_about_size,
     "a storage smaller than said": numel_lie,
+    "a storage larger than said": longer_member,
     "a shape beyond its storage": shape_beyond_storage,
     "a shape one row beyond its storage": shape_one_row_beyond_storage,
     "something before the archive": prepended,

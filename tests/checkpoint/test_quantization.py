@@ -23,7 +23,7 @@ from kogpt.checkpoint.names import expand
 from kogpt.checkpoint.quantization import INT8, Quantization, Scheme, parse_quantization
 from kogpt.checkpoint.quantizing import Quantizer, pack_down
 from kogpt.checkpoint.rounding import round_rows
-from kogpt.checkpoint.safetensors_file import encode_header
+from kogpt.checkpoint.safetensors_file import SafetensorsFile, encode_header
 from kogpt.checkpoint.staging import Staging
 from kogpt.cli import main
 from kogpt.errors import InputRefusedError, NotEnoughResourcesError
@@ -140,6 +140,14 @@ def test_a_quantised_folder_holds_what_its_config_says(tmp_path, kind):
             **zeros,
         }
         assert stored[f"{MATRIX}_shape"].tolist() == [16, 40]
+
+
+def test_tensors_of_16_bytes_lie_behind_all_that_begin_at_cache_lines(tmp_path):
+    folder = write_quantized(tmp_path, "int4")
+    file = SafetensorsFile(folder / "model-00001-of-00001.safetensors")
+    last = [name.endswith("_shape") for name in file.tensors]
+    file.close()
+    assert any(last) and last == sorted(last)
 
 
 @pytest.mark.parametrize("kind", KINDS)

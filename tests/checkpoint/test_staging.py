@@ -1,6 +1,7 @@
 """What is left of unfinished work, and who may go on with it."""
 
 import errno
+import fcntl
 import os
 
 import pytest
@@ -14,6 +15,7 @@ from kogpt.checkpoint.staging import (
     refuse_strangers,
     sweep,
     write_file,
+    writing,
 )
 from kogpt.errors import InputRefusedError, NotEnoughResourcesError
 from tests.checkpoint.tiny import CONFIG, tiny_state
@@ -54,6 +56,13 @@ def test_what_the_system_writes_in_parts_is_written_whole(tmp_path, monkeypatch)
     assert (tmp_path / "file").read_bytes() == b"x" * 100 + b"y" * 50
 
 
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_a_file_that_has_no_room_is_told_as_such(tmp_path, number):
+    told = pytest.raises(NotEnoughResourcesError, match="file: cannot be written")
+    with told, writing(tmp_path / "file"):
+        raise OSError(number, os.strerror(number))
+
+
 def test_a_name_is_on_the_disk_before_anything_else_is_done(tmp_path, monkeypatch):
     """Of a file that was put in place, and of a folder that was committed."""
     synced, real = [], os.fsync
@@ -83,6 +92,33 @@ def test_links_are_neither_followed_nor_written_over(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "partial")
     with pytest.raises(OSError):
         _lock(tmp_path / "link")
+
+
+@pytest.mark.parametrize("is_folder", [False, True])
+def test_a_name_that_is_taken_meanwhile_is_refused(tmp_path, is_folder):
+    dst = tmp_path / "dst"
+    with pytest.raises(InputRefusedError, match="exists already"), Staging(dst) as staging:
+        (staging.folder / "part").write_text("whole")
+        (dst / "theirs").mkdir(parents=True) if is_folder else dst.write_text("theirs")
+        staging.commit()
+    assert list(tmp_path.iterdir()) == [dst]
+    assert [path.name for path in dst.iterdir()] == ["theirs"] if is_folder else dst.is_file()
+
+
+def test_a_folder_that_is_removed_before_it_is_locked_is_made_again(tmp_path, monkeypatch):
+    """By the process that held it, which has finished."""
+    real, folder, calls = fcntl.flock, tmp_path / "folder", []
+
+    def flock(descriptor, how):
+        real(descriptor, how)
+        calls.append(descriptor)
+        if len(calls) == 1:
+            folder.rmdir()
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    lock = _lock(folder)
+    assert len(calls) == 2 and os.path.samestat(os.fstat(lock), folder.stat())
+    os.close(lock)
 
 
 def test_work_that_can_be_resumed_is_not_swept_away(tmp_path):

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from kogpt.checkpoint import load_model, open_checkpoint, write_checkpoint
+from kogpt.checkpoint.shards import TensorSpec, plan_shards
 from kogpt.errors import InputRefusedError
 from kogpt.model import KoGPT
 from tests.checkpoint.tiny import CONFIG, released_state, tiny_state, write_released
@@ -25,6 +26,12 @@ def test_written_tensors_are_read_back_bit_for_bit(tmp_path, dtype, max_shard_si
         for name, tensor in state.items():
             assert torch.equal(reader.read(name), tensor)
             assert torch.equal(reader.read(name, slice(3, 7)), tensor[3:7])
+
+
+def test_a_shard_may_be_as_large_as_it_is_allowed_to_be():
+    specs = [TensorSpec(name, torch.float32, (4,)) for name in "abcde"]
+    shards = plan_shards(specs, 32)
+    assert [shard.nbytes for shard in shards] == [32, 32, 16]
 
 
 def test_transformers_opens_a_written_folder_with_identical_logits(tmp_path):

@@ -13,7 +13,7 @@ from kogpt.adapters import PromptConfig, attach_prompt
 from kogpt.cli import main
 from kogpt.diagnostics.lens import attention_weights, look
 from kogpt.diagnostics.lens_labels import completed, label_of, piece_of, tokens_of
-from kogpt.errors import InputRefusedError
+from kogpt.errors import InputRefusedError, KoGPTError
 from kogpt.generation import score
 from kogpt.kernels.attention import attention_mask, scores
 from kogpt.model import KoGPT
@@ -227,6 +227,27 @@ def test_nothing_is_left_in_a_model_that_fails(nano):
     with pytest.raises(RuntimeError, match="as on purpose"):
         look(model, nano[1], PROMPT)
     assert_untouched(model)
+
+
+def test_a_model_whose_logits_are_nan_is_told(nano):
+    model = tiny()
+    model.lm_head.bias[40] = math.nan
+    with pytest.raises(KoGPTError, match="NaN or infinite"):
+        look(model, nano[1], PROMPT)
+
+
+def test_more_predictions_than_there_are_tokens_are_all_of_them(nano):
+    lens = look(tiny(), nano[1], [5, 6], top=9000)
+    assert lens.layers.top_ids.size(-1) == 8000
+
+
+def test_a_long_prompt_is_read_in_parts(nano):
+    model, ids = tiny(n_positions=160), list(range(5, 155))
+    lens = look(model, nano[1], ids)
+    with torch.no_grad():
+        best, best_ids = model(torch.tensor([ids]))[0].softmax(-1).topk(5)
+    torch.testing.assert_close(lens.layers.top_probabilities[-1], best, atol=1e-5, rtol=0)
+    assert torch.equal(lens.layers.top_ids[-1], best_ids)
 
 
 def test_an_attend_that_was_put_on_an_instance_comes_back(nano):

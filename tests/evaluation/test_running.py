@@ -9,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ import pytest
 import kogpt
 from kogpt.box import BOX
 from kogpt.cli import main
+from kogpt.errors import KoGPTError
 from kogpt.evaluation import (
     Evaluator,
     Journal,
@@ -31,7 +33,7 @@ from kogpt.evaluation import (
     read_report,
     tables,
 )
-from kogpt.evaluation.likelihood import log_likelihoods
+from kogpt.evaluation.likelihood import Query, log_likelihoods
 from kogpt.evaluation.plot import draw
 from kogpt.evaluation.prompting import Encoder, ask, ask_nothing, example
 from kogpt.evaluation.running import prior
@@ -92,10 +94,15 @@ def test_log_likelihoods_are_those_of_kogpt_score(toy, evaluator, prompt, shots)
 
 def test_a_model_at_hand_is_measured_in_one_call(toy, evaluator):
     protocol = Protocol((0, 2), sets=2, limit=6)
-    model = evaluator.model.train()
+    model, modes = evaluator.model.train(), []
+    handle = model.transformer.register_forward_pre_hook(
+        lambda module, _: modes.append(module.training)
+    )
     zero, few = evaluate(
         model, evaluator.tokenizer, str(toy / "toy.toml"), toy, protocol, prompt="sentences"
     )
+    handle.remove()
+    assert modes and not any(modes)
     assert model.training  # as it was
     model.eval()
     assert (zero.shots, len(zero.sets), few.shots, len(few.sets)) == (0, 1, 2, 2)
@@ -334,6 +341,39 @@ def test_another_model_takes_nothing_from_a_journal(toy, tmp_path):
     assert Journal(report, "one model").get(first.name(batch)) == [[-1.0]]
     other = Journal(report, "another")
     assert other.get(other.name(batch)) is None
+
+
+def test_a_batch_is_named_by_where_its_answers_begin():
+    journal, cuts = Journal(None, ""), [Query((1, 2), ((3,),)), Query((1,), ((2, 3),))]
+    assert len({journal.name([query]) for query in cuts}) == 2
+
+
+def test_a_journal_that_cannot_be_written_is_told(tmp_path):
+    with pytest.raises(KoGPTError, match="report.json.journal-0: cannot be written"):
+        Journal(tmp_path / "none" / "report.json", "model").put("a", [[-1.0]])
+
+
+def test_progress_counts_every_row_once(toy, evaluator, tmp_path):
+    """Also those that the journal has of an earlier run."""
+    task, protocol = load_task(str(toy / "toy.toml")), Protocol(limit=8)
+    told: list[int] = []
+    for _ in range(2):
+        watch = SimpleNamespace(update=told.append)
+        journal = Journal(tmp_path / "report.json", "model")
+        watched = Evaluator(evaluator.model, evaluator.tokenizer, journal, watch=watch)
+        data = read_data(task, toy, protocol)
+        list(watched.run(task, task.prompt("sentences"), protocol, data))
+        assert sum(told) == 8
+        told.clear()
+
+
+def test_a_journal_may_be_named_by_what_is_a_pattern(tmp_path):
+    report = tmp_path / "report[1].json"
+    Journal(report, "model").put("a", [[-1.0]])
+    found = Journal(report, "model")
+    assert found.get("a") == [[-1.0]]
+    found.remove()
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_journal_knows_changed_weights_and_changed_code(toy, tmp_path, monkeypatch, capsys):

@@ -118,6 +118,7 @@ def test_a_head_comes_along(adapters):
     ids = torch.randint(4, 8000, (2, 12), generator=torch.Generator().manual_seed(1))
     found = [m.score(m.transformer(ids)[:, -1].float()) for m in (plain, fast)]
     torch.testing.assert_close(found[1], found[0], rtol=0, atol=2e-2 * found[0].abs().max().item())
+    assert not any(parameter.requires_grad for parameter in fast.parameters())
 
 
 @pytest.mark.parametrize("fast", [False, True])

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from kogpt.adapters import TARGETS, LoRAConfig, load_adapters, write_adapter
 from kogpt.box import BOX
 from kogpt.checkpoint import ConversionOptions, convert, load_model
-from kogpt.checkpoint.safetensors_file import StoredRows
+from kogpt.checkpoint.safetensors_file import SafetensorsFile, StoredRows
 from kogpt.errors import InputRefusedError
 from kogpt.fast import FastKoGPT, load_fast
 from kogpt.fast.model import Embedding, Linear
@@ -350,3 +351,15 @@ def test_matrices_may_be_read_in_pieces(box, packed, monkeypatch):
             unpack(each) if packed else each for each in (a.weight.values, b.weight.values)
         )
         assert found.equal(wanted)
+
+
+def test_rows_are_those_of_the_file_that_was_opened(tmp_path):
+    path = tmp_path / "model.safetensors"
+    for value in (1.0, 2.0):
+        save_file({"w": torch.full((3, 4), value)}, tmp_path / f"{value}")
+    (tmp_path / "1.0").rename(path)
+    file = SafetensorsFile(path)
+    (tmp_path / "2.0").rename(path)
+    rows = file.rows("w")
+    file.close()
+    assert rows(torch.tensor([2])).tolist() == [[1.0] * 4]

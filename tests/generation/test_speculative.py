@@ -172,6 +172,16 @@ def test_a_batch_gives_the_logits_of_a_full_forward_whatever_it_expects(exact):
                 batch.expect(torch.randint(44, 46, (1, choose.randint(0, 4))).expand(3, -1))
 
 
+def test_a_batch_holds_no_more_than_it_needs(exact):
+    """Of the context, and of keys and values where rows stay what they are."""
+    batch = Batch(exact, [[40, 41], [42]], room=3, prefill_chunk=8, use_cache=True)
+    batch.logits()
+    cache = batch._cache
+    assert cache.capacity == 2 + 3
+    batch.select([0, 1])
+    assert batch._cache is cache
+
+
 # ---- the distribution
 
 LETTERS = [40, 41]  # all else is banned

@@ -1,6 +1,7 @@
 """The network against itself: cached, chunked, padded, cast, counted."""
 
 import copy
+import dataclasses
 import inspect
 import math
 
@@ -212,3 +213,30 @@ def test_a_cache_of_another_dtype_is_refused(model):
     model(torch.ones(1, 3, dtype=torch.long), cache)
     with pytest.raises(ValueError, match="torch.float32 cpu and would be .* torch.float64 cpu"):
         copy.deepcopy(model).double()(torch.ones(1, 1, dtype=torch.long), cache)
+
+
+@pytest.mark.parametrize("length", [-1, 4])
+def test_a_cache_is_not_truncated_to_what_it_does_not_hold(model, length):
+    cache = KVCache(20)
+    model(torch.ones(1, 3, dtype=torch.long), cache)
+    with pytest.raises(ValueError, match=f"cannot truncate a cache of 3 tokens to {length}"):
+        cache.truncate(length)
+    assert cache.length == 3
+
+
+@pytest.mark.parametrize("name", ["attn_pdrop", "embd_pdrop", "resid_pdrop"])
+def test_each_dropout_acts_alone(input_ids, name):
+    none = dict(attn_pdrop=0.0, embd_pdrop=0.0, resid_pdrop=0.0)
+    model = KoGPT(dataclasses.replace(CONFIG, **{**none, name: 0.5})).train()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    assert not torch.equal(model(input_ids), model(input_ids))
+
+
+def test_new_weights_are_drawn_for_norms_too():
+    model = KoGPT(CONFIG)
+    for parameter in model.parameters():
+        torch.nn.init.constant_(parameter, 3.0)
+    model.init_weights()
+    for norm in (model.transformer.ln_f, model.transformer.h[0].ln_1):
+        assert (norm.weight == 1).all() and not norm.bias.any()

@@ -37,6 +37,14 @@ def test_a_text_file_whose_first_line_names_the_column_is_a_table(tmp_path):
     assert read(path) == ["document", "하나"]
 
 
+def test_a_text_file_without_the_column_that_is_named_is_refused(tmp_path):
+    path = tmp_path / "ratings.txt"
+    for text in (ROWS, "하나\n둘\n"):
+        path.write_text(text, encoding="utf-8")
+        with pytest.raises(InputRefusedError, match="ratings.txt: no column 'review'"):
+            list(read_documents([path], "review"))
+
+
 def test_every_hundredth_row_is_held_out_counting_on_over_files(tmp_path):
     for name, count in (("a.txt", 150), ("b.txt", 60)):
         (tmp_path / name).write_text("\n".join(f"{name} {i}" for i in range(count)))

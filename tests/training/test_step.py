@@ -2,16 +2,18 @@
 
 import dataclasses
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from kogpt.errors import KoGPTError
 from kogpt.model import KoGPT
-from kogpt.training import train
+from kogpt.training import loop, train
 from kogpt.training.activation_checkpointing import checkpoint_activations
 from kogpt.training.data import encode_documents
 from kogpt.training.documents import read_documents
+from kogpt.training.log import Silent
 from kogpt.training.loop import Trainer
 from kogpt.training.loss import next_token_loss
 from kogpt.training.pretraining import Pretraining
@@ -174,6 +176,23 @@ def test_a_step_is_taken_at_its_own_learning_rate(make_trainer):
         trainer.take_step()
         expected = learning_rate(step, trainer.steps, trainer.config)
         assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(expected)
+
+
+def test_the_speed_is_that_of_the_steps_since_it_was_told_last(make_trainer, monkeypatch):
+    speeds: list[float] = []
+
+    class Listening(Silent):
+        def trained(self, step, loss, tokens_per_second):
+            speeds.append(tokens_per_second)
+
+    trainer = make_trainer(steps=3, log_every=1)
+    for name in ("_validate", "_save"):
+        monkeypatch.setattr(trainer, name, lambda *_: None)
+    times = iter([0, 1, 1, 3, 3, 6])  # steps of one second, of two and of three
+    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=times.__next__))
+    trainer.run(Listening())
+    assert speeds == pytest.approx([128, 64, 128 / 3])
+    assert not trainer.job.model.training
 
 
 def test_figures_that_are_no_numbers_end_the_run(settings, monkeypatch):
