@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def load(
     path: str | PathLike[str] | None = None,
-    dtype: torch.dtype | None = None,
+    dtype: str | torch.dtype | None = None,
     device: torch.device | str | None = None,
     *,
     fast: bool = False,
@@ -28,8 +28,8 @@ def load(
 
     Args:
         path: a folder with a checkpoint and its tokenizer; None for the model in the box.
-        dtype: dtype to compute in; None for the one stored, or float32 where that is float16
-            and the device a CPU.
+        dtype: to compute in; None for the one stored, or float32 where that is float16 and the
+            device a CPU.
         device: where the model goes; None for the CPU.
         fast: the model prepared for decoding (`kogpt.fast`): the same function, several times as
             fast; weights stay as they are stored, in 16, 8 or 4 bits, or are packed without loss.
@@ -44,6 +44,7 @@ def load(
         The model, in evaluation mode, and the tokenizer.
 
     Raises:
+        ValueError: `dtype` is none that weights come in.
         InputRefusedError: a file is missing, damaged, or of a kind that cannot be used.
         NotEnoughResourcesError: the memory does not hold the model.
     """

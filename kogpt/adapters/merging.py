@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from kogpt.adapters.config import refuse_prepared
 from kogpt.adapters.files import Adapter, updated
@@ -16,18 +15,11 @@ from kogpt.adapters.lora import LoRALinear
 from kogpt.box import BOX
 from kogpt.checkpoint import CheckpointReader, open_checkpoint
 from kogpt.checkpoint.convert import companions, license_of, tokenizer_class
-from kogpt.checkpoint.layouts import AssembledTensors, layout_of
+from kogpt.checkpoint.layouts import layout_of
 from kogpt.checkpoint.names import CLASSIFIER, aliases, expand
-from kogpt.checkpoint.resources import human, require_disk
-from kogpt.checkpoint.shards import MAX_SHARD_SIZE, TensorSpec, plan_shards
-from kogpt.checkpoint.staging import Staging, refuse_existing, sweep
-from kogpt.checkpoint.writer import (
-    ROOM_FOR_SMALL_FILES,
-    classifier_spec,
-    describe_classifier,
-    finish,
-    write_shards,
-)
+from kogpt.checkpoint.resources import human
+from kogpt.checkpoint.shards import MAX_SHARD_SIZE, TensorSpec
+from kogpt.checkpoint.writer import classifier_spec, describe_classifier, write_folder
 from kogpt.errors import InputRefusedError
 from kogpt.jsonfiles import read_config_object
 from kogpt.model import KoGPT
@@ -163,31 +155,22 @@ class _Merge:
         return {key: values.get(key, value) for key, value in described.items()}
 
     def run(self, max_shard_size: int, quiet: bool) -> MergeReport:
-        layout = layout_of(self.config, self.reader.model_class)
-        stored = AssembledTensors(self.specs(), self.read, self.config, layout)
-        shards = plan_shards(stored.specs, max_shard_size)
-        nbytes = sum(shard.nbytes for shard in shards)
-        sweep(self.dst)
-        refuse_existing(self.dst)
-        require_disk(self.dst, nbytes + ROOM_FOR_SMALL_FILES)
         notice = license_of(self.reader.folder, self.config)
-        metadata = {"format": "pt", "license": notice}
         further = tokenizer_class(self.reader.folder)
         if self.head is not None:
             further |= self._describe(self.head)
-        bar = tqdm(total=nbytes, unit="B", unit_scale=True, disable=True if quiet else None)
-        with Staging(self.dst) as staging, bar:
-            records = write_shards(staging, shards, stored.read, metadata, progress=bar.update)
-            finish(
-                staging,
-                self.config,
-                shards,
-                records,
-                metadata,
-                files=companions(self.reader.folder),
-                layout=layout,
-                further=further,
-            )
+        nbytes = write_folder(
+            self.dst,
+            self.config,
+            self.specs(),
+            self.read,
+            layout=layout_of(self.config, self.reader.model_class),
+            files=companions(self.reader.folder),
+            license_notice=notice,
+            max_shard_size=max_shard_size,
+            further=further,
+            quiet=quiet,
+        )
         return MergeReport(
             source=str(self.reader.path),
             adapters=[str(adapter.folder) for adapter in self.adapters],

@@ -6,7 +6,7 @@ way. The folder is built by `Staging`, so its name appears when all of it is on 
 
 import hashlib
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from fnmatch import fnmatchcase
 from functools import partial, reduce
@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from kogpt.checkpoint.dtypes import dtype_name, parse_dtype
 from kogpt.checkpoint.lanes import Lanes
@@ -105,28 +106,75 @@ def write_checkpoint(
     def own(name: str, rows: slice) -> Tensor:
         return tensors[name].detach()[rows].cpu()
 
-    layout = layout_of(config, model_class)
-    stored = AssembledTensors(specs, read or own, config, layout)
+    write_folder(
+        Path(dst),
+        config,
+        specs,
+        read or own,
+        layout=layout_of(config, model_class),
+        files=files or {},
+        license_notice=license_notice,
+        max_shard_size=max_shard_size,
+        allow_nonfinite=allow_nonfinite,
+        further=further,
+    )
+
+
+def write_folder(
+    dst: Path,
+    config: KoGPTConfig,
+    specs: Iterable[TensorSpec],
+    read: Read,
+    *,
+    layout: Layout | None,
+    files: Mapping[str, Content],
+    license_notice: str,
+    max_shard_size: int = MAX_SHARD_SIZE,
+    allow_nonfinite: Collection[str] = (),
+    further: dict[str, Any] | None = None,
+    quiet: bool = True,
+) -> int:
+    """Writes tensors that are read rows at a time as a checkpoint folder, complete or not at all.
+
+    Args:
+        dst: the folder; must not exist (or be empty).
+        config: the shape of the model.
+        specs: the tensors, by our names, in network order.
+        read: gives rows of them, in any dtype.
+        layout: to write them in; None for our names.
+        files: further files by name.
+        license_notice, max_shard_size, allow_nonfinite: as for `write_checkpoint`.
+        further: keys of `config.json`.
+        quiet: no progress bar, not even on a terminal.
+
+    Returns:
+        Bytes of the weights.
+
+    Raises:
+        InputRefusedError: NaN or infinity, or `dst` exists.
+        NotEnoughResourcesError: the disk has no room.
+    """
+    stored = AssembledTensors(specs, read, config, layout)
     shards = plan_shards(stored.specs, max_shard_size)
-    sweep(Path(dst))
-    refuse_existing(Path(dst))
-    needed = sum(shard.nbytes for shard in shards) + sum(map(_size, (files or {}).values()))
-    require_disk(Path(dst), needed + ROOM_FOR_SMALL_FILES)
+    nbytes = sum(shard.nbytes for shard in shards)
+    sweep(dst)
+    refuse_existing(dst)
+    require_disk(dst, nbytes + sum(map(_size, files.values())) + ROOM_FOR_SMALL_FILES)
     metadata = {"format": "pt", "license": license_notice}
-    with Staging(Path(dst)) as staging:
+    bar = tqdm(total=nbytes, unit="B", unit_scale=True, disable=True if quiet else None)
+    with Staging(dst) as staging, bar:
         records = write_shards(
-            staging, shards, stored.read, metadata, allow_nonfinite=allow_nonfinite
+            staging,
+            shards,
+            stored.read,
+            metadata,
+            allow_nonfinite=allow_nonfinite,
+            progress=bar.update,
         )
         finish(
-            staging,
-            config,
-            shards,
-            records,
-            metadata,
-            files=files or {},
-            layout=layout,
-            further=further,
+            staging, config, shards, records, metadata, files=files, layout=layout, further=further
         )
+    return nbytes
 
 
 def classifier_spec(outputs: int, config: KoGPTConfig) -> TensorSpec:

@@ -13,7 +13,15 @@ from contextlib import suppress
 from functools import partial
 from typing import TypeVar
 
-from kogpt.commands.common import is_number, load, memory_errors, say, speculation, usage_errors
+from kogpt.commands.common import (
+    TEMPERATURE,
+    is_number,
+    load,
+    memory_errors,
+    say,
+    speculation,
+    usage_errors,
+)
 from kogpt.errors import InputRefusedError
 from kogpt.generation import SamplingParams, stream
 from kogpt.generation.requests import context_of
@@ -23,7 +31,7 @@ from kogpt.tokenizer import Tokenizer
 
 T = TypeVar("T")
 
-TEMPERATURE, MAX_LENGTH = 0.8, 128
+MAX_LENGTH = 128
 
 
 def run(args: argparse.Namespace) -> None:

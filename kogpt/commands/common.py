@@ -21,6 +21,8 @@ if TYPE_CHECKING:  # torch takes seconds to import, and not every command needs 
     from kogpt.model import KoGPT
     from kogpt.parallel import Parallel
 
+TEMPERATURE = 0.8  # the released program's default
+
 LOW_RANK, SOFT_PROMPTS = ("lora", "qlora"), ("p-tuning", "prompt-tuning")
 METHODS_OF = {  # of finetuning, for which an option is
     **dict.fromkeys(("targets", "rank", "alpha", "dropout"), LOW_RANK),
@@ -84,20 +86,18 @@ def load_folder(
 
     Where several processes hold a model together, each loads its part of the readable network.
     """
-    import torch
 
     from kogpt.loading import load
 
-    dtype = getattr(torch, args.dtype) if args.dtype else None
     if parallel is None or parallel.tensor_size == 1:
         device = parallel.device if parallel else device_of(args)
-        return load(path, dtype, device, fast=fast, adapter=adapters, model_class=model_class)
+        return load(path, args.dtype, device, fast=fast, adapter=adapters, model_class=model_class)
     if model_class is not None:
         raise UsageError("argument --architecture: only in one process")
     from kogpt.parallel.loading import load_parallel
 
     with usage_errors():
-        return load_parallel(path, parallel, dtype, adapters=adapters), load_tokenizer(path)
+        return load_parallel(path, parallel, args.dtype, adapters=adapters), load_tokenizer(path)
 
 
 def device_of(args: argparse.Namespace) -> "torch.device":
@@ -181,11 +181,16 @@ def check_plot(path: Path) -> None:
     from kogpt.benchmarking.plot import KINDS
     from kogpt.pictures import require_matplotlib
 
-    if path.suffix not in KINDS:
-        raise UsageError(f"argument --plot: must end in {' or '.join(KINDS)}: {path}")
-    if not path.absolute().parent.is_dir():
-        raise UsageError(f"argument --plot: no such folder: {path.parent}")
+    check_file("plot", path, KINDS)
     require_matplotlib()
+
+
+def check_file(option: str, path: Path, kinds: Sequence[str] = ()) -> None:
+    """Refuses a file to be written that has no folder, or another ending than it must have."""
+    if kinds and path.suffix not in kinds:
+        raise UsageError(f"argument --{option}: must end in {' or '.join(kinds)}: {path}")
+    if not path.absolute().parent.is_dir():
+        raise UsageError(f"argument --{option}: no such folder: {path.parent}")
 
 
 def refuse_below(args: argparse.Namespace, **least: int) -> None:

@@ -21,10 +21,12 @@ from kogpt.box import BOX
 from kogpt.checkpoint.names import count_parameters
 from kogpt.checkpoint.staging import refuse_existing, write_atomically, writing
 from kogpt.commands.common import (
+    check_file,
     load,
     memory_errors,
     print_json,
     processes,
+    refuse_below,
     say,
     usage_errors,
 )
@@ -116,8 +118,7 @@ def plan(args: argparse.Namespace) -> list[Work]:
     """What is asked for; whatever can be seen to be wrong is refused here, before the model."""
     if not args.tasks and not args.preset:
         raise UsageError(f"which task? There are {', '.join(task_names())}, or a .toml file")
-    if args.show is not None and args.show < 1:
-        raise UsageError(f"argument --show: must be at least 1, is {args.show}")
+    refuse_below(args, show=1)
     with usage_errors():
         tasks = list(map(load_task, named_tasks(args)))
         refuse_repeated("TASK", (task.name for task in tasks))
@@ -224,8 +225,7 @@ def check_outputs(args: argparse.Namespace) -> None:
         refuse_existing(Path(args.output))
         if Path(args.output).is_dir():
             raise UsageError(f"argument --output: is a folder: {args.output}")
-        if not Path(args.output).absolute().parent.is_dir():
-            raise UsageError(f"argument --output: no such folder: {Path(args.output).parent}")
+        check_file("output", Path(args.output))
     if args.plot:
         require_matplotlib("evaluate")
         if Path(args.plot).exists() and not Path(args.plot).is_dir():

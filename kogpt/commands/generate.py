@@ -5,6 +5,7 @@ import dataclasses
 import secrets
 
 from kogpt.commands.common import (
+    TEMPERATURE,
     load,
     memory_errors,
     print_json,
@@ -16,8 +17,6 @@ from kogpt.commands.common import (
 from kogpt.errors import UsageError
 from kogpt.generation import Generation, SamplingParams, generate, stream
 from kogpt.parallel import Parallel
-
-TEMPERATURE = 0.8  # the released program's default; a beam search draws nothing
 
 
 def run(args: argparse.Namespace) -> None:
@@ -59,7 +58,7 @@ def write(args: argparse.Namespace, params: SamplingParams, parallel: Parallel) 
 
 def sampling_params(args: argparse.Namespace) -> SamplingParams:
     """The parameters that the flags name; flags left out keep the parameters' own defaults."""
-    sampled = None if (args.beams or 1) > 1 else TEMPERATURE
+    sampled = None if (args.beams or 1) > 1 else TEMPERATURE  # a beam search draws nothing
     given = {
         "temperature": sampled if args.temperature is None else args.temperature,
         "top_k": args.top_k,

@@ -4,11 +4,19 @@ import argparse
 from pathlib import Path
 
 from kogpt.box import BOX
-from kogpt.commands.common import load, memory_errors, print_report, read_text, say, usage_errors
+from kogpt.commands.common import (
+    check_file,
+    load,
+    memory_errors,
+    print_report,
+    read_text,
+    refuse_below,
+    say,
+    usage_errors,
+)
 from kogpt.diagnostics.lens import look
 from kogpt.diagnostics.lens_page import write_page
 from kogpt.diagnostics.lens_picture import draw_picture
-from kogpt.errors import UsageError
 from kogpt.pictures import require_matplotlib
 
 
@@ -31,18 +39,9 @@ def run(args: argparse.Namespace) -> None:
 
 def check_values(args: argparse.Namespace) -> None:
     """Refuses what can be seen to be wrong before the model is loaded."""
-    for option in ("top", "last"):
-        if getattr(args, option) < 1:
-            raise UsageError(
-                f"argument --{option}: must be at least 1, not {getattr(args, option)}"
-            )
+    refuse_below(args, top=1, last=1)
     for option, kind in (("output", ".html"), ("png", ".png")):
-        value = getattr(args, option)
-        if value is None:
-            continue
-        if Path(value).suffix != kind:
-            raise UsageError(f"argument --{option}: must end in {kind}: {value}")
-        if not Path(value).absolute().parent.is_dir():
-            raise UsageError(f"argument --{option}: no such folder: {Path(value).parent}")
+        if (value := getattr(args, option)) is not None:
+            check_file(option, Path(value), [kind])
     if args.png:
         require_matplotlib()

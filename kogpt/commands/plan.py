@@ -7,17 +7,25 @@ import torch
 
 from kogpt.box import BOX
 from kogpt.checkpoint import open_checkpoint
+from kogpt.checkpoint.convert import GROUP_SIZE
 from kogpt.checkpoint.dtypes import compute_dtype
 from kogpt.checkpoint.quantization import Quantization
 from kogpt.checkpoint.resources import available_memory
 from kogpt.cli import SHORTAGE
-from kogpt.commands.common import parse_size, print_report, refuse_idle, run_settings, usage_errors
+from kogpt.commands.common import (
+    parse_size,
+    print_report,
+    refuse_below,
+    refuse_idle,
+    run_settings,
+    usage_errors,
+)
 from kogpt.errors import UsageError
 from kogpt.model import KoGPTConfig
 from kogpt.model.variants import find_config, is_shape
 from kogpt.parallel.tensor import check_divides
 from kogpt.training.config import FULL, P_TUNING, PROMPT_TUNING, QLORA, FinetuningConfig
-from kogpt.training.planning import GROUP_SIZE, INFERENCE, Work, plan
+from kogpt.training.planning import INFERENCE, Work, plan
 from kogpt.training.rehearsal import Stage
 from kogpt.training.sharing import refuse_unshared
 
@@ -30,8 +38,7 @@ TRAINING = (  # settings of it
 def run(args: argparse.Namespace) -> int | None:
     has_gpu = torch.cuda.is_available()
     gpus = int(has_gpu) if args.gpus is None else args.gpus
-    if gpus < 0:
-        raise UsageError(f"argument --gpus: {gpus}, it must be at least 0")
+    refuse_below(args, gpus=0)
     limit = find_limit(args.memory, gpus)
     asked = args.memory is not None or args.gpus is not None
     with usage_errors():

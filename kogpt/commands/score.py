@@ -6,7 +6,7 @@ from itertools import islice
 from operator import itemgetter
 from pathlib import Path
 
-from kogpt.commands.common import load, memory_errors, print_json, read_text
+from kogpt.commands.common import load, memory_errors, print_json, read_text, refuse_below
 from kogpt.errors import InputRefusedError, UsageError
 from kogpt.generation import CorpusScore, score
 from kogpt.generation.scoring import Measures
@@ -37,8 +37,7 @@ def refuse_wrong_use(args: argparse.Namespace) -> None:
         raise UsageError("give either TEXT or --data")
     if args.data is None and (args.column is not None or args.limit is not None):
         raise UsageError("arguments --column and --limit: only with --data")
-    if args.limit is not None and args.limit < 1:
-        raise UsageError(f"argument --limit: must be at least 1, not {args.limit}")
+    refuse_below(args, limit=1)
 
 
 def read_texts(args: argparse.Namespace) -> list[tuple[str, str]]:

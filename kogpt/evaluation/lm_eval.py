@@ -40,7 +40,6 @@ TASKS = Path(__file__).with_name("harness")
 
 BATCH_SIZE = 32
 NEW_TOKENS = 256  # written where a task does not say how many; the harness's own default
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 Pair = tuple[Sequence[int], Sequence[int]]  # a context and its continuation, in ids
 
@@ -96,13 +95,11 @@ class KoGPTLM(TemplateLM):
         if unknown:
             known = ", ".join(name for name in signature(KoGPTLM).parameters if name != "unknown")
             raise ValueError(f"model_args: no {min(unknown)!r}; there are {known}")
-        if dtype and dtype not in DTYPES:
-            raise ValueError(f"dtype is {dtype!r}, it must be one of {', '.join(DTYPES)}")
         if not torch.cuda.is_available():
             device = "cpu"
         self.model, self.tokenizer = load(
             path,
-            DTYPES[dtype] if dtype else None,
+            dtype,
             device,
             fast=fast,
             adapter=adapter or (),

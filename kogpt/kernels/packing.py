@@ -14,6 +14,7 @@ from torch import Tensor
 
 from kogpt.kernels.extension import extension_available
 
+# As in csrc/cpu/packed.h, which packs to the same bytes; LEAST_INPUTS is of here alone.
 CODES = 16  # of high bytes; the first is for zero
 BLOCK = 128  # inputs whose codes and low bytes lie together
 RARE_SHARE = 256  # inputs of which at least one may have no code

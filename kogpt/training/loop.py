@@ -13,12 +13,14 @@ import torch
 from torch import Tensor
 
 from kogpt.architecture import source_fingerprint
+from kogpt.checkpoint.resources import require_disk
 from kogpt.errors import InputRefusedError, KoGPTError, NotFiniteError
 from kogpt.model.source import network_fingerprint
 from kogpt.parallel import Parallel
 from kogpt.parallel.parts import held
 from kogpt.pictures import require_matplotlib
 from kogpt.training.activation_checkpointing import checkpoint_activations
+from kogpt.training.config import EIGHT_BITS
 from kogpt.training.curve import CURVE_NAME, draw_curve
 from kogpt.training.job import B, C, Job
 from kogpt.training.log import LOG_NAME, Progress, Silent, read_log
@@ -76,6 +78,7 @@ def run_job(
         trainer = Trainer(job)
         if last is not None:
             trainer.restore(last)
+        trainer.require_room()
         with trainer.progress(stream) as progress:
             progress.say(trainer.describe())
             trainer.run(progress)
@@ -120,6 +123,17 @@ class Trainer(Generic[C, B]):
         with stored_tensors(checkpoint / MOMENTS_NAME) as moments:
             restore_optimizer(self.optimizer, self.job.model, moments, state.step)
         self.step, self.tokens = state.step, state.tokens
+
+    def require_room(self) -> None:
+        """Refuses a run of which the disk could not even hold one checkpoint.
+
+        Raises:
+            NotEnoughResourcesError: it could not.
+        """
+        moments = 2 if self.config.optimizer == EIGHT_BITS else 8  # bytes for each weight
+        weights = trained(self.job.model).values()
+        needed = sum(weight.numel() * (weight.itemsize + moments) for weight in weights)
+        require_disk(self.config.folder, needed)
 
     def progress(self, stream: TextIO) -> Progress:
         """What tells of the run, if this process does."""

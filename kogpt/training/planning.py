@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from kogpt.checkpoint.convert import GROUP_SIZE
 from kogpt.checkpoint.names import expand
 from kogpt.checkpoint.quantization import Quantization
 from kogpt.checkpoint.resources import human
@@ -50,7 +51,6 @@ SOFT = (P_TUNING, PROMPT_TUNING)
 TABLES = ("transformer.wte.weight", "lm_head.weight")
 LOADING = "loading, before it is divided"
 GATHERED = "gathered"  # weights of others, for as long as a block is computed
-GROUP_SIZE = 128  # of 4 bits, as `kogpt convert` has it
 # CUDA's context, its libraries' workspaces, and what PyTorch's allocator leaves unused between
 # blocks: an allowance, no measurement.
 CUDA_ITSELF = 1 << 30

@@ -44,7 +44,7 @@ def train(config: TrainingConfig, stream: TextIO | None = None) -> Path:
     Raises:
         InputRefusedError: data, model, tokenizer or an earlier run cannot be used.
         KoGPTError: the loss is no longer a number, another process trains in the same folder, or
-            matplotlib is missing.
+            what an option needs is missing.
         NotEnoughResourcesError: no room for a checkpoint.
         ValueError: a setting does not fit the model.
     """

@@ -18,7 +18,6 @@ from kogpt.adapters import (
     load_classifier,
     merge,
     merge_checkpoint,
-    merging,
     write_adapter,
 )
 from kogpt.checkpoint import (
@@ -29,6 +28,7 @@ from kogpt.checkpoint import (
     resources,
     verify,
     write_checkpoint,
+    writer,
 )
 from kogpt.checkpoint.manifest import MANIFEST_NAME
 from kogpt.cli import main
@@ -178,7 +178,7 @@ def test_an_interrupted_merge_leaves_nothing_since_nothing_could_resume_it(
         raise KeyboardInterrupt
 
     write_checkpoint(tmp_path / "base", CONFIG, tiny_state())
-    monkeypatch.setattr(merging, "finish", interrupt)
+    monkeypatch.setattr(writer, "finish", interrupt)
     with pytest.raises(KeyboardInterrupt):
         merge_checkpoint(tmp_path / "base", adapters, tmp_path / "out", quiet=True)
     assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".*"))
@@ -196,7 +196,7 @@ def test_what_a_merge_left_that_was_killed_at_its_end_is_swept_away(tmp_path, ad
 def test_a_disk_without_room_is_told_before_anything_is_merged(tmp_path, adapters, monkeypatch):
     write_checkpoint(tmp_path / "base", CONFIG, tiny_state())
     monkeypatch.setattr(resources, "free_disk", lambda *_: 0)
-    monkeypatch.setattr(merging, "write_shards", None)
+    monkeypatch.setattr(writer, "write_shards", None)
     with pytest.raises(NotEnoughResourcesError):
         merge_checkpoint(tmp_path / "base", adapters, tmp_path / "out", quiet=True)
     assert not list(tmp_path.glob(".*"))

@@ -190,7 +190,7 @@ def test_the_model_in_the_box_is_planned_by_its_headers():
     [
         (("--method", "lora", "--memory", "much"), 2, "argument --memory: 'much' is no size"),
         (("--method", "lora", "--memory", "9" * 400), 2, "argument --memory: '999"),
-        (("--method", "lora", "--gpus", "-1"), 2, "argument --gpus: -1, it must be at least 0"),
+        (("--method", "lora", "--gpus", "-1"), 2, "argument --gpus: must be at least 0, is -1"),
         (("--method", "full", "--gpus", "2", "--optimizer", "adamw-8bit"), 2, "is for one process"),
         (("--method", "inference", "--gpus", "3"), 2, "tensor parallel 3 does not divide"),
         (("--method", "inference", "--optimizer", "adamw-8bit"), 2, "--optimizer: not with"),

@@ -7,8 +7,8 @@ import re
 
 import pytest
 
-from kogpt.checkpoint import load_model, write_checkpoint
-from kogpt.errors import InputRefusedError, KoGPTError
+from kogpt.checkpoint import load_model, resources, write_checkpoint
+from kogpt.errors import InputRefusedError, KoGPTError, NotEnoughResourcesError
 from kogpt.model import PRESETS, KoGPT, KoGPTConfig
 from kogpt.parallel import Parallel
 from kogpt.tokenizer import load_tokenizer
@@ -67,6 +67,18 @@ def test_epochs_are_counted_in_steps(settings):
     log = read_log(train(config, io.StringIO()).parent / "log.jsonl")
     per_epoch = round(log[-1]["tokens"] / 2 / 32)
     assert log[-1]["step"] == -(-2 * per_epoch // 4)
+
+
+def test_a_disk_that_could_not_hold_a_checkpoint_is_told_before_the_first_step(
+    settings, monkeypatch
+):
+    config, told = settings(), io.StringIO()
+    monkeypatch.setattr(resources, "free_disk", lambda *_: 10_000)
+    with pytest.raises(NotEnoughResourcesError, match="not enough disk"):
+        train(config, told)
+    assert "steps, from" not in told.getvalue()
+    monkeypatch.undo()
+    assert train(config, told).is_dir()  # the folder is not taken
 
 
 def test_training_goes_on_from_a_checkpoint_as_from_a_preset(settings, tmp_path):
