@@ -16,6 +16,7 @@ from kogpt.generation import (
     score,
     stream,
 )
+from kogpt.generation.batch import Batch
 from kogpt.model import KoGPT
 from tests.adapters.test_prompt import by_hand
 
@@ -131,3 +132,11 @@ def test_the_context_counts_virtual_tokens(prompted, tokenizer):
 def test_virtual_ids_are_not_for_users(prompted, tokenizer, id):
     with pytest.raises(InputRefusedError, match=f"prompt 0 holds id {id}, which has no piece"):
         generate(prompted, tokenizer, [[40, id]])
+
+
+def test_virtual_ids_are_no_part_of_what_penalties_count(prompted):
+    texts = [[40, 41, 42], [43]]
+    history = Batch(prompted, texts, room=3, prefill_chunk=8, use_cache=True).history
+    rows = zip(history.ids.tolist(), history.starts.tolist(), strict=True)
+    assert [row[start:] for row, start in rows] == texts
+    assert [set(row) for row in history.ids.tolist()] == [{40, 41, 42}, {43}]

@@ -8,7 +8,9 @@ from kogpt.tokenizer import load_tokenizer
 from tests.tokenizer.conftest import write_byte_level
 
 
-@pytest.mark.parametrize(("says", "expected"), [(True, True), (False, False), (None, False)])
+@pytest.mark.parametrize(
+    ("says", "expected"), [(True, True), (False, False), (None, False), ("false", False)]
+)
 def test_the_files_say_whether_texts_follow_bos(says, expected, tmp_path):
     write_byte_level(tmp_path)
     config = {} if says is None else {"add_bos_token": says}

@@ -5,8 +5,13 @@ import random
 import pytest
 import torch
 
+from kogpt.evaluation import load_task
+from kogpt.evaluation.data import Row
 from kogpt.model import KoGPT
+from kogpt.tokenizer import load_tokenizer
 from kogpt.training.batching import Plan, lay_out
+from kogpt.training.examples import Completion
+from kogpt.training.objectives import Classification, Completions
 from tests.training.conftest import TINY
 
 CHANCE = random.Random(0)
@@ -101,3 +106,18 @@ def test_rows_of_one_text_need_no_starts(model):
     for text, row in zip(TEXTS, layout.rows, strict=True):
         alone = model(torch.tensor([text]))[0]
         torch.testing.assert_close(logits[row, : len(text)], alone, rtol=0, atol=1e-5)
+
+
+def test_an_example_may_fill_the_room_to_the_last_token():
+    """Of a text whose last token is only predicted, one more than of one that is read whole."""
+    tokenizer, task = load_tokenizer(), load_task("nsmc")
+    learnt, read = (
+        Completion("이 영화는", " 정말 좋다"),
+        Row(0, {"document": "좋다"}, ("document",), 1),
+    )
+    size = len(Completions(tokenizer, (5, 6), 99).example(learnt).ids) - 1
+    assert Completions(tokenizer, (5, 6), size).example(learnt) is not None
+    assert Completions(tokenizer, (5, 6), size - 1).example(learnt) is None
+    (text,) = Classification(tokenizer, (5, 6), 99, task).example(read).texts
+    assert Classification(tokenizer, (5, 6), len(text), task).example(read) is not None
+    assert Classification(tokenizer, (5, 6), len(text) - 1, task).example(read) is None
