@@ -35,6 +35,7 @@ from typing import Any
 
 import torch
 from finetuners import Case, contenders
+from goals import Goal, last_words
 
 from kogpt.adapters import TARGETS
 from kogpt.benchmarking import describe_machine
@@ -107,7 +108,7 @@ class Process:
         """The next line that it writes; nothing if it is gone."""
         line = self.process.stdout.readline()
         if not line.endswith("\n"):
-            self.result.refused = self.last_words()
+            self.result.refused = last_words(self.log)
             return {}
         return json.loads(line)
 
@@ -121,10 +122,6 @@ class Process:
             self.result.cpu_seconds.append(told["cpu_seconds"])
             self.result.losses += told["losses"]
             self.result.memory = told["memory"]
-
-    def last_words(self) -> str:
-        lines = self.log.read_text(errors="replace").split("\n")
-        return next((line.strip() for line in reversed(lines) if line.strip()), "it ended silently")
 
 
 @dataclass
@@ -212,7 +209,7 @@ class Board:
         cells = f"{self.rate(result):,.0f}", memory, *ratios, f"{result.losses[0]:.6f}"
         return f"| {result.name} | {' | '.join(cells)} |"
 
-    def goals(self) -> Iterator["Goal"]:
+    def goals(self) -> Iterator[Goal]:
         """What is to be reached in this case."""
         case, ours = self.case, self.results[0]
         if case.method == LORA:
@@ -245,33 +242,10 @@ class Board:
         return {**about, "results": found, "ratios": ratios}
 
 
-@dataclass(frozen=True)
-class Goal:
-    """A figure to reach.
-
-    Attributes:
-        text: what it is.
-        goal: at least so much, or at most.
-        found: what was measured; None where somebody did not take part.
-        at_most: which of both.
-    """
-
-    text: str
-    goal: float
-    found: float | None
-    at_most: bool = False
-
-    @property
-    def verdict(self) -> str:
-        if self.found is None:
-            return "not measured"
-        met = self.found <= self.goal if self.at_most else self.found >= self.goal
-        return "met" if met else "missed"
-
-    def row(self) -> str:
-        found = "" if self.found is None else f"{self.found:,.2f}"
-        bound = f"at {'most' if self.at_most else 'least'} {self.goal:,}"
-        return f"| {self.text} | {bound} | {found} | {self.verdict} |"
+def row(goal: Goal) -> str:
+    found = "" if goal.found is None else f"{goal.found:,.2f}"
+    bound = f"at {'most' if goal.at_most else 'least'} {goal.goal:,}"
+    return f"| {goal.text} | {bound} | {found} | {goal.verdict} |"
 
 
 def told(ratios: Sequence[float]) -> str:
@@ -379,7 +353,7 @@ def main() -> int:
     goals = [goal for board in boards for goal in board.goals()]
     if goals:
         print("\n| goal | | measured | |\n|---|---:|---:|---|")
-        print("\n".join(goal.row() for goal in goals))
+        print("\n".join(map(row, goals)))
     if args.json:
         told_goals = [{**asdict(goal), "verdict": goal.verdict} for goal in goals]
         runs = [board.to_dict() for board in boards]

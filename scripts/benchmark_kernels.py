@@ -31,6 +31,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
+from goals import Goal
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import linear, scaled_dot_product_attention
@@ -504,23 +505,6 @@ def measure_products(bench: Bench, bits: int, N: int, K: int) -> Iterator[Worklo
 
 
 # --- what is reported ---
-
-
-@dataclass(frozen=True)
-class Goal:
-    """A figure that was aimed at, for an H100, and the one that was measured."""
-
-    text: str
-    goal: float
-    found: float | None
-    at_most: bool = False
-
-    @property
-    def verdict(self) -> str:
-        if self.found is None:
-            return "not measured"
-        met = self.found <= self.goal if self.at_most else self.found >= self.goal
-        return "met" if met else "missed"
 
 
 def goals(sizes: Sizes, ceilings: Ceilings, workloads: list[Workload]) -> list[Goal]:

@@ -34,6 +34,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
+from goals import Goal, last_words
 from peers import CONTENDERS, missing
 
 from kogpt.benchmarking import describe_machine, read_bandwidth
@@ -141,7 +142,7 @@ class Run:
         """Lets a contender write its own format, unless it is there."""
         result.refused = missing(result.name) and f"{missing(result.name)} is not installed"
         if not result.refused and self.start(result, "--convert").wait():
-            result.refused = f"conversion failed: {self.last_words(result)}"
+            result.refused = f"conversion failed: {last_words(self.log(result))}"
 
     def measure(self, results: list[Result], turns: int) -> None:
         """A round of the contenders of one format."""
@@ -180,7 +181,7 @@ class Run:
         try:
             yield
         except (ValueError, BrokenPipeError):  # no line came, or only a part of one
-            result.refused = self.last_words(result)
+            result.refused = last_words(self.log(result))
 
     def start(self, result: Result, *options: str) -> subprocess.Popen[str]:
         arguments = [result.name, self.source, self.work, f"--threads={self.threads}", *options]
@@ -197,40 +198,21 @@ class Run:
     def log(self, result: Result) -> Path:
         return self.work / f"{result.name}.log"
 
-    def last_words(self, result: Result) -> str:
-        lines = self.log(result).read_text(errors="replace").split("\n")
-        return next((line.strip() for line in reversed(lines) if line.strip()), "it ended silently")
-
 
 # --- what is printed ---
 
 
 @dataclass(frozen=True)
-class Goal:
-    """A figure to reach.
+class MedianGoal(Goal):
+    """A goal, and how many turns tell of it."""
 
-    Attributes:
-        text: what it is.
-        goal: at least so much.
-        found: what was measured; None where somebody did not take part.
-        turns: how many tell of it.
-    """
-
-    text: str
-    goal: float
-    found: float | None
-    turns: int
-
-    @property
-    def verdict(self) -> str:
-        if self.found is None:
-            return "not measured"
-        return "met" if self.found >= self.goal else "missed"
+    turns: int = 0
 
 
-def goal(text: str, least: float, turns: list[float]) -> Goal:
+def goal(text: str, least: float, turns: list[float]) -> MedianGoal:
     """A goal, with the median of what some turns gave."""
-    return Goal(text, least, statistics.median(turns) if turns else None, len(turns))
+    found = statistics.median(turns) if turns else None
+    return MedianGoal(text, least, found, turns=len(turns))
 
 
 class Board:
@@ -258,7 +240,7 @@ class Board:
         pair = zip(fastest, self.measured[ours].prefill, strict=True)
         return [a / b for a, b in pair]
 
-    def goals(self) -> Iterator[Goal]:
+    def goals(self) -> Iterator[MedianGoal]:
         peers = [name for name in CONTENDERS if not name.startswith("KoGPT")]
         for ours, peer, least in (
             ("KoGPT bf16", "transformers bf16", 2.0),
