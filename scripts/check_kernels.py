@@ -149,14 +149,6 @@ def run(*command: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(list(map(str, command)), capture_output=True, text=True)
 
 
-def find_nvcc() -> Path:
-    home = os.environ.get("CUDA_HOME")
-    nvcc = shutil.which(f"{home}/bin/nvcc" if home else "nvcc")
-    if nvcc is None:
-        raise MissingToolError(f"no nvcc in {f'{home}/bin' if home else 'the PATH'}")
-    return Path(nvcc)
-
-
 def find_cuobjdump(nvcc: Path) -> Path:
     triton = importlib.util.find_spec("triton")
     inside = triton.submodule_search_locations or [] if triton else []
@@ -176,7 +168,10 @@ class Gate:
     """
 
     def __init__(self, sources: Path, work: Path) -> None:
-        self.nvcc = find_nvcc()
+        try:
+            self.nvcc = Path(building.find_nvcc())
+        except building.CannotBuildError as error:
+            raise MissingToolError(str(error)) from None
         self.cuobjdump = find_cuobjdump(self.nvcc)
         self.sources, self.work = sorted(sources.glob("*.cu")), work
         if not self.sources:

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kogpt.benchmarking.bandwidth import synchronize
 from kogpt.benchmarking.machine import peak_memory, reset_peak
 from kogpt.box import BOX
 from kogpt.checkpoint import load_model
@@ -372,11 +373,6 @@ def turn(contender: Contender, steps: int) -> dict[str, Any]:
     synchronize(device)
     seconds = {"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - cpu}
     return {**seconds, "losses": list(map(float, losses))}
-
-
-def synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def serve(name: str, case: Case) -> None:

@@ -104,6 +104,20 @@ def find_compiler() -> str:
     raise CannotBuildError(f"no C++ compiler: no {chosen or ', '.join(COMPILERS)} in the PATH")
 
 
+def find_nvcc() -> str:
+    """NVIDIA's compiler: that of CUDA_HOME or CUDA_PATH, or else of the PATH or its usual place.
+
+    Raises:
+        CannotBuildError: there is none.
+    """
+    chosen = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    places = [f"{chosen}/bin/nvcc"] if chosen else ["nvcc", "/usr/local/cuda/bin/nvcc"]
+    nvcc = next(filter(None, map(shutil.which, places)), None)
+    if nvcc is None:
+        raise CannotBuildError(f"no CUDA toolkit: no nvcc in {chosen or 'the PATH'}")
+    return nvcc
+
+
 def find_toolkit() -> Toolkit:
     """The CUDA toolkit to compile with: that of CUDA_HOME or CUDA_PATH, or else of the PATH.
 
@@ -112,11 +126,7 @@ def find_toolkit() -> Toolkit:
     """
     if torch.version.cuda is None:
         raise CannotBuildError("this build of torch has no CUDA")
-    chosen = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
-    nvcc = shutil.which(f"{chosen}/bin/nvcc" if chosen else "nvcc")
-    nvcc = nvcc or shutil.which("/usr/local/cuda/bin/nvcc" if not chosen else "")
-    if nvcc is None:
-        raise CannotBuildError(f"no CUDA toolkit: no nvcc in {chosen or 'the PATH'}")
+    nvcc = find_nvcc()
     release = re.search(r"release (\d+\.\d+)", _output(nvcc, "--version"))
     # An nvcc on the PATH may be a script that lies outside the toolkit; nvcc itself knows.
     plan = _output(nvcc, "--dryrun", "-x", "cu", "-c", os.devnull)

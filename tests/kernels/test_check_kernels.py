@@ -185,7 +185,7 @@ def test_without_nvcc_one_line_says_so(tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_HOME", str(tmp_path))
     done = check()
     assert done.returncode == 2
-    assert done.stderr == f"check_kernels: no nvcc in {tmp_path}/bin\n"
+    assert done.stderr == f"check_kernels: no CUDA toolkit: no nvcc in {tmp_path}\n"
 
 
 @pytest.mark.skipif(scaled(0, 1) == 0, reason=".ci/run compiles them, and KOGPT_TEST_SCALE=full")
