@@ -1,7 +1,8 @@
 """Packaging of KoGPT.
 
 With KOGPT_BUILD_KERNELS=1 the kernels are compiled too, or the install fails: those for CPUs, and
-those for GPUs where torch has CUDA. Else they are compiled on first use, where that can be. Ninja
+those for GPUs where torch has CUDA; with KOGPT_BUILD_KERNELS=cpu those for CPUs alone. Else they
+are compiled on first use, where that can be. Ninja
 is no requirement: without it torch compiles one file after the other.
 """
 
@@ -29,23 +30,24 @@ class BuildPackage(build_py):
 def kernels() -> dict[str, Any]:
     """The arguments of `setup` that compile the kernels; none where nobody asked for them."""
     asked = os.environ.get("KOGPT_BUILD_KERNELS", "")
-    if asked not in ("", "0", "1"):
-        sys.exit(f"KOGPT_BUILD_KERNELS={asked}: it must be 0 or 1")
-    if asked != "1":
+    if asked not in ("", "0", "1", "cpu"):
+        sys.exit(f"KOGPT_BUILD_KERNELS={asked}: it must be 0, 1 or cpu")
+    if asked in ("", "0"):
         return {}
     sys.path.insert(0, str(ROOT))
     try:
         from kogpt.kernels import building
     except ModuleNotFoundError as error:
         sys.exit(
-            f"KOGPT_BUILD_KERNELS=1 wants the torch that is installed: pip install"
+            f"KOGPT_BUILD_KERNELS={asked} wants the torch that is installed: pip install"
             f" --no-build-isolation ({error})"
         )
     try:
         architectures = os.environ.get("TORCH_CUDA_ARCH_LIST") or building.RELEASED_ARCHITECTURES
-        return building.setup_arguments("kogpt.kernels", building.useful_kinds(), architectures)
+        kinds = ["cpu"] if asked == "cpu" else building.useful_kinds()
+        return building.setup_arguments("kogpt.kernels", kinds, architectures)
     except building.CannotBuildError as error:
-        sys.exit(f"KOGPT_BUILD_KERNELS=1, but the kernels cannot be compiled: {error}")
+        sys.exit(f"KOGPT_BUILD_KERNELS={asked}, but the kernels cannot be compiled: {error}")
 
 
 compiled = kernels()

@@ -75,6 +75,10 @@ def exit_code(action: Callable[[], int | None], program: str = PROGRAM) -> int:
         return fail(f"{error}", USAGE, program)
     except KoGPTError as error:
         return fail(f"{error}", error.exit_code, program)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] == PROGRAM:
+            raise
+        return fail(f"{error.name} is not installed, which this needs", FAILED, program)
     except KeyboardInterrupt:
         return fail("interrupted", INTERRUPTED, program)
     except BrokenPipeError:  # whoever read the output has left

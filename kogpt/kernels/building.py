@@ -99,7 +99,11 @@ def find_compiler() -> str:
     """
     chosen = os.environ.get("CXX", "").strip()
     for compiler in [chosen] if chosen else COMPILERS:
-        if shutil.which(shlex.split(compiler)[0]):
+        try:
+            program, *_ = shlex.split(compiler)
+        except ValueError as error:
+            raise CannotBuildError(f"no C++ compiler: CXX is {compiler!r}: {error}") from None
+        if shutil.which(program):
             return compiler
     raise CannotBuildError(f"no C++ compiler: no {chosen or ', '.join(COMPILERS)} in the PATH")
 

@@ -102,8 +102,16 @@ def load(target: Target) -> bool:
     try:
         torch.ops.load_library(library.path)
     except OSError as error:
-        raise broken(library.path, f"cannot be loaded: {error}") from error
+        cause = error.__cause__ or error  # torch's own error says only which file it was
+        if re.search(FORBIDDEN, str(cause)):  # nothing is wrong with the library
+            why = f"{cause}; is its folder mounted noexec? XDG_CACHE_HOME can name another"
+            say(f"no {target.name} kernels, using PyTorch's slower operators: {why}")
+            return False
+        raise broken(library.path, f"cannot be loaded: {cause}") from error
     return True
+
+
+FORBIDDEN = "failed to map segment|Permission denied"  # says the loader where nothing may run
 
 
 def obtain(target: Target) -> Library:
@@ -242,7 +250,9 @@ def compiled_by(target: Target) -> str:
 def refuse_failed(target: Target, folder: Path) -> None:
     """Raises CannotBuildError if the same compilers failed in an earlier process."""
     log = log_of(folder)
-    if log.exists() and log.read_text(errors="replace").startswith(f"{compiled_by(target)}\n"):
+    if log.exists() and log.read_text("utf-8", "surrogateescape").startswith(
+        f"{compiled_by(target)}\n"
+    ):
         raise CannotBuildError(f"compiling it failed before; remove {log} to try again")
 
 
@@ -272,7 +282,10 @@ def compile_library(target: Target, folder: Path, architectures: str) -> None:
 
 
 # What a compiler says where it would have worked on another day.
-PASSING = ("No space left on device", "Disk quota exceeded", "out of memory", "Killed")
+PASSING = (
+    *("No space left on device", "Disk quota exceeded", "Read-only file system"),
+    *("out of memory", "Cannot allocate memory", "Resource temporarily unavailable", "Killed"),
+)
 
 
 def run_compiler(target: Target, partial: Path, architectures: str, log: Path) -> None:
@@ -284,7 +297,7 @@ def run_compiler(target: Target, partial: Path, architectures: str, log: Path) -
     program = [sys.executable, "-P", building.__file__, target.kind]
     command = [*program, str(partial), "--architectures", architectures]
     output = partial / "log"
-    with output.open("w") as file:
+    with output.open("w", encoding="utf-8", errors="surrogateescape") as file:
         print(compiled_by(target), file=file, flush=True)
         done = subprocess.run(
             command,

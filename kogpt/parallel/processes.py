@@ -11,13 +11,15 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from functools import cached_property
+from itertools import count
 from pathlib import Path
 from types import TracebackType
 from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
-from torch.distributed import DeviceMesh, init_device_mesh
+from torch.distributed import DeviceMesh, PrefixStore, init_device_mesh
+from torch.distributed.rendezvous import rendezvous
 
 from kogpt.errors import KoGPTError
 
@@ -25,6 +27,8 @@ T = TypeVar("T")
 P = ParamSpec("P")
 
 SECONDS = 1800.0  # that processes wait for each other: as long as a batch on a CPU may take
+
+_GROUPS = count()  # that this process has been in
 
 # How gloo and NCCL put it that another process is gone or late.
 LOST = re.compile(
@@ -105,8 +109,14 @@ class Parallel:
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
             backend = "cpu:gloo,cuda:nccl"
+        patience = timedelta(seconds=self.seconds)
         try:
-            distributed.init_process_group(backend, timeout=timedelta(seconds=self.seconds))
+            store, rank, size = next(rendezvous("env://", timeout=patience))
+            # torchrun's store outlives a group: the next one must not read what that one wrote.
+            store = PrefixStore(f"kogpt-{next(_GROUPS)}", store)
+            distributed.init_process_group(
+                backend, store=store, rank=rank, world_size=size, timeout=patience
+            )
         except (distributed.DistError, RuntimeError, ValueError) as error:
             raise KoGPTError(f"{self}: the processes do not find each other: {error}") from None
         return self

@@ -78,7 +78,7 @@ from kogpt.training.optimizer import trained
 from kogpt.training.pages import use_huge_pages
 from kogpt.training.sharing import cut as share_out
 from kogpt.training.sharing import refuse_unshared
-from kogpt.training.state import Files, stored_tensors, write_step, write_tensors
+from kogpt.training.state import Files, read_state, stored_tensors, write_step, write_tensors
 
 T = TypeVar("T")
 
@@ -164,9 +164,8 @@ class Finetuning(Job[FinetuningConfig, ExampleBatch]):
         kind = find_objective(config, task)
         tokenizer = load_tokenizer(config.model)
         model = start_model(config, outputs_of(kind, task), parallel)
-        if last is None:  # what is best so far would be of a run of which nothing else is left
-            parallel.once(lambda: (config.folder / BEST_NAME).unlink(missing_ok=True))
-        else:
+        parallel.once(lambda: forget_best(config.folder / BEST_NAME, last))
+        if last is not None:
             with stored_tensors(last / WEIGHTS_NAME) as tensors:
                 restore(model, tensors)
         objective = make_objective(kind, config, model, tokenizer, task)
@@ -426,6 +425,20 @@ def restore(model: KoGPT, tensors: Mapping[str, Rows]) -> None:
         raise InputRefusedError(f"cannot resume with another model: {odd} is in one of both")
     for name, parameter in parameters.items():
         fill(parameter, tensors[name].__getitem__)
+
+
+def forget_best(path: Path, last: Path | None) -> None:
+    """Removes the best weights of a run where they are of a step that is yet to come.
+
+    Of the steps behind `last`, the checkpoint that it goes on from, nothing else is left.
+    """
+    if last is None:
+        path.unlink(missing_ok=True)
+    elif path.exists():
+        with stored_tensors(path) as best:
+            step = int(best[STEP][:])
+        if step > read_state(last).step:
+            path.unlink()
 
 
 def publish(job: Finetuning) -> None:

@@ -20,7 +20,7 @@ from kogpt.parallel import Parallel
 from kogpt.parallel.parts import held
 from kogpt.pictures import require_matplotlib
 from kogpt.training.activation_checkpointing import checkpoint_activations
-from kogpt.training.config import EIGHT_BITS
+from kogpt.training.config import EIGHT_BITS, MASTER
 from kogpt.training.curve import CURVE_NAME, draw_curve
 from kogpt.training.job import B, C, Job
 from kogpt.training.log import LOG_NAME, Progress, Silent, read_log
@@ -131,6 +131,7 @@ class Trainer(Generic[C, B]):
             NotEnoughResourcesError: it could not.
         """
         moments = 2 if self.config.optimizer == EIGHT_BITS else 8  # bytes for each weight
+        moments += 4 if self.config.weights == MASTER else 0  # which lie beside them
         weights = trained(self.job.model).values()
         needed = sum(weight.numel() * (weight.itemsize + moments) for weight in weights)
         require_disk(self.config.folder, needed)

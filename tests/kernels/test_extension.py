@@ -281,6 +281,23 @@ def test_no_compiler_is_one_line(target, lines, empty_cache, toolkit, monkeypatc
     assert f"no {target.name} kernels, using PyTorch's" in line and "no-such-compiler" in line
 
 
+def test_a_compiler_that_is_no_command_is_one_line(lines, empty_cache, monkeypatch):
+    monkeypatch.setenv("CXX", 'g++ "')
+    (line,) = lines(Cpu())
+    assert line.endswith("no C++ compiler: CXX is 'g++ \"': No closing quotation")
+
+
+def test_a_folder_in_which_nothing_may_run_is_one_line(lines, empty_cache, monkeypatch):
+    put_library(empty_cache / f"{building.source_hash('cpu')}-CPU", "cpu")
+
+    def refuse(path):
+        raise OSError("Could not load this library") from OSError(f"{path}: failed to map segment")
+
+    monkeypatch.setattr(torch.ops, "load_library", refuse)
+    (line,) = lines(Cpu())
+    assert "using PyTorch's slower" in line and "library_cpu.so: failed to map segment; is" in line
+
+
 def test_any_of_the_usual_compilers_will_do(tmp_path, monkeypatch):
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -459,9 +476,11 @@ def test_an_install_without_toolkit_works_unless_it_is_asked_for_kernels(tmp_pat
     assert done.returncode == 0, done.stderr
     asked = run_setup(KOGPT_BUILD_KERNELS="1", CUDA_HOME=str(tmp_path))
     assert asked.returncode != 0 and "cannot be compiled: " in asked.stderr.splitlines()[-1]
+    alone = run_setup(KOGPT_BUILD_KERNELS="cpu", CUDA_HOME=str(tmp_path))
+    assert alone.returncode == 0, alone.stderr
     unclear = run_setup(KOGPT_BUILD_KERNELS="false")
     assert unclear.returncode != 0
-    assert unclear.stderr.splitlines()[-1] == "KOGPT_BUILD_KERNELS=false: it must be 0 or 1"
+    assert unclear.stderr.splitlines()[-1] == "KOGPT_BUILD_KERNELS=false: it must be 0, 1 or cpu"
 
 
 def test_a_source_that_is_gone_is_not_installed_from_an_older_build(tmp_path):

@@ -1,5 +1,7 @@
 """How processes take leave of each other."""
 
+import os
+import subprocess
 import sys
 import threading
 import time
@@ -11,6 +13,8 @@ from torch import distributed
 
 from kogpt.parallel import Parallel
 from tests.parallel.launch import run
+
+ROOT = Path(__file__).parents[2]
 
 
 def say_goodbye(parallel):
@@ -71,3 +75,25 @@ def test_the_processes_of_a_machine_take_a_gpu_each(monkeypatch):
     assert Parallel.launched().device == torch.device("cuda", 1)
     assert Parallel.launched(device="cuda:3").device == torch.device("cuda", 3)
     assert Parallel.launched(device="cpu").device == torch.device("cpu")
+
+
+MEETINGS = """
+from kogpt.parallel import Parallel
+for i in range(4):
+    with Parallel.launched(device="cpu", seconds=20) as parallel:
+        print(f"{parallel.add_up(i + 1)} ", end="", flush=True)
+"""
+
+
+def test_processes_of_torchrun_meet_as_often_as_they_like(tmp_path):
+    (tmp_path / "meet.py").write_text(MEETINGS)
+    launcher = ("-m", "torch.distributed.run", "--nproc-per-node", "2", tmp_path / "meet.py")
+    done = subprocess.run(
+        [sys.executable, *map(str, launcher)],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MASTER_PORT": "0"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert sorted(done.stdout.split()) == sorted(2 * ["2", "4", "6", "8"])

@@ -21,6 +21,7 @@ from kogpt.errors import InputRefusedError, KoGPTError
 from kogpt.parallel import Parallel
 from kogpt.training import FinetuningConfig, TrainingConfig, finetune, train
 from kogpt.training.config import RunConfig
+from kogpt.training.finetuning import forget_best
 from kogpt.training.log import read_log
 from kogpt.training.state import checkpoints, discard_all_but, write_tensors
 from tests.scale import scaled
@@ -181,6 +182,17 @@ def test_the_best_weights_of_a_run_that_left_no_checkpoint_are_not_those_of_the_
     finetune(alone, io.StringIO())
     name = "adapter_model.safetensors"
     assert (config.out / name).read_bytes() == (alone.out / name).read_bytes()
+
+
+def test_best_weights_of_a_step_that_is_yet_to_come_are_not_kept(finetuning):
+    """As where it was killed between that step and the next checkpoint, and resumed otherwise."""
+    config = finetuning(method="lora", steps=4, save_every=2, validate_every=2)
+    finetune(config, io.StringIO())
+    best, last = config.folder / "best.safetensors", config.folder / "step-00000002"
+    for step, stays in ((2, True), (3, False)):
+        save_file({**load_file(best), "step": torch.tensor(step)}, best)
+        forget_best(best, last)
+        assert best.exists() is stays
 
 
 def test_a_best_step_whose_weights_are_gone_is_noted(finetuning, tmp_path):
