@@ -19,6 +19,7 @@ from kogpt.adapters import (
     read_adapter,
     write_adapter,
 )
+from kogpt.adapters.config import ADDED
 from kogpt.checkpoint.safetensors_file import SafetensorsFile
 from kogpt.checkpoint.writer import write_checkpoint
 from kogpt.errors import InputRefusedError, NotEnoughResourcesError
@@ -303,8 +304,10 @@ def change(folder: Path, **values: object) -> None:
         ({"modules_to_save": "score"}, "modules_to_save"),
         ({"layers_pattern": "blocks"}, "layers_pattern is 'blocks'"),
         ({"layers_to_transform": ["0"]}, "layers_to_transform"),
+        ({"layers_to_transform": True}, "layers_to_transform is True: must hold numbers"),
         ({"layers_to_transform": 5}, "target_modules is .*: no layer"),
         ({"target_modules": ["lm_head"]}, r"target_modules is \['lm_head'\]: no layer"),
+        ({"target_modules": ["proj"]}, r"target_modules is \['proj'\]: no layer"),
         ({"target_modules": [1]}, "target_modules is .*: must be a list of names"),
         ({"target_modules": None}, "target_modules is None"),
         ({"r": 0}, "r is 0"),
@@ -417,6 +420,21 @@ def test_two_heads_and_too_many_tokens_are_refused(base, prompt, model, tmp_path
     write_adapter(tmp_path / "long", long, base)
     with pytest.raises(InputRefusedError, match="33 virtual tokens in all"):
         load_adapters(fresh, [prompt, tmp_path / "long"])
+    full = KoGPT(CONFIG)
+    attach_prompt(full, PromptConfig(29))
+    write_adapter(tmp_path / "full", full, base)
+    with pytest.raises(InputRefusedError, match="32 virtual tokens in all"):  # no room for a text
+        load_adapters(fresh, [prompt, tmp_path / "full"])
+
+
+def test_what_is_loaded_is_not_trained_further(base, prompt, tmp_path):
+    updated, fresh = KoGPT(CONFIG), KoGPT(CONFIG)
+    trained_lora(updated, LoRAConfig(rank=2))
+    write_adapter(tmp_path / "b", updated, base)
+    load_adapters(fresh, [prompt, tmp_path / "b"])
+    added = {name: p for name, p in fresh.named_parameters() if ADDED.fullmatch(name)}
+    assert {name.rpartition(".")[2] for name in added} == {"weight", "lora_A", "lora_B"}
+    assert [name for name, p in added.items() if p.requires_grad] == []
 
 
 def test_narrower_weights_are_read_as_float32(lora):

@@ -133,8 +133,10 @@ def test_updates_of_updates_add_up(model, ids):
         ({"targets": ("q_proj", "wte")}, "targets names 'wte', there are q_proj, k_proj"),
         ({"targets": ()}, "targets is empty"),
         ({"rank": 0}, "rank is 0"),
+        ({"rank": True}, "rank is True"),
         ({"alpha": 0.0}, "alpha is 0.0"),
         ({"alpha": float("nan")}, "alpha is nan"),
+        ({"alpha": float("inf")}, "alpha is inf"),
         ({"dropout": 1.0}, "dropout is 1.0"),
     ],
 )

@@ -109,6 +109,13 @@ def test_a_file_of_weights_may_be_named_itself(tmp_path):
     assert inspect(tmp_path / "weights.pt").parameters == CONFIG.num_parameters
 
 
+def test_of_two_forms_the_one_that_can_hold_no_program_is_read(tmp_path):
+    write_released(tmp_path)
+    safetensors.torch.save_file(tiny_state(), tmp_path / "model.safetensors")
+    with open_checkpoint(tmp_path) as reader:
+        assert [path.name for path in reader.files] == ["model.safetensors"]
+
+
 def test_what_transformers_saves_is_read(tmp_path):
     transformers = pytest.importorskip("transformers")
     values = {k: v for k, v in CONFIG.to_dict().items() if k not in ("architectures", "model_type")}

@@ -196,6 +196,47 @@ def appended_archive(path):
     other.unlink()
 
 
+def another_name(path):
+    """A member has one name where it lies, another in the table."""
+    write_zip(path, good_members())
+    path.write_bytes(path.read_bytes().replace(b"archive/data.pkl", b"archive/evil.pkl", 1))
+
+
+def encrypted(path):
+    """The table says that a member is encrypted."""
+    write_zip(path, good_members())
+    data = bytearray(path.read_bytes())
+    data[data.rfind(b"PK\x01\x02") + 8] |= 1
+    path.write_bytes(data)
+
+
+def stored_in_fewer_bytes(path):
+    """The table says that a member takes fewer bytes than it has, and that it is stored as is."""
+    write_zip(path, good_members())
+    data = bytearray(path.read_bytes())
+    at = data.rfind(b"PK\x01\x02")
+    data[at + 20 : at + 24] = struct.pack("<I", struct.unpack_from("<I", data, at + 24)[0] - 1)
+    path.write_bytes(data)
+
+
+def comment_of_nothing(path):
+    """The end tells of a comment that is not there."""
+    write_zip(path, good_members())
+    path.write_bytes(path.read_bytes()[:-2] + b"\x05\0")
+
+
+def one_in_another(path):
+    """A member that lies within the bytes of the one before."""
+    inner, outer = "archive/data/98", "archive/data/99"
+    header = struct.pack("<4s5H3I2H", b"PK\x03\x04", *[0] * 5, 0, 4, 4, len(inner), 0)
+    held = header + inner.encode() + b"abcd"
+    write_zip(path, {**good_members(), outer: held, inner: b"abcd"})
+    data = bytearray(path.read_bytes())
+    at = data.rfind(b"PK\x01\x02")
+    data[at + 42 : at + 46] = struct.pack("<I", data.find(held))
+    path.write_bytes(data)
+
+
 MARK = b"("
 HOSTILE = {
     "os.system": with_program(calling("os", "system", TOUCH)),
@@ -263,6 +304,11 @@ HOSTILE = {
     "something before the archive": prepended,
     "another archive behind": appended_archive,
     "a false local header": patch(b"PK\x03\x04", b"PK\x07\x08"),
+    "a member of two names": another_name,
+    "an encrypted member": encrypted,
+    "a member stored in fewer bytes": stored_in_fewer_bytes,
+    "a comment that is not there": comment_of_nothing,
+    "a member within another": one_in_another,
     "a torn table": patch(b"PK\x01\x02", b"\0\0\0\0"),
     "a torn end": patch(b"PK\x05\x06", b"\0\0\0\0", last=True),
     "a bare pickle": lambda p: p.write_bytes(pickle.dumps(Call(os.system, f"touch {CANARY}"))),

@@ -180,6 +180,22 @@ def test_scales_are_the_same_where_an_earlier_run_has_written_the_numbers(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_scales_owe_nothing_to_the_dtype_that_weights_come_in(kind):
+    state, options = tiny_state(dtype=torch.bfloat16), ConversionOptions(**KINDS[kind])
+    narrow, wide = (
+        Quantizer(
+            lambda name, rows, dtype=dtype: state[name][rows].to(dtype),
+            *(options.quantization, expand(CONFIG), torch.float32),
+        )
+        for dtype in (torch.bfloat16, torch.float32)
+    )
+    for spec in wide.specs:
+        rows = slice(0, spec.shape[0])
+        expected = wide.read(spec.name, rows)
+        assert torch.equal(narrow.read(spec.name, rows).to(expected.dtype), expected), spec.name
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_verify_notices_flipped_bits_of_integers(tmp_path, kind):
     folder = write_quantized(tmp_path, kind)
     assert verify(folder).tensors == len(tensors_of(folder))

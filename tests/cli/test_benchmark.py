@@ -14,15 +14,22 @@ from kogpt.benchmarking import (
     Figures,
     Plan,
     Report,
+    bandwidth,
     cache_bytes,
     generate,
+    peak_memory,
+    process_age,
     read_bandwidth,
     step_bytes,
     streamed_bytes,
+    timing,
 )
-from kogpt.benchmarking.plot import draw
+from kogpt.benchmarking.plot import draw, limit
+from kogpt.benchmarking.report import duration
 from kogpt.box import BOX
 from kogpt.checkpoint import load_model, write_checkpoint
+from kogpt.commands.benchmark import check_context
+from kogpt.errors import UsageError
 from kogpt.fast import load_fast
 from kogpt.model import PRESETS, KoGPT, KoGPTConfig, KVCache
 from tests.cli.test_commands import kogpt, refusal
@@ -90,6 +97,54 @@ def test_reading_alone_is_faster_than_reading_for_a_copy():
     target.copy_(source)
     copied = source.nbytes / (time.perf_counter() - start)
     assert copied < read_bandwidth(torch.device("cpu")) < 1e13  # no memory delivers 10 TB a second
+
+
+def test_the_ceiling_is_the_fastest_pass_before_or_after_what_is_measured(monkeypatch):
+    monkeypatch.setattr(bandwidth, "CPU_BYTES", 1 << 12)
+    took = iter(range(99, 2, -1))
+    monkeypatch.setattr(bandwidth, "seconds", lambda action, device: next(took))
+    passes = bandwidth.ROUNDS * len(bandwidth.cpu_passes(torch.zeros(8)))
+    assert read_bandwidth(torch.device("cpu")) == (1 << 12) / (100 - passes)
+    for seen in ([1.0, 2.0], [2.0, 1.0]):
+        reads = iter(seen)
+        monkeypatch.setattr(timing, "read_bandwidth", lambda device, reads=reads: next(reads))
+        bench = Bench(KoGPT(TINY).eval())
+        bench.measure(Plan((1,), (3,), new_tokens=2, rounds=1))
+        assert bench.bandwidth == 2.0
+
+
+def test_a_round_that_makes_buffers_is_not_counted(monkeypatch):
+    told = iter([9.0, 1.0, 2.0])
+    monkeypatch.setattr(timing, "generate", lambda *args: (None, [next(told), 10.0]))
+    figures = Bench(KoGPT(TINY)).measure_shape(1, 3, Plan(new_tokens=2, rounds=2))
+    assert figures.first_token == [1.0, 2.0]
+
+
+def test_a_peak_that_cannot_be_begun_anew_is_not_told(monkeypatch):
+    monkeypatch.setattr(timing, "reset_peak", lambda device: False)
+    model, tracked = KoGPT(TINY).eval(), []
+    model.transformer.register_forward_hook(lambda *args: tracked.append(args[2].requires_grad))
+    figures = Bench(model).measure_shape(1, 3, Plan(new_tokens=2, rounds=1))
+    assert figures.memory is None and figures.cells(1.0)[-1] == "unknown"
+    assert tracked and not any(tracked)  # nothing is kept for a gradient
+
+
+def test_a_text_may_fill_the_context_to_the_last_token():
+    bench = Bench(KoGPT(TINY))
+    check_context(bench, Plan((1,), (60,), new_tokens=4))
+    with pytest.raises(UsageError, match="65 tokens exceed the model's context of 64"):
+        check_context(bench, Plan((1,), (61,), new_tokens=4))
+
+
+def test_age_and_memory_of_the_process_are_in_seconds_and_bytes():
+    assert 0 < process_age() < time.clock_gettime(time.CLOCK_BOOTTIME)
+    held = torch.ones(1 << 26, dtype=torch.uint8)
+    assert held.nbytes < peak_memory(torch.device("cpu")) < 1 << 40
+
+
+def test_short_times_are_told_in_milliseconds_and_a_limit_counts_all_rows():
+    assert [duration(0.0123), duration(1.5)] == ["12.3 ms", "1.50 s"]
+    assert limit(Figures(4, 32, 5, step_bytes=1e9), bandwidth=8e9) == 32
 
 
 def test_every_shape_is_run_in_every_round():

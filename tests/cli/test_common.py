@@ -6,8 +6,9 @@ import math
 import pytest
 import torch
 
-from kogpt.commands.common import memory_errors, parse_size, refuse_below
+from kogpt.commands.common import memory_errors, parse_size, refuse_below, run_settings
 from kogpt.errors import NotEnoughResourcesError, UsageError
+from kogpt.training import TrainingConfig
 
 
 def test_memory_that_a_cpu_has_not_is_told_as_such():
@@ -34,3 +35,13 @@ def test_sizes_are_of_tens_or_of_twos():
     for text in ("", "b", "1 tb", "-1GB", "1e3", "GB"):
         with pytest.raises(UsageError, match="argument --it: .* is no size"):
             parse_size(text, "--it")
+
+
+def test_settings_that_say_nothing_alone_are_refused():
+    given = {"device": "cpu", "short_part": 0.5}
+    with pytest.raises(UsageError, match="--short-part: only with --short-length"):
+        run_settings(argparse.Namespace(**given), TrainingConfig)
+    settings = run_settings(argparse.Namespace(**given, short_length=8), TrainingConfig)
+    assert settings == {**given, "short_length": 8}
+    with pytest.raises(UsageError, match="--epochs: not with --steps"):
+        run_settings(argparse.Namespace(device="cpu", epochs=1.0, steps=3), TrainingConfig)

@@ -37,6 +37,7 @@ def test_the_search_is_exhaustive_where_all_continuations_fit(model, tokenizer):
         rank = {text: likelihood[text] / len(text) ** length_penalty for text in every}
         best = sorted(every, key=rank.__getitem__, reverse=True)[:20]
         assert [tuple(result.token_ids) for result in found] == best
+        assert [result.sample_index for result in found] == list(range(20))
         for text, result in zip(best, found, strict=True):
             assert result.score == pytest.approx(rank[text], abs=1e-4)
             assert result.finish_reason == ("eos" if text[-1] == letters[0] else "length")

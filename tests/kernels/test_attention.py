@@ -213,10 +213,10 @@ def test_a_model_compiles_whole_and_trains_through_the_op():
         torch.testing.assert_close(outcome, outcomes[0])
 
 
-def shaped(T=16, S=16, H=4, D=64, kv_heads=4, dtype=torch.bfloat16, kv_dtype=None):
+def shaped(T=16, S=16, H=4, D=64, kv_heads=4, dtype=torch.bfloat16, kv_dtype=None, B=2):
     """What the dispatch rule reads of q, k and v: tensors without memory."""
-    q = torch.empty(2, T, H, D, dtype=dtype, device="meta")
-    k = torch.empty(2, S, kv_heads, D, dtype=kv_dtype or dtype, device="meta")
+    q = torch.empty(B, T, H, D, dtype=dtype, device="meta")
+    k = torch.empty(B, S, kv_heads, D, dtype=kv_dtype or dtype, device="meta")
     return q, k, k
 
 
@@ -236,6 +236,7 @@ def test_the_kernels_take_what_they_are_made_for(D, dtype):
         (shaped(kv_dtype=torch.float16), "different dtypes"),
         (shaped(T=17), "17 queries and 16 keys"),
         (shaped(T=0), "0 queries"),
+        (shaped(B=0), "16 queries and 16 keys"),
     ],
 )
 def test_what_the_kernels_do_not_take_has_a_reason(tensors, reason):

@@ -317,6 +317,18 @@ def test_a_gpt_neox_of_another_kind_is_refused_by_key(change, message, tmp_path)
         read_config(tmp_path / "config.json")
 
 
+@pytest.mark.parametrize("kind", [GPT2, GPTNeoX])
+def test_the_dropout_of_a_released_config_acts_on_attention_and_mlp(kind):
+    released = {**GPT2_SIZES, "model_type": "gpt2", "resid_pdrop": 0.25, "embd_pdrop": 0.0}
+    if kind is GPTNeoX:
+        released = {**NEOX_SIZES, "model_type": "gpt_neox", "hidden_dropout": 0.25}
+    config = kind.config_class.from_dict(released)
+    assert config.resid_pdrop == 0.25
+    mlp = kind(config).train().transformer.h[0].mlp
+    zeros = mlp(torch.ones(1, 9, 48)).eq(0).float().mean()
+    assert 0.1 < zeros < 0.4
+
+
 def test_the_rotated_share_of_a_head_comes_back_as_it_was():
     for head_dim in range(2, 260, 2):
         for width in range(0, head_dim + 1, 2):

@@ -53,6 +53,25 @@ def test_examples_of_like_length_share_a_batch():
     assert sum(spread) / len(spread) < 3  # of 29; at random it is 22
 
 
+def test_batches_of_short_and_of_long_examples_come_in_no_order():
+    """Else an epoch would go from the shortest to the longest."""
+    plan = Plan(LENGTHS, 8, seed=0)
+    for epoch in range(2):
+        lengths = [LENGTHS[e] for step in plan._epoch(epoch) for (e,) in step]
+        assert lengths != sorted(lengths)
+
+
+def test_the_orders_of_one_seed_are_not_those_of_the_next():
+    first, second = Plan(LENGTHS, 8, seed=3), Plan(LENGTHS, 8, seed=4)
+    assert first._epoch(1) != second._epoch(0)
+
+
+def test_a_row_may_be_full_to_the_last_token_and_one_too_long_is_alone():
+    plan = Plan([4, 4, 4, 4], 2, 0, room=8)
+    assert plan.num_steps(1) == 1 and [len(row) for row in plan.step(0)] == [2, 2]
+    assert sorted(Plan([9, 9], 2, 0, room=8).step(0)) == [[0], [1]]
+
+
 def test_packed_rows_are_nearly_full_and_never_too_long():
     filled = [
         sum(LENGTHS[e] for e in row) for step in steps(Plan(LENGTHS, 8, 0, 40), 1) for row in step
@@ -61,7 +80,9 @@ def test_packed_rows_are_nearly_full_and_never_too_long():
     assert sum(filled) / len(filled) > 28
 
 
-@pytest.mark.parametrize(("epochs", "expected"), [(1, 20), (2, 40), (1.5, 30), (0.01, 1)])
+@pytest.mark.parametrize(
+    ("epochs", "expected"), [(1, 20), (2, 40), (1.5, 30), (0.99, 20), (0.01, 1)]
+)
 def test_epochs_are_so_many_steps(epochs, expected):
     assert Plan(LENGTHS, 8, 0).num_steps(epochs) == expected
 
@@ -106,6 +127,12 @@ def test_rows_of_one_text_need_no_starts(model):
     for text, row in zip(TEXTS, layout.rows, strict=True):
         alone = model(torch.tensor([text]))[0]
         torch.testing.assert_close(logits[row, : len(text)], alone, rtol=0, atol=1e-5)
+
+
+def test_starts_never_fall_along_a_row_and_what_fills_it_up_sees_itself_alone():
+    """So attention wants them: a kernel passes over the keys before the start of its queries."""
+    starts = lay_out([[TEXTS[0], TEXTS[1]], [TEXTS[2]]]).starts
+    assert starts.tolist() == [[0, 0, 0, 0, 4, 4], [0, 0, 0, 0, 0, 5]]
 
 
 def test_an_example_may_fill_the_room_to_the_last_token():

@@ -40,3 +40,16 @@ def test_a_missing_library_is_named_with_the_command_that_installs_it(monkeypatc
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(KoGPTError, match=r"pip install 'kogpt\[train\]'"):
         require_matplotlib()
+
+
+def test_losses_lie_over_millions_of_tokens(tmp_path, monkeypatch):
+    figure = pytest.importorskip("matplotlib.figure")
+    drawn = []
+    monkeypatch.setattr(figure.Figure, "savefig", lambda self, *args, **kw: drawn.append(self))
+    draw_curve(LOG + METRICS, tmp_path / "curve.png")
+    losses, metrics = drawn[0].axes
+    raw, _, held_out = losses.lines
+    assert raw.get_xdata()[0] == pytest.approx(0.004096)
+    assert list(raw.get_ydata()) == [entry["loss"] for entry in LOG]
+    assert list(held_out.get_xdata()) == pytest.approx([0.4096, 0.8192])
+    assert [list(line.get_ydata()) for line in metrics.lines] == [[80, 81], [79, 80]]

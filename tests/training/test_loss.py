@@ -7,7 +7,7 @@ import torch
 
 from kogpt.model import KoGPT
 from kogpt.training.data import encode_documents
-from kogpt.training.loss import score_documents
+from kogpt.training.loss import autocast, score_documents
 from tests.training.conftest import SENTENCES, TINY
 
 
@@ -57,3 +57,23 @@ def test_scoring_leaves_a_model_in_training_as_it_was(model, tokenizer):
     model.train()
     score_documents(model, documents)
     assert model.training and all(p.grad is None for p in model.parameters())
+
+
+def test_scoring_drops_nothing_and_keeps_nothing_for_a_gradient(model, tokenizer):
+    documents, _ = encode_documents(["", *SENTENCES], tokenizer)
+    expected = score_documents(model, documents)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.5
+    wanted = []
+    model.transformer.register_forward_hook(lambda *args: wanted.append(args[2].requires_grad))
+    assert score_documents(model.train(), documents) == expected
+    assert wanted and not any(wanted)
+
+
+def test_weights_of_16_bits_need_no_autocast(model):
+    for dtype, asked in ((torch.float32, True), (torch.bfloat16, False)):
+        with autocast(model.to(dtype), "bfloat16"):
+            assert torch.is_autocast_enabled("cpu") == asked
+    with autocast(model.float(), "float32"):
+        assert not torch.is_autocast_enabled("cpu")

@@ -91,6 +91,18 @@ def test_master_weights_are_what_float32_weights_would_be(make):
         assert torch.equal(a, b.bfloat16())
 
 
+@pytest.mark.parametrize("grade", GRADES)
+def test_each_moment_decays_by_its_own_beta(make, grade):
+    model, optimizer = make({**GRADES[grade], "beta1": 0.75, "beta2": 0.875})
+    for parameter in model.parameters():
+        parameter.grad = torch.full_like(parameter, 2.0)
+    optimizer.step()
+    state = optimizer_tensors(optimizer, model)
+    for name in ("matrix", "vector"):
+        assert (state[f"{name}.exp_avg"] == (1 - 0.75) * 2).all()
+        assert (state[f"{name}.exp_avg_sq"] == (1 - 0.875) * 2**2).all()
+
+
 def test_rounding_by_chance_is_right_in_the_mean_and_takes_the_neighbours_alone():
     torch.manual_seed(0)
     x = torch.cat((torch.randn(200), torch.tensor([0.0, 1.0, -3.0, 1e-30, 3e38, float("inf")])))

@@ -286,10 +286,21 @@ def test_a_run_is_not_resumed_to_fewer_steps_than_it_took(settings):
         train(settings(steps=2, resume=True), io.StringIO())
 
 
-@pytest.mark.parametrize("name", ["training.json", "optimizer.safetensors"])
-def test_a_damaged_training_state_is_refused_by_name(settings, name):
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("training.json", b"\x05"),
+        ("training.json", b'{"step": 1}'),
+        ("training.json", b"[" * 100_000),
+        ("training.json", None),
+        ("optimizer.safetensors", b"\x05"),
+    ],
+)
+def test_a_damaged_training_state_is_refused_by_name(settings, name, content):
     last = train(settings(steps=1), io.StringIO())
-    (last / name).write_bytes(b"\x05")
+    (last / name).unlink()
+    if content is not None:
+        (last / name).write_bytes(content)
     with pytest.raises(InputRefusedError, match=f"{name}: no "):
         train(settings(resume=True), io.StringIO())
 
