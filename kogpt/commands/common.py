@@ -86,7 +86,6 @@ def load_folder(
 
     Where several processes hold a model together, each loads its part of the readable network.
     """
-
     from kogpt.loading import load
 
     if parallel is None or parallel.tensor_size == 1:

@@ -95,6 +95,10 @@ class KoGPTLM(TemplateLM):
         if unknown:
             known = ", ".join(name for name in signature(KoGPTLM).parameters if name != "unknown")
             raise ValueError(f"model_args: no {min(unknown)!r}; there are {known}")
+        is_auto = str(batch_size).startswith("auto")
+        if not is_auto and not str(batch_size).isdecimal():
+            raise ValueError(f"batch_size is {batch_size!r}, it must be a number or auto")
+        self.batch_size = BATCH_SIZE if is_auto else int(batch_size)
         if not torch.cuda.is_available():
             device = "cpu"
         self.model, self.tokenizer = load(
@@ -105,9 +109,6 @@ class KoGPTLM(TemplateLM):
             adapter=adapter or (),
             model_class=load_architecture(architecture),
         )
-        if not str(batch_size).startswith("auto") and not str(batch_size).isdecimal():
-            raise ValueError(f"batch_size is {batch_size!r}, it must be a number or auto")
-        self.batch_size = BATCH_SIZE if str(batch_size).startswith("auto") else int(batch_size)
         room = context_of(self.model)
         self.max_length = room if max_length is None else max_length
         if not 1 < self.max_length <= room:
