@@ -1,9 +1,10 @@
-"""Text files and tables of real data: what is no UTF-8, or has a cell too many, is told by line."""
+"""Text files and tables: data, where a fault is told by line, and what a terminal shows."""
 
 import lzma
 import reprlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from unicodedata import east_asian_width
 
 from kogpt.errors import InputRefusedError
 
@@ -39,6 +40,29 @@ def brief(value: object) -> str:
 def abridged(text: str, most: int = 100) -> str:
     """Text for a message: what is longer loses its end."""
     return text if len(text) <= most else f"{text[:most]}…"
+
+
+def aligned(rows: Sequence[Sequence[str]], sides: str) -> list[str]:
+    """Lines of a table, two spaces between its columns.
+
+    Args:
+        rows: cells, as many in each row as there are columns.
+        sides: for each column where its cells are flush: `<` for left, `>` for right.
+    """
+    widths = [max(map(display_width, cells)) for cells in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = []
+        for cell, width, side in zip(row, widths, sides, strict=True):
+            blank = " " * (width - display_width(cell))
+            cells.append(cell + blank if side == "<" else blank + cell)
+        lines.append("  ".join(cells).rstrip())
+    return lines
+
+
+def display_width(text: str) -> int:
+    """Columns of a terminal that a text takes: Hangul and the like take two each."""
+    return sum(2 if east_asian_width(each) in "WF" else 1 for each in text)
 
 
 def read_table(path: Path, columns: list[str]) -> Iterator[list[str]]:

@@ -5,6 +5,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from kogpt.textfiles import aligned
+
 HEADINGS = (
     *("batch", "prompt", "first token", "prefill tok/s", "decode tok/s", "min-max"),
     *("GB/s", "of bandwidth", "memory"),
@@ -113,7 +115,7 @@ class Report:
 
     def __str__(self) -> str:
         rows = [HEADINGS, *(figures.cells(self.bandwidth) for figures in self.figures)]
-        return "\n".join([*self.about(), "", *aligned(rows)])
+        return "\n".join([*self.about(), "", *aligned(rows, ">" * len(HEADINGS))])
 
     def about(self) -> Iterator[str]:
         """What comes before the table."""
@@ -136,12 +138,6 @@ class Report:
 def spread(values: Sequence[float]) -> dict[str, Any]:
     """Rounds in their order, and what stands for them."""
     return {"median": statistics.median(values), "rounds": list(values)}
-
-
-def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Rows of text with their columns flush right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(map(str.rjust, row, widths)) for row in rows]
 
 
 def number(value: float) -> str:

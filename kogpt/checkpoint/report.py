@@ -6,6 +6,7 @@ from typing import Any
 from kogpt.checkpoint.manifest import shown
 from kogpt.checkpoint.resources import human
 from kogpt.checkpoint.writer import ROOM_FOR_SMALL_FILES
+from kogpt.textfiles import aligned
 
 
 @dataclass(frozen=True)
@@ -74,12 +75,14 @@ class ConversionReport:
         return "\n".join([*(self._table() if self.dry_run else []), *self._summary()])
 
     def _table(self) -> list[str]:
-        width = max(len(line.name) for line in self.tensors)
-        return [
-            f"{line.name:<{width}}  {'x'.join(map(str, line.shape)):>14}"
-            f"  {line.stored_dtype:>8} -> {line.dtype:<8}  {human(line.nbytes):>10}  {line.file}"
+        rows = [
+            (
+                *(line.name, "x".join(map(str, line.shape)), line.stored_dtype),
+                *(f"-> {line.dtype}", human(line.nbytes), line.file),
+            )
             for line in self.tensors
         ]
+        return aligned(rows, "<>><><")
 
     def _summary(self) -> list[str]:
         files = len({line.file for line in self.tensors})

@@ -12,6 +12,7 @@ from kogpt.checkpoint.names import Shapes, expand
 from kogpt.checkpoint.reader import open_checkpoint
 from kogpt.model import KoGPT, KoGPTConfig
 from kogpt.model.variants import class_of, find_config, is_shape
+from kogpt.textfiles import aligned
 
 # Settings that a model's function does not depend on, once it is trained.
 WITHOUT_EFFECT = {
@@ -121,7 +122,7 @@ class Difference:
         rows.append(("parameters", f"{self.parameters[0]:,}", f"{self.parameters[1]:,}"))
         if self.stored[0] != self.stored[1] and None not in self.stored:
             rows.append(("stored", f"{self.stored[0]}", f"{self.stored[1]}"))
-        yield from _table(rows)
+        yield from aligned(rows, "<<<")
         for name, shape in _by_layers(self.only_first).items():
             yield f"- {name}  {shape}"
         for name, shape in _by_layers(self.only_second).items():
@@ -227,9 +228,3 @@ def _shape(shape: Any) -> str:
 
 def _shown(value: Any) -> str:
     return "-" if value is None else str(value)
-
-
-def _table(rows: list[tuple[str, str, str]]) -> Iterator[str]:
-    widths = [max(len(row[column]) for row in rows) for column in range(2)]
-    for row in rows:
-        yield f"{row[0]:<{widths[0]}}  {row[1]:<{widths[1]}}  {row[2]}"

@@ -9,9 +9,10 @@ from typing import Any
 
 from kogpt.diagnostics.trace_errors import Difference
 from kogpt.diagnostics.trace_sites import Site
+from kogpt.textfiles import aligned
 
-HEADINGS = ("layer", "error", "ulp", "own error", "ulp", "largest at")
-DETAILS = ("tensor", "error", "ulp", "own error", "ulp", "absolute", "")
+HEADINGS, SIDES = ("layer", "error", "ulp", "own error", "ulp", "largest at"), "<>>>><"
+DETAILS, DETAIL_SIDES = ("tensor", "error", "ulp", "own error", "ulp", "absolute", ""), "<>>>>><"
 
 
 @dataclass(frozen=True)
@@ -95,9 +96,9 @@ class Trace:
         return _finite({**asdict(self), "alone": [site._asdict() for site in self.alone]})
 
     def __str__(self) -> str:
-        parts = [self.verdict, *_aligned([HEADINGS, *self._layers()])]
+        parts = [self.verdict, *aligned([HEADINGS, *self._layers()], SIDES)]
         if self.parting and (details := list(self._details(self.parting))):
-            parts += ["", *_aligned([DETAILS, *details])]
+            parts += ["", *aligned([DETAILS, *details], DETAIL_SIDES)]
         return "\n".join([*parts, "", *self._notes()])
 
     @property
@@ -150,16 +151,6 @@ def _number(value: float) -> str:
     if value == 0 or 0.01 <= abs(value) < 1e5:
         return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
     return f"{value:.1e}"
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Columns: words at the edges flush left, numbers between them flush right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for first, *numbers, last in rows:
-        cells = [cell.rjust(width) for cell, width in zip(numbers, widths[1:-1], strict=True)]
-        lines.append("  ".join([first.ljust(widths[0]), *cells, last]).rstrip())
-    return lines
 
 
 def _finite(value: Any) -> Any:

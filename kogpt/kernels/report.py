@@ -5,6 +5,7 @@ import textwrap
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from kogpt.kernels import extension
 from kogpt.kernels.attention import DTYPES, HEAD_DIMS, obstacle
 from kogpt.kernels.decode import MAX_TOKENS
 from kogpt.kernels.extension import Library
+from kogpt.textfiles import aligned
 
 HEADS, KEYS = 16, 2048  # KoGPT's heads, and its context
 WIDTHS = sorted((*HEAD_DIMS, 80))  # one that no kernel takes
@@ -135,7 +137,7 @@ class KernelReport:
         unused = next(report.unused for report in self.libraries if report.kind == "cuda")
         where = "a CUDA device that has the kernels" if unused else "this device"
         rows = [("call", "head dim", "dtype", "runs"), *merged(self.plans)]
-        lines = [*map(str, self.libraries), *wrapped, "", f"attention on {where}:", *table(rows)]
+        lines = [*map(str, self.libraries), *wrapped, "", f"attention on {where}:", *folded(rows)]
         return "\n".join(lines)
 
 
@@ -184,12 +186,8 @@ def merged(plans: Sequence[Plan]) -> list[tuple[str, ...]]:
     return [(call, " ".join(alike), dtype, runs) for (call, dtype, runs), alike in widths.items()]
 
 
-def table(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines with the columns aligned; equal first cells are written once."""
-    sizes = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines, above = [], ""
-    for first, *rest in rows:
-        cells = ("" if first == above else first, *rest)
-        lines.append("  ".join(map(str.ljust, cells, sizes)).rstrip())
-        above = first
-    return lines
+def folded(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a table in which equal first cells are written once."""
+    pairs = pairwise([("",), *rows])
+    shown = [("" if first == above[0] else first, *rest) for above, (first, *rest) in pairs]
+    return aligned(shown, "<<<<")
