@@ -41,7 +41,7 @@ from kogpt.adapters import TARGETS
 from kogpt.benchmarking import describe_machine
 from kogpt.box import BOX
 from kogpt.cli import FAILED, exit_code
-from kogpt.commands.common import refuse_below
+from kogpt.commands.common import check_file, refuse_below
 from kogpt.errors import InputRefusedError
 from kogpt.model.config import PRESETS
 from kogpt.training.config import FULL, LORA, PRECISIONS, QLORA
@@ -164,8 +164,10 @@ class Board:
     def advantage(self) -> float | None:
         """How many times as fast we are as the fastest peer: the median over rounds."""
         ours, *peers = self.results
+        if ours.refused:  # its rounds may be fewer than theirs
+            return None
         found = [statistics.median(self.ratios(p, self.counted)) for p in peers if not p.refused]
-        return min(found) if found and not ours.refused else None
+        return min(found, default=None)
 
     def apart(self) -> float | None:
         """The largest difference of first losses from ours."""
@@ -203,7 +205,7 @@ class Board:
         if result.refused:
             return f"| {result.name} | {result.refused} | | | | |"
         ratios = ["", ""]
-        if result is not self.results[0] and self.results[0].seconds:
+        if result is not self.results[0] and not self.results[0].refused:
             ratios = [told(self.ratios(result, clock)) for clock in ("seconds", "cpu_seconds")]
         memory = "unknown" if result.memory is None else f"{result.memory / 1e9:.2f} GB"
         cells = f"{self.rate(result):,.0f}", memory, *ratios, f"{result.losses[0]:.6f}"
@@ -224,7 +226,7 @@ class Board:
             yield Goal(f"{self.title()}: tokens/s", least, rate)
         if case.batch == 1 and case.recompute:
             most = 14.5 if case.method == LORA else 6.5
-            memory = None if ours.memory is None else ours.memory / 1e9
+            memory = None if ours.refused or ours.memory is None else ours.memory / 1e9
             yield Goal(f"{self.title()}: GB", most, memory, at_most=True)
 
     def to_dict(self) -> dict[str, Any]:
@@ -335,6 +337,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--json", type=Path, help="file for everything that was measured")
     args = parser.parse_args()
     refuse_below(args, rounds=1, steps=1, threads=1, sequence=1)
+    if args.json:
+        check_file("json", args.json)
     if args.learnt is not None and not 1 <= args.learnt <= args.sequence:
         parser.error(f"argument --learnt: must be 1 to {args.sequence}")
     return args

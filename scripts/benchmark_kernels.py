@@ -10,25 +10,29 @@ against float64 within the budget of the tests before it is timed. Contenders ta
 inputs whose buffers rotate past the L2 cache; calls queue up behind a pause, so that the GPU never
 waits for Python. Figures are medians.
 
-Prints Markdown, the goals among it. `--dry-run` runs everything small on the CPU, with figures that
-mean nothing.
+Prints Markdown as it goes, the goals at the end. What fails its check or ends in an error is told,
+and left out of the figures of its shape; the others are measured all the same. `--dry-run` runs
+everything small on the CPU, with figures that mean nothing.
 
 Dimension key: `B` batch, `T` queries, `S` keys, `H` heads, `D` head dim; of products `M` rows,
 `N` outputs, `K` inputs.
 """
 
 import argparse
+import functools
 import importlib.util
 import itertools
 import json
 import shlex
+import shutil
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from types import ModuleType
 
 import torch
 from goals import Goal
@@ -38,7 +42,8 @@ from torch.nn.functional import linear, scaled_dot_product_attention
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the tests' error budget
 
-from kogpt.cli import exit_code
+from kogpt.cli import FAILED, exit_code
+from kogpt.commands.common import check_file, check_plot
 from kogpt.errors import KoGPTError
 from kogpt.kernels import DecodeStep, Weight, decode_attention, extension_available
 from kogpt.kernels.attention import attention_mask
@@ -47,10 +52,11 @@ from kogpt.model.rotary import RotaryEmbedding, Rotation
 from tests.kernels import budget
 from tests.kernels.products import check_product
 
-OURS = "**KoGPT**"
+OURS, FLASH = "**KoGPT**", "SDPA flash"
+PASSES = ("forward", "backward")
 ALONE = "attention alone"  # a decode step without rotary and append
 BACKENDS = {
-    "SDPA flash": SDPBackend.FLASH_ATTENTION,
+    FLASH: SDPBackend.FLASH_ATTENTION,
     "SDPA cuDNN": SDPBackend.CUDNN_ATTENTION,
     "SDPA memory-efficient": SDPBackend.EFFICIENT_ATTENTION,
     "SDPA math": SDPBackend.MATH,
@@ -263,11 +269,21 @@ def prefill_functions() -> dict[str, Function]:
     }
     for name, backend in BACKENDS.items():
         functions[name] = lambda q, k, v, backend=backend: by_backend(backend, q, k, v, True)
-    if importlib.util.find_spec("flash_attn"):
-        from flash_attn import flash_attn_func
-
-        functions["flash-attn"] = lambda q, k, v: flash_attn_func(q, k, v, causal=True)
+    if flash := flash_attn():
+        functions["flash-attn"] = lambda q, k, v: flash.flash_attn_func(q, k, v, causal=True)
     return functions
+
+
+@functools.cache
+def flash_attn() -> ModuleType | None:
+    """The package, where it is installed and works."""
+    if importlib.util.find_spec("flash_attn") is None:
+        return None
+    try:
+        return importlib.import_module("flash_attn")
+    except ImportError as error:  # built for another torch
+        print(f"benchmark_kernels.py: flash-attn takes no part: {error}", file=sys.stderr)
+        return None
 
 
 def packed_functions(starts: Tensor, length: int) -> dict[str, Function]:
@@ -394,22 +410,21 @@ class Decoding:
             calls[f"{name} + separate ops"] = lambda backend=backend: self.separate(backend)
         for name, backend in BACKENDS.items():
             calls[f"{name}, {ALONE}"] = lambda backend=backend: self.attend(backend, self.step.q)
-        if importlib.util.find_spec("flash_attn"):
-            calls["flash-attn with rotary and append"] = self.by_flash_attn()
+        if flash := flash_attn():
+            calls["flash-attn with rotary and append"] = self.by_flash_attn(flash)
         return calls
 
-    def by_flash_attn(self) -> Call:
-        from flash_attn import flash_attn_with_kvcache
-
+    def by_flash_attn(self, flash: ModuleType) -> Call:
         step = self.step
         keys, values = step.keys.contiguous(), step.values.contiguous()
         lengths, cos, sin = step.lengths.int(), step.cos.to(step.q.dtype), step.sin.to(step.q.dtype)
-        return lambda: flash_attn_with_kvcache(
+        return lambda: flash.flash_attn_with_kvcache(
             step.q, keys, values, step.k, step.v, cos, sin, lengths, causal=True
         )
 
 
-def measure_decode(bench: Bench, B: int, S: int) -> Workload:
+def measure_decode(bench: Bench, B: int, S: int) -> Iterator[Workload]:
+    """A step of one shape."""
     H, D = bench.sizes.heads, 256
     cache = 2 * 2 * B * H * S * D  # bytes of keys and values
     workload = Workload("decode", f"{B} x {S}", D, S, B, 4.0 * B * H * S * D, cache)
@@ -420,7 +435,7 @@ def measure_decode(bench: Bench, B: int, S: int) -> Workload:
         for name, call in step.contenders().items():
             calls.setdefault(name, []).append(call)
     bench.compare(calls, workload)
-    return workload
+    yield workload
 
 
 # --- products with weights ---
@@ -504,33 +519,76 @@ def measure_products(bench: Bench, bits: int, N: int, K: int) -> Iterator[Worklo
         yield workload
 
 
+# --- all of them ---
+
+
+def parts(bench: Bench) -> Iterator[tuple[str, Iterable[Workload]]]:
+    """What is measured, in its order: in words, and as it will be found."""
+    sizes = bench.sizes
+    for D, T in sizes.prefills:
+        yield f"attention, D = {D}, T = {T}", measure_prefill(bench, D, T)
+    for D, T, length in sizes.packed:
+        words = f"attention, D = {D}, T = {T}, texts of {length}"
+        yield words, measure_prefill(bench, D, T, length)
+    for B, S in sizes.decodes:
+        yield f"decode, {B} x {S}", measure_decode(bench, B, S)
+    for bits, (N, K) in itertools.product((16, 8, 4), sizes.products):
+        yield f"product, {bits} bits, {N} x {K}", measure_products(bench, bits, N, K)
+
+
+@dataclass
+class Run:
+    """Everything that was found.
+
+    Attributes:
+        workloads: those that were measured.
+        faults: what failed its check, or ended in an error.
+    """
+
+    bench: Bench
+    ceilings: Ceilings
+    workloads: list[Workload] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
+
+    def measure(self) -> Iterator[Workload]:
+        for words, part in parts(self.bench):
+            try:
+                for workload in part:
+                    self.workloads.append(workload)
+                    yield workload
+            except (AssertionError, RuntimeError) as error:
+                self.faults.append(f"{words}: {error}")
+                print(f"benchmark_kernels.py: {self.faults[-1]}", file=sys.stderr, flush=True)
+
+
 # --- what is reported ---
 
 
 def goals(sizes: Sizes, ceilings: Ceilings, workloads: list[Workload]) -> list[Goal]:
-    """The goals, those of attention at D = 256."""
+    """The goals, those of attention at D = 256; of what failed nothing is found."""
     shapes = {(w.kind, w.batch, w.length): w for w in workloads if w.D == 256}
     T = sizes.goal_length
-    forward, backward = (shapes[kind, sizes.tokens // T, T] for kind in ("forward", "backward"))
-    single, few, many = (shapes["decode", B, S] for B, S in sizes.decodes)
+    forward, backward = (shapes.get((kind, sizes.tokens // T, T)) for kind in PASSES)
+    single, few, many = (shapes.get(("decode", B, S)) for B, S in sizes.decodes)
 
-    def against_flash(w: Workload) -> float | None:
-        return w.speedup("SDPA flash") if "SDPA flash" in w.seconds else None
+    def against(peer: str | None, w: Workload | None) -> float | None:
+        return w.speedup(peer) if w and peer in w.seconds else None
 
-    def of_read(w: Workload) -> float:
-        return 100 * w.traffic / w.median(OURS) / ceilings.read
+    def of_read(w: Workload | None) -> float | None:
+        return 100 * w.traffic / w.median(OURS) / ceilings.read if w else None
 
-    separate = single.best_peer("separate ops")
-    fused = None if separate is None else single.speedup(separate)
-    teraflops = forward.flops / forward.median(OURS) / 1e12
+    fused = against(single.best_peer("separate ops") if single else None, single)
+    teraflops = forward.flops / forward.median(OURS) / 1e12 if forward else None
+    microseconds = single.median(OURS) * 1e6 if single else None
+    one, eight, most = (f"decode, {B} x {S}" for B, S in sizes.decodes)
     return [
-        Goal(f"forward, {T}, x SDPA flash", 0.95, against_flash(forward)),
+        Goal(f"forward, {T}, x SDPA flash", 0.95, against(FLASH, forward)),
         Goal(f"forward, {T}, TFLOP/s", 260, teraflops),
-        Goal(f"backward, {T}, x SDPA flash", 0.9, against_flash(backward)),
-        Goal(f"decode, {single.shape}, x fastest SDPA + separate ops", 1.2, fused),
-        Goal(f"decode, {single.shape}, us", 17, single.median(OURS) * 1e6, at_most=True),
-        Goal(f"decode, {few.shape}, % of read ceiling", 83, of_read(few)),
-        Goal(f"decode, {many.shape}, % of read ceiling", 95, of_read(many)),
+        Goal(f"backward, {T}, x SDPA flash", 0.9, against(FLASH, backward)),
+        Goal(f"{one}, x fastest SDPA + separate ops", 1.2, fused),
+        Goal(f"{one}, us", 17, microseconds, at_most=True),
+        Goal(f"{eight}, % of read ceiling", 83, of_read(few)),
+        Goal(f"{most}, % of read ceiling", 95, of_read(many)),
         *product_goals(sizes, workloads),
     ]
 
@@ -541,9 +599,12 @@ def product_goals(sizes: Sizes, workloads: list[Workload]) -> Iterator[Goal]:
     wide, narrow, head = (N for N, _ in sizes.products)
     one, many = sizes.rows[0], sizes.rows[-1]
     for bits, M, goal in ((16, one, 225), (8, one, 400), (4, one, 560), (16, many, 1650)):
-        block = found[bits, wide, M] + found[bits, narrow, M]
-        seconds = sizes.blocks * block + found[max(bits, 8), head, M]  # the head is never in 4 bits
-        yield Goal(f"products of a token, {bits} bits, M = {M}, tokens/s", goal, M / seconds)
+        keys = (bits, wide, M), (bits, narrow, M), (max(bits, 8), head, M)  # no head is in 4 bits
+        rate = None
+        if all(key in found for key in keys):
+            enter, leave, last = (found[key] for key in keys)
+            rate = M / (sizes.blocks * (enter + leave) + last)
+        yield Goal(f"products of a token, {bits} bits, M = {M}, tokens/s", goal, rate)
 
 
 def machine() -> dict[str, str]:
@@ -551,11 +612,11 @@ def machine() -> dict[str, str]:
     found = {"torch": torch.__version__, "CUDA": torch.version.cuda or "none"}
     if torch.cuda.is_available():
         query = "--query-gpu=name,driver_version,power.limit,clocks.max.sm"
-        found["GPU, driver, power, clock"] = subprocess.run(
-            ["nvidia-smi", query, "--format=csv,noheader", f"--id={torch.cuda.current_device()}"],
-            capture_output=True,
-            text=True,
-        ).stdout.strip()
+        which = f"--id=GPU-{torch.cuda.get_device_properties().uuid}"
+        if tool := shutil.which("nvidia-smi"):
+            found["GPU, driver, power, clock"] = subprocess.run(
+                [tool, query, "--format=csv,noheader", which], capture_output=True, text=True
+            ).stdout.strip()
         found["GPU"] = torch.cuda.get_device_name()
         found["cuDNN"] = str(torch.backends.cudnn.version())
     return {**found, "command": shlex.join(["python", *sys.argv])}
@@ -587,10 +648,9 @@ def rows(workload: Workload, ceilings: Ceilings) -> Iterator[str]:
         )
 
 
-def report(
-    about: dict[str, str], bench: Bench, ceilings: Ceilings, workloads: list[Workload]
-) -> Iterator[str]:
-    """All figures as Markdown."""
+def report(about: dict[str, str], run: Run) -> Iterator[str]:
+    """All figures as Markdown, measured as they are asked for."""
+    bench, ceilings = run.bench, run.ceilings
     yield from (f"- {key}: {value}" for key, value in about.items())
     yield from acceptance(bench)
     yield from ("", "| ceiling | |", "|---|---:|")
@@ -600,15 +660,16 @@ def report(
     yield ""
     yield "| | shape | | median | its time / ours | speed | of ceiling |"
     yield "|---|---|---|---:|---:|---:|---:|"
-    for workload in workloads:
+    for workload in run.measure():
         yield from rows(workload, ceilings)
     yield ""
-    for w in workloads:
+    yield from (f"- failed: {fault}" for fault in run.faults)
+    for w in run.workloads:
         yield from (
             f"- {w.kind}, {w.shape}: {name} refused: {why}" for name, why in w.refused.items()
         )
     yield from ("", "| goal, on an H100 | | measured | |", "|---|---:|---:|---|")
-    for goal in goals(bench.sizes, ceilings, workloads):
+    for goal in goals(bench.sizes, ceilings, run.workloads):
         found = "" if goal.found is None else f"{goal.found:.2f}"
         sign = "at most" if goal.at_most else "at least"
         yield f"| {goal.text} | {sign} {goal.goal} | {found} | {goal.verdict} |"
@@ -647,27 +708,24 @@ def main() -> int:
         raise KoGPTError("needs a CUDA device")
     if not args.dry_run and not extension_available():
         raise KoGPTError("needs the fused kernels, which are not there")
-    bench = Bench("cpu", DRY) if args.dry_run else Bench("cuda", Sizes())
-    ceilings = measure_ceilings(bench)
-    workloads = []
-    for D, T in bench.sizes.prefills:
-        workloads += measure_prefill(bench, D, T)
-    for D, T, length in bench.sizes.packed:
-        workloads += measure_prefill(bench, D, T, length)
-    workloads += [measure_decode(bench, B, S) for B, S in bench.sizes.decodes]
-    for bits, (N, K) in itertools.product((16, 8, 4), bench.sizes.products):
-        workloads += measure_products(bench, bits, N, K)
+    if args.json:
+        check_file("json", args.json)
+    if args.plot:
+        check_plot(args.plot)
     about = {"dry run": "figures mean nothing"} if args.dry_run else {}
     about |= machine()
-    print("\n".join(report(about, bench, ceilings, workloads)))
+    bench = Bench("cpu", DRY) if args.dry_run else Bench("cuda", Sizes())
+    run = Run(bench, measure_ceilings(bench))
+    for line in report(about, run):
+        print(line, flush=True)
     if args.json:
-        found = {"machine": about, "ceilings": asdict(ceilings)}
-        found["workloads"] = [asdict(workload) for workload in workloads]
-        found["goals"] = [asdict(goal) for goal in goals(bench.sizes, ceilings, workloads)]
+        found = {"machine": about, "ceilings": asdict(run.ceilings), "faults": run.faults}
+        found["workloads"] = [asdict(workload) for workload in run.workloads]
+        found["goals"] = [asdict(goal) for goal in goals(bench.sizes, run.ceilings, run.workloads)]
         args.json.write_text(json.dumps(found, indent=1) + "\n")
     if args.plot:
-        draw_roofline(args.plot, about.get("GPU", "dry run"), ceilings, workloads)
-    return 0
+        draw_roofline(args.plot, about.get("GPU", "dry run"), run.ceilings, run.workloads)
+    return FAILED if run.faults else 0
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ from peers import CONTENDERS, missing
 
 from kogpt.benchmarking import describe_machine, read_bandwidth
 from kogpt.cli import exit_code
-from kogpt.commands.common import refuse_below
+from kogpt.commands.common import check_file, refuse_below
 from kogpt.errors import InputRefusedError
 from kogpt.model.variants import read_config
 
@@ -332,6 +332,8 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> int:
     args = parse_arguments()
     refuse_below(args, rounds=1, turns=1, threads=1, new_tokens=2)
+    if args.json:
+        check_file("json", args.json)
     if not (args.source / "config.json").is_file():
         raise InputRefusedError(f"{args.source}: not a checkpoint folder")
     args.work.mkdir(parents=True, exist_ok=True)

@@ -10,6 +10,7 @@ teaches, with the same optimizer, clipping and loss, on the same weights and row
 """
 
 import json
+import os
 import sys
 import time
 import zlib
@@ -18,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 from torch import Tensor, nn
@@ -375,7 +376,7 @@ def turn(contender: Contender, steps: int) -> dict[str, Any]:
     return {**seconds, "losses": list(map(float, losses))}
 
 
-def serve(name: str, case: Case) -> None:
+def serve(name: str, case: Case, answers: TextIO) -> None:
     """Takes turns until standard input ends."""
     torch.set_num_threads(case.threads)
     device = torch.device(case.device)
@@ -385,7 +386,7 @@ def serve(name: str, case: Case) -> None:
     known = reset_peak(device)
     # What is there before the first step: on a GPU its memory is counted, on a CPU the growth.
     before = 0 if device.type == "cuda" else peak_memory(device) or 0
-    print(json.dumps({"ready": name, "case": asdict(case)}), flush=True)
+    print(json.dumps({"ready": name, "case": asdict(case)}), file=answers, flush=True)
     for line in sys.stdin:
         warmed = turn(contender, 1)  # brings caches back, and on a GPU memory
         told = turn(contender, int(line))
@@ -394,9 +395,11 @@ def serve(name: str, case: Case) -> None:
         told["memory"] = None if peak is None else peak - before
         if device.type == "cuda":
             torch.cuda.empty_cache()  # it is the others' turn, and the memory is one
-        print(json.dumps(told), flush=True)
+        print(json.dumps(told), file=answers, flush=True)
 
 
 if __name__ == "__main__":
     given = json.loads(sys.argv[2])
-    serve(sys.argv[1], Case(**{**given, "targets": tuple(given["targets"])}))
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # libraries write what they like to standard output
+    serve(sys.argv[1], Case(**{**given, "targets": tuple(given["targets"])}), answers)

@@ -36,6 +36,9 @@ def require_memory(device: torch.device, needed: int, what: str) -> None:
         NotEnoughResourcesError: fewer than `needed` bytes are available.
     """
     available = available_memory(device)
+    if available is not None and available < needed and device.type == "cuda":
+        torch.cuda.empty_cache()  # what torch keeps for tensors to come counts as taken
+        available = available_memory(device)
     if available is not None and available < needed:
         raise NotEnoughResourcesError(
             f"{what}: not enough memory on {device}: {human(needed)} needed,"

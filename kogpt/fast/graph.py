@@ -4,7 +4,9 @@ A step at batch 1 is about 200 kernels of a few microseconds each, which Python 
 take longer to launch than the GPU to run. A graph is recorded once for a cache and replayed.
 """
 
+import functools
 from collections.abc import Callable
+from threading import Lock
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -27,6 +29,9 @@ class StepInput(NamedTuple):
     lengths: Tensor
     starts: Tensor | None
 
+
+# Recordings of a device share a stream, as each stream is given a workspace by cuBLAS for good.
+_RECORDING = Lock()
 
 # How many new tokens, and whether without padding: what a graph cannot vary.
 Kind = tuple[int, bool]
@@ -76,10 +81,20 @@ class Graphs:
 
 
 def _record(run: Run, step: StepInput, cache: KVCache) -> Recording:
-    starts = None if step.starts is None else step.starts.clone()
-    given = StepInput(step.input_ids.clone(), step.lengths.clone(), starts)
+    with torch.inference_mode(False):  # replays write to these, in inference mode or out of it
+        starts = None if step.starts is None else step.starts.clone()
+        given = StepInput(step.input_ids.clone(), step.lengths.clone(), starts)
     graph, device = torch.cuda.CUDAGraph(), step.input_ids.device
-    # A stream of the model's own device, which need not be the current one.
-    with torch.cuda.device(device), torch.cuda.graph(graph, stream=torch.cuda.Stream(device)):
+    with (
+        _RECORDING,
+        torch.cuda.device(device),  # that of the model, which need not be the current one
+        # Other threads may go on: what they ask of the GPU meanwhile is no part of the graph.
+        torch.cuda.graph(graph, stream=_stream(device), capture_error_mode="thread_local"),
+    ):
         hidden = run(given, cache)
     return Recording(graph, given, hidden)
+
+
+@functools.cache
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)

@@ -77,6 +77,8 @@ def load_fast(
         ValueError: `dtype` is none that weights come in.
     """
     device = torch.device(device or "cpu")
+    if device.type == "cuda" and device.index is None:  # each thread has its own current device
+        device = torch.device("cuda", torch.cuda.current_device())
     with open_checkpoint(BOX if path is None else path) as reader:
         config = reader.require_config()
         if class_of(config) is not KoGPT:

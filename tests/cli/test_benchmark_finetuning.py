@@ -90,6 +90,17 @@ def test_ratios_are_taken_within_a_round_and_the_fastest_peer_counts(script, cas
     assert alone.row(absent).startswith("| absent | No module named 'peft' |")
 
 
+def test_a_peer_goes_on_where_ours_has_no_room(script, case):
+    six = {"model": None, "shape": "kogpt-6b", "batch": 1, "sequence": 2048, "device": "cuda"}
+    case = dataclasses.replace(case, **six, precision="bfloat16", recompute=True)
+    ours = script.Result("ours", [0.2], [0.2], 15_000_000_000, [7.0], refused="out of memory")
+    peer = script.Result("peer", [0.2, 0.2], [0.2, 0.2], 20_000_000_000, [7.0])
+    board = script.Board(case, 1, [ours, peer])
+    assert "| peer | 10,240 | 20.00 GB |  |  | 7.000000 |" in list(board.lines())
+    assert [goal.verdict for goal in board.goals()] == ["not measured"] * 3
+    assert board.to_dict()["ratios"] == {}
+
+
 def test_other_losses_mean_other_work_where_they_can_be_told(script, case):
     ours = script.Result("ours", [1.0], [1.0], 10, [7.0])
     peer = script.Result("peer", [1.0], [1.0], 10, [7.0002])

@@ -27,7 +27,7 @@ from kogpt.box import BOX
 from kogpt.checkpoint import load_model, open_checkpoint, write_checkpoint
 from kogpt.errors import InputRefusedError, NotEnoughResourcesError
 from kogpt.fast import FastKoGPT, load_fast
-from kogpt.fast.graph import Graphs, Recording, StepInput
+from kogpt.fast.graph import Graphs, Recording, StepInput, _stream
 from kogpt.fast.model import Linear, Norm
 from kogpt.generation import PromptLookup, SamplingParams, generate
 from kogpt.kernels import DecodeStep, Weight, building, extension_available
@@ -522,24 +522,32 @@ def test_a_prepared_model_goes_when_nobody_holds_it():
         gc.enable()
 
 
-def test_a_graph_is_recorded_on_the_device_of_the_model(monkeypatch):
-    """Which need not be the current one, of whose streams torch would take one else."""
-    entered = []
+@pytest.fixture
+def entered(monkeypatch):
+    """Devices that a recording enters, where there need be none."""
+    devices = []
 
     @contextlib.contextmanager
-    def recording(graph: object, stream: SimpleNamespace) -> Iterator[None]:
-        entered.append(stream.device)
+    def recording(graph: object, stream: SimpleNamespace, **_: str) -> Iterator[None]:
+        devices.append(stream.device)
         yield
 
     @contextlib.contextmanager
     def current(device: torch.device) -> Iterator[None]:
-        entered.append(device)
+        devices.append(device)
         yield
 
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", SimpleNamespace)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: SimpleNamespace(replay=lambda: None))
     monkeypatch.setattr(torch.cuda, "Stream", lambda device: SimpleNamespace(device=device))
     monkeypatch.setattr(torch.cuda, "graph", recording)
     monkeypatch.setattr(torch.cuda, "device", current)
+    _stream.cache_clear()
+    yield devices
+    _stream.cache_clear()
+
+
+def test_a_graph_is_recorded_on_the_device_of_the_model(monkeypatch, entered):
+    """Which need not be the current one, of whose streams torch would take one else."""
     monkeypatch.setattr(Recording, "replay", lambda self, step: self.hidden)
     cache, graphs = KVCache(8), Graphs()
     with FakeTensorMode():
@@ -547,6 +555,17 @@ def test_a_graph_is_recorded_on_the_device_of_the_model(monkeypatch):
         for _ in range(2):  # the second of its kind is recorded
             graphs(lambda step, _: step.input_ids + 1, StepInput(ids, ids[0], None), cache)
     assert entered == [torch.device("cuda:1")] * 2
+
+
+@pytest.mark.usefixtures("entered")
+def test_a_graph_recorded_in_inference_mode_is_replayed_out_of_it():
+    cache, graphs = KVCache(8), Graphs()
+    step = StepInput(torch.ones(1, 1, dtype=torch.int64), torch.zeros(1), torch.zeros(1))
+    with torch.inference_mode():
+        for _ in range(2):
+            graphs(lambda step, _: step.input_ids.float(), step, cache)
+    with torch.no_grad():  # what a caller of the model may well have
+        graphs(lambda step, _: step.input_ids.float(), step, cache)
 
 
 def test_matrices_read_in_pieces_are_those_read_at_once(tmp_path, monkeypatch):

@@ -1,16 +1,26 @@
 """The benchmark of the kernels runs on a CPU, where its figures mean nothing."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from subprocess import CompletedProcess
 
 import pytest
 
-from tests.scripts import run_script
+from tests.scripts import SCRIPTS, run_script
 
 
 def run(*arguments: str | Path) -> CompletedProcess[str]:
     return run_script("benchmark_kernels.py", *arguments, environment={"CUDA_VISIBLE_DEVICES": ""})
+
+
+@pytest.fixture
+def script(monkeypatch):
+    """The script as a module."""
+    monkeypatch.syspath_prepend(SCRIPTS)
+    import benchmark_kernels
+
+    return benchmark_kernels
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +75,32 @@ def test_ceilings_come_before_shapes_and_goals_after(dry_run):
     goals = printed[order[2] :].splitlines()[2:]
     assert len(goals) == len(found["goals"]) == 11
     assert all(line.endswith(("| met |", "| missed |")) for line in goals)
+
+
+def test_what_fails_its_check_is_told_and_the_others_are_measured(script, monkeypatch, capsys):
+    """In a run of minutes on a machine that may be there once."""
+
+    def part(fault: str = "") -> Iterator:
+        yield script.Workload("decode", "1 x 48", 256, 48, 1, 1.0, 1.0, {script.OURS: [1e-3]})
+        if fault:
+            raise AssertionError(fault)
+
+    monkeypatch.setattr(script, "parts", lambda bench: [("a", part("dq is wrong")), ("b", part())])
+    run = script.Run(script.Bench("cpu", script.DRY), script.Ceilings(1.0, 1.0, 1.0))
+    printed = "\n".join(script.report({}, run))
+    assert printed.count("| decode | 1 x 48 | **KoGPT** | 1000.0 us |") == 2
+    assert run.faults == ["a: dq is wrong"] and "- failed: a: dq is wrong" in printed
+    assert capsys.readouterr().err == "benchmark_kernels.py: a: dq is wrong\n"
+    verdicts = [goal.verdict for goal in script.goals(script.DRY, run.ceilings, run.workloads)]
+    assert verdicts[4] == "missed" and verdicts.count("not measured") == 10
+
+
+def test_a_flash_attn_that_cannot_be_loaded_takes_no_part(script, monkeypatch, capsys, tmp_path):
+    (tmp_path / "flash_attn.py").write_text("raise ImportError('undefined symbol')")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert "flash-attn" not in script.prefill_functions()
+    expected = "benchmark_kernels.py: flash-attn takes no part: undefined symbol\n"
+    assert capsys.readouterr().err == expected
 
 
 def test_a_dry_run_says_that_it_is_one(dry_run):

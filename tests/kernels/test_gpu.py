@@ -542,6 +542,7 @@ from kogpt.kernels import step_attention, step_linear, step_norm
 from tests.kernels.inputs import packed_starts
 from tests.kernels.test_gpu import Draw, backward, decode, draw_step, heads, require_kernels
 from tests.kernels.test_linear_gpu import rows_on_gpu, run, weight_on_gpu
+from tests.kernels.test_step_gpu import Block
 from tests.kernels.weights import FORMATS
 
 require_kernels()
@@ -558,13 +559,17 @@ for dtype, D in ((torch.float16, 64), (torch.bfloat16, 128), (torch.bfloat16, 25
         counters = torch.zeros(2, 2, dtype=torch.int32, device="cuda")
         step_attention(step._replace(counters=counters), counters.new_zeros(1))
 for bits, group in FORMATS:
-    weight = weight_on_gpu(bits, group, 45, 2048, dtype=torch.bfloat16)
-    for M in (1, 8):
-        x = rows_on_gpu(M, 2048, dtype=torch.bfloat16)
-        run(x, weight)
-        step_linear(step_norm(x, x[0], x[0], 1e-5), weight, gelu_from=9, residual=x[:, :45].clone())
-    if bits < 16:
-        torch.ops.kogpt.widen(*weight)
+    for offset in (False, True) if bits < 16 else (False,):
+        weight = weight_on_gpu(bits, group, 45, 2048, dtype=torch.bfloat16, offset=offset)
+        for M in (1, 8):
+            x = rows_on_gpu(M, 2048, dtype=torch.bfloat16)
+            run(x, weight)
+            normed = step_norm(x, x[0], x[0], 1e-5)
+            step_linear(normed, weight, gelu_from=9, residual=x[:, :45].clone())
+        if bits < 16:
+            torch.ops.kogpt.widen(*weight)
+    block = Block(bits, group, 256, torch.bfloat16, 70)
+    block.waiting(rows_on_gpu(1, 256, dtype=torch.bfloat16))
 torch.cuda.synchronize()
 print("every kernel ran")
 """
