@@ -109,6 +109,14 @@ def test_zero_points_keep_zero_exact_and_serve_groups_off_zero_better():
     assert errors[True] < 0.6 * errors[False]  # twice as many steps from zero to the largest
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_group_of_one_sign_is_spread_from_zero_on(sign):
+    values = sign * torch.linspace(1.0, 1.5, 8)[None]
+    q, scale, zero = round_rows(values, Scheme(4, 8, zero_points=True), torch.float32)
+    assert scale.item() == pytest.approx(1.5 / 15)
+    torch.testing.assert_close((q - zero) * scale, values, rtol=0, atol=0.0501)  # half a step
+
+
 # What is written.
 
 
@@ -416,3 +424,9 @@ def test_transformers_opens_the_folder_and_agrees(tmp_path, kind, dtype):
 def test_the_largest_of_four_bits_spans_seven_steps_and_a_half():
     rounded = round_rows(torch.tensor([[7.5, -3.0] * 16]), Scheme(4, 32), torch.float32)
     assert rounded.scale.item() == 1.0 and rounded.q[0, :2].tolist() == [7, -3]
+
+
+def test_scales_of_float16_may_be_smaller_than_its_normal_numbers():
+    values = torch.tensor([[7.5, -3.0] * 16]) * 2.0**-20
+    rounded = round_rows(values, Scheme(4, 32), torch.float16)
+    assert rounded.scale.item() == 2.0**-20 and rounded.q[0, :2].tolist() == [7, -3]

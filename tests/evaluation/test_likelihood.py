@@ -171,3 +171,15 @@ def test_what_is_no_number_is_no_likelihood():
         model.lm_head.bias[5] = math.nan
     with pytest.raises(NotFiniteError):
         log_likelihoods(model, [Query((1, 2), ((3,), (4, 5)))], 2)
+
+
+def test_likelihoods_are_computed_in_float64():
+    """Logits that owe nothing to the context, so that what they give is exactly known."""
+    model = kogpt.load_model()
+    with torch.no_grad():
+        model.lm_head.weight.zero_()
+        model.lm_head.bias.copy_(torch.linspace(1000, 1010, model.config.vocab_size))
+        expected = model.lm_head.bias.double().log_softmax(0)[[30, 40, 50]]
+    (found,) = log_likelihoods(model, [Query((1, 2), ((30, 40), (50,)))])
+    values = [expected[:2].sum().item(), expected[2].item()]
+    assert [value for value, _ in found] == pytest.approx(values, rel=1e-12)

@@ -61,6 +61,17 @@ def test_equal_scores_count_as_the_first_label():
     assert outcome.predicted.tolist() == [[0, 0]]
 
 
+def test_what_is_undefined_is_zero_and_not_a_number():
+    outcome = Outcome(2, np.zeros(3, int), np.zeros((1, 3, 2)), np.array([1.0, 2, 3]))
+    assert measure(SPEARMAN, outcome) == measure(F1, outcome) == [0.0]
+
+
+def test_another_seed_draws_other_rows():
+    first, second = made_up(8), made_up(9)
+    intervals = [compare(ACCURACY, first, second, seed).interval for seed in (0, 1, 0)]
+    assert intervals[0] == intervals[2] != intervals[1]
+
+
 def test_probabilities_add_up_and_rank_as_scores_do():
     outcome = made_up(3, labels=4)
     assert outcome.probabilities.sum(-1) == pytest.approx(1.0)
@@ -146,6 +157,26 @@ def test_the_p_value_of_accuracy_is_that_of_mcnemar():
     only_first, only_second = (right[0] & ~right[1]).sum(), (~right[0] & right[1]).sum()
     exact = stats.binomtest(only_first, only_first + only_second, 0.5).pvalue
     assert compare(ACCURACY, first, second).p_value == pytest.approx(exact, abs=0.02)
+
+
+@pytest.mark.parametrize(("rows", "right"), [(3, 2), (7, 4), (11, 6), (12, 9)])
+def test_a_difference_of_one_row_is_as_large_however_it_is_swapped(rows, right):
+    """Shares of these numbers of rows are rounded differently on their ways to percent."""
+    known = np.arange(rows)
+
+    def outcome(right: int) -> Outcome:
+        scores = np.stack([known >= right, known < right], axis=-1).astype(float)[None]
+        return Outcome(2, np.ones(rows, int), scores)
+
+    assert compare(ACCURACY, outcome(right), outcome(right + 1)).p_value == 1.0
+
+
+def test_no_p_value_is_zero():
+    gold = np.ones(200, int)
+    always = np.eye(2)[gold][None]
+    assert (
+        compare(ACCURACY, Outcome(2, gold, -always), Outcome(2, gold, always)).p_value == 1 / 10_001
+    )
 
 
 def test_p_values_are_evenly_spread_where_there_is_no_difference():

@@ -6,6 +6,8 @@ import math
 import pytest
 import torch
 
+import kogpt
+from kogpt.errors import NotFiniteError
 from kogpt.generation import SamplingParams, generate
 from kogpt.generation.api import batch_maker
 from kogpt.generation.beam import Beam, BeamSearch
@@ -99,6 +101,25 @@ def test_the_search_finds_what_transformers_finds(
             assert result.score == pytest.approx(score.item(), rel=1e-6, abs=1e-5)
 
 
+def settled(model, tokenizer, scores: list[float], total: float, **asked) -> bool:
+    """Whether a search of two beams is, having finished `scores`, with a beam of one id left."""
+    params = SamplingParams(num_beams=2, max_new_tokens=10, **asked)
+    (request,) = make_requests(model, tokenizer, [PROMPT], params)
+    search = BeamSearch(request, tokenizer)
+    search._finished = [(score, search._sample(Beam([60]))) for score in scores]
+    return search._is_settled(Beam([60], total))
+
+
+def test_a_search_ends_once_nothing_better_can_come(model, tokenizer):
+    """With a negative penalty a text only becomes worse as it grows: its length now is its best."""
+    for penalty, still_better in ((-1.0, -3.9), (0.0, -3.9), (1.0, -39.0)):
+        asked = {"early_stopping": "never", "length_penalty": penalty}
+        assert not settled(model, tokenizer, [-3.0, -4.0], still_better, **asked)
+        assert settled(model, tokenizer, [-3.0, -4.0], 1.1 * still_better, **asked)
+    assert not settled(model, tokenizer, [-3.0], -9.0, early_stopping=True)
+    assert settled(model, tokenizer, [-3.0, -4.0], -1.0, early_stopping=True)
+
+
 def test_a_stop_string_ends_a_beam(model, tokenizer, no_end):
     asked = {"num_beams": 4, "n": 4, "max_new_tokens": 10, "logit_bias": no_end}
     free = generate(model, tokenizer, [PROMPT], SamplingParams(**asked))
@@ -132,6 +153,16 @@ def test_a_beam_that_nothing_may_follow_is_scored_by_its_own_length(model, token
         assert result.score == pytest.approx(sum(result.logprobs) / 2)
 
 
+@pytest.mark.parametrize("length_penalty", [-1.0, 0.0, 1.0])
+def test_where_nothing_is_allowed_at_all_the_prompt_alone_is_found(
+    model, tokenizer, length_penalty
+):
+    nothing = dict.fromkeys(range(model.config.vocab_size), -math.inf)
+    params = SamplingParams(num_beams=2, logit_bias=nothing, length_penalty=length_penalty)
+    (result,) = generate(model, tokenizer, [PROMPT], params)
+    assert (result.token_ids, result.finish_reason, result.score) == ([], "exhausted", 0.0)
+
+
 def test_a_wider_search_is_at_least_as_good_as_greedy(model, tokenizer, no_end):
     asked = {"max_new_tokens": 10, "logit_bias": no_end, "temperature": 0, "logprobs": 0}
     (greedy,) = generate(model, tokenizer, [PROMPT], SamplingParams(**asked))
@@ -148,6 +179,16 @@ def test_as_many_beams_go_on_however_many_ids_end_a_text(model, tokenizer):
     assert ended[:5] == [True] * 5 and ended.count(False) >= 3
 
 
+def test_beams_go_on_behind_those_that_stop_strings_end_where_no_id_does(model, tokenizer):
+    first, second = map(tokenizer.piece_to_id, ("<0x41>", "<0x42>"))
+    params = SamplingParams(num_beams=2, stop=["A", "B"], logit_bias={first: 60.0, second: 50.0})
+    (request,) = make_requests(model, tokenizer, [PROMPT], params)
+    request.processor.end_ids.clear()  # as of a tokenizer without eos
+    search, batch = BeamSearch(request, tokenizer), batch_maker(model, 512, True)([request])
+    ended = [search._ends(beam) for beam in search._extensions([Beam()], batch)]
+    assert ended == [True, True, False, False]
+
+
 def test_an_end_behind_the_first_beams_is_not_among_the_results(model, tokenizer):
     """As in transformers: the third best of two beams is not finished, however it would score."""
     bias = {10: 3000.0, 11: 2900.0, tokenizer.eos_id: 2800.0}
@@ -156,3 +197,23 @@ def test_an_end_behind_the_first_beams_is_not_among_the_results(model, tokenizer
     )
     results = generate(model, tokenizer, [PROMPT], params)
     assert [result.token_ids[0] for result in results] == [10, 11]
+
+
+def test_a_large_total_takes_in_the_smallest_log_probability(model, tokenizer):
+    """Totals are float64: float32 would round these to multiples of 64."""
+    params, before = SamplingParams(num_beams=8), -(2.0**30)
+    (request,) = make_requests(model, tokenizer, [PROMPT], params)
+    search = BeamSearch(request, tokenizer)
+    totals = []
+    for beam in (Beam(), Beam(total=before)):
+        batch = batch_maker(model, 512, True)([request])
+        totals.append([found.total - beam.total for found in search._extensions([beam], batch)])
+    assert totals[1] == pytest.approx(totals[0], abs=1e-6)
+
+
+def test_no_beams_are_found_by_a_model_whose_logits_are_nan(tokenizer):
+    model = kogpt.load_model()
+    with torch.no_grad():
+        model.lm_head.bias[3] = math.nan
+    with pytest.raises(NotFiniteError):
+        generate(model, tokenizer, [PROMPT], SamplingParams(num_beams=2, max_new_tokens=2))

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,37 @@ def test_without_bos_the_first_token_is_read_but_not_scored(model, tokenizer):
         first = tokenizer.token_bytes(result.token_ids[0])
         assert result.token_ids == tokenizer.encode(text)
         assert result.num_bytes == len(text.encode()) - len(first)
+
+
+def test_without_bos_syllables_and_words_are_those_of_what_is_scored(model, tokenizer):
+    (result,) = score(model, tokenizer, ["뷁 최고"], bos=False)  # the first token is a byte
+    assert (result.num_syllables, result.num_eojeols) == (2, 2)
+
+
+def test_the_last_syllable_there_is_counts_as_one(model, tokenizer):
+    assert score(model, tokenizer, ["가힣\ud7a4"])[0].num_syllables == 2
+
+
+def test_decomposed_hangul_is_read_as_it_is_asked_to_be(model, tokenizer):
+    text = unicodedata.normalize("NFD", "한국")
+    for normalize in ("nfc", "none"):
+        (result,) = score(model, tokenizer, [text], normalize=normalize)
+        assert result.num_syllables == (2 if normalize == "nfc" else 0)
+        assert result.token_ids == tokenizer.encode(text, bos=True, normalize=normalize)
+
+
+def test_a_text_is_called_by_its_name_if_it_has_one(model, tokenizer):
+    with pytest.raises(InputRefusedError, match="^b.txt is too short"):
+        score(model, tokenizer, ["한국", ""], names=["a.txt", "b.txt"])
+
+
+def test_a_model_in_training_scores_without_dropout_and_goes_on_training(model, tokenizer):
+    expected = score(model, tokenizer, TEXTS)
+    model.train()
+    try:
+        assert score(model, tokenizer, TEXTS) == expected and model.training
+    finally:
+        model.eval()
 
 
 COUNTED = {  # text: syllables of Hangul, words; counted by hand
@@ -131,10 +163,11 @@ def test_a_perplexity_beyond_all_numbers_is_infinite_and_none_in_json(model, tok
     assert unlikely.perplexity == math.inf and unlikely.to_dict()["perplexity"] is None
 
 
-def test_a_model_whose_logits_are_nan_has_no_score(tokenizer):
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_model_whose_logits_are_no_numbers_has_no_score(tokenizer, value):
     model = kogpt.load_model()
     with torch.no_grad():
-        model.lm_head.bias[3] = math.nan
+        model.lm_head.bias[3] = value
     with pytest.raises(KoGPTError, match="NaN or infinite"):
         score(model, tokenizer, TEXTS)
 

@@ -309,6 +309,83 @@ def test_any_of_the_usual_compilers_will_do(tmp_path, monkeypatch):
     assert building.find_compiler() == "c++"
 
 
+def test_a_blank_cxx_names_no_compiler(tmp_path, monkeypatch):
+    monkeypatch.setenv("CXX", " ")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    write_program(tmp_path / "g++", "#!/bin/sh\n")
+    assert building.find_compiler() == "g++"
+    assert building.compiler_of("cpu") == "unknown"  # it says nothing of its version
+
+
+def test_a_toolkit_is_that_of_cuda_home_or_else_of_cuda_path_or_else_of_the_path(
+    tmp_path, monkeypatch
+):
+    names = {"home": "CUDA_HOME", "path": "CUDA_PATH", "other": "PATH"}
+    for name, variable in names.items():
+        (tmp_path / name / "bin").mkdir(parents=True)
+        write_program(tmp_path / name / "bin" / "nvcc", "#!/bin/sh\n")
+        part = tmp_path / name / "bin" if variable == "PATH" else tmp_path / name
+        monkeypatch.setenv(variable, str(part))
+    for name, variable in names.items():
+        assert building.find_nvcc() == str(tmp_path / name / "bin" / "nvcc")
+        if variable != "PATH":
+            monkeypatch.setenv(variable, "")
+
+
+@pytest.mark.parametrize("printed", ["release 13.0", "#\\$ TOP=/", ""])
+def test_an_nvcc_that_says_half_of_what_it_should_does_not_work(printed, tmp_path, monkeypatch):
+    (tmp_path / "bin").mkdir()
+    write_program(tmp_path / "bin" / "nvcc", f'#!/bin/sh\necho "{printed}"\n')
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    with pytest.raises(CannotBuildError, match="nvcc does not work$"):
+        building.find_toolkit()
+
+
+@pytest.mark.parametrize("given", ["8.0", "9.0a", "8.0 8.6;9.0+PTX", "10.0a+PTX"])
+def test_architectures_by_number_are_taken(given):
+    building.refuse_architectures(given)
+
+
+@pytest.mark.parametrize("given", ["", "9", "9.0 +PTX", "9.0-PTX", "9.0PTX", "9.0,8.0"])
+def test_architectures_of_another_form_are_refused(given):
+    with pytest.raises(CannotBuildError, match="is not of the form 9.0 or 9.0\\+PTX"):
+        building.refuse_architectures(given)
+
+
+def test_a_command_is_one_word_to_those_who_split_it():
+    assert building.as_program(["/usr/bin/c++"]) == "/usr/bin/c++"
+    program = building.as_program(["/bin/echo", "a b"])
+    assert subprocess.check_output([program, "c d"], text=True) == "a b c d\n"
+    assert " " not in building.as_program(["/my compilers/c++"])
+
+
+def test_the_hash_of_sources_knows_each_by_its_name_and_the_machine(tmp_path, monkeypatch):
+    monkeypatch.setattr(building, "HERE", tmp_path)
+    monkeypatch.setitem(building.SOURCES, "cpu", tmp_path / "cpu")
+    (tmp_path / "cpu").mkdir()
+    seen = set()
+    for name, text in (
+        ("building.py", "1"), ("building.py", "2"), ("cpu/a.cpp", "1"), ("cpu/a.cpp", "2"),
+        ("cpu/b.h", "1"), ("cpu/b.h", "2"),
+    ):  # fmt: skip
+        (tmp_path / name).write_text(text)
+        seen.add(building.source_hash.__wrapped__("cpu"))
+    (tmp_path / "cpu/b.h").rename(tmp_path / "cpu/c.h")
+    seen.add(building.source_hash.__wrapped__("cpu"))
+    monkeypatch.setattr(building, "machine", lambda: "mips")
+    assert len(seen | {building.source_hash.__wrapped__("cpu")}) == 8
+
+
+def test_c_and_cxx_are_compiled_by_one_compiler_whatever_flags_are_set(monkeypatch):
+    for name in ("CC", "CFLAGS", "CXXFLAGS", "CPPFLAGS", "LDFLAGS"):
+        monkeypatch.setenv(name, "-march=native")
+    monkeypatch.setenv("CXX", "c++")
+    building.settle_environment(["cpu"], "")
+    assert os.environ["CC"] == os.environ["CXX"] == "c++"
+    assert not {"CFLAGS", "CXXFLAGS", "CPPFLAGS", "LDFLAGS"} & set(os.environ)
+
+
 def test_a_gpu_that_is_too_old_is_one_line(lines, empty_cache):
     (line,) = lines(Gpu((7, 5)))
     assert "sm_75" in line and "sm_80" in line

@@ -162,6 +162,12 @@ def test_the_rotation_turns_every_pair_by_its_angle():
     torch.testing.assert_close(rotary(positions)(x), expected, atol=1e-5, rtol=0)
 
 
+def test_a_rotation_computes_in_float64_what_is_float64():
+    rotary = RotaryEmbedding(6, 100)
+    x = torch.randn(1, 1, 2, 10, dtype=torch.float64)
+    assert rotary(torch.tensor([[0]]))(x).equal(x)  # which turns by nothing
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize(("rotary_dim", "head_dim"), [(6, 7), (8, 8), (0, 4)])
 def test_a_traced_rotation_is_the_same_and_so_is_its_gradient(dtype, rotary_dim, head_dim):

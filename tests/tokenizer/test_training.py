@@ -62,6 +62,19 @@ def test_the_same_texts_give_the_same_files(tmp_path: Path) -> None:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
+def test_transformers_reads_what_was_written_as_we_do(tmp_path: Path) -> None:
+    """Bos in front and no eos behind, no space that is not in the text, and none lost."""
+    pytest.importorskip("google.protobuf", reason="transformers needs protobuf to read it")
+    from transformers import AutoTokenizer
+
+    train_sentencepiece(SENTENCES, tmp_path, 406)
+    ours, theirs = load_tokenizer(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
+    for text in [*SENTENCES, "가", " 빈칸 , 'm 앞 . 뒤 ?"]:
+        ids = theirs.encode(text)
+        assert ids == ours.encode(text, bos=True, normalize="none")
+        assert theirs.decode(ids, skip_special_tokens=True) == text
+
+
 def test_no_piece_reaches_across_a_line_break(tmp_path: Path) -> None:
     train_sentencepiece(["영화\n영화\r\n영화"] * 10, tmp_path, 263)
     tokenizer = load_tokenizer(tmp_path)
