@@ -641,6 +641,7 @@ def add_plan(commands: Commands) -> None:
     )
     add = parser.add_argument
     add("--model", metavar="DIR|PRESET|FILE", help="or a config.json (default: the one in the box)")
+    add_architecture_argument(parser)
     add(
         "--method",
         required=True,

@@ -3,14 +3,14 @@
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kogpt.fast import FastKoGPT
 from kogpt.model import KoGPT, KVCache
 
 
 def streamed_bytes(model: KoGPT) -> int:
-    """Bytes of weights read for one token: all but the embedding, of which a token is one row."""
+    """Bytes of weights read for one token: all but tables, of which a token is one row."""
     return sum(weight.nbytes for weight in streamed(model))
 
 
@@ -18,7 +18,8 @@ def streamed(model: KoGPT) -> Iterator[Tensor]:
     """The weights that are read whole for one token."""
     if isinstance(model, FastKoGPT):
         return model.streamed()
-    looked_up = {model.transformer.wte.weight} - set(model.lm_head.parameters())
+    tables = (module.weight for module in model.modules() if isinstance(module, nn.Embedding))
+    looked_up = set(tables) - set(model.lm_head.parameters())
     return (weight for weight in model.parameters() if weight not in looked_up)
 
 

@@ -1,18 +1,22 @@
 """Tells what a checkpoint is and what it takes to run it, from headers alone."""
 
+import math
 import os
 from collections import Counter
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 
 from kogpt.checkpoint.dtypes import FORMATS, compute_dtype, dtype_name
+from kogpt.checkpoint.names import aliases, count_parameters
 from kogpt.checkpoint.quantization import parse_quantization
 from kogpt.checkpoint.reader import CheckpointReader, open_checkpoint
 from kogpt.checkpoint.resources import human
-from kogpt.model import KoGPT
-from kogpt.model.config import KoGPTConfig
+from kogpt.model import KoGPT, KVCache
+from kogpt.model.hollow import hollow
+from kogpt.model.variants import class_of
 
 
 @dataclass(frozen=True)
@@ -22,7 +26,7 @@ class Inspection:
     Attributes:
         path: as given.
         config: its `config.json`; None where that is missing.
-        parameters: count of the weights.
+        parameters: count of the weights, shared ones once.
         tensors: count of their tensors.
         dtypes: count of weights by what they are stored in, `float16` or `int4`.
         quantization: the `quantization_config`; None for floats.
@@ -96,29 +100,46 @@ def _inspect(reader: CheckpointReader) -> Inspection:
     return Inspection(
         path=str(reader.path),
         config=None if reader.config is None else reader.config.to_dict(),
-        parameters=dtypes.total(),
+        parameters=_parameters(reader),
         tensors=len(reader.names),
         dtypes=dict(dtypes),
         quantization=None if quantization is None else quantization.to_dict(),
         nbytes=reader.nbytes,
         files={os.path.relpath(p, reader.folder): p.stat().st_size for p in reader.files},
         ignored=list(reader.ignored),
-        memory=_memory(dtypes.total(), reader.config) | _memory_as_stored(reader),
+        memory=_memory(reader),
         compute_dtype=dtype_name(compute_dtype(stored, torch.device("cpu"))),
     )
 
 
-def _memory(parameters: int, config: KoGPTConfig | None) -> dict[str, int]:
-    cached = _cached(config)
-    return {item.name: (parameters + cached) * item.torch.itemsize for item in FORMATS}
+def _parameters(reader: CheckpointReader) -> int:
+    if reader.config is None:
+        return _count(reader)
+    return count_parameters(reader.config, reader.model_class)
 
 
-def _memory_as_stored(reader: CheckpointReader) -> dict[str, int]:
-    if reader.quantization is None:
-        return {}
-    return {"as stored": reader.nbytes + 2 * _cached(reader.config)}
+def _memory(reader: CheckpointReader) -> dict[str, int]:
+    weights, cached = _count(reader), _cached(reader)
+    memory = {item.name: (weights + cached) * item.torch.itemsize for item in FORMATS}
+    if reader.quantization is not None:
+        memory["as stored"] = reader.nbytes + 2 * cached
+    return memory
 
 
-def _cached(config: KoGPTConfig | None) -> int:
+def _count(reader: CheckpointReader) -> int:
+    """Numbers in the tensors of a checkpoint, those of shared parameters once."""
+    tied = {} if reader.config is None else aliases(reader.config, reader.model_class)
+    return sum(math.prod(reader.shape(name)) for name in reader.names if name not in tied)
+
+
+def _cached(reader: CheckpointReader) -> int:
     """Keys and values of one full context."""
-    return 0 if config is None else 2 * config.n_layer * config.n_positions * config.n_embd
+    config, own = reader.config, reader.model_class
+    if config is None:
+        return 0
+    if own is not None and own is not class_of(config):
+        cache = KVCache(1)
+        with suppress(RuntimeError), torch.inference_mode():  # of one that looks at its values
+            hollow(own, config)(torch.zeros(1, 1, dtype=torch.long, device="meta"), cache)
+            return config.n_positions * cache.nbytes // torch.get_default_dtype().itemsize
+    return 2 * config.n_layer * config.n_positions * config.n_embd

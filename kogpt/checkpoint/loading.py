@@ -8,7 +8,7 @@ from torch import Tensor
 
 from kogpt.box import BOX
 from kogpt.checkpoint.dtypes import compute_dtype, parse_dtype
-from kogpt.checkpoint.names import aliases, count_parameters, expand, refuse_unsavable
+from kogpt.checkpoint.names import aliases, expand, refuse_unsavable
 from kogpt.checkpoint.reader import CheckpointReader, open_checkpoint
 from kogpt.checkpoint.resources import require_memory
 from kogpt.checkpoint.shards import TensorSpec
@@ -54,17 +54,16 @@ def load_model(
         target = compute_dtype(reader.stored_dtype, device) if dtype is None else parse_dtype(dtype)
         kept = [name for name in reader.names if quantized and reader.is_integer(name)]
         narrow = sum(map(reader.stored_bytes, kept))
-        wide = count_parameters(config, model_class)
-        wide -= sum(math.prod(reader.shape(name)) for name in kept)
+        tied = aliases(config, model_class)
+        names = [name for name in expand(config, model_class) if name not in kept]
+        wide = sum(math.prod(reader.shape(name)) for name in names if name not in tied)
         require_memory(device, narrow + wide * target.itemsize + ROOM_TO_RUN, str(reader.path))
         model = hollow(model_class, config)
         refuse_unsavable(model)
         for name in kept:
             weight = on_device(reader.read_weight(name), target, device)
             _freeze(model, name.removesuffix(".weight"), weight)
-        names = [name for name in expand(config, model_class) if name not in kept]
         state = {name: _load(reader, name, target, device) for name in names}
-        tied = aliases(config, model_class)
         _refuse_torn(state, tied, str(reader.path))
     model.load_state_dict(state, strict=True, assign=True)
     for name, first in tied.items():

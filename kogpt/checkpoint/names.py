@@ -60,16 +60,17 @@ def aliases(config: KoGPTConfig, model_class: type[KoGPT] | None = None) -> dict
 
 def count_parameters(config: KoGPTConfig, model_class: type[KoGPT] | None = None) -> int:
     """The number of a model's parameters, shared ones once; arguments as for `expand`."""
-    shapes = expand(config, model_class)
-    names = shapes.keys() - aliases(config, model_class).keys()
-    return sum(math.prod(shapes[name]) for name in names)
+    outline = _outline(config, model_class or class_of(config))
+    names = outline.shapes.keys() - outline.aliases.keys() - outline.buffers
+    return sum(math.prod(outline.shapes[name]) for name in names)
 
 
 class _Outline(NamedTuple):
-    """What `expand` and `aliases` give."""
+    """What `expand` and `aliases` give, and which of the tensors are no parameters."""
 
     shapes: Shapes
     aliases: dict[str, str]
+    buffers: frozenset[str]
 
 
 def _outline_of(config: KoGPTConfig, model_class: Callable[[KoGPTConfig], KoGPT]) -> _Outline:
@@ -77,7 +78,8 @@ def _outline_of(config: KoGPTConfig, model_class: Callable[[KoGPTConfig], KoGPT]
     for name, parameter in model.named_parameters(remove_duplicate=False):
         if (other := first.setdefault(parameter, name)) != name:
             again[name] = other
-    return _Outline({name: tuple(x.shape) for name, x in model.state_dict().items()}, again)
+    shapes = {name: tuple(x.shape) for name, x in model.state_dict().items()}
+    return _Outline(shapes, again, frozenset(name for name, _ in model.named_buffers()))
 
 
 _outline: Callable[..., _Outline] = cache(_outline_of)
@@ -87,15 +89,20 @@ def refuse_unsavable(model: KoGPT) -> None:
     """Refuses what a class of one's own may have that no checkpoint could give back.
 
     Raises:
-        InputRefusedError: a tensor is no floating-point one or has no dimension, or a buffer or
-            an attribute is neither saved nor made anew, or a layer has two names; names it.
+        InputRefusedError: a tensor is no floating-point one, is empty or has no dimension, or a
+            buffer or an attribute is neither saved nor made anew, or a layer has two names; names
+            it.
     """
     refuse_shared_modules(model)
     for name, tensor in model.state_dict().items():
+        if not isinstance(tensor, Tensor):
+            raise InputRefusedError(f"{name} is no tensor: only those are saved")
         if not tensor.is_floating_point():
             raise InputRefusedError(f"{name} is {dtype_name(tensor.dtype)}: only floats are saved")
         if not tensor.ndim:
             raise InputRefusedError(f"{name} is a scalar: give it the shape (1,) to be saved")
+        if not tensor.numel():
+            raise InputRefusedError(f"{name} is empty: leave it out where it has no contents")
     saved = model.state_dict().keys()
     for path, module in model.named_modules():
         for buffer, _ in module.named_buffers(path, recurse=False):
@@ -110,8 +117,11 @@ def refuse_unsavable(model: KoGPT) -> None:
                     f"{buffer} is not saved, and not what it is made anew as: change what makes "
                     "it, such as `RotaryEmbedding.angles`"
                 )
+        known = {"_parameters", "_buffers"}
+        if isinstance(module, nn.RNNBase):
+            known.add("_flat_weights")  # its parameters, which it keeps in step by itself
         for attribute, value in vars(module).items():
-            if attribute not in ("_parameters", "_buffers") and _has_tensor(value):
+            if attribute not in known and _has_tensor(value):
                 raise InputRefusedError(
                     f"{path}.{attribute} has a tensor that no checkpoint holds: make it a buffer "
                     "or a parameter, or compute it in forward"
@@ -206,8 +216,8 @@ def check_names(
         if not any(fnmatchcase(name, pattern) for pattern in allow_extra):
             raise InputRefusedError(
                 f"{where}: {name} is no part of a {model_class.__name__}; if it belongs to a class"
-                " of your own, name that by --architecture; `kogpt convert --allow-extra` would"
-                " leave it out"
+                " of your own, name that by --architecture, with commands that take one; `kogpt"
+                " convert --allow-extra` would leave it out"
             )
     return extra
 

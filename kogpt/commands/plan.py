@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from kogpt.architecture import load_architecture
 from kogpt.box import BOX
 from kogpt.checkpoint import open_checkpoint
 from kogpt.checkpoint.convert import GROUP_SIZE
@@ -21,7 +22,7 @@ from kogpt.commands.common import (
     usage_errors,
 )
 from kogpt.errors import UsageError
-from kogpt.model import KoGPTConfig
+from kogpt.model import KoGPT, KoGPTConfig
 from kogpt.model.variants import find_config, is_shape
 from kogpt.parallel.tensor import check_divides
 from kogpt.training.config import FULL, P_TUNING, PROMPT_TUNING, QLORA, FinetuningConfig
@@ -55,13 +56,16 @@ def find_work(args: argparse.Namespace, gpus: int) -> Work:
             raise UsageError(f"argument --{name.replace('_', '-')}: not with --method inference")
     if args.quantize and args.method not in (QLORA, INFERENCE):
         raise UsageError("argument --quantize: only with --method inference or qlora")
-    shape, quantization, stored = find_model(args.model or str(BOX))
+    own = load_architecture(args.architecture)
+    shape, quantization, stored = find_model(args.model or str(BOX), own)
     if args.quantize:
         quantization = Quantization.of(args.quantize, GROUP_SIZE, zero_points=False)
     elif args.method == QLORA and quantization is None:
         quantization = Quantization.of("int4", GROUP_SIZE, zero_points=False)
     if args.method not in (QLORA, INFERENCE):
         quantization = None  # other methods widen what is stored as integers
+    if quantization is not None and own is not None:
+        raise UsageError("argument --architecture: not with integers, as which none is stored")
     if quantization is not None:
         quantization.check_fits(shape, args.model or str(BOX))
     fixed = {"out": Path(), "model": "", "data": ("",), "device": "cpu"}
@@ -70,32 +74,45 @@ def find_work(args: argparse.Namespace, gpus: int) -> Work:
     if args.method == INFERENCE:
         given["method"] = FULL  # of a config that counts for batch, length and precision alone
         computed = compute_dtype(stored, torch.device("cuda" if gpus else "cpu"))
-        as_stored = "precision" not in given and computed != stored and type(shape) is KoGPTConfig
+        is_prepared = own is None and type(shape) is KoGPTConfig
+        as_stored = is_prepared and "precision" not in given and computed != stored
         given.setdefault("precision", "bfloat16" if computed.itemsize == 2 else "float32")
     config = FinetuningConfig(**given)
-    length, most = config.sequence_length, shape.n_positions
-    if length and length > most:
-        raise ValueError(f"sequence is {length}, it must be at most the model's {most}")
-    if config.method in (P_TUNING, PROMPT_TUNING) and (length or most) <= config.virtual_tokens:
-        raise ValueError(
-            f"sequence is {length or most}, it must be above the {config.virtual_tokens} virtual "
-            "tokens"
-        )
+    check_length(config, shape.n_positions)
     if args.method == INFERENCE and gpus > 1:
         check_divides(shape, gpus)
         quantization = None  # the network that several processes share widens integers
     elif gpus > 1:
         refuse_unshared(config, gpus)
-    return Work(Stage(shape, gpus > 0, quantization), args.method, config, gpus, as_stored)
+    if gpus > 1 and own is not None:
+        raise UsageError("argument --architecture: only on one GPU")
+    return Work(Stage(shape, gpus > 0, quantization, own), args.method, config, gpus, as_stored)
 
 
-def find_model(name: str) -> tuple[KoGPTConfig, Quantization | None, torch.dtype]:
+def check_length(config: FinetuningConfig, most: int) -> None:
+    """Refuses a length that the model does not read, or that leaves no room for a text.
+
+    Raises:
+        ValueError: names both.
+    """
+    length = config.sequence_length or most
+    if length > most:
+        raise ValueError(f"sequence is {length}, it must be at most the model's {most}")
+    if config.method in (P_TUNING, PROMPT_TUNING) and length <= config.virtual_tokens:
+        raise ValueError(
+            f"sequence is {length}, it must be above the {config.virtual_tokens} virtual tokens"
+        )
+
+
+def find_model(
+    name: str, model_class: type[KoGPT] | None
+) -> tuple[KoGPTConfig, Quantization | None, torch.dtype]:
     """Shape of a preset, a `config.json` or a checkpoint, and how its matrices and all else are
     stored; what is not stored yet would be in bfloat16.
     """
     if is_shape(name):
-        return find_config(name), None, torch.bfloat16
-    with open_checkpoint(name) as reader:
+        return find_config(name, model_class), None, torch.bfloat16
+    with open_checkpoint(name, model_class) as reader:
         reader.check(reader.require_config())
         return reader.require_config(), reader.quantization, reader.stored_dtype
 

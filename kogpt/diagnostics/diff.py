@@ -1,6 +1,5 @@
 """What tells two models apart: settings, parameters, and whether a checkpoint fits the other."""
 
-import math
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -8,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from kogpt.checkpoint.dtypes import dtype_name
-from kogpt.checkpoint.names import Shapes, expand
+from kogpt.checkpoint.names import Shapes, count_parameters, expand
 from kogpt.checkpoint.reader import open_checkpoint
 from kogpt.model import KoGPT, KoGPTConfig
 from kogpt.model.variants import class_of, find_config, is_shape
@@ -32,7 +31,8 @@ class Model:
         name: what it was asked for by.
         model_class: of the network.
         settings: those that `config.json` holds, with the values that None stands for.
-        shapes: of the parameters, in network order.
+        shapes: of the tensors in a checkpoint, in network order.
+        parameters: their count, shared ones once.
         stored: how a checkpoint keeps its matrices, as float16 or int8; None where there is none.
     """
 
@@ -40,12 +40,8 @@ class Model:
     model_class: type[KoGPT]
     settings: Mapping[str, Any]
     shapes: Shapes
+    parameters: int
     stored: str | None
-
-    @property
-    def parameters(self) -> int:
-        """Their count."""
-        return sum(map(math.prod, self.shapes.values()))
 
 
 def find_model(name: str | os.PathLike[str], model_class: type[KoGPT] | None = None) -> Model:
@@ -65,7 +61,8 @@ def find_model(name: str | os.PathLike[str], model_class: type[KoGPT] | None = N
         name: implied.get(name) if value is None else value
         for name, value in config.to_dict().items()
     }
-    return Model(str(name), model_class, settings, expand(config, model_class), stored)
+    shapes, parameters = expand(config, model_class), count_parameters(config, model_class)
+    return Model(str(name), model_class, settings, shapes, parameters, stored)
 
 
 def _find_config(name: str, model_class: type[KoGPT] | None) -> tuple[KoGPTConfig, str | None]:

@@ -1,12 +1,15 @@
 """A model without contents: names and shapes, at no cost."""
 
+import traceback
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from kogpt.errors import InputRefusedError
 from kogpt.model.config import KoGPTConfig
 from kogpt.model.transformer import KoGPT
 
@@ -32,9 +35,31 @@ class _NothingDrawn(TorchFunctionMode):
 
 
 def hollow(model_class: Callable[[KoGPTConfig], KoGPT], config: KoGPTConfig) -> KoGPT:
-    """A model on the meta device."""
-    with torch.device("meta"), _NothingDrawn():
-        return model_class(config)
+    """A model on the meta device.
+
+    Raises:
+        InputRefusedError: a class of one's own reads a tensor's contents as it is made; names the
+            line.
+    """
+    try:
+        with torch.device("meta"), _NothingDrawn():
+            return model_class(config)
+    except RuntimeError as error:
+        if "meta" not in str(error):
+            raise
+        where = _own_line(error)
+        raise InputRefusedError(
+            f"{where}: reads the contents of a tensor in `__init__`, but models are also made "
+            "without any: compute there with numbers of Python"
+        ) from error
+
+
+def _own_line(error: RuntimeError) -> str:
+    """The last line on the way to an error that is neither torch's nor here."""
+    frames = traceback.extract_tb(error.__traceback__)
+    parts = Path(torch.__file__).parent, Path(__file__)
+    own = [f for f in frames if not any(Path(f.filename).is_relative_to(part) for part in parts)]
+    return f"{own[-1].filename}:{own[-1].lineno}" if own else "a class of your own"
 
 
 def materialise(model: KoGPT, device: torch.device) -> None:

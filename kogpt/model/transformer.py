@@ -14,6 +14,7 @@ from os import PathLike
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.parametrize import is_parametrized
 
 from kogpt.kernels import attention
 from kogpt.model.cache import KVCache
@@ -209,9 +210,12 @@ class KoGPT(nn.Module):
 
         Whatever parts drew when they were made; a class of one's own draws others after this.
         """
+        std = self.config.initializer_range
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
-                module.weight.normal_(0.0, self.config.initializer_range, generator=generator)
+                weight = module.weight.normal_(0.0, std, generator=generator)
+                if is_parametrized(module, "weight"):  # computed from what this sets
+                    module.weight = weight
             if isinstance(module, nn.Linear) and module.bias is not None:
                 module.bias.zero_()
             if isinstance(module, self.block_class.norm_class):

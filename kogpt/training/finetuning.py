@@ -167,7 +167,7 @@ class Finetuning(Job[FinetuningConfig, ExampleBatch]):
         parallel.once(lambda: forget_best(config.folder / BEST_NAME, last))
         if last is not None:
             with stored_tensors(last / WEIGHTS_NAME) as tensors:
-                restore(model, tensors)
+                restore(learnt(model, config.method), tensors)
         objective = make_objective(kind, config, model, tokenizer, task)
         splits = read_examples(config) if task is None else read_task(task, config)
         print(f"encoding {len(splits.training):,} examples", file=stream, flush=True)
@@ -205,6 +205,16 @@ class Finetuning(Job[FinetuningConfig, ExampleBatch]):
         is_new = stored_head(self.config, len(weight)) is None
         return f", {'a new head' if is_new else 'the head of the model'}"
 
+    def begin(self) -> None:
+        super().begin()
+        if self.config.method != FULL:
+            # An adapter holds no buffers: layers that would change theirs compute as they are.
+            for name in saved_buffers(self.model):
+                self.model.get_submodule(name.rpartition(".")[0]).training = False
+
+    def _learnt(self) -> dict[str, Tensor]:
+        return learnt(self.model, self.config.method)
+
     def validate(self) -> dict[str, float]:
         """Figures of the validation split."""
         return self.figures(self.splits.validation) if self.splits.validation else {}
@@ -214,7 +224,7 @@ class Finetuning(Job[FinetuningConfig, ExampleBatch]):
         if self.config.keep_weights != BEST:
             return
         if self.parallel.once(lambda: self._is_best(step, figures)):
-            tensors = {STEP: torch.tensor(step), **trained(self.model)}
+            tensors = {STEP: torch.tensor(step), **self._learnt()}
             write_tensors(self._best, tensors, self.parallel)
 
     def figures(self, rows: Sequence[Any]) -> dict[str, float]:
@@ -231,7 +241,7 @@ class Finetuning(Job[FinetuningConfig, ExampleBatch]):
         return self.parallel.as_forward(self.model, judged)()
 
     def save(self, folder: Path, files: Files) -> None:
-        write_step(folder, {WEIGHTS_NAME: trained(self.model), **files}, self.parallel)
+        write_step(folder, {WEIGHTS_NAME: self._learnt(), **files}, self.parallel)
 
     def finish(self) -> dict[str, Any]:
         """Takes the weights to keep, measures them, and writes the result."""
@@ -241,7 +251,7 @@ class Finetuning(Job[FinetuningConfig, ExampleBatch]):
                 found = int(best.pop(STEP)[:])
                 if found <= step:  # else of a longer run that this one was cut from
                     step = found
-                    restore(self.model, best)
+                    restore(self._learnt(), best)
         publish(self)  # first, so that weights are there whatever comes of measuring them
         results = self._results(step)
         if self.parallel.first:
@@ -412,19 +422,30 @@ def stored_head(config: FinetuningConfig, outputs: int) -> Tensor | None:
     return head if head is not None and len(head) == outputs else None
 
 
+def learnt(model: KoGPT, method: str) -> dict[str, Tensor]:
+    """What a method changes, by name: parameters, and with all of them buffers that are saved."""
+    buffers = saved_buffers(model) if method == FULL else {}
+    return {**trained(model), **buffers}
+
+
+def saved_buffers(model: KoGPT) -> dict[str, Tensor]:
+    """Buffers that a checkpoint holds, by name; of a class of one's own."""
+    names = model.state_dict().keys()
+    return {name: buffer for name, buffer in model.named_buffers() if name in names}
+
+
 @torch.no_grad()
-def restore(model: KoGPT, tensors: Mapping[str, Rows]) -> None:
-    """Puts back what was trained.
+def restore(learnt: Mapping[str, Tensor], tensors: Mapping[str, Rows]) -> None:
+    """Puts back what was learnt.
 
     Raises:
         InputRefusedError: it is of another model or method.
     """
-    parameters = trained(model)
-    if parameters.keys() != tensors.keys():
-        odd = min(parameters.keys() ^ tensors.keys())
+    if learnt.keys() != tensors.keys():
+        odd = min(learnt.keys() ^ tensors.keys())
         raise InputRefusedError(f"cannot resume with another model: {odd} is in one of both")
-    for name, parameter in parameters.items():
-        fill(parameter, tensors[name].__getitem__)
+    for name, tensor in learnt.items():
+        fill(tensor, tensors[name].__getitem__)
 
 
 def forget_best(path: Path, last: Path | None) -> None:

@@ -53,6 +53,10 @@ class Job(ABC, Generic[C, B]):
     dynamic: bool = False
     continues: bool = True
 
+    def begin(self) -> None:
+        """Readies the model for steps."""
+        self.model.train()
+
     @abstractmethod
     def num_steps(self) -> int:
         """Optimizer steps of the whole run."""

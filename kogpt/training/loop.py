@@ -79,8 +79,9 @@ def run_job(
         if last is not None:
             trainer.restore(last)
         trainer.require_room()
+        about = trainer.describe()  # what fails here leaves no log
         with trainer.progress(stream) as progress:
-            progress.say(trainer.describe())
+            progress.say(about)
             trainer.run(progress)
     return job
 
@@ -152,7 +153,7 @@ class Trainer(Generic[C, B]):
 
     def run(self, progress: Progress) -> None:
         """Takes the steps that are left."""
-        self.job.model.train()
+        self.job.begin()
         while self.step < self.steps:
             began, before = time.monotonic(), self.tokens
             loss, norm = self.take_step()

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 from collections.abc import Callable
+from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from kogpt.checkpoint import load_model, open_checkpoint
 from kogpt.checkpoint.names import expand, refuse_unsavable
 from kogpt.checkpoint.writer import raw_bytes
 from kogpt.errors import InputRefusedError
+from kogpt.jsonfiles import read_config_object
 from kogpt.model import KoGPT, KoGPTConfig
 from kogpt.model.variants import PRESETS, class_of, find_config
 from kogpt.parallel import Parallel
@@ -116,6 +118,8 @@ def _refuse_own_class(config: RunConfig) -> None:
 def _new_model(config: TrainingConfig, tokenizer: Tokenizer, parallel: Parallel) -> KoGPT:
     own = own_class(config)
     shape = find_config(config.model, own)
+    if config.model not in PRESETS:
+        _refuse_misspelt(Path(config.model), shape)
     model_class = own or class_of(shape)
     _check_vocabulary(shape, tokenizer, config.model)
     ids = {name: getattr(tokenizer, name.replace("_token", "")) for name in TOKEN_IDS}
@@ -134,6 +138,17 @@ def _new_model(config: TrainingConfig, tokenizer: Tokenizer, parallel: Parallel)
     refuse_unsavable(model)
     model.init_weights(generator)
     return model
+
+
+def _refuse_misspelt(path: Path, shape: KoGPTConfig) -> None:
+    """Refuses what is nearly the name of a setting: its value would go unheard.
+
+    Other keys that are none may be of the library that wrote the file.
+    """
+    known = shape.to_dict().keys() | shape.to_released_dict().keys()
+    for key in read_config_object(path).keys() - known:
+        for close in get_close_matches(key, known, n=1, cutoff=0.8):
+            raise InputRefusedError(f"{path}: {key} is no setting, {close} is")
 
 
 def _refuse_other_shape(config: TrainingConfig, begun: KoGPTConfig) -> None:

@@ -57,7 +57,7 @@ class Stage:
         shape: of the model.
         gpu: whether the tensors stand for those of a GPU.
         quantization: how matrices are stored that are no floats; None for none.
-        model_class: one whose blocks are all alike; None for the one that belongs to the shape.
+        model_class: of one's own; None for the one that belongs to the shape.
     """
 
     shape: KoGPTConfig
@@ -120,7 +120,7 @@ def _by_rows(of: Callable[[int], Peaks], stage: Stage, rows: int, length: int) -
 
 
 def _by_length(stage: Stage, run: Callable[[Stage, MemoryTracker], None]) -> Peaks:
-    if stage.shape.n_layer <= 3:
+    if stage.shape.n_layer <= 3 or stage.model_class is not None:  # whose blocks may differ
         return _rehearse(stage, run)
     two, three = (
         _rehearse(

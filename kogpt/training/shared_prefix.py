@@ -33,9 +33,12 @@ def hidden_states(model: KoGPT, inputs: Tensor, starts: Tensor | None = None) ->
     if not shared or gathers or inputs.size(1) == n:
         return model.transformer(inputs, starts=starts)
     prefix = _Prefix(n)
-    first = model.transformer(inputs[:1, :n], prefix)
-    with real_ids_alone(model):
-        rest = model.transformer(inputs[:, n:], _Behind(prefix))
+    try:
+        first = model.transformer(inputs[:1, :n], prefix)
+        with real_ids_alone(model):
+            rest = model.transformer(inputs[:, n:], _Behind(prefix))
+    except _ReadsStateError:
+        return model.transformer(inputs, starts=starts)
     return torch.cat((first.expand(rows, -1, -1), rest), dim=1)
 
 
@@ -45,8 +48,19 @@ def _drops(model: KoGPT) -> bool:
     return model.training and max(config.attn_pdrop, *modules, 0.0) > 0
 
 
-class _Prefix(KVCache):
-    """Keys and values of one row as they were computed: no gradient goes through a buffer."""
+class _ReadsStateError(Exception):
+    """A layer of one's own asks for what is held in other ways than by appending to it."""
+
+
+class _Computed(KVCache):
+    """Has no buffers, as no gradient goes through one."""
+
+    def buffers(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        raise _ReadsStateError
+
+
+class _Prefix(_Computed):
+    """Keys and values of one row as they were computed."""
 
     def __init__(self, capacity: int) -> None:
         super().__init__(capacity)
@@ -58,7 +72,7 @@ class _Prefix(KVCache):
         return k, v
 
 
-class _Behind(KVCache):
+class _Behind(_Computed):
     """What rows see that follow a prefix."""
 
     def __init__(self, prefix: _Prefix) -> None:

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import kogpt
+from kogpt.adapters.files import WEIGHTS_NAME as ADAPTER
 from kogpt.box import BOX
 from kogpt.cli import main
 
@@ -427,6 +429,103 @@ def test_a_changed_checkpoint_is_not_planned_as_what_it_is_not(place, capsys):
     capsys.readouterr()
     assert main(["plan", "--model", "run/step-00000001", "--method", "full", "--gpus", "0"]) == 3
     assert "fc_gate.weight is no part of a KoGPT" in capsys.readouterr().err
+    plan = ["plan", "--model", "run/step-00000001", "--gpus", "0", "--architecture"]
+    weights = []
+    for own in ("swiglu.py:Net", "mine.py:RMS"):
+        model, method = ("shape.json" if own == "mine.py:RMS" else plan[2]), ["--method", "full"]
+        assert main([*plan[:2], model, *plan[3:], own, *method, "--json"]) == 0
+        weights.append(json.loads(capsys.readouterr().out)["bytes"]["weights"])
+    # A gate of 64 x 16 with its bias in each of two blocks; norms without biases, two and the last.
+    assert weights[0] - weights[1] == 4 * (2 * (64 * 16 + 64) + 3 * 16)
+    for further, told in (
+        (["--method", "qlora"], "not with integers"),
+        (["--method", "full", "--quantize", "int8"], "only with --method inference or qlora"),
+        (["--method", "full", "--gpus", "2"], "only on one GPU"),
+    ):
+        assert main([*plan, "swiglu.py:Net", *further]) == 2
+        assert told in capsys.readouterr().err
+
+
+COUNTING = """
+import torch
+
+from kogpt.model import MLP, Block, KoGPT
+
+
+class CountingMLP(MLP):
+    def __init__(self, config):
+        super().__init__(config)
+        self.register_buffer("passes", torch.zeros(1))
+
+    def forward(self, x):
+        if self.training:
+            self.passes += 1
+        return super().forward(x) * (1 + self.passes / 8)
+
+
+class CountingBlock(Block):
+    mlp_class = CountingMLP
+
+
+class Counting(KoGPT):
+    block_class = CountingBlock
+"""
+
+
+@pytest.fixture
+def counting(place: Path) -> list[str]:
+    """How to finetune a model that has read in training three times, and remembers it."""
+    (place / "counting.py").write_text(COUNTING)
+    own = ["--architecture", "counting.py:Counting"]
+    assert train("--steps", "3", *own) == 0
+    rows = "".join(
+        f'{{"prompt": "{i}번 영화는", "completion": " {"좋다" if i % 2 else "싫다"}"}}\n'
+        for i in range(40)
+    )
+    (place / "rows.jsonl").write_text(rows)
+    command = ["finetune", "--model", "run/step-00000003", *own, "--data", "rows.jsonl"]
+    sizes = ["--batch-size", "4", "--validation-rows", "4", "--no-curve", "--no-tensorboard"]
+    return [*command, *sizes, "--output", "tuned"]
+
+
+def passes(path: Path) -> float:
+    return load_file(path)["transformer.h.0.mlp.passes"].item()
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_a_finetuned_model_has_the_buffers_that_it_was_measured_with(place, counting, method):
+    command = [*counting, "--steps", "4", "--method", method, "--save-every", "2"]
+    assert main(command) == 0
+    weights = place / "tuned" / ("model-00001-of-00001.safetensors", ADAPTER)[method == "lora"]
+    before = weights.read_bytes(), json.loads((place / "tuned" / "results.json").read_text())
+    assert main([*command, "--resume"]) == 0  # reads what it saved, measures and writes it again
+    again = weights.read_bytes(), json.loads((place / "tuned" / "results.json").read_text())
+    assert again[0] == before[0] and again[1]["validation"] == before[1]["validation"]
+    if method == "full":
+        assert passes(weights) == 3 + 4
+
+
+def test_the_best_weights_have_the_buffers_of_their_step(place, counting):
+    steep = ["--learning-rate", "3", "--gradient-clip", "1000", "--validate-every", "1"]
+    assert main([*counting, "--steps", "5", "--method", "full", *steep]) == 0
+    step = json.loads((place / "tuned" / "results.json").read_text())["step"]
+    assert step < 5
+    assert passes(place / "tuned" / "model-00001-of-00001.safetensors") == 3 + step
+
+
+@pytest.mark.parametrize(
+    ("key", "told"),
+    [
+        ("attn_drop", "attn_pdrop"),
+        ("layer_norm_eps", "layer_norm_epsilon"),
+        ("n_layers", "n_layer"),
+    ],
+)
+def test_what_is_nearly_a_setting_is_refused_and_not_passed_over(place, key, told, capsys):
+    (place / "shape.json").write_text(json.dumps({**json.loads(CONFIG), key: 2, "dtype": "x"}))
+    assert train("--steps", "1") == 3
+    assert capsys.readouterr().err == f"kogpt: shape.json: {key} is no setting, {told} is\n"
+    assert not (place / "run").exists()
 
 
 def test_an_adapter_of_a_class_with_a_name_of_its_own_is_saved(place, capsys):

@@ -2,11 +2,13 @@
 
 import dataclasses
 import hashlib
+import inspect
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils.parametrizations import weight_norm
 
 import kogpt
 from kogpt.adapters import (
@@ -17,8 +19,10 @@ from kogpt.adapters import (
     write_adapter,
 )
 from kogpt.adapters.head import attach_head, load_classifier
+from kogpt.checkpoint import inspect as inspect_checkpoint
 from kogpt.checkpoint import load_model, write_checkpoint
 from kogpt.checkpoint.names import count_parameters, refuse_unsavable
+from kogpt.diagnostics.diff import find_model
 from kogpt.diagnostics.lens import look
 from kogpt.diagnostics.trace import trace
 from kogpt.errors import InputRefusedError
@@ -269,6 +273,108 @@ def test_a_tensor_in_an_attribute_is_refused(tmp_path):
         load_model(tmp_path / "a", model_class=WithPlain)
 
 
+class Recurrent(MLP):
+    """Has a layer that keeps its parameters in a list, too."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.rnn = nn.GRU(config.n_embd, config.n_embd, batch_first=True)
+
+    def forward(self, x):
+        return super().forward(self.rnn(x)[0])
+
+
+def with_mlp(mlp: type[MLP]) -> type[KoGPT]:
+    return type("With", (KoGPT,), {"block_class": type("Own", (Block,), {"mlp_class": mlp})})
+
+
+def test_a_layer_of_torch_s_that_lists_its_parameters_comes_back_as_it_was(tmp_path):
+    model_class = with_mlp(Recurrent)
+    model = made(model_class)
+    refuse_unsavable(model)
+    write_checkpoint(tmp_path / "a", CONFIG, model.state_dict(), model_class=model_class)
+    assert load_model(tmp_path / "a", model_class=model_class)(ids()).equal(model(ids()))
+
+
+class Stateful(MLP):
+    def get_extra_state(self):
+        return {"steps": 3}
+
+    def set_extra_state(self, state):
+        pass
+
+
+class Emptied(MLP):
+    def __init__(self, config):
+        super().__init__(config)
+        self.gate = nn.Parameter(torch.zeros(0, 3))
+
+
+@pytest.mark.parametrize(
+    ("mlp", "told"),
+    [
+        (Stateful, r"h\.0\.mlp\._extra_state is no tensor"),
+        (Emptied, r"h\.0\.mlp\.gate is empty"),
+    ],
+)
+def test_what_no_file_of_tensors_holds_is_refused(mlp, told):
+    with pytest.raises(InputRefusedError, match=told):
+        refuse_unsavable(made(with_mlp(mlp)))
+
+
+class Counted(MLP):
+    """Reads numbers out of a tensor as it is made."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.rates = [rate.item() for rate in torch.linspace(0, 0.2, config.n_layer)]
+
+
+def test_a_class_that_needs_contents_to_be_made_is_refused_by_its_line():
+    line = inspect.getsourcelines(Counted)[1] + 5
+    told = rf"test_own_classes\.py:{line}: reads the contents of a tensor in `__init__`"
+    with pytest.raises(InputRefusedError, match=told):
+        count_parameters(CONFIG, with_mlp(Counted))
+
+
+class Normed(MLP):
+    def __init__(self, config):
+        super().__init__(config)
+        self.fc_in = weight_norm(self.fc_in)
+
+
+def test_new_weights_are_drawn_where_torch_computes_them_from_others():
+    model, drawn = with_mlp(Normed)(CONFIG), []
+    for seed in (0, 1):
+        model.init_weights(torch.Generator().manual_seed(seed))
+        drawn.append(model.transformer.h[0].mlp.fc_in.weight.detach())
+    assert not drawn[0].equal(drawn[1])
+    assert drawn[0].std() == pytest.approx(CONFIG.initializer_range, rel=0.1)
+
+
+class Loaded(MLP):
+    """Remembers in a buffer."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.register_buffer("load", torch.zeros(7))
+
+
+@pytest.mark.parametrize("model_class", [Tied, OneMatrix, with_mlp(Loaded)])
+def test_parameters_are_counted_once_and_buffers_are_none(model_class, tmp_path):
+    model = made(model_class)
+    count = sum(parameter.numel() for parameter in model.parameters())
+    write_checkpoint(tmp_path / "a", CONFIG, model.state_dict(), model_class=model_class)
+    assert count_parameters(CONFIG, model_class) == count
+    assert find_model(tmp_path / "a", model_class).parameters == count
+    told = inspect_checkpoint(tmp_path / "a", model_class)
+    buffers = {buffer for _, buffer in model.named_buffers() if buffer.numel() == 7}
+    cache = KVCache(CONFIG.n_positions)
+    model(ids(1, 1), cache)
+    assert told.parameters == count
+    assert told.memory["float32"] == 4 * (count + 7 * len(buffers)) + cache.nbytes
+
+
 class LearnedRotary(RotaryEmbedding):
     """Has a parameter beside the table."""
 
@@ -440,6 +546,36 @@ def test_virtual_tokens_are_not_read_once_for_rows_that_drop_out_by_themselves()
     x = torch.cat((torch.tensor([model.prefix_ids]).expand(3, -1), ids(1).expand(3, -1)), dim=1)
     first = hidden_states(model, x)[:, 0]
     assert not first[0].equal(first[1])
+
+
+class Leaky(Attention):
+    """A state that forgets: the last one is read from the cache before the next is appended."""
+
+    def forward(self, x, rotate, cache, starts):
+        B, T, C = x.shape
+        state = x.new_zeros(B, 1, C)
+        if cache is not None and cache.length:
+            like = x.view(B, T, 1, C)
+            state = cache.buffers(self.layer, like, like)[0][:, cache.length - 1]
+        states = []
+        for value in self.v_proj(x).split(1, dim=1):
+            state = 0.5 * state + value
+            states.append(state)
+        seen = torch.cat(states, dim=1)
+        if cache is not None:
+            cache.append(self.layer, seen[:, :, None], seen[:, :, None])
+        return self.out_proj(seen)
+
+
+def test_virtual_tokens_are_not_read_once_by_a_layer_that_asks_the_cache_for_its_state():
+    from kogpt.adapters import PromptConfig, attach_prompt
+
+    block = type("Own", (Block,), {"attention_class": Leaky})
+    model = made(type("With", (KoGPT,), {"block_class": block}))
+    attach_prompt(model, PromptConfig(4, "none"))
+    x = torch.cat((torch.tensor([model.prefix_ids]).expand(3, -1), ids(3)), dim=1)
+    expected = model.transformer(x)
+    torch.testing.assert_close(hidden_states(model, x), expected, rtol=0, atol=1e-6)
 
 
 # --- the prepared network ---
