@@ -38,11 +38,16 @@ def put_head(model: KoGPT, weight: Tensor) -> None:
     Raises:
         ValueError: there is one.
     """
-    if hasattr(model, "score"):
-        raise ValueError("the model has a head already")
+    refuse_second_head(model)
     head = nn.Linear(weight.size(1), weight.size(0), bias=False, device="meta")
     head.weight = nn.Parameter(weight.to(home(model), torch.float32))
     model.add_module("score", head.train(model.training))
+
+
+def refuse_second_head(model: KoGPT) -> None:
+    """Raises ValueError if there is a head."""
+    if hasattr(model, "score"):
+        raise ValueError("the model has a head already")
 
 
 def load_classifier(

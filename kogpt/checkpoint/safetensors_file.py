@@ -17,6 +17,7 @@ import mmap
 import os
 import weakref
 from collections.abc import Iterable, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
@@ -148,6 +149,11 @@ class SafetensorsFile:
         """Bytes of the file itself."""
         return os.pread(self._file.fileno(), end - begin, begin)
 
+    def state(self) -> tuple[int, int]:
+        """By which a file that was changed is known: its size, and when it was written."""
+        stat = os.fstat(self._file.fileno())
+        return stat.st_size, stat.st_mtime_ns
+
     def reopened(self) -> "SafetensorsFile":
         """The same file, whatever lies at its path by now, to be closed on its own."""
         twin = copy.copy(self)
@@ -177,6 +183,9 @@ class StoredRows:
         self._entry = file.tensors[name]
         self._start = file.header.data_start + self._entry.begin
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reopen_rows, (self._file.path, self._name, self._file.state())
+
     def __call__(self, ids: Tensor) -> Tensor:
         """Rows (..., K) of ids (...).
 
@@ -192,6 +201,14 @@ class StoredRows:
                 raise IndexError(f"{self._name} has {N} rows, none is {place}")
             self._file.read_into(row.data, self._start + place * row.nbytes, self._name)
         return rows.view(*ids.shape, K)
+
+
+def _reopen_rows(path: Path, name: str, state: tuple[int, int]) -> StoredRows:
+    """Rows of a matrix in the file that they were of, for a copy of them or in another process."""
+    with closing(SafetensorsFile(path)) as file:
+        if file.state() != state:
+            raise InputRefusedError(f"{path}: was changed since {name} was read")
+        return StoredRows(file, name)
 
 
 def read_header(file: FileIO, where: str) -> Header:

@@ -13,7 +13,7 @@ Dimension key as there: `B` batch, `T` new tokens, `S` cached + new tokens, `H` 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple, Protocol, Self
+from typing import Any, NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -297,6 +297,9 @@ class FastTransformer(Transformer):
             ValueError: as there; or the cache is of another batch, model or dtype, or a start on a
                 CPU below 0, which kernels would not notice.
         """
+        if torch.is_autocast_enabled(self.device.type):  # which would change some of the products
+            with torch.autocast(self.device.type, enabled=False):
+                return self(input_ids, cache, starts)
         B, T = input_ids.shape
         if starts is not None and starts.device.type == "cpu" and (starts < 0).any():
             raise ValueError(f"starts are {starts.tolist()}, they must be at least 0")
@@ -400,6 +403,15 @@ class FastKoGPT(KoGPT):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         raise TypeError("a prepared model stays as it is: give kogpt.load its device and dtype")
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        raise TypeError("a prepared model has no state to save: use kogpt.load_model")
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        if torch.is_autocast_enabled(self.device.type):
+            with torch.autocast(self.device.type, enabled=False):
+                return super().logits(hidden)
+        return super().logits(hidden)
 
     @property
     def device(self) -> torch.device:

@@ -1,6 +1,6 @@
 """The two ways to have text written: all at once, or as it comes."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from functools import partial
 from itertools import chain
 
@@ -14,6 +14,8 @@ from kogpt.generation.scoring import sequence_logprobs
 from kogpt.generation.speculative import DraftModel, Speculation, refuse_speculation
 from kogpt.model import KoGPT
 from kogpt.tokenizer import Tokenizer
+
+END = object()  # of steps
 
 
 def generate(
@@ -83,7 +85,7 @@ def stream(
     prefill_chunk: int = 512,
     use_cache: bool = True,
     speculate: Speculation | None = None,
-) -> Iterator[str]:
+) -> Generator[str, None, None]:
     """Continues one prompt, giving the text as it comes.
 
     A character comes once its last byte is generated; of what may become a stop string, nothing
@@ -92,13 +94,15 @@ def stream(
     Args: as for `generate`.
 
     Returns:
-        Pieces of text, none empty.
+        Pieces of text, none empty. A generator, which may be closed early.
 
     Raises:
         ValueError: `n` or `num_beams` is above 1. And what `generate` raises; all but KoGPTError
             before the first piece is asked for.
     """
     params = params or SamplingParams()
+    if not isinstance(params, SamplingParams):
+        raise ValueError("params must be SamplingParams: those of the one prompt")
     if params.n > 1 or params.num_beams > 1:
         raise ValueError("one sample can be streamed: n and num_beams must be 1")
     (request,) = make_requests(model, tokenizer, [prompt], params)
@@ -129,12 +133,24 @@ def _models(model: KoGPT, speculate: Speculation | None) -> list[KoGPT]:
 
 def _pieces(
     models: Sequence[KoGPT], run: Callable[[list[Sample]], Iterator[None]], sample: Sample
-) -> Iterator[str]:
+) -> Generator[str, None, None]:
     shown = 0
-    with evaluation_mode(*models):
-        for _ in chain([None], run([sample])):  # first what is there before any step
-            yield from filter(None, sample.pieces[shown:])
-            shown = len(sample.pieces)
+    for _ in chain([None], _evaluated(models, run([sample]))):  # first what needs no step
+        yield from filter(None, sample.pieces[shown:])
+        shown = len(sample.pieces)
+
+
+def _evaluated(models: Sequence[KoGPT], steps: Iterator[None]) -> Iterator[None]:
+    """Steps in evaluation mode; between them the models are the caller's, who may leave for good.
+
+    So nothing is to be undone where the garbage collector ends a stream, which it may do in any
+    line of any thread.
+    """
+    while True:
+        with evaluation_mode(*models):
+            if next(steps, END) is END:
+                return
+        yield
 
 
 def _sample(

@@ -120,7 +120,7 @@ class SamplingParams:
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     no_repeat_ngram_size: int = 0
-    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    logit_bias: Mapping[int, float] = field(default_factory=dict, hash=False)
     banned_words: Sequence[str] = ()
     stop: Sequence[str] = ()
     stop_ids: Sequence[int] = ()
@@ -145,6 +145,8 @@ class SamplingParams:
                 f"min_new_tokens is {self.min_new_tokens}, it must be at most "
                 f"max_new_tokens, {self.max_new_tokens}"
             )
+        if not isinstance(self.echo, bool):
+            raise ValueError(f"echo is {self.echo!r}, it must be True or False")
         if not (isinstance(self.early_stopping, bool) or self.early_stopping == "never"):
             raise ValueError(
                 f"early_stopping is {self.early_stopping!r}, it must be True, False or 'never'"

@@ -94,25 +94,34 @@ def refuse_unreadable(ids: Sequence[int], name: str, model: KoGPT, tokenizer: To
 
 @contextmanager
 def evaluation_mode(*models: nn.Module) -> Iterator[None]:
-    """Turns dropout off until the last of those who asked for it leaves."""
-    with _LOCK:
-        for model in models:
-            users, training = _USED.get(model, (0, None))
-            if training is None:
-                training = [module for module in model.modules() if module.training]
-                model.eval()
-            _USED[model] = users + 1, training
+    """Turns dropout off until the last of those who asked for it leaves.
+
+    Not to be held by a generator that waits: the garbage collector may end one within these lines.
+    """
+    entered: list[nn.Module] = []
     try:
+        with _LOCK:
+            for model in models:
+                users, training = _USED.get(model, (0, []))
+                now = [module for module in model.modules() if module.training]
+                _USED[model] = users + 1, training + now
+                entered.append(model)
+                if now:
+                    model.eval()
         yield
     finally:
         with _LOCK:
-            for model in models:
+            for model in entered:
                 users, training = _USED.pop(model)
                 if users > 1:
                     _USED[model] = users - 1, training
                 else:
                     for module in training:
                         module.training = True
+
+
+def _are_ids(value: object) -> bool:
+    return isinstance(value, Iterable) and all(map(_is_id, value))
 
 
 def prompt_ids(prompt: Prompt, name: str, model: KoGPT, tokenizer: Tokenizer) -> list[int]:
@@ -123,7 +132,7 @@ def prompt_ids(prompt: Prompt, name: str, model: KoGPT, tokenizer: Tokenizer) ->
     """
     if isinstance(prompt, str):
         ids = tokenizer.encode(prompt, bos=tokenizer.add_bos)
-    elif isinstance(prompt, bytes) or not all(map(_is_id, prompt)):
+    elif isinstance(prompt, bytes) or not _are_ids(prompt):
         raise ValueError(f"{name} is {abridged(repr(prompt))}, it must be a text or a list of ids")
     else:
         ids = list(map(int, prompt))

@@ -186,13 +186,13 @@ class Sample:
         """The finished sample, with log-probabilities of its prompt (of the second id on)."""
         assert self.finish_reason is not None, "the sample is not finished"
         request, params = self.request, self.request.params
-        drawn = params.temperature > 0 and params.num_beams == 1
+        drawn = params.temperature > 0 and params.num_beams == 1 and len(self.token_ids) > 0
         result = Generation(
             text="".join(self.pieces),
             token_ids=self.token_ids,
             finish_reason=self.finish_reason,
             stop_reason=self.stop_reason,
-            prompt_token_ids=request.prompt_ids,
+            prompt_token_ids=list(request.prompt_ids),
             prompt_index=request.index,
             sample_index=self.index,
             seed=request.seed if drawn else None,

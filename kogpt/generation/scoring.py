@@ -163,11 +163,15 @@ def score(
         InputRefusedError: a text is longer than the context (with both counts; nothing is cut),
             or leaves nothing to score.
         KoGPTError: the model computes NaN or infinity.
-        ValueError: `batch_size` is below 1.
+        ValueError: `batch_size` is below 1, something is no text, or there are other names.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}, it must be at least 1")
     texts = [texts] if isinstance(texts, str) else texts
+    if not all(isinstance(text, str) for text in texts):
+        raise ValueError("what is scored must be texts")
+    if names and len(names) != len(texts):
+        raise ValueError(f"there are {len(texts)} texts and {len(names)} names")
     bos = bos and tokenizer.bos_id is not None
     rows = [tokenizer.encode(text, bos=bos, normalize=normalize) for text in texts]
     for index, row in enumerate(rows):

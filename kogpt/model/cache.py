@@ -48,7 +48,10 @@ class KVCache:
         if end > self.capacity:
             raise ValueError(f"{end} tokens do not fit a cache of {self.capacity}")
         if layer in self._appended:
-            raise ValueError(f"layer {layer} appends twice: every layer needs an index of its own")
+            raise ValueError(
+                f"layer {layer} appends twice: every layer needs an index of its own; after a pass "
+                "that was broken off, truncate the cache to its length"
+            )
         keys, values = self.buffers(layer, k, v)
         _refuse_other_kind(_kind(keys), _kind(k))
         self._appended.add(layer)

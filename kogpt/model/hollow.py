@@ -44,7 +44,7 @@ def hollow(model_class: Callable[[KoGPTConfig], KoGPT], config: KoGPTConfig) -> 
     try:
         with torch.device("meta"), _NothingDrawn():
             return model_class(config)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         if "meta" not in str(error):
             raise
         where = _own_line(error)
@@ -54,7 +54,7 @@ def hollow(model_class: Callable[[KoGPTConfig], KoGPT], config: KoGPTConfig) -> 
         ) from error
 
 
-def _own_line(error: RuntimeError) -> str:
+def _own_line(error: Exception) -> str:
     """The last line on the way to an error that is neither torch's nor here."""
     frames = traceback.extract_tb(error.__traceback__)
     parts = Path(torch.__file__).parent, Path(__file__)

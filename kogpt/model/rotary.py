@@ -70,7 +70,7 @@ class RotaryEmbedding(nn.Module):
         # The order of operations and the float32 of the reference, to the last bit. On a CPU, for
         # all devices alike.
         pairs = torch.arange(0, self.rotary_dim, 2, dtype=torch.float32, device="cpu")
-        exponents = pairs / max(self.rotary_dim, 1)
+        exponents = pairs / self.rotary_dim
         positions = torch.arange(self.n_positions, dtype=torch.float32, device="cpu")
         angles = positions[:, None] * (1.0 / self.base**exponents)
         return torch.stack((angles.cos(), angles.sin())).to(device)

@@ -225,7 +225,7 @@ class KoGPT(nn.Module):
     def from_pretrained(
         cls,
         path: str | PathLike[str] | None = None,
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype | str | None = None,
         device: torch.device | str | None = None,
     ) -> "KoGPT":
         """Loads a checkpoint folder into this class; see `kogpt.load_model`, which this calls."""

@@ -425,6 +425,21 @@ def test_two_heads_and_too_many_tokens_are_refused(base, prompt, model, tmp_path
     write_adapter(tmp_path / "full", full, base)
     with pytest.raises(InputRefusedError, match="32 virtual tokens in all"):  # no room for a text
         load_adapters(fresh, [prompt, tmp_path / "full"])
+    load_adapters(fresh, prompt)
+    with pytest.raises(InputRefusedError, match="32 virtual tokens in all"):  # one after the other
+        load_adapters(fresh, tmp_path / "full")
+
+
+def test_what_is_refused_leaves_the_model_as_it_was(base, model, ids, tmp_path):
+    trained_lora(model, LoRAConfig(rank=2))
+    attach_head(model, 3)
+    write_adapter(tmp_path / "a", model, base)
+    fresh = KoGPT(CONFIG).eval()
+    load_adapters(fresh, tmp_path / "a")
+    logits, names = fresh(ids), [name for name, _ in fresh.named_parameters()]
+    with pytest.raises(ValueError, match="has a head already"):
+        load_adapters(fresh, tmp_path / "a")
+    assert fresh(ids).equal(logits) and names == [name for name, _ in fresh.named_parameters()]
 
 
 def test_what_is_loaded_is_not_trained_further(base, prompt, tmp_path):

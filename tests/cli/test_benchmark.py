@@ -1,10 +1,14 @@
 """`kogpt benchmark`: what it counts, what it prints, what it refuses."""
 
 import json
+import os
+import platform
 import shutil
 import statistics
 import sys
 import time
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,6 +21,7 @@ from kogpt.benchmarking import (
     bandwidth,
     cache_bytes,
     generate,
+    machine,
     peak_memory,
     process_age,
     read_bandwidth,
@@ -24,6 +29,7 @@ from kogpt.benchmarking import (
     streamed_bytes,
     timing,
 )
+from kogpt.benchmarking.machine import device_name, processor_name, reset_peak
 from kogpt.benchmarking.plot import draw, limit
 from kogpt.benchmarking.report import duration
 from kogpt.box import BOX
@@ -265,3 +271,37 @@ def test_a_folder_that_is_not_there_is_exit_code_3():
 def test_a_cache_larger_than_the_memory_is_exit_code_4_and_told_at_once():
     line = refusal("benchmark", "--batch", "100000000", code=4)
     assert "the cache of a batch of 100000000: not enough memory on cpu" in line
+
+
+def test_the_prepared_model_keeps_as_many_keys_and_values():
+    assert cache_bytes(load_fast(dtype=torch.float32)) == cache_bytes(load_model())
+
+
+def test_an_embedding_that_is_the_head_too_is_read_whole():
+    model = KoGPT(TINY)
+    model.lm_head.weight = model.transformer.wte.weight
+    assert streamed_bytes(model) == 4 * TINY_STREAMED
+
+
+def test_age_and_peak_are_the_figures_that_linux_documents(monkeypatch, tmp_path):
+    """The start is field 22 of `stat`, whatever the name in it; the peak is that of residence."""
+    here, clock = torch.device("cpu"), SimpleNamespace(CLOCK_BOOTTIME=7)
+    clock.clock_gettime = lambda which: 30.5 if which == 7 else 0
+    monkeypatch.setattr(machine, "PROC", tmp_path)
+    monkeypatch.setattr(machine, "time", clock)
+    assert process_age() is None and peak_memory(here) is None
+    ticks = os.sysconf("SC_CLK_TCK")
+    fields = [str(field * ticks) for field in range(4, 53)]
+    (tmp_path / "stat").write_text(" ".join(("1 (a) R 2 name) S", *fields)))
+    (tmp_path / "status").write_text("VmPeak:\t9 kB\nVmHWM:\t   7 kB\nVmRSS:\t5 kB\n")
+    assert process_age() == 8.5 and peak_memory(here) == 7 * 1024
+    assert reset_peak(here) and (tmp_path / "clear_refs").read_text() == "5"
+    monkeypatch.setattr(machine, "PROC", tmp_path / "none")
+    assert not reset_peak(here)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="it is Linux that names the processor")
+def test_a_processor_is_told_by_its_name_and_cores():
+    name = processor_name()
+    known = f": {name}\n" in Path("/proc/cpuinfo").read_text() or name == platform.machine()
+    assert known and device_name(torch.device("cpu")) == f"{name}, {os.cpu_count()} cores"

@@ -1,5 +1,6 @@
 """`kogpt plan`: what work takes, whether it fits, and what would."""
 
+import dataclasses
 import json
 
 import pytest
@@ -11,7 +12,9 @@ from kogpt.checkpoint import ConversionOptions, convert
 from kogpt.cli import build_parser
 from kogpt.commands.plan import find_work
 from kogpt.model import PRESETS, KVCache
-from kogpt.training.planning import alternatives
+from kogpt.training.memory import PARTS
+from kogpt.training.planning import GATHERED, Work, alternatives, divided
+from kogpt.training.rehearsal import bytes_of_prompt
 from tests.cli.test_commands import kogpt, refusal
 
 NANO = ("plan", "--model", "nano", "--sequence", "64")
@@ -135,10 +138,15 @@ def test_a_way_to_less_is_counted_as_if_it_had_been_asked_for(tmp_path):
     assert ways[0]["bytes"] == asked["bytes"]
 
 
+def asked(*args: str) -> Work:
+    """What is planned, before anything is counted."""
+    parsed = build_parser().parse_args([*NANO, *args])
+    return find_work(parsed, parsed.gpus)
+
+
 def offered(*args):
     """The options of all ways that would be looked at."""
-    parsed = build_parser().parse_args([*NANO, "--method", "full", *args])
-    return [options for options, _ in alternatives(find_work(parsed, parsed.gpus))]
+    return [options for options, _ in alternatives(asked("--method", "full", *args))]
 
 
 def test_several_gpus_are_not_offered_what_one_process_alone_can_do():
@@ -210,3 +218,45 @@ def test_the_model_in_the_box_is_planned_by_its_headers():
 )
 def test_what_cannot_be_planned_is_refused_in_one_line(args, code, message):
     assert message in refusal(*NANO, *args, code=code)
+
+
+def test_what_is_gathered_is_the_tables_two_blocks_and_their_gradients():
+    shape = PRESETS["nano"]
+    tables = 2 * shape.vocab_size * shape.n_embd
+    block = (shape.num_parameters - tables) // shape.n_layer
+    parts = dict.fromkeys(PARTS, 0)
+    for precision, size in (("float32", 4), ("bfloat16", 2)):
+        for method, wanted in (
+            ("lora", tables * size + 2 * block * size),
+            ("full", 2 * 4 * tables + 3 * block * size + 4 * block),
+        ):
+            work = asked("--method", method, "--gpus", "2", "--precision", precision)
+            assert divided(parts, work)[GATHERED] == wanted
+
+
+def test_several_gpus_offload_all_that_they_divide_to_one_machine():
+    parts = {part: 10**9 + n for n, part in enumerate(PARTS)}
+    full = divided(parts, asked("--method", "full", "--gpus", "2", "--offload"))
+    assert full["weights"] == full["gradients"] == 0
+    assert full["host"] == sum(parts[name] for name in ("host", "weights", "gradients"))
+    work = asked("--method", "prompt-tuning", "--gpus", "2", "--offload")
+    soft, prompt = divided(parts, work), bytes_of_prompt(work.stage, work.config)
+    assert soft["gradients"] == parts["gradients"] and soft["weights"] == prompt > 0
+    assert soft["host"] == parts["host"] + parts["weights"] - prompt
+
+
+def test_only_what_is_possible_is_offered():
+    """Heads that GPUs can divide, floats where they do, whole groups, and no length too short."""
+    work = asked("--method", "inference", "--gpus", "1", "--quantize", "int8", "--sequence", "600")
+    ways = dict(alternatives(work))
+    gpus = [way.stage.quantization for options, way in ways.items() if "--gpus" in options]
+    assert gpus == [None, None]  # of two and of four: nano has four heads
+    lengths = [options.split()[-1] for options in ways if "--sequence" in options]
+    assert lengths == ["300", "150"]
+    for method, count in (("inference", 1), ("full", 1), ("lora", 1), ("qlora", 0)):
+        work = asked("--method", method, "--gpus", "0", "--batch", "1")
+        narrow = dataclasses.replace(work.stage.shape, n_embd=192)
+        odd = dataclasses.replace(work, stage=dataclasses.replace(work.stage, shape=narrow))
+        found = [sum("int4" in options for options, _ in alternatives(w)) for w in (work, odd)]
+        assert found == [count, 0]
+        assert not any("--micro-batch-size" in options for options, _ in alternatives(work))

@@ -9,6 +9,7 @@ import torch
 import kogpt
 from kogpt.checkpoint import resources
 from kogpt.errors import NotEnoughResourcesError, NotFiniteError
+from kogpt.evaluation import likelihood
 from kogpt.evaluation.likelihood import (
     Likelihood,
     Query,
@@ -183,3 +184,14 @@ def test_likelihoods_are_computed_in_float64():
     (found,) = log_likelihoods(model, [Query((1, 2), ((30, 40), (50,)))])
     values = [expected[:2].sum().item(), expected[2].item()]
     assert [value for value, _ in found] == pytest.approx(values, rel=1e-12)
+
+
+def test_what_does_not_go_at_once_is_read_and_judged_in_parts(model, monkeypatch):
+    """A prefix of several pieces, and more positions than logits are held of."""
+    monkeypatch.setattr(likelihood, "PREFILL", 4)
+    monkeypatch.setattr(likelihood, "LOGITS", 3)
+    shots = tuple(range(100, 111))
+    queries = [Query((*shots, 20 + i), ((*range(30, 38), i), (40,))) for i in range(3)]
+    for query, found in zip(queries, log_likelihoods(model, queries), strict=True):
+        expected = [value for value, _ in one_by_one(model, query)]
+        assert [x.value for x in found] == pytest.approx(expected, rel=1e-6, abs=1e-5)

@@ -12,6 +12,8 @@ from kogpt.evaluation.metrics import (
     SPEARMAN,
     Kinds,
     Outcome,
+    _mean_spearman,
+    _ranked,
     compare,
     interval,
     measure,
@@ -224,3 +226,42 @@ def test_only_outcomes_of_the_same_rows_and_as_many_sets_are_compared():
         compare("accuracy", one, Outcome(2, 1 - gold, scores))
     with pytest.raises(ValueError, match="equally many sets"):
         compare("accuracy", one, Outcome(2, gold, scores[:1]))
+
+
+def test_resampled_rows_are_ranked_anew_and_what_is_constant_among_them_is_zero():
+    outcome = made_up(15, rows=20, sets=2)
+    rows = np.random.default_rng(6).integers(20, size=(5, 20))
+    rows[4] = 7  # one row, twenty times
+    wanted = [
+        np.mean([100 * stats.spearmanr(outcome.degrees[at], x[at])[0] for x in outcome.leans])
+        for at in rows[:4]
+    ]
+    assert _mean_spearman(outcome, rows) == pytest.approx([*wanted, 0.0])
+
+
+def test_an_interval_of_spearman_is_about_that_of_fisher():
+    outcome = made_up(16, rows=1000)
+    rho = measure(SPEARMAN, outcome)[0] / 100
+    width = 2 * 1.96 * np.sqrt((1 + rho**2 / 2) / 997) * (1 - rho**2) * 100
+    low, high = interval(SPEARMAN, outcome)
+    assert high - low == pytest.approx(width, rel=0.15)
+
+
+def test_the_last_of_several_labels_is_weighed_against_all_others():
+    outcome = made_up(17, labels=4)
+    p = outcome.probabilities[..., -1]
+    assert outcome.leans == pytest.approx(np.log(p / (1 - p)))
+
+
+def test_probabilities_of_long_texts_are_numbers_too():
+    """The likelihood of a text of many tokens is no float any more, and neither is its sum."""
+    scores = np.array([[[-2000.0, -2001.0], [3000.0, 2999.0]]])
+    expected = 1 / (1 + np.exp(-1))
+    outcome = Outcome(2, np.zeros(2, int), scores)
+    assert outcome.probabilities[..., 0] == pytest.approx(expected)
+
+
+def test_scores_of_each_set_of_shots_are_ranked_apart():
+    outcome = made_up(18, rows=60, sets=2)
+    ranks = [stats.rankdata(lean).tolist() for lean in outcome.leans]
+    assert _ranked(outcome).leans.tolist() == ranks

@@ -451,6 +451,8 @@ def test_it_is_loaded_with_one_word_and_is_the_model_in_its_calls(nano):
     for move in (lambda: model.to(torch.bfloat16), model.half, lambda: model.to("meta")):
         with pytest.raises(TypeError, match="stays as it is"):
             move()
+    with pytest.raises(TypeError, match="no state to save: use kogpt.load_model"):
+        model.state_dict()
 
 
 def test_what_a_token_reads_is_all_but_the_embedding(nano):
@@ -509,6 +511,17 @@ def test_without_a_compiler_it_is_slower_and_says_so_once(box, tmp_path):
     assert done.returncode == 0 and done.stdout == "the same\n", done.stderr
     (line,) = done.stderr.splitlines()
     assert "no CPU kernels, using PyTorch's slower operators" in line and "no-such-compiler" in line
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_autocast_does_not_reach_into_a_prepared_model(dtype):
+    fast, ids = load_fast(dtype=dtype), torch.tensor([list(range(5, 45))])
+    expected = []
+    for enabled in (False, True):
+        cache = KVCache(64)
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            expected.append((fast(ids, cache), fast(ids[:, :1], cache)))
+    assert all(a.equal(b) for a, b in zip(*expected, strict=True))
 
 
 def test_a_prepared_model_goes_when_nobody_holds_it():

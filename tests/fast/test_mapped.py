@@ -1,8 +1,10 @@
 """Large matrices stay in their file, and what is computed with them stays the same."""
 
+import copy
 import dataclasses
 import gc
 import os
+import pickle
 import shutil
 import sys
 from pathlib import Path
@@ -175,6 +177,19 @@ def test_embeddings_are_looked_up_in_the_file(mapping, box, dtype):
     found = fast.transformer.look_up(ids)
     assert found.equal(plain.transformer.wte(ids).to(found.dtype))
     assert fast.transformer.look_up(ids[:, :0]).shape == (2, 0, fast.config.n_embd)
+
+
+def test_a_model_with_embeddings_in_a_file_is_copied_and_sent_elsewhere(mapping, single, tmp_path):
+    folder = shutil.copytree(single, tmp_path / "model")
+    fast, ids = load_fast(folder), torch.tensor([[5, 6, 7]])
+    assert isinstance(fast.transformer.embedding, StoredRows)
+    packet, expected = pickle.dumps(fast), fast(ids)
+    assert pickle.loads(packet)(ids).equal(expected)
+    assert copy.deepcopy(fast)(ids).equal(expected)
+    (weights,) = folder.glob("*.safetensors")
+    os.utime(weights, ns=(1, 1))
+    with pytest.raises(InputRefusedError, match="was changed since transformer.wte.weight was"):
+        pickle.loads(packet)
 
 
 @pytest.mark.parametrize("place", [-1, 8000])

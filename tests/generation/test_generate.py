@@ -11,7 +11,7 @@ from kogpt.errors import InputRefusedError, KoGPTError
 from kogpt.generation import PromptLookup, SamplingParams, generate, stream
 from kogpt.generation.api import batch_maker
 from kogpt.generation.loop import run
-from kogpt.generation.requests import make_requests
+from kogpt.generation.requests import _LOCK, _USED, evaluation_mode, make_requests
 from kogpt.generation.sample import Sample
 from kogpt.generation.sampling import draw, step_words
 from kogpt.model import KoGPT
@@ -184,18 +184,74 @@ def test_dropout_is_off_while_generating_and_on_again_after(model, tokenizer):
         model.eval()
 
 
-def test_dropout_comes_back_when_the_last_of_two_streams_ends(model, tokenizer):
+def test_dropout_comes_back_when_the_last_of_two_users_ends(model, tokenizer):
     model.train()
     try:
-        params = SamplingParams(seed=1, max_new_tokens=3)
-        first, second = (stream(model, tokenizer, PROMPT, params) for _ in range(2))
-        next(first), next(second)
-        list(first)
-        assert not model.training
-        list(second)
-        assert model.training
+        with evaluation_mode(model):
+            assert one(model, tokenizer, seed=1, max_new_tokens=3) and not model.training
+            model.train()  # of somebody who does not know of us
+            with evaluation_mode(model):
+                assert not model.training
+            assert not model.training
+        assert all(module.training for module in model.modules())
     finally:
         model.eval()
+
+
+def test_while_a_stream_waits_the_model_is_the_caller_s(model, tokenizer):
+    params = SamplingParams(seed=1, max_new_tokens=9)
+    expected = one(model, tokenizer, seed=1, max_new_tokens=9).text
+    pieces = stream(model, tokenizer, PROMPT, params)
+    try:
+        first = next(pieces)
+        model.train()
+        assert first + "".join(pieces) == expected and model.training
+        left = stream(model, tokenizer, PROMPT, params)
+        next(left)
+        model.eval()
+        left.close()
+        assert not model.training
+    finally:
+        model.eval()
+
+
+def test_a_stream_that_the_collector_ends_waits_for_no_lock(model, tokenizer):
+    """It may do so while this thread holds the lock, in between any two lines."""
+    pieces = stream(model, tokenizer, PROMPT, SamplingParams(max_new_tokens=2))
+    next(pieces)
+    with _LOCK:
+        pieces.close()
+
+
+def test_an_interrupt_leaves_a_model_in_training(model, monkeypatch):
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    model.train()
+    monkeypatch.setattr(model, "eval", interrupted)
+    with pytest.raises(KeyboardInterrupt), evaluation_mode(model):
+        pass
+    assert model not in _USED and all(module.training for module in model.modules())
+    monkeypatch.undo()
+    model.eval()
+
+
+def test_samples_of_a_prompt_share_nothing_that_can_be_changed(model, tokenizer):
+    params = SamplingParams(n=2, max_new_tokens=1)
+    first, second = generate(model, tokenizer, PROMPT, params)
+    first.prompt_token_ids.append(7)
+    assert second.prompt_token_ids == first.prompt_token_ids[:-1]
+
+
+def test_nothing_drawn_has_no_seed(model, tokenizer):
+    assert one(model, tokenizer, seed=1, max_new_tokens=0).seed is None
+
+
+def test_what_is_no_prompt_is_refused(model, tokenizer):
+    with pytest.raises(ValueError, match="prompt 0 is None, it must be a text or a list of ids"):
+        generate(model, tokenizer, [None])
+    with pytest.raises(ValueError, match="params must be SamplingParams: those of the one"):
+        stream(model, tokenizer, PROMPT, [SamplingParams()])
 
 
 def test_ids_that_are_not_in_a_list_of_prompts_are_refused(model, tokenizer):

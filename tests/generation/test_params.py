@@ -122,3 +122,13 @@ def test_numbers_of_other_libraries_become_those_of_python():
     params = SamplingParams(seed=np.uint64(3), temperature=np.float32(0.5), top_k=np.int64(4))
     assert [type(params.seed), type(params.temperature), type(params.top_k)] == [int, float, int]
     assert json.loads(json.dumps(vars(params)))["seed"] == 3
+
+
+def test_a_word_is_no_truth():
+    with pytest.raises(ValueError, match="echo is 'no', it must be True or False"):
+        SamplingParams(echo="no")
+
+
+def test_equal_parameters_are_one_in_a_set():
+    params = [SamplingParams(stop=["a"], logit_bias={5: bias}) for bias in (1.0, 1.0, 2.0)]
+    assert len(set(params)) == 2

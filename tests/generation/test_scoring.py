@@ -58,6 +58,13 @@ def test_decomposed_hangul_is_read_as_it_is_asked_to_be(model, tokenizer):
         assert result.token_ids == tokenizer.encode(text, bos=True, normalize=normalize)
 
 
+def test_other_things_than_texts_and_other_names_are_refused(model, tokenizer):
+    with pytest.raises(ValueError, match="what is scored must be texts"):
+        score(model, tokenizer, [[5, 6]])
+    with pytest.raises(ValueError, match="there are 2 texts and 1 names"):
+        score(model, tokenizer, ["한국", "가나다"], names=["a.txt"])
+
+
 def test_a_text_is_called_by_its_name_if_it_has_one(model, tokenizer):
     with pytest.raises(InputRefusedError, match="^b.txt is too short"):
         score(model, tokenizer, ["한국", ""], names=["a.txt", "b.txt"])

@@ -6,7 +6,7 @@ import inspect
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
 
@@ -325,13 +325,17 @@ def test_what_no_file_of_tensors_holds_is_refused(mlp, told):
 class Counted(MLP):
     """Reads numbers out of a tensor as it is made."""
 
+    read = Tensor.item
+
     def __init__(self, config):
         super().__init__(config)
-        self.rates = [rate.item() for rate in torch.linspace(0, 0.2, config.n_layer)]
+        self.rate = self.read(torch.linspace(0, 0.2, config.n_layer)[1])
 
 
-def test_a_class_that_needs_contents_to_be_made_is_refused_by_its_line():
-    line = inspect.getsourcelines(Counted)[1] + 5
+@pytest.mark.parametrize("read", [Tensor.item, Tensor.tolist, Tensor.numpy, float, bool])
+def test_a_class_that_needs_contents_to_be_made_is_refused_by_its_line(read, monkeypatch):
+    monkeypatch.setattr(Counted, "read", staticmethod(read))
+    line = inspect.getsourcelines(Counted)[1] + 7
     told = rf"test_own_classes\.py:{line}: reads the contents of a tensor in `__init__`"
     with pytest.raises(InputRefusedError, match=told):
         count_parameters(CONFIG, with_mlp(Counted))

@@ -7,6 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from kogpt.model import KoGPT, KoGPTConfig
+from kogpt.model.rotary import RotaryEmbedding
 
 transformers = pytest.importorskip("transformers")
 logging.getLogger("transformers").setLevel(logging.ERROR)
@@ -109,3 +110,11 @@ def test_the_likeliest_token_agrees_at_full_width():
     with torch.no_grad():
         mine, other = model(input_ids), theirs(input_ids).logits
     assert torch.equal(mine.argmax(-1), other.argmax(-1))
+
+
+def test_the_angles_are_those_of_the_reference_to_the_last_bit():
+    from transformers.models.gptj.modeling_gptj import create_sinusoidal_positions
+
+    sines, cosines = create_sinusoidal_positions(2048, 64).chunk(2, dim=-1)
+    table = RotaryEmbedding(64, 2048).table
+    assert table[0].equal(cosines) and table[1].equal(sines)

@@ -116,3 +116,8 @@ def test_the_script_leaves_out_every_hundredth_row(
 
     assert capsys.readouterr().out.startswith("400 pieces, ")
     assert load_tokenizer(tmp_path / "out").piece_to_id("뷁") is None
+
+
+def test_folders_are_made_for_a_vocabulary(tmp_path: Path) -> None:
+    train_sentencepiece(SENTENCES, tmp_path / "of" / "one", 406)
+    assert load_tokenizer(tmp_path / "of" / "one").vocab_size == 406

@@ -23,7 +23,7 @@ from kogpt.training import FinetuningConfig, TrainingConfig, finetune, train
 from kogpt.training.config import RunConfig
 from kogpt.training.finetuning import forget_best
 from kogpt.training.log import read_log
-from kogpt.training.state import checkpoints, discard_all_but, write_tensors
+from kogpt.training.state import TrainingState, checkpoints, discard_all_but, write_tensors
 from tests.scale import scaled
 from tests.server import Forked
 from tests.training.conftest import TINY
@@ -354,3 +354,27 @@ def test_tensors_that_could_not_be_written_leave_those_before(tmp_path, monkeypa
     with pytest.raises(KoGPTError):
         write_tensors(path, {"a": torch.ones(4)}, Parallel())
     assert load_file(path)["a"].equal(torch.zeros(4))
+
+
+def test_a_resumed_run_counts_the_tokens_of_the_whole(settings):
+    train(settings(steps=2), io.StringIO())
+    config = settings(steps=3, resume=True)
+    train(config, io.StringIO())
+    assert read_log(config.folder / "log.jsonl")[-1]["tokens"] == 3 * 4 * 32
+
+
+def test_a_checkpoint_from_before_sources_were_noted_is_gone_on_from():
+    begun = TrainingState(0, 0, {}, "data", None, "source", "network")
+    TrainingState(3, 96, {}, "data").require_same(begun)
+
+
+def test_a_run_that_cannot_begin_leaves_no_folder_and_an_empty_log_is_no_run(settings):
+    config = settings(column="none", steps=1)
+    with pytest.raises(InputRefusedError, match="no column"):
+        train(config, io.StringIO())
+    assert not config.folder.exists()
+    config.folder.mkdir()
+    (config.folder / "log.jsonl").touch()  # as where it was killed before its first step
+    with pytest.raises(InputRefusedError, match="no column"):
+        train(config, io.StringIO())
+    assert train(settings(steps=1), io.StringIO()).is_dir()

@@ -9,6 +9,7 @@ import torch
 
 from kogpt.errors import KoGPTError
 from kogpt.model import KoGPT
+from kogpt.parallel import Parallel
 from kogpt.training import loop, train
 from kogpt.training.activation_checkpointing import checkpoint_activations
 from kogpt.training.data import encode_documents
@@ -199,3 +200,40 @@ def test_figures_that_are_no_numbers_end_the_run(settings, monkeypatch):
     monkeypatch.setattr(Pretraining, "validate", lambda _: {"held_out_loss": math.nan})
     with pytest.raises(KoGPTError, match="step 3: held_out_loss is nan; lower the learning rate"):
         train(settings(steps=6, validate_every=3))
+
+
+def test_the_rows_of_a_grid_drop_otherwise(make_trainer):
+    trainer, seeds = make_trainer(), set()
+    for rank in range(3):
+        trainer.parallel = Parallel()
+        trainer.parallel.data_rank = rank
+        trainer.step = 0
+        trainer.take_step()
+        seeds.add(torch.initial_seed())
+    assert len(seeds) == 3
+
+
+def test_the_disk_has_to_hold_weights_moments_and_master_weights(make_trainer, monkeypatch):
+    asked: list[int] = []
+    monkeypatch.setattr(loop, "require_disk", lambda _, needed: asked.append(needed))
+    trainer = make_trainer()
+    settings = {**vars(trainer.config), "folder": None}
+    for change in ({}, {"optimizer": "adamw-8bit"}, {"weights": "bfloat16-master"}):
+        trainer.config = SimpleNamespace(**{**settings, **change})
+        trainer.require_room()
+    sizes = [needed / TINY.num_parameters for needed in asked]
+    assert sizes == [4 + 8, 4 + 2, 4 + 8 + 4]
+
+
+def test_a_model_drops_out_while_it_trains_whatever_was_done_with_it_before(
+    make_trainer, monkeypatch
+):
+    trainer, seen = make_trainer(steps=2), []
+    take = trainer.take_step
+    monkeypatch.setattr(
+        trainer, "take_step", lambda: seen.append(trainer.job.model.training) or take()
+    )
+    monkeypatch.setattr(trainer, "_save", lambda: None)
+    trainer.job.model.eval()
+    trainer.run(Silent())
+    assert seen == [True, True]
