@@ -26,7 +26,7 @@ class Inspection:
     Attributes:
         path: as given.
         config: its `config.json`; None where that is missing.
-        parameters: count of the weights, shared ones once.
+        parameters: count of the weights, shared ones once and buffers not.
         tensors: count of their tensors.
         dtypes: count of weights by what they are stored in, `float16` or `int4`.
         quantization: the `quantization_config`; None for floats.
@@ -139,7 +139,7 @@ def _cached(reader: CheckpointReader) -> int:
         return 0
     if own is not None and own is not class_of(config):
         cache = KVCache(1)
-        with suppress(RuntimeError), torch.inference_mode():  # of one that looks at its values
+        with suppress(RuntimeError), torch.inference_mode():  # one may need values to compute
             hollow(own, config)(torch.zeros(1, 1, dtype=torch.long, device="meta"), cache)
             return config.n_positions * cache.nbytes // torch.get_default_dtype().itemsize
     return 2 * config.n_layer * config.n_positions * config.n_embd

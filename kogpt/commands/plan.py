@@ -65,7 +65,7 @@ def find_work(args: argparse.Namespace, gpus: int) -> Work:
     if args.method not in (QLORA, INFERENCE):
         quantization = None  # other methods widen what is stored as integers
     if quantization is not None and own is not None:
-        raise UsageError("argument --architecture: not with integers, as which none is stored")
+        raise UsageError("argument --architecture: not with qlora or --quantize: none is quantised")
     if quantization is not None:
         quantization.check_fits(shape, args.model or str(BOX))
     fixed = {"out": Path(), "model": "", "data": ("",), "device": "cpu"}

@@ -32,7 +32,7 @@ class Model:
         model_class: of the network.
         settings: those that `config.json` holds, with the values that None stands for.
         shapes: of the tensors in a checkpoint, in network order.
-        parameters: their count, shared ones once.
+        parameters: count of the numbers in them, shared ones once and buffers not.
         stored: how a checkpoint keeps its matrices, as float16 or int8; None where there is none.
     """
 

@@ -1,5 +1,6 @@
 """A model without contents: names and shapes, at no cost."""
 
+import re
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +13,8 @@ from torch.overrides import TorchFunctionMode
 from kogpt.errors import InputRefusedError
 from kogpt.model.config import KoGPTConfig
 from kogpt.model.transformer import KoGPT
+
+NO_CONTENTS = re.compile("meta (tensor|device)", re.IGNORECASE)  # in what torch says
 
 
 class _NothingDrawn(TorchFunctionMode):
@@ -45,7 +48,7 @@ def hollow(model_class: Callable[[KoGPTConfig], KoGPT], config: KoGPTConfig) -> 
         with torch.device("meta"), _NothingDrawn():
             return model_class(config)
     except (RuntimeError, TypeError) as error:
-        if "meta" not in str(error):
+        if not NO_CONTENTS.search(str(error)):
             raise
         where = _own_line(error)
         raise InputRefusedError(

@@ -438,7 +438,7 @@ def test_a_changed_checkpoint_is_not_planned_as_what_it_is_not(place, capsys):
     # A gate of 64 x 16 with its bias in each of two blocks; norms without biases, two and the last.
     assert weights[0] - weights[1] == 4 * (2 * (64 * 16 + 64) + 3 * 16)
     for further, told in (
-        (["--method", "qlora"], "not with integers"),
+        (["--method", "qlora"], "not with qlora or --quantize"),
         (["--method", "full", "--quantize", "int8"], "only with --method inference or qlora"),
         (["--method", "full", "--gpus", "2"], "only on one GPU"),
     ):
