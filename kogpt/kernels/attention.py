@@ -42,7 +42,9 @@ def attention(
     """
     fused = not obstacle(q, k, v, dropout_p)
     if on_gpu(q) and fused and extension_available(q.device):
-        starts = None if starts is None else starts.to(q.device, torch.int64).contiguous()
+        if starts is not None:  # one for all rows is one for each
+            starts = starts.to(q.device, torch.int64).expand(q.size(0), *starts.shape[1:])
+            starts = starts.contiguous()
         return torch.ops.kogpt.attention(q, k, v, starts)[0]
     return sdpa(q, k, v, starts, dropout_p)
 
@@ -53,6 +55,8 @@ def obstacle(q: Tensor, k: Tensor, v: Tensor, dropout_p: float = 0.0) -> str | N
         return "dropout of attention weights"
     if q.dtype not in DTYPES:
         return f"{str(q.dtype).removeprefix('torch.')}"
+    if not q.device == k.device == v.device:
+        return "different devices of q, k and v"
     if not q.dtype == k.dtype == v.dtype:
         return "different dtypes of q, k and v"
     if q.size(3) not in HEAD_DIMS:

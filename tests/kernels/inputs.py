@@ -46,6 +46,14 @@ def on_every_shape(test: Callable) -> Callable:
     return pytest.mark.parametrize(("D", "limit"), cases)(test)
 
 
+def beyond_a_row(T: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Starts that no row of so many tokens has, and the nearest that one has."""
+    pairs = [([0, first], [0, low]) for first, low in ((-64, 0), (-900, 0), (2**31, T), (2**32, T))]
+    found = [(torch.tensor(given), torch.tensor(meant)) for given, meant in pairs]
+    several = torch.tensor([[0], [-900]]).repeat(1, T)
+    return [*found, (several, torch.zeros_like(several))]
+
+
 def random_qkv(
     T: int, S: int, D: int, dtype: torch.dtype = torch.bfloat16, *, B: int = 2
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:

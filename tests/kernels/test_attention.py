@@ -1,6 +1,8 @@
 """Attention against its definition, and the definition against a loop over rows."""
 
 import math
+import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -245,6 +247,28 @@ def test_what_the_kernels_do_not_take_has_a_reason(tensors, reason):
 
 def test_dropout_keeps_the_kernels_away():
     assert "dropout" in obstacle(*shaped(), dropout_p=0.1)
+
+
+def test_tensors_on_several_devices_keep_the_kernels_away():
+    q, k, v = shaped()
+    assert "different devices" in obstacle(q, torch.empty(k.shape, dtype=k.dtype), v)
+
+
+@pytest.mark.parametrize("shape", [(1,), (3,), (1, 5), (3, 5)])
+def test_the_kernels_are_given_a_start_for_every_row(shape, monkeypatch):
+    """Those of rows that have none they would read behind the tensor."""
+    given, kernel = [], attention_reference
+    rule = sys.modules[obstacle.__module__]  # the package has the function by its name
+    monkeypatch.setattr(rule, "on_gpu", lambda q: True)
+    monkeypatch.setattr(rule, "extension_available", lambda device: True)
+    packet = SimpleNamespace(attention=lambda *args: given.append(args[3]) or kernel(*args))
+    monkeypatch.setattr(torch.ops, "kogpt", packet)
+    q, k, v = (x.half() for x in random_qkv(3, 5, 5, 64))
+    starts = torch.arange(math.prod(shape), dtype=torch.int32).view(shape) % 2
+    out = attention(q, k, v, starts=starts)
+    (read,) = given
+    assert read.size(0) == 3 and read.is_contiguous() and read.dtype == torch.int64
+    torch.testing.assert_close(out, sdpa(q, k, v, starts), rtol=2e-3, atol=2e-3)
 
 
 def test_attention_on_a_cpu_is_that_of_pytorch():

@@ -10,6 +10,7 @@ from .budget import check_backward
 from .emulator.harness import backward, forward
 from .inputs import (
     LENGTHS,
+    beyond_a_row,
     head_major,
     interleaved,
     on_every_kernel,
@@ -35,6 +36,17 @@ def assert_same_bits(grads: tuple[Tensor, ...], expected: tuple[Tensor, ...]) ->
 
 
 # --- results ---
+
+
+@on_every_shape
+def test_starts_beyond_a_row_are_taken_for_its_ends(limit, D):
+    q, k, v, grad_out = random_qkv(80, 80, D)
+    for given, meant in beyond_a_row(80):
+        read = attention_reference(q, k, v, meant)
+        found, expected = (
+            backward(grad_out, q, k, v, *read, starts, limit=limit) for starts in (given, meant)
+        )
+        assert_same_bits(found, expected)
 
 
 @pytest.mark.parametrize(("T", "S"), LENGTHS)

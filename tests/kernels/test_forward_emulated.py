@@ -9,6 +9,7 @@ from .budget import check_forward
 from .emulator.harness import forward
 from .inputs import (
     LENGTHS,
+    beyond_a_row,
     head_major,
     interleaved,
     on_every_kernel,
@@ -93,6 +94,15 @@ def test_values_near_the_largest_float16_do_not_overflow(limit, D, dtype):
     v = torch.full_like(v, 65504.0)
     out, _ = forward(q, k, v, limit=limit)
     torch.testing.assert_close(out.float(), v[:, :65].float(), rtol=torch.finfo(dtype).eps, atol=0)
+
+
+@on_every_shape
+def test_starts_beyond_a_row_are_taken_for_its_ends(limit, D):
+    """A caller's mistake must not have a kernel read what is before a row, or behind it."""
+    q, k, v, _ = random_qkv(80, 80, D)
+    for given, meant in beyond_a_row(80):
+        found, expected = (forward(q, k, v, starts, limit=limit) for starts in (given, meant))
+        assert found[0].equal(expected[0]) and found[1].equal(expected[1])
 
 
 # --- layouts ---

@@ -60,10 +60,6 @@ struct Span {
   }
 };
 
-KOGPT_DEVICE int clamp(int64_t x, int low, int high) {
-  return x < low ? low : x > high ? high : static_cast<int>(x);
-}
-
 // One row of the batch. No number a caller gives leads out of the cache.
 struct Sequence {
   int length;  // tokens before the new ones

@@ -93,7 +93,9 @@ cudaStream_t current_stream(const Tensor& x) {
 }
 
 void check(cudaError_t status, const char* op) {
-  require(status == cudaSuccess, op, ": ", cudaGetErrorString(status));
+  if (status == cudaSuccess) return;
+  cudaGetLastError();  // or the framework would blame its own next kernel
+  require(false, op, ": ", cudaGetErrorString(status));
 }
 
 // Params of either kind, filled with what both have.
@@ -103,6 +105,8 @@ Params common_params(const Tensor& q, const Tensor& out, const std::optional<Ten
   params.q = rows(q);
   params.out = rows(out);
   params.starts = starts ? pointer<const int64_t>(*starts) : nullptr;
+  require(!starts || (starts->size(0) == q.size(0) && starts->is_contiguous()),
+          "starts must be one for each row at least, contiguous");
   params.B = q.size(0);
   params.T = q.size(1);
   params.H = q.size(2);
@@ -141,6 +145,7 @@ DecodeParams decode_params(const Tensor& q, const Tensor& keys, const Tensor& va
 
 // Gives the params their scratch, and launches.
 void launch_decode(DecodeParams params, const Tensor& q, const std::optional<Tensor>& counters) {
+  if (q.numel() == 0) return;
   const std::array<int64_t, 2> heads = {q.size(0), q.size(2)};
   const Tensor zeros =
       counters ? *counters
@@ -352,6 +357,8 @@ Tensor widened(const Tensor& weight_given, const Tensor& scale_given,
   params.values = weight.data_ptr();
   params.scale = of_outputs(scale, scale, params.N, "scales");
   params.offset = of_outputs(offset, scale, params.N, "offsets");
+  require(!offset || offset->size(1) == params.G,
+          "kogpt::widen: offsets of other groups than the scales");
   params.out = out.data_ptr();
   check(widen(params, current_stream(weight)), "kogpt::widen");
   return out;

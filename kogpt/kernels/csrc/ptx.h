@@ -16,6 +16,8 @@
 #else
 #include <cuda_runtime.h>
 
+#include <mutex>
+
 #define KOGPT_DEVICE __device__ __forceinline__
 #define KOGPT_HOST_DEVICE __host__ __device__ __forceinline__
 
@@ -303,6 +305,9 @@ inline cudaError_t takes_early_launches(bool* takes) {
 template <typename Params>
 cudaError_t launch(void (*kernel)(Params), Grid grid, int threads, int shared_size,
                    cudaStream_t stream, Params params, bool early = false) {
+  // What a kernel may ask for is kept with the kernel: no other thread must lower it meanwhile.
+  static std::mutex mutex;
+  const std::lock_guard<std::mutex> lock(mutex);
   cudaError_t status =
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_size);
   if (status != cudaSuccess) return status;

@@ -14,6 +14,10 @@ KOGPT_HOST_DEVICE constexpr int ceil_div(int x, int y) { return (x + y - 1) / y;
 KOGPT_HOST_DEVICE constexpr int min_of(int x, int y) { return x < y ? x : y; }
 KOGPT_HOST_DEVICE constexpr int max_of(int x, int y) { return x < y ? y : x; }
 
+KOGPT_DEVICE int clamp(int64_t x, int low, int high) {
+  return x < low ? low : x > high ? high : static_cast<int>(x);
+}
+
 KOGPT_DEVICE int lane() { return thread_index() % kWarp; }
 KOGPT_DEVICE int warp() { return thread_index() / kWarp; }
 
@@ -252,7 +256,7 @@ struct OneText {
   int start;  // first key that is not padding
 
   KOGPT_DEVICE OneText(const AttentionParams& p, int b)
-      : start(p.starts ? static_cast<int>(load_global<int64_t>(p.starts + b)) : 0) {}
+      : start(p.starts ? clamp(load_global<int64_t>(p.starts + b), 0, p.S) : 0) {}
 
   KOGPT_DEVICE bool operator()(int key, int position) const {
     return key == position || (start <= key && key < position);
@@ -289,7 +293,8 @@ struct SeveralTexts {
     return key <= position && (position >= p.S || start(position) <= key);
   }
 
-  KOGPT_DEVICE int first_key(int position) const { return start(position); }
+  // Not before the row, whatever a caller gives.
+  KOGPT_DEVICE int first_key(int position) const { return max_of(start(position), 0); }
 
   KOGPT_DEVICE bool all(int key, int last, int position, int queries) const {
     return last <= position && position + queries <= p.S && start(position + queries - 1) <= key;
