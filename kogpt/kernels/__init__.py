@@ -1,4 +1,4 @@
-"""Operators with a PyTorch reference and CUDA kernels; knows nothing of the model."""
+"""Operators with a PyTorch reference and kernels for GPUs and CPUs; knows nothing of the model."""
 
 from kogpt.kernels.attention import attention, attention_reference
 from kogpt.kernels.decode import DecodeStep, decode_attention

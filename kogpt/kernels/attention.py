@@ -54,7 +54,7 @@ def obstacle(q: Tensor, k: Tensor, v: Tensor, dropout_p: float = 0.0) -> str | N
     if dropout_p > 0:
         return "dropout of attention weights"
     if q.dtype not in DTYPES:
-        return f"{str(q.dtype).removeprefix('torch.')}"
+        return str(q.dtype).removeprefix("torch.")
     if not q.device == k.device == v.device:
         return "different devices of q, k and v"
     if not q.dtype == k.dtype == v.dtype:

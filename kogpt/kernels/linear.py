@@ -133,8 +133,8 @@ def has_kernel_for_many(x: Tensor, weight: Weight) -> bool:
     if x.device.type != "cpu":
         return False
     if weight.bits == 16:
-        widened = weight.values.dtype != x.dtype
-        return HAS_VECTORS and (widened or x.dtype in slow_dtypes())
+        differs = weight.values.dtype != x.dtype
+        return HAS_VECTORS and (differs or x.dtype in slow_dtypes())
     return weight.bits < 16
 
 
@@ -198,8 +198,8 @@ def row_blocks(x: Tensor, weight: Weight) -> list[slice]:
 
 def widened(x: Tensor, weight: Weight) -> Tensor:
     """Weights (N, K) that are kept in another dtype, in that of `x` (M, K)."""
-    has_kernel = on_gpu(x) and weight.scale is not None and weight.scale.dtype == x.dtype
-    if has_kernel and obstacle(x, weight) is None and extension_available(x.device):
+    suits = on_gpu(x) and weight.scale is not None and weight.scale.dtype == x.dtype
+    if suits and obstacle(x, weight) is None and extension_available(x.device):
         return torch.ops.kogpt.widen(*weight)
     return weight.dequantize(x.dtype)
 
