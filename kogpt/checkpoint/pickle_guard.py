@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 import torch
 
 from kogpt.checkpoint.archive import Archive, Member
-from kogpt.checkpoint.safetensors_file import MAX_NAME, MAX_RANK
+from kogpt.checkpoint.safetensors_file import MAX_NAME, MAX_RANK, is_size
 from kogpt.errors import InputRefusedError
 from kogpt.textfiles import brief
 
@@ -223,7 +223,7 @@ class Interpreter:
         kind, storage_type, key, _location, numel = reference
         if kind != "storage" or not isinstance(storage_type, Global):
             self.refuse(f"a reference to {brief(reference)}")
-        if not isinstance(key, str) or not key.isdecimal() or not _is_size(numel):
+        if not isinstance(key, str) or not key.isdecimal() or not is_size(numel):
             self.refuse(f"a reference to {brief(reference)}")
         self.stack.append(Storage(STORAGES[storage_type.name], key, numel))
 
@@ -252,7 +252,7 @@ class Interpreter:
         self, storage: Any, offset: Any, shape: Any, stride: Any, _grad: Any, hooks: Any, *rest: Any
     ) -> StoredTensor:
         sizes = (offset, *shape, *stride)
-        if not isinstance(storage, Storage) or not all(map(_is_size, sizes)) or hooks or rest:
+        if not isinstance(storage, Storage) or not all(map(is_size, sizes)) or hooks or rest:
             self.refuse("a tensor made of other things than a storage and sizes")
         if len(shape) != len(stride) or len(shape) > MAX_RANK:
             self.refuse(f"a tensor of shape {brief(shape)} and strides {brief(stride)}")
@@ -265,10 +265,6 @@ class Interpreter:
         if not isinstance(tensor, StoredTensor) or hooks:
             self.refuse("a parameter made of other things than a tensor")
         return tensor
-
-
-def _is_size(value: object) -> bool:
-    return type(value) is int and 0 <= value < 1 << 63
 
 
 CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}

@@ -274,8 +274,13 @@ def _entry(name: str, value: object) -> Entry:
     return Entry(DTYPES[dtype], shape, *offsets)
 
 
+def is_size(value: object) -> bool:
+    """Whether a value of a file is a whole number that a size or an offset can be."""
+    return type(value) is int and 0 <= value < 1 << 63
+
+
 def _sizes(name: str, value: object) -> tuple[int, ...]:
-    if not isinstance(value, list) or not all(type(n) is int and 0 <= n < 1 << 63 for n in value):
+    if not isinstance(value, list) or not all(map(is_size, value)):
         raise ValueError(f"{name!r} has sizes that are no whole numbers: {brief(value)}")
     return tuple(value)
 

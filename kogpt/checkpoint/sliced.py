@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from kogpt.checkpoint.files import require_regular
-from kogpt.checkpoint.safetensors_file import MAX_RANK, SafetensorsFile
+from kogpt.checkpoint.safetensors_file import MAX_RANK, SafetensorsFile, is_size
 from kogpt.errors import InputRefusedError
 from kogpt.jsonfiles import parse_json
 from kogpt.textfiles import brief
@@ -164,7 +164,7 @@ def _offsets(file: SafetensorsFile) -> dict[str, tuple[int, ...]]:
 
 def _begin(name: str, entry: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
     begin = entry["saved_offsets"]
-    if not isinstance(begin, list) or not all(type(n) is int and 0 <= n < 1 << 63 for n in begin):
+    if not isinstance(begin, list) or not all(map(is_size, begin)):
         raise ValueError(f"{name} begins at {brief(begin)}")
     if not 0 < len(begin) == len(shape) <= MAX_RANK:
         raise ValueError(f"{name} has {len(begin)} offsets and {len(shape)} dimensions")
