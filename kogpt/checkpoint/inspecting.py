@@ -95,7 +95,7 @@ def inspect(path: str | os.PathLike[str], model_class: type[KoGPT] | None = None
 def _inspect(reader: CheckpointReader) -> Inspection:
     dtypes: Counter[str] = Counter()
     for name in reader.names:
-        dtypes[reader.stored_as(name)] += torch.Size(reader.shape(name)).numel()
+        dtypes[reader.stored_as(name)] += math.prod(reader.shape(name))
     stored, quantization = reader.stored_dtype, reader.quantization
     return Inspection(
         path=str(reader.path),

@@ -1,5 +1,6 @@
 """One way to read every kind of checkpoint: names, shapes and dtypes first, then slices."""
 
+import math
 import os
 from collections.abc import Collection
 from functools import partial, reduce
@@ -74,7 +75,7 @@ class CheckpointReader:
         self,
         path: Path,
         parts: list[WeightsFile],
-        description: "Description",
+        description: Description,
         index: ShardIndex | None = None,
     ) -> None:
         self.path = path
@@ -159,7 +160,7 @@ class CheckpointReader:
     def stored_bytes(self, name: str) -> int:
         """Bytes of a tensor in the file, scales and zero points included."""
         matrix = self._matrices.get(name)
-        size = torch.Size(self.shape(name)).numel() * self.dtype(name).itemsize
+        size = math.prod(self.shape(name)) * self.dtype(name).itemsize
         return size if matrix is None else matrix.nbytes
 
     @property
@@ -229,7 +230,7 @@ class CheckpointReader:
         # share once or twice.
         sizes = {True: 0, False: 0}
         for name in self._owner:
-            count = torch.Size(self.shape(name)).numel() * self.dtype(name).itemsize
+            count = math.prod(self.shape(name)) * self.dtype(name).itemsize
             sizes[is_ignored(name) or name in twins] += count
         total = index.total_size
         if total is not None and not sizes[False] <= total <= sizes[False] + sizes[True]:
