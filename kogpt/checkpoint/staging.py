@@ -108,10 +108,8 @@ class Staging:
                 shutil.copymode(self.dst, self.folder)
             try:
                 os.rename(self.folder, self.dst)  # replaces an empty folder, nothing else
-            except (FileExistsError, NotADirectoryError):
-                raise InputRefusedError(f"{self.dst}: exists already") from None
             except OSError as error:
-                if error.errno != errno.ENOTEMPTY:
+                if error.errno not in (errno.EEXIST, errno.ENOTDIR, errno.ENOTEMPTY):
                     raise
                 raise InputRefusedError(f"{self.dst}: exists already") from None
             fsync_path(self.dst.parent)
