@@ -16,7 +16,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
-from itertools import chain
 from pathlib import Path
 from typing import BinaryIO
 
@@ -99,11 +98,7 @@ def rows_of(layers: int) -> dict[str, Row]:
 
 def leaves_of(table: Mapping[str, Row]) -> list[str]:
     """Names of all leaves in the order of the tree, which is that of their names."""
-    return sorted(
-        chain.from_iterable(
-            (row.leaf, row.plus) if row.plus else (row.leaf,) for row in table.values()
-        )
-    )
+    return sorted(leaf for row in table.values() for leaf in (row.leaf, row.plus) if leaf)
 
 
 @dataclass(frozen=True)
