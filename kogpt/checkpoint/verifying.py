@@ -4,6 +4,7 @@ import hashlib
 import math
 import os
 import re
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -163,8 +164,7 @@ def _refuse_strangers(folder: Path, manifest: dict[str, Any]) -> None:
 
 def _check_shard(path: Path, manifest: dict[str, Any], bar: tqdm) -> None:
     wanted = {n: entry for n, entry in manifest["tensors"].items() if entry["file"] == path.name}
-    file = SafetensorsFile(path)
-    try:
+    with closing(SafetensorsFile(path)) as file:
         header = file.read_raw(0, file.header.data_start)
         _compare(path, file_record([header]), manifest["headers"][path.name])
         _check_metadata(path, file.header.metadata, manifest)
@@ -182,8 +182,6 @@ def _check_shard(path: Path, manifest: dict[str, Any], bar: tqdm) -> None:
                         f"{path}: {name}: {key} is {brief(record.get(key))},"
                         f" the manifest says {brief(entry.get(key))}"
                     )
-    finally:
-        file.close()
 
 
 def _check_metadata(path: Path, found: dict[str, str], manifest: dict[str, Any]) -> None:
