@@ -48,7 +48,7 @@ from kogpt.checkpoint.writer import (
 )
 from kogpt.errors import InputRefusedError
 from kogpt.jsonfiles import read_config_object, to_json
-from kogpt.model.config import KoGPTConfig
+from kogpt.model.config import SIZES, KoGPTConfig
 
 MAX_COMPANION = 64 << 20  # bytes
 
@@ -357,9 +357,8 @@ def license_of(folder: Path, config: KoGPTConfig) -> str:
     """The notice that a folder carries, if it was written here, or what is known of it."""
     if (folder / MANIFEST_NAME).exists() and not _is_foreign(folder / MANIFEST_NAME):
         return read_manifest(folder)["license"]
-    sizes = ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head")
     release = KoGPTConfig()
-    is_release = all(getattr(config, size) == getattr(release, size) for size in sizes)
+    is_release = all(getattr(config, size) == getattr(release, size) for size in SIZES)
     return KOGPT_LICENSE if is_release else OTHER_LICENSE
 
 

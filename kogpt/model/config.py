@@ -19,6 +19,7 @@ LIMITS = {
     "n_head": 1 << 12,
     "n_inner": 1 << 20,
 }
+SIZES = ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head")  # that every file tells
 
 
 @dataclass(frozen=True)
@@ -162,8 +163,7 @@ class KoGPTConfig:
                 raise InputRefusedError(
                     f"{key} is {values[key]!r}, in {cls.model_type} it is {fixed!r}"
                 )
-        sizes = ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head")
-        if missing := [name for name in sizes if name not in values]:
+        if missing := [name for name in SIZES if name not in values]:
             raise InputRefusedError(f"{missing[0]} is missing from the config")
         fields = {f.name for f in dataclasses.fields(cls)}
         given = {key: _as_tuples(value) for key, value in values.items() if key in fields}
