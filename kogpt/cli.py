@@ -5,7 +5,6 @@ command's own module is imported when it runs.
 """
 
 import argparse
-import errno
 import importlib
 import io
 import os
@@ -14,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 import kogpt
-from kogpt.errors import KoGPTError, UsageError
+from kogpt.errors import DISK_FULL, KoGPTError, UsageError
 
 DESCRIPTION = """\
 KoGPT, the Korean GPT-J. Started without a command, it asks for prompts.
@@ -88,7 +87,7 @@ def exit_code(action: Callable[[], int | None], program: str = PROGRAM) -> int:
         return fail(f"not enough memory: {error}", SHORTAGE, program)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        full = error.errno in DISK_FULL
         let_go_of_output()
         return fail(f"{where}{error.strerror or error}", SHORTAGE if full else FAILED, program)
 

@@ -4,6 +4,11 @@ A wrong value of a parameter (`temperature=-1`) is a plain `ValueError` that nam
 range; the command line answers it with exit code 2, like any other misuse.
 """
 
+import errno
+
+# What the system says where there is no more room on a disk, or no more is allowed.
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
 
 class KoGPTError(Exception):
     """Something could not be done. The message is one line that names the file, key or value."""

@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from kogpt.errors import InputRefusedError, KoGPTError, NotEnoughResourcesError
+from kogpt.errors import DISK_FULL, InputRefusedError, KoGPTError, NotEnoughResourcesError
 from kogpt.jsonfiles import to_json
 
 OWN = re.compile(r"folder|(plan|done-.*)\.json(\.tmp)?")  # names of what is in `.DST.partial`
@@ -207,7 +207,7 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         message = f"{error.filename or path}: cannot be written: {error.strerror or error}"
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if error.errno in DISK_FULL:
             raise NotEnoughResourcesError(message) from error
         raise KoGPTError(message) from error
 
