@@ -192,22 +192,26 @@ def check_file(option: str, path: Path, kinds: Sequence[str] = ()) -> None:
         raise UsageError(f"argument --{option}: no such folder: {path.parent}")
 
 
+def option_of(name: str) -> str:
+    """The option of the command line that an argument of that name comes from."""
+    return f"--{name.replace('_', '-')}"
+
+
 def refuse_below(args: argparse.Namespace, **least: int) -> None:
     """Refuses options, numbers or lists of them, that are below what makes sense, or no numbers."""
     for name, low in least.items():
         values = getattr(args, name)
         for value in values if isinstance(values, list) else [values]:
             if value is not None and not low <= value < math.inf:
-                option = f"--{name.replace('_', '-')}"
-                raise UsageError(f"argument {option}: must be at least {low}, is {value}")
+                raise UsageError(f"argument {option_of(name)}: must be at least {low}, is {value}")
 
 
 def refuse_idle(args: argparse.Namespace) -> None:
     """Refuses options of one method of finetuning beside another."""
     for name, methods in METHODS_OF.items():
         if getattr(args, name, None) is not None and args.method not in methods:
-            option = f"--{name.replace('_', '-')}"
-            raise UsageError(f"argument {option}: only with --method {' or '.join(methods)}")
+            words = f"only with --method {' or '.join(methods)}"
+            raise UsageError(f"argument {option_of(name)}: {words}")
 
 
 def run_settings(args: argparse.Namespace, config: type) -> dict[str, Any]:

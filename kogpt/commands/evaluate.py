@@ -24,6 +24,7 @@ from kogpt.commands.common import (
     check_file,
     load,
     memory_errors,
+    option_of,
     print_json,
     processes,
     refuse_below,
@@ -103,7 +104,7 @@ def refuse_wrong_use(args: argparse.Namespace) -> None:
     outputs = {"--output": args.output, "--plot": args.plot, "--json": args.json}
     others = {"TASK": args.tasks, "--data": args.data, "--preset": args.preset, **outputs}
     others |= {"--model": args.model, "--adapter": args.adapter, "--prompt": args.prompt}
-    others |= {f"--{name.replace('_', '-')}": True for name in given(args)}
+    others |= {option_of(name): True for name in given(args)}
     for mode, asked, idle in (
         ("--list", args.list, others),
         ("--compare", args.compare, others),

@@ -4,6 +4,7 @@ import argparse
 
 from kogpt.commands.common import (
     memory_errors,
+    option_of,
     print_json,
     refuse_idle,
     run_settings,
@@ -35,7 +36,7 @@ def refuse_idle_objective(args: argparse.Namespace, config: FinetuningConfig) ->
     """Refuses options that say something of tasks or prompts where there are none."""
     for name in ("data_dir", "prompt", "test_rows"):
         if config.task is None and getattr(args, name) is not None:
-            raise UsageError(f"argument --{name.replace('_', '-')}: only with a task as --data")
+            raise UsageError(f"argument {option_of(name)}: only with a task as --data")
     if args.validation_rows is not None and config.task is not None:
         if load_task(config.task).validation is not None:
             raise UsageError("argument --validation-rows: the task has a file of them")

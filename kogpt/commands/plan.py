@@ -14,6 +14,7 @@ from kogpt.checkpoint.quantization import Quantization
 from kogpt.checkpoint.resources import available_memory
 from kogpt.cli import SHORTAGE
 from kogpt.commands.common import (
+    option_of,
     parse_size,
     print_report,
     refuse_below,
@@ -53,7 +54,7 @@ def find_work(args: argparse.Namespace, gpus: int) -> Work:
     refuse_idle(args)
     for name in TRAINING if args.method == INFERENCE else ():
         if getattr(args, name):
-            raise UsageError(f"argument --{name.replace('_', '-')}: not with --method inference")
+            raise UsageError(f"argument {option_of(name)}: not with --method inference")
     if args.quantize and args.method not in (QLORA, INFERENCE):
         raise UsageError("argument --quantize: only with --method inference or qlora")
     own = load_architecture(args.architecture)
