@@ -20,6 +20,7 @@ from kogpt.benchmarking import (
 )
 from kogpt.benchmarking.plot import draw
 from kogpt.box import BOX
+from kogpt.checkpoint.dtypes import dtype_name
 from kogpt.checkpoint.resources import require_memory
 from kogpt.commands.common import check_plot, load, memory_errors, print_report, refuse_below
 from kogpt.errors import UsageError
@@ -104,8 +105,8 @@ def about_model(bench: Bench, args: argparse.Namespace) -> dict[str, Any]:
     return {
         "path": str(Path(args.model or BOX)),
         "parameters": parameters,
-        "dtype": str(bench.dtype).removeprefix("torch."),
-        "decoding": "fast" if isinstance(bench.model, FastKoGPT) else "reference",
+        "dtype": dtype_name(bench.dtype),
+        "decoding": "fast" if isinstance(model, FastKoGPT) else "reference",
         "streamed_bytes": streamed_bytes(model),
         "bits_per_weight": 8 * streamed_bytes(model) / weights,
     }

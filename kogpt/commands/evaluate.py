@@ -18,6 +18,7 @@ from kogpt.adapters import read_adapters, virtual_ids
 from kogpt.adapters.head import read_head
 from kogpt.architecture import load_architecture, source_fingerprint
 from kogpt.box import BOX
+from kogpt.checkpoint.dtypes import dtype_name
 from kogpt.checkpoint.names import count_parameters
 from kogpt.checkpoint.staging import refuse_existing, write_atomically, writing
 from kogpt.commands.common import (
@@ -253,7 +254,7 @@ def describe(model: KoGPT, args: argparse.Namespace) -> dict[str, Any]:
         "name": folder.resolve().name,
         "fingerprint": fingerprint(folder),
         "parameters": count_parameters(model.config, own),
-        "dtype": str(model.dtype).removeprefix("torch."),
+        "dtype": dtype_name(model.dtype),
         "network": "fast" if isinstance(model, FastKoGPT) else "reference",
         "tensor_parallel": args.tensor_parallel,
     }

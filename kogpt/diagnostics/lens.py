@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kogpt.checkpoint.dtypes import dtype_name
 from kogpt.diagnostics.capture import Attend, Undo, over_attend
 from kogpt.diagnostics.lens_labels import Piece, Token, completed, piece_of, tokens_of
 from kogpt.generation.requests import Prompt, evaluation_mode, prompt_ids
@@ -176,7 +177,7 @@ def shape_of(model: KoGPT, attention: Tensor) -> dict[str, Any]:
         "width": model.config.n_embd,
         "vocabulary": model.config.vocab_size,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "dtype": str(model.dtype).removeprefix("torch."),
+        "dtype": dtype_name(model.dtype),
     }
 
 
