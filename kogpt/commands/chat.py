@@ -24,6 +24,7 @@ from kogpt.commands.common import (
 )
 from kogpt.errors import InputRefusedError
 from kogpt.generation import SamplingParams, stream
+from kogpt.generation.params import SEED_LIMIT
 from kogpt.generation.requests import context_of
 from kogpt.generation.speculative import Speculation, refuse_speculation
 from kogpt.model import KoGPT
@@ -49,7 +50,7 @@ def run(args: argparse.Namespace) -> None:
         try:
             ids, params = ask_request(model, tokenizer, args.normalize, seed)
             if seed is not None:
-                seed = (seed + 1) % 2**64  # each text its own, the session as a whole repeatable
+                seed = (seed + 1) % SEED_LIMIT  # each text its own, the session repeatable
             write(model, tokenizer, ids, params, speculate)
         except EOFError:
             say("")

@@ -135,10 +135,9 @@ def load_other(
 
 def names_of(paths: tuple[Path, Path], dtypes: tuple[torch.dtype, torch.dtype]) -> tuple[str, str]:
     """What both sides are called: folders by their last part, unless that tells them not apart."""
-    short = [path.resolve().name for path in paths]
-    shown = (
-        [str(path) for path in paths] if short[0] == short[1] and paths[0] != paths[1] else short
-    )
+    shown = [path.resolve().name for path in paths]
+    if shown[0] == shown[1] and paths[0] != paths[1]:
+        shown = list(map(str, paths))
     first, second = (
         f"{name} ({dtype_name(dtype)})" for name, dtype in zip(shown, dtypes, strict=True)
     )
