@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from kogpt.adapters.config import refuse_prepared
 from kogpt.adapters.files import Adapter, updated
-from kogpt.adapters.loading import Folder, read_adapters
+from kogpt.adapters.loading import Folder, Folders, read_adapters
 from kogpt.adapters.lora import LoRALinear
 from kogpt.box import BOX
 from kogpt.checkpoint import CheckpointReader, open_checkpoint
@@ -88,7 +88,7 @@ class MergeReport:
 
 def merge_checkpoint(
     src: Folder | None,
-    adapters: Folder | Sequence[Folder],
+    adapters: Folders,
     dst: Folder,
     *,
     model_class: type[KoGPT] | None = None,

@@ -30,6 +30,10 @@ COMMON = {
     *("peft_type", "task_type", "modules_to_save"),
     *("auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "revision"),
 }
+OF_PROMPTS = {
+    *("num_virtual_tokens", "token_dim", "num_transformer_submodules"),
+    *("num_attention_heads", "num_layers"),
+}
 OF_KIND = {
     LORA: {
         *("r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern"),
@@ -37,14 +41,12 @@ OF_KIND = {
         *("lora_dropout", "megatron_core", "qalora_group_size", "eva_config", "runtime_config"),
     },
     PROMPT_TUNING: {
-        *("num_virtual_tokens", "token_dim", "num_transformer_submodules"),
-        *("num_attention_heads", "num_layers"),
+        *OF_PROMPTS,
         *("prompt_tuning_init", "prompt_tuning_init_text"),
         *("tokenizer_name_or_path", "tokenizer_kwargs"),
     },
     P_TUNING: {
-        *("num_virtual_tokens", "token_dim", "num_transformer_submodules"),
-        *("num_attention_heads", "num_layers"),
+        *OF_PROMPTS,
         *("encoder_reparameterization_type", "encoder_hidden_size"),
         *("encoder_num_layers", "encoder_dropout"),
     },
