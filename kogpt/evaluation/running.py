@@ -287,7 +287,7 @@ def evaluate(
     """Puts a task to a model.
 
     Args:
-        model: any, in evaluation mode.
+        model: any; dropout is off while this runs.
         tokenizer: its tokenizer.
         task: its name, the path of its `.toml` file, or itself.
         data: folder of the tasks' data.
@@ -299,7 +299,8 @@ def evaluate(
 
     Raises:
         ValueError: there is no such task or prompt.
-        InputRefusedError: the data or the task's file cannot be used.
+        InputRefusedError: the data or the task's file cannot be used, or the tokenizer is not the
+            model's.
     """
     task = load_task(task) if isinstance(task, str) else task
     protocol = protocol or Protocol()
