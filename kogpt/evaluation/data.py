@@ -115,14 +115,15 @@ def find_first(files: tuple[DataFile, ...], folder: Path) -> DataFile:
     Raises:
         InputRefusedError: none is; names the first.
     """
+    missing = []
     for file in files:
         try:
             find(file, folder)
+        except InputRefusedError as error:
+            missing.append(error)
+        else:
             return file
-        except InputRefusedError:
-            continue
-    find(files[0], folder)
-    raise AssertionError("a file appeared")
+    raise missing[0]
 
 
 def _rows(file: DataFile, path: Path) -> Iterator[Row]:

@@ -55,7 +55,7 @@ class Query:
     @property
     def num_read(self) -> int:
         """Ids that the cache must hold: a last one is predicted, but not read."""
-        return len(self.stem) + max(0, *map(len, self.branches), 1) - 1
+        return len(self.stem) + max(1, *map(len, self.branches)) - 1
 
 
 class Likelihood(NamedTuple):

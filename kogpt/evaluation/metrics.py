@@ -9,6 +9,7 @@ Dimension key: `n` rows, `N` sets of shots, `L` labels, `K` kinds of rows, `R` r
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import NamedTuple
 
 import numpy as np
@@ -69,8 +70,6 @@ def require_sklearn() -> None:
     Raises:
         KoGPTError: scikit-learn is not installed.
     """
-    from importlib.util import find_spec
-
     if find_spec("sklearn") is None:
         raise KoGPTError("evaluation needs scikit-learn: pip install 'kogpt[evaluate]'")
 

@@ -120,9 +120,10 @@ def outcome_of(run: Json, rule: str) -> Outcome:
 
 def _run(run: Run) -> Json:
     task, data = run.task, run.data
-    scored = {"task": task.name, "title": task.title, "labels": task.labels}
     result: Json = {
-        **scored,
+        "task": task.name,
+        "title": task.title,
+        "labels": task.labels,
         "metrics": task.metrics,
         "task_sha256": task.sha256,
         "prompt": {**asdict(run.prompt), "sha256": run.prompt.sha256},
@@ -142,8 +143,13 @@ def _run(run: Run) -> Json:
 
 
 def _file(rows: Rows) -> Json:
-    about = {"file": rows.path.name, "sha256": rows.sha256, "rows": len(rows.rows)}
-    return {**about, "counts": rows.counts, "notes": rows.notes}
+    return {
+        "file": rows.path.name,
+        "sha256": rows.sha256,
+        "rows": len(rows.rows),
+        "counts": rows.counts,
+        "notes": rows.notes,
+    }
 
 
 def _result(run: Json, rule: str, metric: str) -> Json:

@@ -374,8 +374,7 @@ def _check_labels(task: Task) -> None:
     labels = len(task.labels)
     for prompt in task.prompts.values():
         for key in ("targets", "shot_targets"):
-            if len(getattr(prompt, key)) != labels:
-                count = len(getattr(prompt, key))
+            if (count := len(getattr(prompt, key))) != labels:
                 raise _FileError(f"prompts.{prompt.name}.{key}: {count} for {labels} labels")
         if prompt.fixed and not all(target.strip() for target in prompt.targets):
             raise _FileError(f"prompts.{prompt.name}.targets: one is blank")
