@@ -2,7 +2,7 @@
 
 import lzma
 import reprlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from unicodedata import east_asian_width
 
@@ -58,6 +58,11 @@ def aligned(rows: Sequence[Sequence[str]], sides: str) -> list[str]:
             cells.append(cell + blank if side == "<" else blank + cell)
         lines.append("  ".join(cells).rstrip())
     return lines
+
+
+def markdown_row(cells: Iterable[str]) -> str:
+    """A row of a table in Markdown."""
+    return f"| {' | '.join(cells)} |"
 
 
 def display_width(text: str) -> int:

@@ -44,6 +44,7 @@ from kogpt.cli import FAILED, exit_code
 from kogpt.commands.common import check_file, refuse_below
 from kogpt.errors import InputRefusedError
 from kogpt.model.config import PRESETS
+from kogpt.textfiles import markdown_row
 from kogpt.training.config import FULL, LORA, PRECISIONS, QLORA
 
 WORKER = Path(__file__).with_name("finetuners.py")
@@ -209,7 +210,7 @@ class Board:
             ratios = [told(self.ratios(result, clock)) for clock in ("seconds", "cpu_seconds")]
         memory = "unknown" if result.memory is None else f"{result.memory / 1e9:.2f} GB"
         cells = f"{self.rate(result):,.0f}", memory, *ratios, f"{result.losses[0]:.6f}"
-        return f"| {result.name} | {' | '.join(cells)} |"
+        return markdown_row([result.name, *cells])
 
     def goals(self) -> Iterator[Goal]:
         """What is to be reached in this case."""

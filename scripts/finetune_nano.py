@@ -25,6 +25,7 @@ from kogpt.cli import exit_code
 from kogpt.errors import InputRefusedError, KoGPTError
 from kogpt.evaluation import load_task
 from kogpt.evaluation.metrics import METRICS
+from kogpt.textfiles import markdown_row
 from kogpt.training import FinetuningConfig
 from kogpt.training.examples import read_task
 
@@ -150,15 +151,15 @@ def table(task_name: str, work: Path) -> Iterator[str]:
         ]
         if f"--data {task_name} " in RUNS[name]:
             cells = figures(results, metric) if results else ["", NOT_YET, "", ""]
-            yield line(["**nano**", TITLES[name], *cells, "measured" if results else ""])
+            yield markdown_row(["**nano**", TITLES[name], *cells, "measured" if results else ""])
     if task_name == "nsmc" and (work / "baseline.json").exists():
         found = json.loads((work / "baseline.json").read_text(encoding="utf-8"))
         method = f"logistic regression of 1-4 characters, TF-IDF, C {found['C']:g}"
         cells = [f"{found['features']:,}", f"{found['accuracy']:.2f}", "", ""]
-        yield line(["", method, *cells, "measured"])
+        yield markdown_row(["", method, *cells, "measured"])
     for part in task.finetuned:
         for model, value in part.values.items():
-            yield line([model, part.source, "", f"{value:g}", "", "", part.mark])
+            yield markdown_row([model, part.source, "", f"{value:g}", "", "", part.mark])
 
 
 def figures(results: Sequence[Json], metric: str) -> list[str]:
@@ -172,10 +173,6 @@ def figures(results: Sequence[Json], metric: str) -> list[str]:
         " ".join(f"{value:.2f}" for value in values),
         f"{low:.1f}-{high:.1f}",
     ]
-
-
-def line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
 
 
 if __name__ == "__main__":

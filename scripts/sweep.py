@@ -28,6 +28,7 @@ from kogpt.box import BOX
 from kogpt.cli import exit_code
 from kogpt.commands.common import refuse_below
 from kogpt.errors import InputRefusedError, KoGPTError
+from kogpt.textfiles import markdown_row
 from kogpt.training.log import LOG_NAME, read_log
 from kogpt.training.state import checkpoints, read_state
 
@@ -222,7 +223,7 @@ def table(found: dict[str, dict[int, Curve]], sizes: dict[str, int]) -> Iterator
             " ".join(f"{end:.4f}" for end in ends.values()),
             "" if curves is first else spread(gains, error=True),
         ]
-        yield f"| {' | '.join(cells)} |"
+        yield markdown_row(cells)
 
 
 def spread(values: Sequence[float], error: bool = False) -> str:

@@ -6,6 +6,7 @@ from statistics import fmean
 from kogpt.errors import InputRefusedError
 from kogpt.evaluation.metrics import METRICS, Comparison, compare
 from kogpt.evaluation.report import Json, name_of, outcome_of
+from kogpt.textfiles import markdown_row
 
 HEADINGS = ("task", "prompt", "shots", "scored by", "metric", "{}", "{}", "difference", "95 %", "p")
 
@@ -68,9 +69,7 @@ def comparison_table(first: Json, second: Json) -> str:
     for run, rule, result in compare_reports(first, second):
         lines.append([*_name(run, rule, result), *_figures(result)])
     notes = [f"- {note}" for run, other in _pairs(first, second) for note in _notes(run, other)]
-    return "\n".join(
-        [*(f"| {' | '.join(line)} |" for line in lines), *([""] if notes else []), *notes]
-    )
+    return "\n".join([*map(markdown_row, lines), *([""] if notes else []), *notes])
 
 
 def _notes(run: Json, other: Json) -> Iterator[str]:

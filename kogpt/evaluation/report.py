@@ -19,6 +19,7 @@ from kogpt.evaluation.data import Rows
 from kogpt.evaluation.metrics import F1, METRICS, SPEARMAN, Outcome, interval, measure
 from kogpt.evaluation.running import Answers, Run
 from kogpt.jsonfiles import read_json
+from kogpt.textfiles import markdown_row
 
 FORMAT = "kogpt-evaluation-1"
 UNTOLD = "untold"
@@ -192,16 +193,16 @@ def _task(runs: list[Json], report: Json) -> Iterator[str]:
     yield from _notes(runs)
     yield ""
     headings = ("model", "prompt", "shots", "scored by", *(METRICS[name] for name in metrics))
-    yield _line((*headings, f"{METRICS[metrics[0]]}, 95 %", "every set", "origin"))
-    yield _line((*["---"] * 4, *["---:"] * (len(metrics) + 1), "---", "---"))
+    yield markdown_row((*headings, f"{METRICS[metrics[0]]}, 95 %", "every set", "origin"))
+    yield markdown_row((*["---"] * 4, *["---:"] * (len(metrics) + 1), "---", "---"))
     for run in runs:
         for rule in run["protocol"]["scoring"]:
-            yield _line(_measured(run, rule, name_of(report)))
+            yield markdown_row(_measured(run, rule, name_of(report)))
     for published in first["published"]:
         if published["source"] not in sources:
             sources.append(published["source"])
         mark = sources.index(published["source"]) + 1
-        yield from map(_line, _published(published, metrics, mark))
+        yield from map(markdown_row, _published(published, metrics, mark))
     yield ""
     yield from (f"[{mark}] {source}." for mark, source in enumerate(sources, start=1))
 
@@ -252,7 +253,3 @@ def _published(published: Json, metrics: Sequence[str], mark: int) -> Iterator[l
     for model, value in published["values"].items():
         cells = [f"{float(value)}" if name == published["metric"] else "" for name in metrics]
         yield [model, "", shots, "", *cells, "", "", f"{published['mark']} [{mark}]"]
-
-
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
