@@ -150,7 +150,8 @@ def compare(first: Model, second: Model) -> Difference:
     reshaped = {name: (a[name], b[name]) for name in a if name in b and a[name] != b[name]}
     only_first = {name: shape for name, shape in a.items() if name not in b}
     only_second = {name: shape for name, shape in b.items() if name not in a}
-    fits = not (reshaped or only_first or only_second)
+    odd = [*reshaped, *only_first, *only_second]
+    fits = not odd
     classes = _names(first.model_class, second.model_class)
     return Difference(
         first.name,
@@ -163,9 +164,7 @@ def compare(first: Model, second: Model) -> Difference:
         (first.parameters, second.parameters),
         (first.stored, second.stored),
         fits,
-        _doubt(classes, settings)
-        if fits
-        else _first_obstacle([*reshaped, *only_first, *only_second], a, b),
+        _doubt(classes, settings) if fits else _first_obstacle(odd, a, b),
     )
 
 

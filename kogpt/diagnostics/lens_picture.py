@@ -168,9 +168,7 @@ def _draw_heads(figure: "Figure", lens: Lens, sizes: Sizes, write: Writing) -> N
 
     L, H, N, _ = lens.attention.shape
     axes = _axes(figure, sizes.left, sizes.bottom, H * sizes.row, L * sizes.row)
-    shades = (
-        lens.attention.clamp(min=0).sqrt().numpy()
-    )  # as on the page: shows a few per cent beside ones
+    shades = lens.attention.clamp(min=0).sqrt().numpy()  # as on the page: a few per cent show
     style: dict[str, Any] = {"cmap": "Blues", "vmin": 0, "vmax": 1, "aspect": "auto"}
     frame: dict[str, Any] = {"fill": False, "linewidth": 0.5, "edgecolor": "#c3cad3"}
     for layer, head in np.ndindex(L, H):
