@@ -18,20 +18,12 @@ import torch
 from torch import Tensor
 
 import kogpt
-from kogpt.adapters import (
-    attach_head,
-    attach_lora,
-    attach_prompt,
-)
+from kogpt.adapters import attach_head, attach_lora, attach_prompt
 from kogpt.adapters.files import adapter_content, write_adapter_content
 from kogpt.adapters.head import put_head, read_head
 from kogpt.checkpoint import load_model, write_checkpoint
 from kogpt.checkpoint.convert import license_of
-from kogpt.checkpoint.staging import (
-    fsync_path,
-    refuse_existing,
-    write_atomically,
-)
+from kogpt.checkpoint.staging import fsync_path, refuse_existing, write_atomically
 from kogpt.errors import InputRefusedError
 from kogpt.evaluation.metrics import interval, measure, require_sklearn
 from kogpt.evaluation.provenance import commit

@@ -319,9 +319,8 @@ class LastToken(TaskObjective[HeadExample]):
             found = self.outputs_of(model, batch)
             loss += self.loss_of(found, batch.targets).item()
             outputs.append(found.double().cpu().numpy())
-        return self._outcome([row for row, _ in examples], np.concatenate(outputs)), (
-            loss / len(examples)
-        )
+        outcome = self._outcome([row for row, _ in examples], np.concatenate(outputs))
+        return outcome, loss / len(examples)
 
     def _outcome(self, rows: Sequence[Row], outputs: np.ndarray) -> Outcome:
         degrees = [row.degree for row in rows if row.degree is not None]

@@ -84,13 +84,17 @@ class Work:
     gpus: int
     as_stored: bool = False
 
+    @property
+    def length(self) -> int:
+        """Tokens of a row."""
+        return self.config.sequence_length or self.stage.shape.n_positions
+
     def need(self) -> "Need":
         """What it takes of memory when that is most, by rehearsal."""
         if self.method == INFERENCE:
-            config, shape = self.config, self.stage.shape
+            config = self.config
             dtype = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
-            length = config.sequence_length or shape.n_positions
-            peaks = rehearse_reading(self.stage, dtype, config.micro_batch, length)
+            peaks = rehearse_reading(self.stage, dtype, config.micro_batch, self.length)
             if self.as_stored:
                 integers = bytes_of_integers(self.stage)
                 peaks = {
@@ -180,8 +184,8 @@ class MemoryPlan:
         gpus = self.work.gpus
         where = {0: "the CPU", 1: "the GPU"}.get(gpus, f"each of {gpus} GPUs")
         config = self.work.config
-        length = config.sequence_length or self.work.stage.shape.n_positions
-        rows = f"{config.batch_size:,} row{'s' * (config.batch_size > 1)} of {length:,} tokens"
+        count, length = config.batch_size, self.work.length
+        rows = f"{count:,} row{'s' * (count > 1)} of {length:,} tokens"
         yield f"memory on {where} when most is taken ({self.need.phase}), {rows}:"
         for part, size in self.need.parts.items():
             if size and part != HOST:
@@ -189,7 +193,7 @@ class MemoryPlan:
         yield f"  {'together':<12}{human(self.need.total):>12}"
         if self.need.parts[HOST]:
             yield f"and on the CPU  {human(self.need.parts[HOST]):>10}"
-        if gpus == 0 and not self.work.config.activation_checkpointing:
+        if gpus == 0 and not config.activation_checkpointing:
             yield "glibc may hold a third more; MALLOC_MMAP_THRESHOLD_=1048576 keeps it from that."
         if GATHERED in self.need.parts:
             yield "What is gathered of other GPUs is estimated, all else rehearsed."
@@ -298,7 +302,7 @@ def _more_and_shorter(work: Work) -> Iterator[tuple[str, Work]]:
             yield f"--gpus {gpus}", dataclasses.replace(work, stage=whole, gpus=gpus)
         elif work.method != INFERENCE and (config.weights, config.optimizer) == (FLOAT32, ADAMW):
             yield f"--gpus {gpus}", dataclasses.replace(work, gpus=gpus)
-    length = work.config.sequence_length or work.stage.shape.n_positions
+    length = work.length
     while (length := length // 2) >= SHORTEST:
         yield f"--sequence {length}", _changed(work, sequence_length=length)
 
