@@ -261,15 +261,15 @@ def _told(name: str, default: int, low: int = 0, below: int = 1 << 31) -> int:
     return int(text)
 
 
-def _let_threads_rest(seconds: float = 10.0) -> None:
-    """Waits, on Linux, until gloo's threads sleep; for so long at most.
+def _let_threads_rest() -> None:
+    """Waits, on Linux, until gloo's threads sleep; for ten seconds at most.
 
     PyTorch ends these threads when nothing refers to their group any more, and its caches of cut
     tensors refer to it for good. One that is still letting go of the last message's tensor when
     the interpreter ends is killed within a destructor, which aborts the whole process
     (https://github.com/pytorch/pytorch/pull/179291).
     """
-    until = time.monotonic() + seconds
+    until = time.monotonic() + 10
     quiet = 0
     # Thrice in a row, since a thread that waits for the interpreter's lock sleeps as well.
     while quiet < 3 and time.monotonic() < until:

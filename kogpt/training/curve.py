@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 CURVE_NAME = "curve.png"
+SMOOTHING = 0.9  # share that a moving average keeps at each step
 
 
 def draw_curve(log: list[dict[str, Any]], path: Path, title: str = "Loss") -> None:
@@ -48,12 +49,12 @@ def _draw_losses(axes: "Axes", log: list[dict[str, Any]]) -> None:
     axes.plot(*held_out, "o-", color="tab:orange", markersize=4, label="held out")
 
 
-def smoothed(values: np.ndarray, weight: float = 0.9) -> np.ndarray:
+def smoothed(values: np.ndarray) -> np.ndarray:
     """Exponential moving average that starts unbiased."""
     result = np.empty_like(values)
     mean = total = 0.0
     for i, value in enumerate(values):
-        mean, total = weight * mean + (1 - weight) * value, weight * total + 1 - weight
+        mean, total = SMOOTHING * mean + (1 - SMOOTHING) * value, SMOOTHING * total + 1 - SMOOTHING
         result[i] = mean / total
     return result
 
