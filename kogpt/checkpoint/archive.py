@@ -63,7 +63,11 @@ class Archive:
             raise InputRefusedError(f"{path}: {error}") from None
 
     def read(self, name: str, limit: int) -> bytes:
-        """All bytes of a member that takes at most `limit`."""
+        """All bytes of a member.
+
+        Raises:
+            InputRefusedError: they are more than `limit`.
+        """
         member = self.members[name]
         if member.size > limit:
             raise InputRefusedError(f"{self.path}: {name} is larger than {limit} bytes")

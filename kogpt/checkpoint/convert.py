@@ -354,7 +354,11 @@ class _Job:
 
 
 def license_of(folder: Path, config: KoGPTConfig) -> str:
-    """The notice that a folder carries, if it was written here, or what is known of it."""
+    """The notice that a folder carries, if it was written here, or what is known of it.
+
+    Raises:
+        InputRefusedError: its manifest is damaged.
+    """
     if (folder / MANIFEST_NAME).exists() and not _is_foreign(folder / MANIFEST_NAME):
         return read_manifest(folder)["license"]
     release = KoGPTConfig()
@@ -383,7 +387,11 @@ def tokenizer_class(folder: Path) -> dict[str, str]:
 
 
 def companions(folder: Path) -> dict[str, bytes]:
-    """The files of a folder that go with its weights, by name."""
+    """The files of a folder that go with its weights, by name.
+
+    Raises:
+        InputRefusedError: one is no regular file, or too large.
+    """
     found = {}
     for name in COMPANIONS:
         path = folder / name

@@ -170,7 +170,11 @@ class CheckpointReader:
 
     @property
     def stored_dtype(self) -> torch.dtype:
-        """The narrowest dtype that holds every weight as stored."""
+        """The narrowest dtype that holds every weight as stored.
+
+        Raises:
+            InputRefusedError: there are no weights.
+        """
         if not self.names:
             raise InputRefusedError(f"{self.path}: holds no weights")
         return reduce(torch.promote_types, (self.dtype(name) for name in self.names))

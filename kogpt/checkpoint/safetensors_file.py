@@ -161,7 +161,11 @@ class SafetensorsFile:
         return twin
 
     def read_into(self, buffer: memoryview, offset: int, name: str) -> None:
-        """Fills a buffer with the bytes of tensor `name` from an offset of the file on."""
+        """Fills a buffer with the bytes of tensor `name` from an offset of the file on.
+
+        Raises:
+            InputRefusedError: the file ends before.
+        """
         while buffer:
             # At an offset of its own, so that threads may read at once.
             count = os.preadv(self._file.fileno(), [buffer], offset)

@@ -47,6 +47,9 @@ class SourceHash:
         Returns:
             The manifest's entry: each file's size and SHA-256, and one `sha256` for all: that of
             the only file, or of the lines that `sha256sum` prints for several.
+
+        Raises:
+            InputRefusedError: a file cannot be read.
         """
         self._allow(self._size)
         try:

@@ -88,7 +88,8 @@ def write_checkpoint(
 
     Raises:
         InputRefusedError: wrong names or shapes, NaN or infinity, or `dst` exists.
-        ValueError: there are other than one label for each output.
+        ValueError: there are other than one label for each output, or `dtype` is none that weights
+            come in.
         NotEnoughResourcesError: the disk has no room.
     """
     target = None if dtype is None else parse_dtype(dtype)
@@ -183,7 +184,11 @@ def classifier_spec(outputs: int, config: KoGPTConfig) -> TensorSpec:
 
 
 def describe_classifier(outputs: int, labels: Sequence[str] | None = None) -> dict[str, Any]:
-    """What `config.json` says of a head, by the keys of transformers."""
+    """What `config.json` says of a head, by the keys of transformers.
+
+    Raises:
+        ValueError: there are other than one label for each output.
+    """
     labels = [f"LABEL_{i}" for i in range(outputs)] if labels is None else labels
     if len(labels) != outputs:
         raise ValueError(f"there are {len(labels)} labels, the head has {outputs} outputs")

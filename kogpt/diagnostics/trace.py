@@ -99,7 +99,11 @@ def trace(
 
 
 def places_of(other: nn.Module) -> Places:
-    """Where a network has our tensors, by its kind."""
+    """Where a network has our tensors, by its kind.
+
+    Raises:
+        InputRefusedError: its kind is not known.
+    """
     if isinstance(other, KoGPT):
         return OURS
     kind = getattr(getattr(other, "config", None), "model_type", None)

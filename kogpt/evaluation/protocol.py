@@ -32,6 +32,9 @@ class Protocol:
             own, for which calibration asks three questions more a row.
         limit: score a sample of so many rows; None for all.
         batch_size: rows read at once.
+
+    Raises:
+        ValueError: a value is out of range, or there is no such rule of scoring.
     """
 
     shots: tuple[int, ...] = (0,)

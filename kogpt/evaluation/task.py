@@ -131,6 +131,9 @@ class Published:
         values: by model.
         shots: how many; None where it was not told.
         mark: "published"; "corrected", if another figure stood there before; or "withdrawn".
+
+    Raises:
+        ValueError: `mark` is none of these, or `shots` below 0.
     """
 
     source: str

@@ -55,7 +55,8 @@ def generate(
             nothing is cut), empty with no bos to begin from, or holds lone surrogates or an id
             without a piece.
         ValueError: an id in `params` is not in the vocabulary, the counts do not match, a draft
-            model has another vocabulary, or `speculate` is given with `num_beams` above 1.
+            model has another vocabulary, `speculate` is given with `num_beams` above 1,
+            `batch_size` or `prefill_chunk` is below 1, or something is no prompt or no params.
         KoGPTError: the model computes NaN or infinite logits.
     """
     requests = make_requests(model, tokenizer, prompts, params)
@@ -114,7 +115,11 @@ def stream(
 
 
 def batch_maker(model: KoGPT, prefill_chunk: int, use_cache: bool) -> MakeBatch:
-    """What lays out the prompts of requests in a batch for the model."""
+    """What lays out the prompts of requests in a batch for the model.
+
+    Raises:
+        ValueError: `prefill_chunk` is below 1.
+    """
     if prefill_chunk < 1:
         raise ValueError(f"prefill_chunk is {prefill_chunk}, it must be at least 1")
 

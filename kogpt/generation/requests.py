@@ -129,6 +129,7 @@ def prompt_ids(prompt: Prompt, name: str, model: KoGPT, tokenizer: Tokenizer) ->
 
     Raises:
         InputRefusedError: `name`, the prompt, cannot be read whole.
+        ValueError: it is neither a text nor a list of ids.
     """
     if isinstance(prompt, str):
         ids = tokenizer.encode(prompt, bos=tokenizer.add_bos)

@@ -93,7 +93,11 @@ class KVCache:
         self._appended.clear()
 
     def truncate(self, length: int) -> None:
-        """Forgets all tokens from position `length` on, and what was appended behind them."""
+        """Forgets all tokens from position `length` on, and what was appended behind them.
+
+        Raises:
+            ValueError: so many are not held.
+        """
         if not 0 <= length <= self.length:
             raise ValueError(f"cannot truncate a cache of {self.length} tokens to {length}")
         self.length = length

@@ -137,7 +137,11 @@ def check_divides(config: KoGPTConfig, tensor: int) -> None:
 
 
 def plan(model: KoGPT, tensor: int) -> dict[str, ParallelStyle]:
-    """How each layer is cut, by name."""
+    """How each layer is cut, by name.
+
+    Raises:
+        ValueError: the head is the embedding.
+    """
     if isinstance(model.lm_head, TiedHead):
         raise ValueError(TIED)
     table = _innermost(model, "transformer.wte")

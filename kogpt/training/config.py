@@ -82,6 +82,9 @@ class RunConfig:
         tensorboard: write events for TensorBoard too; None where it is installed.
         resume: continue from the newest checkpoint in `out`, if there is one.
         license_notice: of the weights, noted with them.
+
+    Raises:
+        ValueError: a value is out of its range; names it and the range.
     """
 
     out: Path
@@ -118,11 +121,6 @@ class RunConfig:
     license_notice: str = "not stated"
 
     def __post_init__(self) -> None:
-        """Checks every value.
-
-        Raises:
-            ValueError: a value is out of its range; names it and the range.
-        """
         for name in ("batch_size", "log_every", "keep"):
             check_range(name, getattr(self, name), 1)
         for name in ("steps", "micro_batch_size", "sequence_length"):
@@ -197,6 +195,8 @@ class TrainingConfig(RunConfig):
             None for full length throughout.
         short_part: share of the steps, from the first, that use `short_length`.
         validation_documents: held-out documents to validate on, the first ones; 0 for all.
+
+    Raises: as `RunConfig`.
     """
 
     data: tuple[Path, ...]
@@ -261,6 +261,8 @@ class FinetuningConfig(RunConfig):
         keep_weights: "best" by validation, or "last".
         license_notice: of the result; None for that of the model.
         learning_rate: peak of the schedule; None for one that suits the method.
+
+    Raises: as `RunConfig`.
     """
 
     data: tuple[str, ...]

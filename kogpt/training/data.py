@@ -107,6 +107,9 @@ class PackedSequences:
     Attributes:
         length: T.
         per_epoch: sequences in an epoch; a tail shorter than a sequence is left out.
+
+    Raises:
+        InputRefusedError: the documents are too few for one sequence.
     """
 
     def __init__(self, documents: EncodedDocuments, length: int, seed: int) -> None:

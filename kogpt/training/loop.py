@@ -114,7 +114,11 @@ class Trainer(Generic[C, B]):
         self._seconds, self._read = 0.0, 0  # since the log was written
 
     def restore(self, checkpoint: Path) -> None:
-        """Goes back to where `checkpoint`, which the job was made from, was written."""
+        """Goes back to where `checkpoint`, which the job was made from, was written.
+
+        Raises:
+            InputRefusedError: it is of another run, or of a step beyond the end of this one.
+        """
         state = read_state(checkpoint)
         state.require_same(self._begun)
         if state.step > self.steps:
