@@ -28,14 +28,13 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field, replace
-from importlib.metadata import PackageNotFoundError, version
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
 from finetuners import Case, contenders
-from goals import Goal, last_words
+from goals import Goal, last_words, versions
 
 from kogpt.adapters import TARGETS
 from kogpt.benchmarking import describe_machine
@@ -279,11 +278,7 @@ def describe(args: argparse.Namespace) -> dict[str, Any]:
     """The machine and what is installed on it."""
     found = describe_machine(torch.device(args.device))
     found["threads"] = args.threads
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
+    found |= versions(PACKAGES)
     weights = f"random, shape {args.shape}" if args.shape else str(args.model)
     settings = (
         f"{args.precision}, {', '.join(args.targets)}, rank {args.rank}, alpha {args.alpha:g}"

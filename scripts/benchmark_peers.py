@@ -29,12 +29,11 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Self
 
 import torch
-from goals import Goal, last_words
+from goals import Goal, last_words, versions
 from peers import CONTENDERS, missing
 
 from kogpt.benchmarking import describe_machine, read_bandwidth
@@ -296,12 +295,7 @@ class Board:
 
 def describe(args: argparse.Namespace) -> dict[str, Any]:
     """The machine and what is installed on it."""
-    found = describe_machine(CPU)
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
+    found = describe_machine(CPU) | versions(PACKAGES)
     found |= {"rounds": args.rounds, "turns of each": args.turns}
     return {**found, "command": shlex.join(["python", *sys.argv])}
 

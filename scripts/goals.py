@@ -1,6 +1,8 @@
 """What the benchmarks that run peers side by side have in common."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 
@@ -26,6 +28,17 @@ class Goal:
             return "not measured"
         met = self.found <= self.goal if self.at_most else self.found >= self.goal
         return "met" if met else "missed"
+
+
+def versions(packages: Iterable[str]) -> dict[str, str]:
+    """What is installed of some packages."""
+    found = {}
+    for package in packages:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
 
 
 def last_words(log: Path) -> str:
