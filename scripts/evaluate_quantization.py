@@ -89,7 +89,7 @@ def main() -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("data", type=Path, help=".txt or .tsv, or either with .xz")
     parser.add_argument("--column", default="document")
     parser.add_argument("--model", type=Path, default=BOX, help="checkpoint folder, of floats")

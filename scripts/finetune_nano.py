@@ -74,7 +74,7 @@ def main() -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("data", type=Path, help="folder of the tasks' data")
     parser.add_argument("work", type=Path, help="folder for the runs")
     parser.add_argument("--only", nargs="+", choices=RUNS, default=list(RUNS), help="runs")

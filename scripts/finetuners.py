@@ -28,6 +28,7 @@ from kogpt.benchmarking.bandwidth import synchronize
 from kogpt.benchmarking.machine import peak_memory, reset_peak
 from kogpt.box import BOX
 from kogpt.checkpoint import load_model
+from kogpt.checkpoint.convert import GROUP_SIZE
 from kogpt.checkpoint.quantization import Quantization
 from kogpt.checkpoint.rounding import round_rows
 from kogpt.kernels import FrozenLinear, Weight
@@ -42,7 +43,6 @@ from kogpt.training.objectives import CausalExample, Completions, ExampleBatch, 
 from kogpt.training.pages import use_huge_pages
 
 OURS = "KoGPT"
-GROUP = 128  # inputs that share a scale of 4 bits
 RATE, BETAS, DECAY, CLIP = 2e-4, (0.9, 0.98), 0.01, 1.0
 
 
@@ -232,7 +232,7 @@ def random_model(case: Case) -> KoGPT:
 
 def quantize(model: KoGPT) -> None:
     """Rounds matrices as `kogpt convert --quantize int4` does, but where the model is."""
-    quantization = Quantization.of("int4", GROUP, zero_points=False)
+    quantization = Quantization.of("int4", GROUP_SIZE, zero_points=False)
     for name, layer in list(model.named_modules()):
         scheme = quantization.scheme(f"{name}.weight")
         if scheme is None or not isinstance(layer, nn.Linear):

@@ -90,7 +90,7 @@ def main() -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("data", type=Path, help="texts, as for kogpt train")
     parser.add_argument("work", type=Path, help="folder for the runs")
     parser.add_argument(
@@ -200,8 +200,7 @@ def own_class(variant: Variant) -> "type[KoGPT] | None":
 def read_curve(variant: Variant, seed: int, args: argparse.Namespace) -> Curve:
     """Held-out figures of a run; empty where it has not read all its tokens yet."""
     path = folder_of(args.work, variant, seed) / LOG_NAME
-    entries = read_log(path) if path.exists() else []
-    curve = {entry["tokens"]: entry[METRIC] for entry in entries if METRIC in entry}
+    curve = {entry["tokens"]: entry[METRIC] for entry in read_log(path) if METRIC in entry}
     return curve if max(curve, default=0) >= args.tokens else {}
 
 
