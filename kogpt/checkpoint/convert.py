@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from kogpt.checkpoint.dtypes import dtype_name, parse_dtype
 from kogpt.checkpoint.files import require_regular
@@ -41,6 +40,7 @@ from kogpt.checkpoint.writer import (
     MEMORY,
     ROOM_FOR_SMALL_FILES,
     TensorSpec,
+    byte_bar,
     description,
     finish,
     plan_shards,
@@ -238,8 +238,7 @@ class _Job:
 
     def _write(self, staging: Staging, source: SourceHash) -> None:
         done = 0
-        quiet = True if self.options.quiet else None  # None: only where stderr is no terminal
-        with tqdm(total=self.nbytes, unit="B", unit_scale=True, disable=quiet) as bar:
+        with byte_bar(self.nbytes, self.options.quiet) as bar:
 
             def progress(count: int) -> None:
                 nonlocal done

@@ -30,7 +30,7 @@ from kogpt.checkpoint.shards import TensorSpec
 from kogpt.checkpoint.sliced import is_sliced
 from kogpt.checkpoint.source_hash import hash_file
 from kogpt.checkpoint.statistics import Statistics
-from kogpt.checkpoint.writer import raw_bytes
+from kogpt.checkpoint.writer import byte_bar, raw_bytes
 from kogpt.errors import InputRefusedError
 from kogpt.jsonfiles import parse_json
 from kogpt.textfiles import brief
@@ -94,7 +94,7 @@ def verify(path: str | os.PathLike[str], *, quiet: bool = False) -> Verification
         raise InputRefusedError(f"{folder / INDEX_NAME}: lists other files than the manifest")
     _refuse_strangers(folder, manifest)
     size = sum((folder / name).stat().st_size for name in shards)
-    with tqdm(total=size, unit="B", unit_scale=True, disable=True if quiet else None) as bar:
+    with byte_bar(size, quiet) as bar:
         for name in shards:
             _check_shard(folder / name, manifest, bar)
     source = manifest["source"]

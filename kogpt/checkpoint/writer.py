@@ -55,6 +55,11 @@ Progress = Callable[[int], None]
 Content = bytes | Path | Mapping[str, Tensor]
 
 
+def byte_bar(total: int, quiet: bool) -> tqdm:
+    """A progress bar of bytes, shown on a terminal alone, and there unless `quiet`."""
+    return tqdm(total=total, unit="B", unit_scale=True, disable=True if quiet else None)
+
+
 def write_checkpoint(
     dst: str | os.PathLike[str],
     config: KoGPTConfig,
@@ -162,8 +167,7 @@ def write_folder(
     refuse_existing(dst)
     require_disk(dst, nbytes + sum(map(_size, files.values())) + ROOM_FOR_SMALL_FILES)
     metadata = {"format": "pt", "license": license_notice}
-    bar = tqdm(total=nbytes, unit="B", unit_scale=True, disable=True if quiet else None)
-    with Staging(dst) as staging, bar:
+    with Staging(dst) as staging, byte_bar(nbytes, quiet) as bar:
         records = write_shards(
             staging,
             shards,
