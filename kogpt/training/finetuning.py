@@ -53,8 +53,7 @@ from kogpt.training.job import Job
 from kogpt.training.log import LOG_NAME, read_log
 from kogpt.training.loop import run_job
 from kogpt.training.loss import autocast
-from kogpt.training.model import fingerprint as fingerprint_of_base
-from kogpt.training.model import load_weights, own_class
+from kogpt.training.model import fingerprint_of_base, load_weights, own_class
 from kogpt.training.objectives import (
     HELD_OUT_LOSS,
     Classification,
@@ -68,8 +67,7 @@ from kogpt.training.objectives import (
 )
 from kogpt.training.optimizer import trained
 from kogpt.training.pages import use_huge_pages
-from kogpt.training.sharing import cut as share_out
-from kogpt.training.sharing import refuse_unshared
+from kogpt.training.sharing import refuse_unshared, share_out
 from kogpt.training.state import Files, read_state, stored_tensors, write_step, write_tensors
 
 T = TypeVar("T")

@@ -20,7 +20,7 @@ from kogpt.model.variants import PRESETS, class_of, find_config
 from kogpt.parallel import Parallel
 from kogpt.tokenizer import Tokenizer, load_tokenizer
 from kogpt.training.config import FLOAT32, RunConfig, TrainingConfig
-from kogpt.training.sharing import cut
+from kogpt.training.sharing import share_out
 
 TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")  # of a shape, from its tokenizer
 
@@ -88,12 +88,12 @@ def load_weights(
 
     def prepare(model: KoGPT) -> None:
         add(model)
-        cut(model, config, parallel)
+        share_out(model, config, parallel)
 
     return load_parallel(path, parallel, dtype, cut=prepare)
 
 
-def fingerprint(config: RunConfig) -> str:
+def fingerprint_of_base(config: RunConfig) -> str:
     """Hash of a few rows of every tensor of the checkpoint `config.model`."""
     own = own_class(config)
     digest = hashlib.sha256()
@@ -130,7 +130,7 @@ def _new_model(config: TrainingConfig, tokenizer: Tokenizer, parallel: Parallel)
         from kogpt.parallel.loading import new_parallel  # slow to import
 
         return new_parallel(
-            shape, parallel, generator, cut=partial(cut, config=config, parallel=parallel)
+            shape, parallel, generator, cut=partial(share_out, config=config, parallel=parallel)
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)  # of what a class of one's own draws as it is made

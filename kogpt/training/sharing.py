@@ -5,7 +5,7 @@ from kogpt.parallel import Parallel
 from kogpt.training.config import ADAMW, FLOAT32, RunConfig
 
 
-def cut(model: KoGPT, config: RunConfig, parallel: Parallel) -> None:
+def share_out(model: KoGPT, config: RunConfig, parallel: Parallel) -> None:
     """Leaves of a model what this process holds of it while it is trained.
 
     Args:
