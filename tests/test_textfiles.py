@@ -1,6 +1,9 @@
 """Tables for a terminal: columns stand where it shows them, whichever script fills them."""
 
-from kogpt.textfiles import aligned
+import pytest
+
+from kogpt.errors import InputRefusedError
+from kogpt.textfiles import abridged, aligned, display_width, read_lines, read_table
 
 
 def test_words_are_flush_left_and_numbers_right():
@@ -13,3 +16,27 @@ def test_a_last_column_of_words_leaves_no_blanks_behind_it():
 
 def test_hangul_takes_two_columns_of_a_terminal():
     assert aligned([("layer", "1"), ("한국", "20")], "<>") == ["layer   1", "한국   20"]
+
+
+def test_halfwidth_and_fullwidth_forms_take_one_and_two_columns():
+    assert [display_width(text) for text in ("a", "ｱ", "Ａ", "한")] == [1, 1, 2, 2]
+
+
+def test_a_byte_order_mark_is_one_where_a_file_begins_and_text_further_on(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("\ufeff하나\n\ufeff둘\n", encoding="utf-8")
+    assert list(read_lines(path)) == ["하나", "\ufeff둘"]
+
+
+def test_a_column_that_is_there_twice_is_refused_where_it_is_asked_for(tmp_path):
+    path = tmp_path / "a.tsv"
+    path.write_text("text\ttext\tlabel\na\tb\t1\n")
+    assert list(read_table(path, ["label"])) == [["1"]]
+    with pytest.raises(InputRefusedError, match="several columns 'text'"):
+        list(read_table(path, ["label", "text"]))
+
+
+def test_what_is_longer_than_it_may_be_loses_its_end():
+    assert abridged("가" * 100) == "가" * 100
+    assert abridged("가" * 101) == "가" * 100 + "…"
+    assert abridged("abc", 2) == "ab…"

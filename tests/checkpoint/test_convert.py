@@ -1,12 +1,14 @@
 """What a conversion promises: options, reports, resumption, and the check afterwards."""
 
 import dataclasses
+import hashlib
 import json
 import os
 import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import CancelledError
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,11 +21,13 @@ from kogpt.checkpoint import (
     inspect,
     load_model,
     open_checkpoint,
+    source_hash,
     verify,
     write_checkpoint,
 )
 from kogpt.checkpoint.names import expand
 from kogpt.checkpoint.safetensors_file import encode_header
+from kogpt.checkpoint.source_hash import SourceHash
 from kogpt.errors import InputRefusedError, KoGPTError, NotEnoughResourcesError
 from kogpt.model import KoGPTConfig
 from tests.checkpoint.tiny import CONFIG, released_state, tiny_state, write_config, write_released
@@ -535,3 +539,65 @@ def test_the_licence_notice_goes_along_from_folder_to_folder(tmp_path):
     assert verify(tmp_path / "b").license == "CC0-1.0"
     convert(tmp_path / "b", tmp_path / "c", ConversionOptions(license_notice="other"))
     assert verify(tmp_path / "c").license == "other"
+
+
+def test_inspect_tells_the_memory_of_all_weights_and_one_full_context(tmp_path):
+    write_released(tmp_path / "src")
+    report = inspect(tmp_path / "src")
+    cached = 2 * CONFIG.n_layer * CONFIG.n_positions * CONFIG.n_embd  # keys and values
+    numbers = CONFIG.num_parameters + cached
+    assert report.memory == {
+        "float16": 2 * numbers,
+        "bfloat16": 2 * numbers,
+        "float32": 4 * numbers,
+    }
+    weights = tmp_path / "src" / "pytorch_model.bin"
+    assert report.files == {weights.name: weights.stat().st_size}
+    weights.rename(tmp_path / weights.name)  # away from its config.json
+    alone = inspect(tmp_path / weights.name)
+    assert alone.config is None and alone.memory["float16"] == 2 * CONFIG.num_parameters
+
+
+# The hash of what is converted.
+
+
+def test_the_hash_of_several_files_is_that_of_the_lines_that_sha256sum_prints(tmp_path):
+    (tmp_path / "x").mkdir()
+    contents = {"x/b": b"2", "a": b"1" * 99}
+    for name, data in contents.items():
+        (tmp_path / name).write_bytes(data)
+    with SourceHash(tmp_path, [tmp_path / name for name in contents]) as hashed:
+        found = hashed.result()
+    single = {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}
+    assert found["files"] == {
+        name: {"size": len(data), "sha256": single[name]} for name, data in contents.items()
+    }
+    lines = f"{single['a']}  a\n{single['x/b']}  x/b\n"
+    assert found["sha256"] == hashlib.sha256(lines.encode()).hexdigest()
+
+
+def test_a_source_that_cannot_be_read_is_refused_by_its_name(tmp_path):
+    with (
+        SourceHash(tmp_path.parent, [tmp_path]) as hashed,
+        pytest.raises(InputRefusedError, match=f"{tmp_path}: Is a directory"),
+    ):
+        hashed.result()
+
+
+def test_a_hash_waits_for_the_conversion_and_ends_with_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(source_hash, "CHUNK", 4)
+    monkeypatch.setattr(source_hash, "LEAD", 8)
+    (tmp_path / "a").write_bytes(b"1" * 100)
+    with SourceHash(tmp_path, [tmp_path / "a"]) as hashed:
+        for share, reached in ((0, 12), (0.5, 60)):
+            hashed.follow(share)
+            end = time.perf_counter() + 5
+            while hashed._done < reached and time.perf_counter() < end:
+                time.sleep(0.001)
+            assert hashed._done == reached and not hashed._result.done()
+    assert isinstance(hashed._result.exception(), CancelledError)
+
+
+def test_names_that_are_not_utf8_stay_apart():
+    names = [os.fsdecode(name) for name in (b"a\xfe", b"a\xff")]
+    assert list(map(source_hash.printable, names)) == [r"a\xfe", r"a\xff"]

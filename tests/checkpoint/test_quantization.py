@@ -430,3 +430,10 @@ def test_scales_of_float16_may_be_smaller_than_its_normal_numbers():
     values = torch.tensor([[7.5, -3.0] * 16]) * 2.0**-20
     rounded = round_rows(values, Scheme(4, 32), torch.float16)
     assert rounded.scale.item() == 2.0**-20 and rounded.q[0, :2].tolist() == [7, -3]
+
+
+def test_memory_as_stored_is_that_of_the_files_and_of_a_context_in_16_bits(tmp_path):
+    report = inspect(write_quantized(tmp_path, "int8"))
+    cached = 2 * CONFIG.n_layer * CONFIG.n_positions * CONFIG.n_embd
+    assert report.memory["as stored"] == report.nbytes + 2 * cached
+    assert report.memory["float32"] == 4 * (CONFIG.num_parameters + cached)

@@ -1,5 +1,6 @@
 """`kogpt benchmark`: what it counts, what it prints, what it refuses."""
 
+import inspect
 import json
 import os
 import platform
@@ -37,6 +38,7 @@ from kogpt.checkpoint import load_model, write_checkpoint
 from kogpt.commands.benchmark import check_context
 from kogpt.errors import UsageError
 from kogpt.fast import load_fast
+from kogpt.generation import generate as continue_prompts
 from kogpt.model import PRESETS, KoGPT, KoGPTConfig, KVCache
 from tests.cli.test_commands import kogpt, refusal
 
@@ -305,3 +307,30 @@ def test_a_processor_is_told_by_its_name_and_cores():
     name = processor_name()
     known = f": {name}\n" in Path("/proc/cpuinfo").read_text() or name == platform.machine()
     assert known and device_name(torch.device("cpu")) == f"{name}, {os.cpu_count()} cores"
+
+
+def test_a_prompt_is_read_in_pieces_and_every_token_is_waited_for(monkeypatch):
+    model = load_model()
+    prompts = torch.randint(5, 8000, (2, 7), generator=torch.Generator().manual_seed(1))
+    whole, _ = generate(model, prompts, 4, KVCache(11))
+    monkeypatch.setattr(timing, "PREFILL_CHUNK", 3)
+    monkeypatch.setattr(timing, "reads_on", lambda device: True)  # as on a GPU
+    read = []
+    model.transformer.register_forward_hook(lambda *args: read.append(args[2].size(1)))
+    ids, times = generate(model, prompts, 4, KVCache(11))
+    assert torch.equal(ids, whole) and len(times) == 4
+    assert read == [3, 3, 1, 1, 1, 1]
+
+
+def test_every_batch_is_measured_with_every_prompt_the_same_in_each_run(monkeypatch):
+    monkeypatch.setattr(timing, "read_bandwidth", lambda device: 1.0)
+    model = KoGPT(TINY).eval()
+    plan = Plan((1, 2), (3, 5), new_tokens=2, rounds=1)
+    shapes = [(f.batch, f.prompt_tokens) for f in Bench(model).measure(plan)]
+    assert shapes == [(1, 3), (1, 5), (2, 3), (2, 5)]
+    assert torch.equal(Bench(model).prompts(2, 9), Bench(model).prompts(2, 9))
+
+
+def test_prompts_are_read_in_the_pieces_that_generation_reads():
+    asked = inspect.signature(continue_prompts).parameters["prefill_chunk"]
+    assert asked.default == timing.PREFILL_CHUNK

@@ -519,3 +519,49 @@ def test_impossible_sizes_are_refused(model, tokenizer, asked):
 def test_more_alternatives_than_there_are_tokens_are_all_tokens(model, tokenizer):
     result = one(model, tokenizer, seed=1, max_new_tokens=1, logprobs=TINY.vocab_size + 1)
     assert len(result.top_logprobs[0]) == TINY.vocab_size
+
+
+def test_rows_of_a_tensor_are_prompts_and_truth_is_no_id(model, tokenizer):
+    params = SamplingParams(temperature=0, max_new_tokens=2)
+    wanted = generate(model, tokenizer, [[5], [60]], params)
+    assert generate(model, tokenizer, torch.tensor([[5], [60]]), params) == wanted
+    with pytest.raises(ValueError, match="it must be a text or a list of ids"):
+        generate(model, tokenizer, [torch.tensor([True, False])])
+
+
+def widths(model, tokenizer, lengths, **how):
+    """Rows and columns of all that the model reads for prompts of these lengths."""
+    shapes = []
+    handle = model.transformer.register_forward_hook(
+        lambda _module, args, _output: shapes.append(tuple(args[0].shape))
+    )
+    params = SamplingParams(seed=1, max_new_tokens=2, logit_bias={tokenizer.eos_id: -math.inf})
+    generate(model, tokenizer, [[50] * length for length in lengths], params, **how)
+    handle.remove()
+    return shapes
+
+
+def test_a_prompt_is_read_in_pieces_of_the_size_asked_for(model, tokenizer):
+    assert widths(model, tokenizer, [7], prefill_chunk=3) == [(1, 3), (1, 3), (1, 1), (1, 1)]
+
+
+def test_without_a_cache_everything_is_read_again(model, tokenizer):
+    assert widths(model, tokenizer, [7], use_cache=False) == [(1, 7), (1, 8)]
+
+
+def test_prompts_that_are_about_as_long_run_together(model, tokenizer):
+    shapes = widths(model, tokenizer, [9, 2, 8, 3], batch_size=2)
+    assert shapes == [(2, 3), (2, 1), (2, 9), (2, 1)]
+
+
+def test_requests_that_differ_in_their_seed_alone_share_a_processor(model, tokenizer):
+    params = [SamplingParams(seed=1), SamplingParams(seed=2), SamplingParams(seed=1, top_k=3)]
+    requests = make_requests(model, tokenizer, ["가"] * 3, params)
+    first, second, other = (request.processor for request in requests)
+    assert first is second is not other
+
+
+def test_guesses_are_refused_where_one_of_several_prompts_searches(model, tokenizer):
+    params = [SamplingParams(seed=1), SamplingParams(num_beams=2)]
+    with pytest.raises(ValueError, match="num_beams"):
+        generate(model, tokenizer, ["가", "나"], params, speculate=PromptLookup())

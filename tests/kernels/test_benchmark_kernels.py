@@ -1,6 +1,7 @@
 """The benchmark of the kernels runs on a CPU, where its figures mean nothing."""
 
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -115,3 +116,104 @@ def test_without_a_gpu_one_line_says_so():
     done = run()
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == "benchmark_kernels.py: needs a CUDA device\n"
+
+
+def workload(script, kind: str, length: int, batch: int, D: int, seconds: dict) -> object:
+    """One of 8 GB and 4 T operations; the times of each contender are equal in all rounds."""
+    times = {name: [time] * 3 for name, time in seconds.items()}
+    return script.Workload(kind, "", D, length, batch, 4e12, 8e9, times)
+
+
+def test_goals_are_taken_of_the_shapes_and_peers_they_name(script):
+    ours, flash = script.OURS, script.FLASH
+    sizes = script.DRY  # 64 tokens in rows of 16; decodes (1, 48), (2, 24) and (3, 24)
+    apart, alone = f"{flash} + separate ops", f"{flash}, {script.ALONE}"
+    found = [
+        workload(script, "forward", 16, 4, 256, {ours: 0.02, flash: 0.03, "SDPA math": 0.01}),
+        workload(script, "forward", 16, 4, 64, {ours: 9.0, flash: 9.0}),
+        workload(script, "backward", 16, 4, 256, {ours: 0.05, flash: 0.04}),
+        workload(script, "decode", 48, 1, 256, {ours: 16e-6, apart: 24e-6, "x": 1e-6, alone: 1e-6}),
+        workload(script, "decode", 24, 2, 256, {ours: 2e-3}),
+        workload(script, "decode", 24, 3, 256, {ours: 4e-3}),
+    ]
+    goals = script.goals(sizes, script.Ceilings(1.0, 5e12, 1.0), found)[:7]
+    assert [goal.found for goal in goals] == pytest.approx([1.5, 200, 0.8, 1.5, 16, 80, 40])
+    verdicts = ["met", "missed", "missed", "met", "met", "missed", "missed"]
+    assert [goal.verdict for goal in goals] == verdicts
+
+
+def test_the_goals_of_products_count_both_matrices_of_each_block_and_the_head(script):
+    """Of a head that is never in 4 bits."""
+    found = [
+        workload(script, "product", N, M, bits, {script.OURS: time * bits / 16 * (1 + M / 8)})
+        for N, time in ((96, 1e-3), (64, 2e-3), (160, 4e-3))
+        for M in (1, 8)
+        for bits in (16, 8, 4)
+        if (N, bits) != (160, 4)
+    ]
+    goals = list(script.product_goals(script.DRY, found))
+    step = 2 * (1e-3 + 2e-3)  # of two blocks
+    one = 1.125
+    expected = [1 / one / (step + 4e-3), 2 / one / (step + 4e-3), 1 / one / (step / 4 + 2e-3)]
+    assert [goal.found for goal in goals] == pytest.approx([*expected, 8 / 2 / (step + 4e-3)])
+    assert [goal.goal for goal in goals] == [225, 400, 560, 1650]
+    assert next(script.product_goals(script.DRY, found[1:])).verdict == "not measured"
+
+
+def test_buffers_take_four_times_the_cache(script):
+    bench = script.Bench("cpu", script.DRY)
+    bench.cache = 100
+    assert [len(bench.sets(size)) for size in (50, 133, 134, 1000)] == [8, 4, 3, 2]
+
+
+def test_the_fastest_peer_is_one_that_does_all_that_ours_does(script):
+    times = {script.OURS: 1.0, "a": 3.0, "b": 2.0, f"b, {script.ALONE}": 0.5}
+    found = workload(script, "decode", 48, 1, 256, times)
+    assert (found.best_peer(), found.best_peer("a"), found.best_peer("c")) == ("b", "a", None)
+
+
+def test_ceilings_and_shapes_count_their_bytes_and_operations(script, monkeypatch):
+    monkeypatch.setattr(script.Bench, "median", lambda *_: 2.0)
+    monkeypatch.setattr(script.Bench, "compare", lambda *_: None)
+    bench = script.Bench("cpu", script.DRY)  # 2 heads, 64 tokens
+    size = 4 << 12
+    assert script.measure_ceilings(bench) == script.Ceilings(size, size / 2, 32**3)
+    one = 2 * 64 * 2 * 256  # bytes of each of queries, keys, values and so on
+    forward, backward = script.measure_prefill(bench, 256, 16)
+    assert (forward.flops, forward.traffic) == (2 * 4 * 2 * 16**2 * 256, 4 * one)
+    assert (backward.flops, backward.traffic) == (2.5 * forward.flops, 8 * one)
+    packed, _ = script.measure_prefill(bench, 256, 16, 8)
+    assert (packed.flops, packed.traffic) == (forward.flops / 2, 4 * one)
+    (decode,) = script.measure_decode(bench, 3, 24)
+    assert (decode.flops, decode.traffic) == (4 * 3 * 2 * 24 * 256, 2 * 2 * 3 * 2 * 24 * 256)
+    *_, product = script.measure_products(bench, 8, 64, 256)  # of 8 rows
+    weights = 64 * 256 + 2 * 64  # with a scale of 16 bits for each output
+    assert product.flops == 2 * 8 * 64 * 256
+    assert product.traffic == weights + 2 * 8 * (64 + 256)
+
+
+@pytest.mark.parametrize(
+    ("kind", "speed"),
+    [
+        ("forward", "2000.0 TFLOP/s | 25.0%"),
+        ("backward", "2000.0 TFLOP/s | 25.0%"),
+        ("decode", "4000 GB/s | 50.0%"),
+        ("product", "4000 GB/s | 50.0%"),
+    ],
+)
+def test_what_reads_is_held_against_the_read_ceiling(script, kind, speed):
+    found = workload(script, kind, 16, 4, 256, {script.OURS: 2e-3, "a": 3e-3})
+    ours, theirs = script.rows(found, script.Ceilings(1.0, 8e12, 8e15))
+    assert ours == f"| {kind} |  | {script.OURS} | 2000.0 us |  | {speed} |"
+    assert theirs.startswith(f"| {kind} |  | a | 3000.0 us | 1.50 |")
+
+
+def test_a_run_that_met_a_fault_says_so_to_the_shell(script, monkeypatch):
+    def part() -> Iterator:
+        yield from ()
+        raise AssertionError("dq is wrong")
+
+    monkeypatch.setattr(sys, "argv", ["benchmark_kernels.py", "--dry-run"])
+    for some, code in (([("a", part())], script.FAILED), ([], 0)):
+        monkeypatch.setattr(script, "parts", lambda bench, some=some: some)
+        assert script.main() == code

@@ -148,3 +148,15 @@ def test_an_example_may_fill_the_room_to_the_last_token():
     (text,) = Classification(tokenizer, (5, 6), 99, task).example(read).texts
     assert Classification(tokenizer, (5, 6), len(text), task).example(read) is not None
     assert Classification(tokenizer, (5, 6), len(text) - 1, task).example(read) is None
+
+
+def test_an_epoch_is_laid_out_once_for_all_its_steps():
+    plan = Plan(LENGTHS, 8, seed=0)
+    assert plan._epoch(1) is plan._epoch(1)
+
+
+def test_a_part_of_an_epoch_is_one_of_the_steps_of_that_very_epoch():
+    plan = Plan(LENGTHS, 1, seed=1, room=40)
+    first, second = (plan._steps_of(epoch) for epoch in range(2))
+    assert abs(first - second) > 1  # packed in another order, it has other rows
+    assert plan.num_steps(1.9) == first + round(0.9 * second) != first + round(0.9 * first)

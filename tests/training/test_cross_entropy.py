@@ -189,3 +189,31 @@ def test_it_is_no_slower_than_the_whole_matrix():
             hidden.grad, head.weight.grad = None, None
     # A quarter of room for what else the machine does.
     assert median(seconds["chunked"]) <= 1.25 * median(seconds["plain"])
+
+
+class Sum(nn.Module):
+    """Its weight is the sum of two, whose gradients are one tensor; a third is not used."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.unused = (nn.Parameter(torch.randn(V, C)) for _ in range(3))
+
+    def forward(self, x):
+        return F.linear(x, self.a + self.b)
+
+
+def test_a_gradient_that_two_parameters_share_is_added_once_to_each_and_none_is_made_up():
+    hidden, _, targets = make(torch.float32)
+    head = Sum()
+    chunked_cross_entropy(hidden, head, targets, 5).backward()
+    a, b = torch.autograd.grad(plain(hidden, head, targets), (head.a, head.b))
+    torch.testing.assert_close(head.a.grad, a, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(head.b.grad, b, rtol=1e-5, atol=1e-6)
+    assert head.unused.grad is None
+
+
+def test_the_loss_of_narrow_logits_is_computed_in_float32():
+    hidden, head, targets = make(torch.bfloat16, vocabulary=1000, tokens=200)
+    wanted = plain(hidden, head, targets)
+    loss = chunked_cross_entropy(hidden, head, targets, 16)
+    torch.testing.assert_close(loss, wanted, rtol=1e-6, atol=0)
