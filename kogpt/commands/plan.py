@@ -7,9 +7,9 @@ import torch
 
 from kogpt.architecture import load_architecture
 from kogpt.box import BOX
-from kogpt.checkpoint import open_checkpoint
 from kogpt.checkpoint.convert import GROUP_SIZE
 from kogpt.checkpoint.dtypes import compute_dtype
+from kogpt.checkpoint.headers import read_headers
 from kogpt.checkpoint.quantization import Quantization
 from kogpt.checkpoint.resources import available_memory
 from kogpt.cli import SHORTAGE
@@ -23,8 +23,7 @@ from kogpt.commands.common import (
     usage_errors,
 )
 from kogpt.errors import UsageError
-from kogpt.model import KoGPT, KoGPTConfig
-from kogpt.model.variants import find_config, is_shape
+from kogpt.model import KoGPTConfig
 from kogpt.parallel.tensor import check_divides
 from kogpt.training.config import FULL, P_TUNING, PROMPT_TUNING, QLORA, FinetuningConfig
 from kogpt.training.planning import INFERENCE, Work, plan
@@ -58,7 +57,8 @@ def find_work(args: argparse.Namespace, gpus: int) -> Work:
     if args.quantize and args.method not in (QLORA, INFERENCE):
         raise UsageError("argument --quantize: only with --method inference or qlora")
     own = load_architecture(args.architecture)
-    shape, quantization, stored = find_model(args.model or str(BOX), own)
+    shape, dtype, quantization = read_headers(args.model or str(BOX), own)
+    stored = dtype or torch.bfloat16  # as it would be written
     if args.quantize:
         quantization = Quantization.of(args.quantize, GROUP_SIZE, zero_points=False)
     elif args.method == QLORA and quantization is None:
@@ -103,19 +103,6 @@ def check_length(config: FinetuningConfig, most: int) -> None:
         raise ValueError(
             f"sequence is {length}, it must be above the {config.virtual_tokens} virtual tokens"
         )
-
-
-def find_model(
-    name: str, model_class: type[KoGPT] | None
-) -> tuple[KoGPTConfig, Quantization | None, torch.dtype]:
-    """Shape of a preset, a `config.json` or a checkpoint, and how its matrices and all else are
-    stored; what is not stored yet would be in bfloat16.
-    """
-    if is_shape(name):
-        return find_config(name, model_class), None, torch.bfloat16
-    with open_checkpoint(name, model_class) as reader:
-        reader.check(reader.require_config())
-        return reader.require_config(), reader.quantization, reader.stored_dtype
 
 
 def find_limit(memory: str | None, gpus: int) -> int | None:

@@ -7,10 +7,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from kogpt.checkpoint.dtypes import dtype_name
+from kogpt.checkpoint.headers import read_headers
 from kogpt.checkpoint.names import Shapes, count_parameters, expand
-from kogpt.checkpoint.reader import open_checkpoint
-from kogpt.model import KoGPT, KoGPTConfig
-from kogpt.model.variants import class_of, find_config, is_shape
+from kogpt.model import KoGPT
+from kogpt.model.variants import class_of
 from kogpt.textfiles import aligned
 
 # Settings that a model's function does not depend on, once it is trained.
@@ -54,7 +54,8 @@ def find_model(name: str | os.PathLike[str], model_class: type[KoGPT] | None = N
     Raises:
         InputRefusedError: it cannot be read, or a checkpoint is not what its config says.
     """
-    config, stored = _find_config(str(name), model_class)
+    config, dtype, quantization = read_headers(name, model_class)
+    stored = None if dtype is None else str(quantization or dtype_name(dtype))
     model_class = model_class or class_of(config)
     implied = {name: getattr(config, value) for name, value in IMPLIED.items()}
     settings = {
@@ -63,16 +64,6 @@ def find_model(name: str | os.PathLike[str], model_class: type[KoGPT] | None = N
     }
     shapes, parameters = expand(config, model_class), count_parameters(config, model_class)
     return Model(str(name), model_class, settings, shapes, parameters, stored)
-
-
-def _find_config(name: str, model_class: type[KoGPT] | None) -> tuple[KoGPTConfig, str | None]:
-    """The shape, and how a checkpoint keeps its matrices."""
-    if is_shape(name):
-        return find_config(name, model_class), None
-    with open_checkpoint(name, model_class) as reader:
-        reader.check(reader.require_config())
-        stored = dtype_name(reader.stored_dtype)
-        return reader.require_config(), str(reader.quantization or stored)
 
 
 @dataclass(frozen=True)
