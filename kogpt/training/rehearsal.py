@@ -122,13 +122,12 @@ def _by_rows(of: Callable[[int], Peaks], stage: Stage, rows: int, length: int) -
 def _by_length(stage: Stage, run: Callable[[Stage, MemoryTracker], None]) -> Peaks:
     if stage.shape.n_layer <= 3 or stage.model_class is not None:  # whose blocks may differ
         return _rehearse(stage, run)
-    two, three = (
-        _rehearse(
-            dataclasses.replace(stage, shape=dataclasses.replace(stage.shape, n_layer=n)), run
-        )
-        for n in (2, 3)
-    )
+    two, three = (_rehearse(_of_layers(stage, layers), run) for layers in (2, 3))
     return _line(two, three, stage.shape.n_layer - 2)
+
+
+def _of_layers(stage: Stage, layers: int) -> Stage:
+    return dataclasses.replace(stage, shape=dataclasses.replace(stage.shape, n_layer=layers))
 
 
 def _line(first: Peaks, second: Peaks, steps: float) -> Peaks:
@@ -267,16 +266,23 @@ def make_model(stage: Stage, dtype: torch.dtype) -> KoGPT:
 
 def bytes_of_integers(stage: Stage) -> int:
     """What matrices take that are stored as integers, their scales among it."""
-    with empty_tensors(stage.gpu):
-        model = make_model(stage, torch.bfloat16)
+    if stage.quantization is None:
+        return 0
+
+    def count(layers: int) -> int:
+        model = make_model(_of_layers(stage, layers), torch.bfloat16)
         frozen = [part for part in model.modules() if isinstance(part, FrozenLinear)]
         return sum(buffer.nbytes for part in frozen for buffer in part.buffers(recurse=False))
+
+    with empty_tensors(stage.gpu):
+        one, two = count(1), count(2)
+    return one + (stage.shape.n_layer - 1) * (two - one)
 
 
 def bytes_of_prompt(stage: Stage, config: FinetuningConfig) -> int:
     """What a soft prompt takes, with the network that computes it."""
     with empty_tensors(stage.gpu):
-        model = make_model(stage, base_dtype(config))
+        model = make_model(_of_layers(stage, 1), base_dtype(config))  # of which it knows nothing
         attach_method(model, config, outputs=0)
         return sum(parameter.nbytes for parameter in trained(model).values())
 
@@ -304,16 +310,22 @@ def empty_tensors(gpu: bool) -> Iterator[MemoryTracker]:
         if gpu:
             stack.enter_context(suppose_gpu())
         stack.enter_context(FakeTensorMode())
+        tracker = stack.enter_context(MemoryTracker())
         stack.enter_context(_Guesses())
-        yield stack.enter_context(MemoryTracker())
+        yield tracker
 
 
 class _Guesses(TorchDispatchMode):
-    """Answers what depends on contents: a number is 1, and as many as there can be are not zero."""
+    """Answers what depends on contents: a number is 1, and as many as there can be are not zero.
+
+    And what is asked for most, which makes no tensor: where one is.
+    """
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
+        if func is torch.ops.prim.device.default:
+            return args[0].fake_device
         if func is torch.ops.aten._local_scalar_dense.default:
             return 1
         if func is torch.ops.aten.nonzero.default:
