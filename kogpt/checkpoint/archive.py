@@ -60,7 +60,7 @@ class Archive:
                 self._check_frame(infos)
                 self.members = self._check_members(infos, allowed, archive.start_dir)
         except DAMAGED as error:
-            raise InputRefusedError(f"{path}: {error}") from None
+            raise InputRefusedError(f"{path}: damaged or cut short: {error}") from None
 
     def read(self, name: str, limit: int) -> bytes:
         """All bytes of a member.

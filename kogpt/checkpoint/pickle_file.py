@@ -8,12 +8,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from kogpt.checkpoint.files import read_rows
 from kogpt.checkpoint.pickle_guard import StoredTensor, describe
 from kogpt.errors import InputRefusedError
 
 
 class PickleFile:
-    """An open file. Only `read` maps it into memory; nothing is held beyond that."""
+    """A file of which tensors are read; nothing is held beyond that."""
 
     def __init__(self, path: Path) -> None:
         """Reads what the file says it holds.
@@ -22,7 +23,8 @@ class PickleFile:
             InputRefusedError: it holds anything but plain weights.
         """
         self.path = path
-        self.tensors: Mapping[str, StoredTensor] = describe(path)
+        self.tensors: Mapping[str, StoredTensor]
+        self.tensors, self._starts = describe(path)
 
     @property
     def paths(self) -> list[Path]:
@@ -32,8 +34,17 @@ class PickleFile:
         self.__dict__.pop("_mapped", None)
 
     def read(self, name: str, rows: slice = slice(None)) -> Tensor:
-        """A tensor, or a range of its first dimension; a view of the mapped file."""
-        return self._mapped[name][rows] if self.tensors[name].shape else self._mapped[name]
+        """A tensor, or a range of its first dimension.
+
+        Raises:
+            InputRefusedError: the file has become shorter since it was opened.
+        """
+        tensor = self.tensors[name]
+        if not tensor.is_contiguous:  # as transposed ones, of which rows lie all over the storage
+            return self._mapped[name][rows] if tensor.shape else self._mapped[name]
+        start = self._starts[tensor.storage.key] + tensor.offset * tensor.dtype.itemsize
+        with self.path.open("rb", buffering=0) as file:
+            return read_rows(file, tensor.dtype, tensor.shape, start, rows, f"{self.path}: {name}")
 
     @cached_property
     def _mapped(self) -> dict[str, Tensor]:

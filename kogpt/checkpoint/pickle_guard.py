@@ -4,7 +4,7 @@ A pickle is a program. This module follows that program on paper: it knows the f
 and the few names that a file of weights needs, builds plain descriptions where the program would
 build objects, and refuses everything else. Nothing is imported, called or allocated on behalf of
 the file, so it may say what it likes. What comes out also serves to look at a file's contents
-without loading torch storages.
+without loading torch storages; contiguous tensors are then read as the bytes they are.
 
 A file of weights is a zip archive with uncompressed members: `NAME/data.pkl`, the program, and
 one `NAME/data/KEY` for each storage.
@@ -69,6 +69,16 @@ class StoredTensor:
     def dtype(self) -> torch.dtype:
         return self.storage.dtype
 
+    @property
+    def is_contiguous(self) -> bool:
+        """Whether its values lie one after the other in the storage."""
+        step = 1
+        for size, stride in zip(reversed(self.shape), reversed(self.stride), strict=True):
+            if size != 1 and stride != step:
+                return False
+            step *= size
+        return True
+
 
 @dataclass(frozen=True)
 class Global:
@@ -77,8 +87,8 @@ class Global:
     name: str
 
 
-def describe(path: Path) -> dict[str, StoredTensor]:
-    """The tensors of a `torch.save` file, by name.
+def describe(path: Path) -> tuple[dict[str, StoredTensor], dict[str, int]]:
+    """The tensors of a `torch.save` file, by name, and where storages begin in it, by key.
 
     Raises:
         InputRefusedError: the archive or its program is anything but plain weights.
@@ -95,10 +105,12 @@ def describe(path: Path) -> dict[str, StoredTensor]:
     if byteorder in archive.members and archive.read(byteorder, 16) != b"little":
         raise InputRefusedError(f"{path}: not written on a little-endian machine")
     tensors = Interpreter(str(path)).run(archive.read(f"{top}/data.pkl", MAX_PICKLE))
+    starts = {}
     for name, tensor in tensors.items():
-        key = f"{top}/data/{tensor.storage.key}"
-        _check_storage(tensor.storage, archive.members.get(key), f"{path}: {name}")
-    return tensors
+        key = tensor.storage.key
+        member = archive.members.get(f"{top}/data/{key}")
+        starts[key] = _start_of(tensor.storage, member, f"{path}: {name}")
+    return tensors, starts
 
 
 def _refuse_old_formats(path: Path) -> None:
@@ -115,7 +127,7 @@ def _refuse_old_formats(path: Path) -> None:
         raise InputRefusedError(f"{path}: not a torch.save file")
 
 
-def _check_storage(storage: Storage, member: Member | None, what: str) -> None:
+def _start_of(storage: Storage, member: Member | None, what: str) -> int:
     needed = storage.numel * storage.dtype.itemsize
     if member is None:
         raise InputRefusedError(f"{what}: its storage data/{storage.key} is missing")
@@ -123,6 +135,7 @@ def _check_storage(storage: Storage, member: Member | None, what: str) -> None:
         raise InputRefusedError(
             f"{what}: its storage data/{storage.key} holds {member.size} bytes, not {needed}"
         )
+    return member.offset
 
 
 class Interpreter:

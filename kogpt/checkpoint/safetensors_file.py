@@ -26,6 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kogpt.checkpoint.files import read_exactly, read_rows
 from kogpt.errors import InputRefusedError
 from kogpt.jsonfiles import parse_json
 from kogpt.textfiles import brief
@@ -111,16 +112,8 @@ class SafetensorsFile:
             InputRefusedError: the file has become shorter since it was opened.
         """
         entry = self.header.entries[name]
-        shape, skipped = entry.shape, 0
-        if shape:
-            start, stop, _ = rows.indices(shape[0])
-            shape = (max(stop - start, 0), *shape[1:])
-            skipped = start * math.prod(shape[1:]) * entry.dtype.itemsize
-        result = torch.empty(shape, dtype=entry.dtype, device="cpu")
-        offset = self.header.data_start + entry.begin + skipped
-        if result.numel():
-            self.read_into(result.view(-1).view(torch.uint8).numpy().data, offset, name)
-        return result
+        start, what = self.header.data_start + entry.begin, f"{self.path}: {name}"
+        return read_rows(self._file, entry.dtype, entry.shape, start, rows, what)
 
     def map(self, name: str) -> Tensor | None:
         """A tensor whose memory is the system's cache of the file; outlives this object.
@@ -160,19 +153,6 @@ class SafetensorsFile:
         twin._file = os.fdopen(os.dup(self._file.fileno()), "rb", buffering=0)
         return twin
 
-    def read_into(self, buffer: memoryview, offset: int, name: str) -> None:
-        """Fills a buffer with the bytes of tensor `name` from an offset of the file on.
-
-        Raises:
-            InputRefusedError: the file ends before.
-        """
-        while buffer:
-            # At an offset of its own, so that threads may read at once.
-            count = os.preadv(self._file.fileno(), [buffer], offset)
-            if not count:
-                raise InputRefusedError(f"{self.path}: {name} ends early: the file was truncated")
-            buffer, offset = buffer[count:], offset + count
-
 
 class StoredRows:
     """Rows of a matrix (N, K) that stay in their file until they are looked up.
@@ -203,7 +183,8 @@ class StoredRows:
         for place, row in zip(places, rows.view(torch.uint8).numpy(), strict=True):
             if not 0 <= place < N:
                 raise IndexError(f"{self._name} has {N} rows, none is {place}")
-            self._file.read_into(row.data, self._start + place * row.nbytes, self._name)
+            offset, what = self._start + place * row.nbytes, f"{self._file.path}: {self._name}"
+            read_exactly(self._file._file, row.data, offset, what)
         return rows.view(*ids.shape, K)
 
 

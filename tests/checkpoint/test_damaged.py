@@ -329,6 +329,18 @@ def test_a_missing_source_is_refused(tmp_path):
         load_model(tmp_path / "nowhere")
 
 
+@pytest.mark.parametrize("good", [good_bin, good_safetensors])
+def test_a_file_that_becomes_shorter_while_it_is_open_is_refused(tmp_path, good):
+    """A mapping would kill the process."""
+    write_config(tmp_path)
+    path = good(tmp_path)
+    with open_checkpoint(tmp_path) as reader:
+        reader.read("transformer.wte.weight")
+        os.truncate(path, 1000)
+        with pytest.raises(InputRefusedError, match=f"{path.name}: lm_head.weight ends early"):
+            reader.read("lm_head.weight")
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
 def test_an_unreadable_file_is_refused(tmp_path):
     good_bin(tmp_path).chmod(0)

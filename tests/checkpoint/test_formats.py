@@ -11,6 +11,7 @@ import torch
 
 from kogpt.checkpoint import ConversionOptions, convert, inspect, load_model, open_checkpoint
 from kogpt.checkpoint.names import expand
+from kogpt.checkpoint.pickle_file import PickleFile
 from kogpt.errors import InputRefusedError
 from kogpt.model import PRESETS, KoGPT
 from tests.checkpoint.tiny import CONFIG, tiny_state, write_config, write_released
@@ -246,3 +247,31 @@ def test_a_mesh_checkpoint_without_one_archive_is_refused(tmp_path, mesh_config)
     (tmp_path / "src" / "shard_1" / "2.npz").unlink()
     with pytest.raises(InputRefusedError, match="shard_1/2.npz: missing"):
         open_checkpoint(tmp_path / "src")
+
+
+VIEWS = {
+    "whole": torch.arange(24.0).view(4, 6),
+    "later": torch.arange(60.0).view(10, 6)[3:7],
+    "transposed": torch.arange(24.0).view(6, 4).T,
+    "every other": torch.arange(48.0).view(8, 6)[::2],
+    "columns": torch.arange(48.0).view(4, 12)[:, 3:9],
+    "expanded": torch.arange(6.0).expand(4, 6),
+    "one row": torch.arange(12.0).view(2, 6).T[2:3],
+    "empty": torch.empty(0, 6),
+    "bits": torch.arange(24).view(4, 6) % 2 == 0,
+    "number": torch.tensor(7.0),
+}
+
+
+@pytest.mark.parametrize("name", VIEWS)
+def test_a_view_is_read_from_a_pickle_as_it_was_saved(tmp_path, name):
+    """Those whose values lie one after the other as bytes, without torch."""
+    torch.save(VIEWS, tmp_path / "views.bin")
+    file, view = PickleFile(tmp_path / "views.bin"), VIEWS[name]
+    assert file.tensors[name].is_contiguous is view.is_contiguous()
+    assert torch.equal(file.read(name), view) and file.read(name).dtype is view.dtype
+    if view.ndim:
+        for rows in (slice(0, 2), slice(1, 3), slice(2, 99), slice(3, 1)):
+            assert torch.equal(file.read(name, rows), view[rows])
+    assert ("_mapped" in vars(file)) is not view.is_contiguous()
+    file.close()
