@@ -14,7 +14,9 @@ MAX_JSON_BYTES = 16 << 20
 MAX_MODEL_BYTES = 8 << 20
 MAX_COMPANION_BYTES = 4 << 20
 
-COMPANIONS = ("special_tokens_map.json", "tokenizer_config.json")  # the first has precedence
+# Of each kind of file the first has precedence.
+COMPANIONS = ("special_tokens_map.json", "tokenizer_config.json")
+MODEL_FILES = ("generation_config.json", "config.json")
 
 
 @dataclass(frozen=True)
@@ -24,12 +26,13 @@ class Companions:
     Attributes:
         files: Those of the files that exist.
         names: Special pieces by role: {"bos": "[BOS]", ...}.
-        add_bos: Whether the beginning of a text is to be marked (`add_bos_token`).
+        add_bos: Whether the beginning of a text is to be marked (`add_bos_token`); None if they
+            do not tell.
     """
 
     files: list[Path]
     names: dict[str, str]
-    add_bos: bool
+    add_bos: bool | None
 
 
 def read_limited(path: Path, limit: int) -> bytes:
@@ -55,8 +58,29 @@ def read_companions(directory: Path) -> Companions:
     names: dict[str, str] = {}
     for path, content in reversed(list(zip(files, contents, strict=True))):
         names |= _names(path, content)
-    add_bos = any(content.get("add_bos_token") is True for content in contents)
+    told = [content.get("add_bos_token") for content in contents]
+    add_bos = True if True in told else False if False in told else None
     return Companions(files, names, add_bos)
+
+
+def read_ids(directory: Path, vocab_size: int) -> dict[str, int]:
+    """Special ids by role that the files of a model name: {"bos": 0, ...}.
+
+    Args:
+        directory: Folder of the model; without files about it, it names none.
+        vocab_size: Of the tokenizer. Others are no ids of it: many files are careless.
+    """
+    ids: dict[str, int] = {}
+    for path in map(directory.joinpath, MODEL_FILES):
+        if not path.exists():
+            continue
+        content = parse_json_object(read_limited(path, MAX_COMPANION_BYTES), path)
+        for role in ("bos", "eos", "pad"):
+            value = content.get(f"{role}_token_id")
+            id = value[0] if isinstance(value, list) and value else value
+            if type(id) is int and 0 <= id < vocab_size:
+                ids.setdefault(role, id)
+    return ids
 
 
 def _names(path: Path, content: dict[str, Any]) -> dict[str, str]:

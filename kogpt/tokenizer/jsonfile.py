@@ -51,7 +51,17 @@ class JSONTokenizer(Tokenizer):
         self.special_ids = frozenset(
             id for id, token in backend.get_added_tokens_decoder().items() if token.special
         )
-        self._resolve_special(companions.names, companions.add_bos)
+        self._resolve_special(companions.names, add_bos=True)
+        told = companions.add_bos
+        self.add_bos = self.add_bos and (self._puts_bos_before_texts() if told is None else told)
+
+    def _puts_bos_before_texts(self) -> bool:
+        """Whether the library does, by the file's template."""
+        first, plain = (
+            self._backend.encode("a", add_special_tokens=special).ids[:1]
+            for special in (True, False)
+        )
+        return first == [self.bos_id] != plain
 
     def piece_to_id(self, piece: str) -> int | None:
         return self._backend.token_to_id(piece)

@@ -40,7 +40,7 @@ class SentencePieceTokenizer(Tokenizer):
         self.files = [path, *companions.files]
         self.vocab_size = self._backend.vocab_size()
         self.special_ids = frozenset(filter(self._backend.is_control, range(self.vocab_size)))
-        self._resolve_special(self._names_in_model() | companions.names, companions.add_bos)
+        self._resolve_special(self._names_in_model() | companions.names, bool(companions.add_bos))
         self._special = {self.id_to_piece(id): [id] for id in self.special_ids}
         self._fixed = self._spelled_space_symbol()  # text with ids that are not the library's
 

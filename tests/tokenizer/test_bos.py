@@ -3,6 +3,8 @@
 import json
 
 import pytest
+import tokenizers
+from tokenizers.processors import TemplateProcessing
 
 from kogpt.tokenizer import load_tokenizer
 from tests.tokenizer.conftest import write_byte_level
@@ -30,3 +32,63 @@ def test_texts_cannot_follow_a_bos_that_the_files_do_not_name(tmp_path):
 
 def test_the_model_in_the_box_was_trained_on_texts_that_follow_bos():
     assert load_tokenizer().add_bos
+
+
+@pytest.mark.parametrize(
+    ("template", "says", "expected"),
+    [
+        ("[BOS] $A", None, True),
+        ("[BOS] $A [EOS]", None, True),
+        ("[BOS] $A", False, False),
+        ("$A [BOS]", None, False),
+        ("$A", True, True),
+    ],
+)
+def test_a_template_says_it_where_nothing_else_does(template, says, expected, tmp_path):
+    write_byte_level(tmp_path)
+    path = str(tmp_path / "tokenizer.json")
+    library = tokenizers.Tokenizer.from_file(path)
+    special = [(piece, library.token_to_id(piece)) for piece in ("[BOS]", "[EOS]")]
+    library.post_processor = TemplateProcessing(template, special_tokens=special)
+    library.save(path)
+    config = {} if says is None else {"add_bos_token": says}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    tokenizer = load_tokenizer(tmp_path)
+    assert tokenizer.add_bos is expected
+    assert tokenizer.encode("한국어") == library.encode("한국어", add_special_tokens=False).ids
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({"config.json": {"bos_token_id": 4, "eos_token_id": 5}}, (4, 5, None)),
+        ({"config.json": {"eos_token_id": 5, "pad_token_id": 6}}, (None, 5, 6)),
+        (
+            {
+                "config.json": {"bos_token_id": 4, "eos_token_id": 5},
+                "generation_config.json": {"eos_token_id": [7, 8]},
+            },
+            (4, 7, None),
+        ),
+        ({"config.json": {"bos_token_id": -1, "eos_token_id": 50256}}, (None, None, None)),
+        ({"config.json": {"bos_token_id": True, "eos_token_id": []}}, (None, None, None)),
+        ({}, (None, None, None)),
+    ],
+)
+def test_the_models_files_name_the_ends_that_the_tokenizers_do_not(files, expected, tmp_path):
+    write_byte_level(tmp_path)
+    (tmp_path / "special_tokens_map.json").unlink()
+    for name, content in files.items():
+        (tmp_path / name).write_text(json.dumps(content))
+    tokenizer = load_tokenizer(tmp_path)
+    assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id) == expected
+    assert not tokenizer.add_bos
+
+
+def test_what_the_tokenizers_files_name_goes_before_the_models(tmp_path):
+    write_byte_level(tmp_path)
+    (tmp_path / "special_tokens_map.json").write_text(json.dumps({"eos_token": "[EOS]"}))
+    (tmp_path / "config.json").write_text(json.dumps({"bos_token_id": 4, "eos_token_id": 5}))
+    tokenizer = load_tokenizer(tmp_path)
+    assert tokenizer.bos_id is None
+    assert tokenizer.eos_id == tokenizer.piece_to_id("[EOS]") != 5
