@@ -233,10 +233,11 @@ class _Job:
             refuse_existing(self.dst)
             missing = self.nbytes - staged_bytes(self.dst)
             require_disk(self.dst, missing + ROOM_FOR_SMALL_FILES)
-            with Staging(self.dst, self._plan()) as staging:
-                self._write(staging, source)
+            plan = self._plan()
+            with Staging(self.dst, plan) as staging:
+                self._write(staging, source, plan["source"])
 
-    def _write(self, staging: Staging, source: SourceHash) -> None:
+    def _write(self, staging: Staging, source: SourceHash, begun: dict[str, list[int]]) -> None:
         done = 0
         with byte_bar(self.nbytes, self.options.quiet) as bar:
 
@@ -255,6 +256,7 @@ class _Job:
                 progress=progress,
             )
         hashes = source.result()
+        self._refuse_changed(begun)
         metadata = {**self.metadata, "source_sha256": hashes["sha256"]}
         finish(
             staging,
@@ -276,9 +278,8 @@ class _Job:
 
     def _plan(self) -> dict[str, Any]:
         """All that determines the bytes of the result, to tell whether a rest can be resumed."""
-        stats = {printable(path): path.stat() for path in self.reader.files}
         plan = {
-            "source": {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()},
+            "source": self._source(),
             "shards": {shard.name: [spec.name for spec in shard.tensors] for shard in self.shards},
             "dtype": dtype_name(self.dtype),
             "config": self.config.to_dict(),
@@ -287,6 +288,19 @@ class _Job:
             "nonfinite": list(self.options.allow_nonfinite),
         }
         return json.loads(to_json(plan))
+
+    def _source(self) -> dict[str, list[int]]:
+        """By which a file that was changed is known: its size, and when it was written."""
+        stats = {printable(path): path.stat() for path in self.reader.files}
+        return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}
+
+    def _refuse_changed(self, begun: dict[str, list[int]]) -> None:
+        """Refuses files that were written to while they were read, as by a download: what was
+        hashed need not be what was converted.
+        """
+        for name, state in self._source().items():
+            if state != begun[name]:
+                raise InputRefusedError(f"{name}: was changed while it was read")
 
     def _is_complete(self, source: SourceHash) -> bool:
         """Whether `dst` is already what this conversion would write."""

@@ -122,12 +122,13 @@ def _require_inside(index: Path, name: str) -> None:
     path = index.parent / name
     require_regular(path)
     target, folder = Path(os.path.realpath(path)), Path(os.path.realpath(index.parent))
-    if target.parent not in (folder, _blobs(folder)):
-        raise InputRefusedError(f"{index}: {name} is a link that leaves the folder")
+    if target.parent != folder and not _is_blob(target):
+        raise InputRefusedError(
+            f"{index}: {name} is a link that leaves the folder; if that is meant, copy the file"
+            " here (cp -L)"
+        )
 
 
-def _blobs(folder: Path) -> Path | None:
-    """Where the cache of the Hugging Face Hub keeps the files that this snapshot links to."""
-    repository = folder.parent.parent
-    in_cache = folder.parent.name == "snapshots" and repository.name.startswith("models--")
-    return repository / "blobs" if in_cache else None
+def _is_blob(path: Path) -> bool:
+    """Whether a file is one of the Hugging Face Hub's cache, to which its folders link."""
+    return path.parent.name == "blobs" and path.parent.parent.name.startswith("models--")

@@ -31,6 +31,7 @@ COMPANIONS = (
     "tokenizer.model",
     "chat_template.jinja",
     "generation_config.json",
+    *("LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE", "NOTICE.txt", "NOTICE.md"),
 )
 
 

@@ -1,10 +1,13 @@
 """`kogpt convert`: turn a released checkpoint into a safe folder."""
 
 import argparse
+from pathlib import Path
 
 from kogpt.checkpoint import ConversionOptions, convert
-from kogpt.commands.common import parse_size, print_report, usage_errors
+from kogpt.commands.common import parse_size, print_report, say, usage_errors
+from kogpt.errors import KoGPTError
 from kogpt.model.variants import find_config
+from kogpt.tokenizer import load_tokenizer
 
 
 def run(args: argparse.Namespace) -> None:
@@ -23,4 +26,19 @@ def run(args: argparse.Namespace) -> None:
             dry_run=args.dry_run,
             quiet=args.json,
         )
-    print_report(convert(args.source, args.destination, options), args.json)
+    report = convert(args.source, args.destination, options)
+    print_report(report, args.json)
+    tell_of_tokenizer(Path(args.source), report.config["vocab_size"])
+
+
+def tell_of_tokenizer(source: Path, vocab_size: int) -> None:
+    """Says what will keep the result from reading text."""
+    try:
+        tokenizer = load_tokenizer(source if source.is_dir() else source.parent)
+    except KoGPTError as error:
+        return say(f"note: the weights are fine, but no text can be read: {error}")
+    if tokenizer.vocab_size > vocab_size:
+        say(
+            "note: the weights are fine, but no text can be read:"
+            f" the tokenizer has {tokenizer.vocab_size} ids, the model {vocab_size}"
+        )

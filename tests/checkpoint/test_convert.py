@@ -287,6 +287,14 @@ def test_tokenizer_files_are_copied_and_licences_noted(tmp_path):
         assert sha.stdout.startswith(manifest["source"]["sha256"])
 
 
+def test_a_licence_that_lies_beside_the_weights_goes_along(tmp_path):
+    write_released(tmp_path / "src")
+    (tmp_path / "src" / "LICENSE").write_text("CC0")
+    convert(tmp_path / "src", tmp_path / "dst")
+    assert (tmp_path / "dst" / "LICENSE").read_text() == "CC0"
+    verify(tmp_path / "dst")
+
+
 def test_a_class_of_tokenizer_goes_along(tmp_path):
     """Others open the tokenizer by it where no file of the tokenizer's names a class."""
     write_released(tmp_path / "src")
@@ -582,6 +590,23 @@ def test_a_source_that_cannot_be_read_is_refused_by_its_name(tmp_path):
         pytest.raises(InputRefusedError, match=f"{tmp_path}: Is a directory"),
     ):
         hashed.result()
+
+
+@pytest.mark.parametrize("late", [lambda path: path.write_bytes(b""), os.utime])
+def test_a_source_that_is_written_to_meanwhile_is_refused(tmp_path, monkeypatch, late):
+    """As by a download: what was hashed need not be what was converted."""
+    write_released(tmp_path / "src")
+    source, write = tmp_path / "src" / "pytorch_model.bin", convert_module.write_shards
+
+    def write_and_change(*args, **kwargs):
+        records = write(*args, **kwargs)
+        late(source)
+        return records
+
+    monkeypatch.setattr(convert_module, "write_shards", write_and_change)
+    with pytest.raises(InputRefusedError, match="pytorch_model.bin: was changed while it was read"):
+        convert(tmp_path / "src", tmp_path / "dst")
+    assert [path.name for path in tmp_path.iterdir()] == ["src"]
 
 
 def test_a_hash_waits_for_the_conversion_and_ends_with_it(tmp_path, monkeypatch):

@@ -162,6 +162,15 @@ def test_the_links_of_the_hubs_own_cache_are_followed(tmp_path):
     open_checkpoint(snapshot).__exit__()
 
 
+def test_links_to_the_hubs_cache_are_followed_from_anywhere(tmp_path, folder):
+    blobs = tmp_path / "models--kakaobrain--kogpt" / "blobs"
+    blobs.mkdir(parents=True)
+    safetensors.torch.save_file(tiny_state(), blobs / "00ff")
+    (folder / "link.safetensors").symlink_to(blobs / "00ff")
+    write_index(folder, dict.fromkeys(tiny_state(), "link.safetensors"))
+    open_checkpoint(folder).__exit__()
+
+
 @pytest.mark.parametrize(
     "text",
     [

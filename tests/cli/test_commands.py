@@ -15,8 +15,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from kogpt.box import BOX
 from kogpt.cli import main
 from kogpt.kernels import building
+from tests.checkpoint.tiny import write_released
+from tests.tokenizer.conftest import write_byte_level
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = (
@@ -540,3 +543,15 @@ def test_a_mark_that_begins_a_file_is_no_part_of_a_prompt_and_no_number_is_too_l
     assert kogpt(input=f"\ufeff{answers}").stdout == plain
     long = kogpt(input=answers.replace("8", f"{'1' * 5000}\n8"))
     assert long.stdout == plain and "it counts the prompt, so give" in long.stderr
+
+
+def test_a_conversion_tells_what_will_keep_the_result_from_reading_text(tmp_path):
+    write_released(tmp_path / "src")
+    for options in (("--dry-run",), ()):
+        told = kogpt("convert", str(tmp_path / "src"), str(tmp_path / "dst"), *options).stderr
+        assert told.startswith("note: the weights are fine, but no text can be read: ")
+        assert told.endswith("/src: holds neither tokenizer.model nor tokenizer.json\n")
+    write_byte_level(tmp_path / "src")
+    again = ("convert", str(tmp_path / "src"), str(tmp_path / "again"))
+    assert kogpt(*again).stderr.endswith(": the tokenizer has 423 ids, the model 97\n")
+    assert kogpt("convert", str(BOX), str(tmp_path / "nano")).stderr == ""
