@@ -159,14 +159,14 @@ class KoGPTConfig:
                 f"model_type is {values['model_type']!r}, this model's is {cls.model_type!r}"
             )
         for key, fixed in cls.fixed.items():
-            if values.get(key, fixed) != fixed:
+            if values.get(key) not in (None, fixed):
                 raise InputRefusedError(
                     f"{key} is {values[key]!r}, in {cls.model_type} it is {fixed!r}"
                 )
         if missing := [name for name in SIZES if name not in values]:
             raise InputRefusedError(f"{missing[0]} is missing from the config")
-        fields = {f.name for f in dataclasses.fields(cls)}
-        given = {key: _as_tuples(value) for key, value in values.items() if key in fields}
+        fields = {f.name: f.type for f in dataclasses.fields(cls)}
+        given = {key: _as(fields[key], key, values[key]) for key in fields.keys() & values.keys()}
         return cls(**{**cls.absent, **given})
 
     @classmethod
@@ -190,6 +190,16 @@ class KoGPTConfig:
     def to_released_dict(self) -> dict[str, Any]:
         """The same in the layout of the network's own release, for KoGPT no other."""
         return self.to_dict()
+
+
+def _as(kind: Any, key: str, value: Any) -> Any:
+    """The value of a field, where JSON or a library writes it otherwise."""
+    if kind is float and type(value) is int:  # 0 for 0.0
+        return float(value)
+    if key.endswith("_token_id"):
+        value = value[0] if isinstance(value, list) and value else value  # the first of several
+        return None if value == -1 else value
+    return _as_tuples(value)
 
 
 def _as_tuples(value: Any) -> Any:

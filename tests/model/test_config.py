@@ -66,7 +66,7 @@ def test_transformers_reads_what_is_written():
         ({"embd_pdrop": -0.5}, "embd_pdrop is -0.5"),
         ({"resid_pdrop": 2.0}, "resid_pdrop is 2.0"),
         ({"layer_norm_epsilon": float("nan")}, "layer_norm_epsilon is nan"),
-        ({"bos_token_id": -1}, "bos_token_id is -1"),
+        ({"bos_token_id": -2}, "bos_token_id is -2"),
         ({"model_type": "gpt2"}, "model_type is 'gpt2'"),
         ({"activation_function": "relu"}, "activation_function is 'relu'"),
         ({"tie_word_embeddings": True}, "tie_word_embeddings is True"),
@@ -76,6 +76,21 @@ def test_transformers_reads_what_is_written():
 def test_a_config_that_makes_no_sense_is_refused_by_field(change, message):
     with pytest.raises(InputRefusedError, match=message):
         KoGPTConfig.from_dict({**RELEASED, **change})
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        ({"eos_token_id": [5, 7]}, {"eos_token_id": 5}),
+        ({"pad_token_id": -1}, {"pad_token_id": None}),
+        ({"layer_norm_epsilon": 0, "attn_pdrop": 1}, {"layer_norm_epsilon": 0.0}),
+        ({"tie_word_embeddings": None, "scale_attn_weights": None}, {"tie_word_embeddings": False}),
+    ],
+)
+def test_what_others_write_otherwise_is_read_and_written_as_here(written, read):
+    result = KoGPTConfig.from_dict({**RELEASED, **written}).to_dict()
+    for name, value in read.items():
+        assert result[name] == value and type(result[name]) is type(value), name
 
 
 @pytest.mark.parametrize("key", ["model_type", "vocab_size", "n_layer"])
