@@ -18,7 +18,7 @@ MAY_IMPORT = {
     "tokenizer": set(),
     "model": {"kernels", "checkpoint"},  # checkpoint in `KoGPT.from_pretrained` alone
     "checkpoint": {"model", "kernels"},
-    "adapters": {"model", "checkpoint"},
+    "adapters": {"model", "kernels", "checkpoint"},
     "fast": {"model", "kernels", "checkpoint", "adapters"},
     "generation": {"model", "tokenizer"},
     "parallel": {"model", "checkpoint", "adapters"},

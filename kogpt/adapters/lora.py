@@ -11,7 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kogpt.adapters.config import LoRAConfig, freeze, home
+from kogpt.kernels import FrozenLinear
 from kogpt.model import KoGPT
+
+# Layers whose result is theirs alone, not kept for a gradient nor anywhere else.
+GIVEN_AWAY = (nn.Linear, FrozenLinear)
 
 
 class LoRALinear(nn.Module):
@@ -50,8 +54,9 @@ class LoRALinear(nn.Module):
         y = self.base(rows)
         A, B = self.lora_A.to(y.dtype), self.lora_B.to(y.dtype)
         narrow = F.linear(self.dropout(rows.to(y.dtype)), A)  # (M, r)
-        # Nobody else holds y: the update is added where it lies, in the pass of the product.
-        return y.addmm_(narrow, B.T, alpha=self.scale).unflatten(0, x.shape[:-1])
+        # The update is added where y lies, in the pass of the product, if nobody else holds it.
+        add = y.addmm_ if type(self.base) in GIVEN_AWAY else y.addmm
+        return add(narrow, B.T, alpha=self.scale).unflatten(0, x.shape[:-1])
 
     def extra_repr(self) -> str:
         return f"rank={self.rank}, alpha={self.alpha:g}"

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from kogpt.adapters import TARGETS, LoRAConfig, LoRALinear, attach_lora
@@ -125,6 +126,26 @@ def test_updates_of_updates_add_up(model, ids):
     x = torch.randn(5, 16)
     wanted = x @ (layer.base.weight + first + 0.5 * outer.lora_B @ outer.lora_A).T
     assert torch.allclose(outer(x), wanted, rtol=0, atol=1e-5)
+
+
+class Squashed(nn.Linear):
+    """Keeps its result, for its gradient too."""
+
+    def forward(self, x):
+        self.result = super().forward(x).tanh()
+        return self.result
+
+
+def test_a_result_that_a_layer_keeps_stays_as_it_was(model):
+    for block in model.transformer.h:
+        block.mlp.fc_in = Squashed(CONFIG.n_embd, CONFIG.inner_dim)
+    trained_lora(model, LoRAConfig(targets=("fc_in",), rank=2))
+    layer = model.transformer.h[0].mlp.fc_in
+    x = torch.randn(3, CONFIG.n_embd, requires_grad=True)
+    y = layer(x)
+    y.sum().backward()
+    wanted = F.linear(x, layer.base.weight, layer.base.bias).tanh()
+    assert torch.equal(layer.base.result, wanted) and not torch.equal(y, wanted)
 
 
 @pytest.mark.parametrize(
