@@ -92,7 +92,7 @@ def fill(tensor: Tensor, read: ReadRows) -> None:
     if part.is_empty:
         return
     (first, *rest), (rows, *widths) = part.offsets, part.shape
-    step = max(1, SLICE * tensor.size(0) // max(1, tensor.numel() * tensor.element_size()))
+    step = max(1, SLICE * tensor.size(0) // (tensor.numel() * tensor.element_size()))
     for start in range(0, rows, step):
         stop = min(start + step, rows)
         piece = read(slice(first + start, first + stop))

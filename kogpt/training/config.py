@@ -8,9 +8,10 @@ from typing import Any
 from kogpt.adapters import LoRAConfig, PromptConfig
 from kogpt.training.documents import COLUMN
 
-# Settings that may change on resume: where things lie, and how a run is watched and shared.
-# `steps` and `epochs` are among them so that a run can be made longer; the rest of the learning
-# rate schedule then follows the new length.
+# Settings that may change on resume: where things lie, how a run is watched and shared, and what
+# fits it to a machine's memory, by which sums are rounded and dropout falls otherwise. `steps` and
+# `epochs` are among them so that a run can be made longer; the rest of the learning rate schedule
+# then follows the new length.
 MAY_CHANGE = frozenset(
     {
         "data",
@@ -27,6 +28,10 @@ MAY_CHANGE = frozenset(
         "curve",
         "tensorboard",
         "tensor_parallel",
+        "device",
+        "micro_batch_size",
+        "activation_checkpointing",
+        "offload",
         "tokenizer",  # a resumed run takes that of its checkpoint
     }
 )

@@ -4,7 +4,7 @@ import io
 import math
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Generic, TextIO, TypeVar
@@ -20,7 +20,7 @@ from kogpt.parallel import Parallel
 from kogpt.parallel.parts import held
 from kogpt.pictures import require_matplotlib
 from kogpt.training.activation_checkpointing import checkpoint_activations
-from kogpt.training.config import EIGHT_BITS, MASTER
+from kogpt.training.config import EIGHT_BITS, FLOAT32, MASTER
 from kogpt.training.curve import CURVE_NAME, draw_curve
 from kogpt.training.job import B, C, Job
 from kogpt.training.log import LOG_NAME, Progress, Silent, read_log
@@ -47,6 +47,10 @@ from kogpt.training.state import (
 )
 
 J = TypeVar("J", bound=Job[Any, Any])
+
+# Settings that each process may have its own of: where things lie.
+PLACES = ("data", "data_dir", "out", "model", "tokenizer", "device")
+FINGERPRINTS = {"data": "other data", "base": "another base model"}
 
 
 def run_job(
@@ -104,6 +108,7 @@ class Trainer(Generic[C, B]):
         source = None if own is None else source_fingerprint(own)
         fingerprints = job.data, job.base, source, network_fingerprint()
         self._begun = TrainingState(0, 0, self.config.to_dict(), *fingerprints)
+        self._require_alike()
         if self.config.activation_checkpointing:
             checkpoint_activations(job.model)
         compiles = self.config.compile
@@ -112,6 +117,19 @@ class Trainer(Generic[C, B]):
         self._loss = torch.compile(job.loss, dynamic=job.dynamic) if compiles else job.loss
         self._forward = self.parallel.as_forward(job.model, self._mean_loss)
         self._seconds, self._read = 0.0, 0  # since the log was written
+
+    def _require_alike(self) -> None:
+        """Refuses processes that would take other steps: each reads its own copy of the data.
+
+        Raises:
+            InputRefusedError: on the first process; names one that differs, and in what.
+        """
+        settings = self.config.to_dict()
+        for place in PLACES:
+            settings.pop(place, None)
+        mine = {**settings, "data": self.job.data, "base": self.job.base, "steps": self.steps}
+        everyone = self.parallel.gather({self.parallel.rank: mine})
+        self.parallel.once(lambda: _refuse_differences(everyone))
 
     def restore(self, checkpoint: Path) -> None:
         """Goes back to where `checkpoint`, which the job was made from, was written.
@@ -204,7 +222,9 @@ class Trainer(Generic[C, B]):
     @property
     def _advice(self) -> str:
         """What may help where figures are no numbers any more."""
-        return f"lower the learning rate {self.config.learning_rate} or use float32"
+        lower = f"lower the learning rate {self.config.learning_rate}"
+        wide = (self.config.precision, self.config.weights) == ("float32", FLOAT32)
+        return lower if wide else f"{lower} or use float32"
 
     def _accumulate(self, batches: Sequence[B]) -> float:
         """Adds up the gradient of the mean loss, a micro-batch at a time."""
@@ -261,7 +281,7 @@ class Trainer(Generic[C, B]):
         self._require_finite()
         config, folder = self.config, self.config.folder
         state = self._begun.at(self.step, self.tokens)
-        moments = optimizer_tensors(self.optimizer, self.job.model)
+        moments = optimizer_tensors(self.optimizer, self.job.model, self.step)
         files: Files = {STATE_NAME: state.to_json(), MOMENTS_NAME: moments}
         self.job.save(folder / f"step-{self.step:08}", files)
         if not self.parallel.first:
@@ -269,3 +289,14 @@ class Trainer(Generic[C, B]):
         discard_all_but(config.keep, folder)
         if config.curve:
             draw_curve(read_log(folder / LOG_NAME), folder / CURVE_NAME)
+
+
+def _refuse_differences(everyone: Mapping[int, Mapping[str, Any]]) -> None:
+    """Refuses processes, by rank, of which something differs from that of the first."""
+    first = everyone[0]
+    for rank, theirs in everyone.items():
+        for name in (*FINGERPRINTS, *first):  # the number of steps follows from the data
+            if theirs[name] == first[name]:
+                continue
+            differs = FINGERPRINTS.get(name, f"{name} {theirs[name]!r}, not {first[name]!r}")
+            raise InputRefusedError(f"process {rank} does not fit process 0: it has {differs}")

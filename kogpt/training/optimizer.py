@@ -146,27 +146,39 @@ def round_by_chance(x: Tensor) -> Tensor:
     return bits.view(torch.float32)
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
-    """The state of every trained parameter: `NAME.exp_avg`, `NAME.exp_avg_sq`, `NAME.master`.
+def optimizer_tensors(
+    optimizer: torch.optim.Optimizer, model: nn.Module, steps: int
+) -> dict[str, Tensor]:
+    """The state of trained parameters: `NAME.exp_avg`, `NAME.exp_avg_sq`, `NAME.master`.
 
-    What is kept in 8 bits is named by its parts: `NAME.exp_avg.codes` and so on.
+    What is kept in 8 bits is named by its parts: `NAME.exp_avg.codes` and so on. A parameter that
+    never had a gradient has no state. One that had none in some of the `steps` of the run has a
+    count of its own, `NAME.step` (1,), by which its moments are corrected.
     """
-    return {
-        f"{name}.{key}": tensor
-        for name, parameter in trained(model).items()
-        for key, tensor in _parts(optimizer.state[parameter])
-    }
+    tensors: dict[str, Tensor] = {}
+    for name, parameter in trained(model).items():
+        state = optimizer.state.get(parameter)
+        if not state:
+            continue
+        tensors |= {f"{name}.{key}": tensor for key, tensor in _parts(state)}
+        if state[STEP].item() != steps:
+            tensors[f"{name}.{STEP}"] = state[STEP].detach().to(torch.float32).reshape(1)
+    return tensors
 
 
 def restore_optimizer(
     optimizer: torch.optim.Optimizer, model: nn.Module, tensors: Mapping[str, Rows], step: int
 ) -> None:
-    """Puts the state back as it was after `step` steps."""
+    """Puts the state back as it was after `step` steps of the run."""
     for name, parameter in trained(model).items():
         state = initial_state(optimizer, parameter)
-        for key, tensor in _parts(state):
-            fill(tensor, tensors[f"{name}.{key}"].__getitem__)
-        state[STEP].fill_(step)
+        parts = {f"{name}.{key}": tensor for key, tensor in _parts(state)}
+        if tensors.keys().isdisjoint(parts):
+            continue
+        for full, tensor in parts.items():
+            fill(tensor, tensors[full].__getitem__)
+        own = tensors.get(f"{name}.{STEP}")
+        state[STEP].fill_(step if own is None else own[slice(None)].item())
         optimizer.state[parameter] = state
 
 

@@ -6,14 +6,13 @@ from kogpt.training.config import RunConfig
 
 
 def learning_rate(step: int, steps: int, config: RunConfig) -> float:
-    """Rate of a step, counted from 0, in a run of `steps`.
+    """Rate of a step, counted from 0, in a run of so many `steps`.
 
     Source: Loshchilov & Hutter, "SGDR" (arXiv 1608.03983), equation 5, one period.
     """
     warmup = config.warmup(steps)
     if step < warmup:
         return config.learning_rate * (step + 1) / warmup
-    progress = (step - warmup) / max(1, steps - warmup)
-    cosine = (1 + math.cos(math.pi * min(progress, 1.0))) / 2
+    cosine = (1 + math.cos(math.pi * (step - warmup) / (steps - warmup))) / 2
     floor = config.final_learning_rate
     return config.learning_rate * (floor + (1 - floor) * cosine)

@@ -25,6 +25,7 @@ from kogpt.checkpoint.staging import Staging, put_in_place, writing
 from kogpt.checkpoint.writer import write_content
 from kogpt.errors import InputRefusedError, KoGPTError
 from kogpt.jsonfiles import to_json
+from kogpt.model import PRESETS
 from kogpt.parallel import Parallel
 from kogpt.training.config import MAY_CHANGE, RunConfig
 from kogpt.training.log import LOG_NAME
@@ -77,7 +78,7 @@ class TrainingState:
         # A kind of run's own settings come last, and defaults of others follow from them.
         for name, now in reversed(config.to_dict().items()):
             before = self.config.get(name)
-            if name not in MAY_CHANGE and before != now:
+            if name not in MAY_CHANGE and _place(name, before) != _place(name, now):
                 raise InputRefusedError(
                     f"cannot resume with other settings: {name} was {before!r} and is {now!r}"
                 )
@@ -109,6 +110,12 @@ class TrainingState:
             )
 
 
+def _place(name: str, value: Any) -> Any:
+    """What a setting stands for: a file or folder for itself, however it is spelt."""
+    named = name == "architecture" or (name == "model" and value not in PRESETS)
+    return os.path.realpath(value) if named and isinstance(value, str) else value
+
+
 def discard_all_but(count: int, out: Path) -> None:
     """Removes all checkpoints of a run but the newest ones."""
     for old in checkpoints(out)[:-count]:
@@ -131,7 +138,12 @@ def read_state(checkpoint: Path) -> TrainingState:
     """
     path = checkpoint / STATE_NAME
     try:
-        return TrainingState(**json.loads(path.read_bytes()))
+        state = TrainingState(**json.loads(path.read_bytes()))
+        for field in ("step", "tokens", "config"):
+            expected = dict if field == "config" else int
+            if type(value := getattr(state, field)) is not expected:
+                raise ValueError(f"{field} is {value!r}")
+        return state
     except (OSError, ValueError, TypeError, RecursionError) as error:
         raise InputRefusedError(f"{path}: no training state ({error})") from None
 

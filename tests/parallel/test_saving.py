@@ -1,5 +1,6 @@
 """Checkpoints of several processes: any number reads them, PyTorch too, and a crash leaves none."""
 
+import errno
 import json
 import os
 import random
@@ -11,10 +12,10 @@ import pytest
 import torch
 from torch.distributed import checkpoint as dcp
 
-from kogpt.checkpoint import convert, load_model, open_checkpoint, verify
+from kogpt.checkpoint import convert, load_model, open_checkpoint, verify, writer
 from kogpt.checkpoint.sliced import SlicedCheckpoint
 from kogpt.checkpoint.writer import ROOM_FOR_SMALL_FILES
-from kogpt.errors import InputRefusedError
+from kogpt.errors import InputRefusedError, KoGPTError
 from kogpt.parallel import Parallel, parts, saving
 from kogpt.parallel.loading import load_parallel
 from kogpt.parallel.parts import fill, whole
@@ -35,7 +36,7 @@ def save(parallel, source, dst):
     optimizer = train_a_step(model, parallel)
     groups = {
         ".": dict(model.named_parameters()),
-        "optimizer": optimizer_tensors(optimizer, model),
+        "optimizer": optimizer_tensors(optimizer, model, 1),
     }
     save_slices(Path(dst), groups, {**CONFIG_FILE, "training.json": b"{}"}, parallel)
 
@@ -51,7 +52,7 @@ def train_a_step(model, parallel):
 def restore(parallel, source, checkpoint):
     """Differences of weights and moments from those of one process after the same step."""
     expected = load_model(source)
-    wanted = optimizer_tensors(train_a_step(expected, type(parallel)()), expected)
+    wanted = optimizer_tensors(train_a_step(expected, type(parallel)()), expected, 1)
     model = load_parallel(checkpoint, parallel, cut=cutter(parallel))
     slices = SlicedCheckpoint(Path(checkpoint) / "optimizer")
     moments = 0.0
@@ -356,3 +357,26 @@ def test_slices_are_on_the_disk_before_the_folder_gets_its_name(tmp_path, monkey
     places = [done.index(("fsync", "optimizer")), done.index(("rename", "folder"))]
     assert places == sorted(places)
     assert sum(name.endswith(".safetensors") for what, name in done if what == "fsync") >= 2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="files are told by Linux's /proc")
+def test_a_disk_that_fails_midway_leaves_no_folder(tmp_path, monkeypatch):
+    errors, fsync = [OSError(errno.EIO, "Input/output error")], os.fsync
+
+    def fail_once(file):
+        if errors and os.readlink(f"/proc/self/fd/{file}").endswith(".safetensors"):
+            raise errors.pop()
+        fsync(file)
+
+    monkeypatch.setattr(writer, "FLUSH", 1)
+    monkeypatch.setattr(os, "fsync", fail_once)
+    with pytest.raises(KoGPTError, match="cannot be written: Input/output error"):
+        save_slices(tmp_path / "step", {".": {"x": ROWS}}, {}, Parallel())
+    assert not (tmp_path / "step").exists()
+
+
+def test_a_row_that_is_more_than_is_in_hand_at_a_time_is_read_alone(monkeypatch):
+    monkeypatch.setattr(parts, "SLICE", 1)
+    found = torch.zeros_like(ROWS)
+    fill(found, ROWS.__getitem__)
+    assert found.equal(ROWS)

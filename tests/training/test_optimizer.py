@@ -47,12 +47,14 @@ class Toy(nn.Module):
         self.vector = nn.Parameter(torch.randn(80, generator=generator).to(dtype))
 
 
-def steps(model, optimizer, numbers):
+def steps(model, optimizer, numbers, reached=lambda name, step: True):
+    """Takes steps in which some parameters are reached by a gradient."""
     for step in numbers:
         torch.manual_seed(step)
         set_learning_rate(optimizer, 1e-2 / (step + 1))
-        for parameter in model.parameters():
-            parameter.grad = torch.randn(parameter.shape).to(parameter.dtype)
+        for name, parameter in model.named_parameters():
+            gradient = torch.randn(parameter.shape).to(parameter.dtype)
+            parameter.grad = gradient if reached(name, step) else None
         optimizer.step()
 
 
@@ -97,7 +99,8 @@ def test_each_moment_decays_by_its_own_beta(make, grade):
     for parameter in model.parameters():
         parameter.grad = torch.full_like(parameter, 2.0)
     optimizer.step()
-    state = optimizer_tensors(optimizer, model)
+    state = optimizer_tensors(optimizer, model, 1)
+    assert not any(name.endswith(".step") for name in state)
     for name in ("matrix", "vector"):
         assert (state[f"{name}.exp_avg"] == (1 - 0.75) * 2).all()
         assert (state[f"{name}.exp_avg_sq"] == (1 - 0.875) * 2**2).all()
@@ -142,20 +145,36 @@ def test_what_is_restored_goes_on_to_the_last_bit(make, grade):
     assert_goes_on(make, GRADES[grade])
 
 
-def assert_goes_on(make, changes):
+@pytest.mark.parametrize("grade", GRADES)
+@pytest.mark.parametrize(
+    "reached",
+    [
+        lambda name, step: name == "matrix" or step == 1,
+        lambda name, step: name == "matrix" or step > 3,
+        lambda name, step: name == "matrix",
+    ],
+    ids=["once", "afterwards", "never"],
+)
+def test_a_parameter_goes_on_from_the_steps_that_reached_it(make, grade, reached):
+    assert_goes_on(make, GRADES[grade], reached)
+
+
+def assert_goes_on(make, changes, reached=lambda name, step: True):
     model, optimizer = make(changes)
-    steps(model, optimizer, range(3))
+    steps(model, optimizer, range(3), reached)
     # As through a file.
-    saved = {name: tensor.clone() for name, tensor in optimizer_tensors(optimizer, model).items()}
+    tensors = optimizer_tensors(optimizer, model, 3)
+    saved = {name: tensor.clone() for name, tensor in tensors.items()}
     resumed, other = make(changes)
     resumed.load_state_dict(model.state_dict())
     restore_optimizer(other, resumed, saved, 3)
     for each in ((model, optimizer), (resumed, other)):
-        steps(*each, range(3, 6))
+        steps(*each, range(3, 6), reached)
     for ours, theirs in zip(resumed.parameters(), model.parameters(), strict=True):
         assert torch.equal(ours, theirs)
-    end = optimizer_tensors(optimizer, model)
-    for name, tensor in optimizer_tensors(other, resumed).items():
+    end, ours = optimizer_tensors(optimizer, model, 6), optimizer_tensors(other, resumed, 6)
+    assert ours.keys() == end.keys()
+    for name, tensor in ours.items():
         assert torch.equal(tensor, end[name]), name
 
 
@@ -239,8 +258,25 @@ def test_8_bits_take_a_quarter_and_stay_near_float32(make, can_compile):
     (model, optimizer), (exact, other) = make(EIGHT_BITS["8 bits"]), make({})
     for each in ((model, optimizer), (exact, other)):
         steps(*each, range(5))
-    state = optimizer_tensors(optimizer, model)
+    state = optimizer_tensors(optimizer, model, 1)
     sizes = [state[f"matrix.exp_avg.{part}"].nbytes for part in ("codes", "scale", "qmap")]
     assert sizes == [64 * 80, 64 * 80 // 256 * 4, 256 * 4]
     # Codes lie 1/128 of a block's largest moment apart at most: a tenth of the way is ample.
     assert (model.matrix - exact.matrix).norm() < 0.1 * (exact.matrix - Toy().matrix).norm()
+
+
+@pytest.mark.parametrize("grade", GRADES)
+def test_a_parameter_without_a_gradient_stays_as_it_was(make, grade):
+    model, optimizer = make(GRADES[grade])
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    model.matrix.grad = torch.ones_like(model.matrix)
+    optimizer.step()
+    assert model.vector.equal(before["vector"]) and not model.matrix.equal(before["matrix"])
+
+
+@pytest.mark.parametrize("weights", [{}, MASTER, STOCHASTIC])
+def test_what_is_to_be_offloaded_is(make, weights):
+    """On a CPU all lies in one place."""
+    for offload in (False, True):
+        optimizer = make({**weights, "offload": offload})[1]
+        assert getattr(optimizer, "offload", False) is offload

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import os
 
 import pytest
 
@@ -23,6 +24,11 @@ def do(config):
         (train if isinstance(config, TrainingConfig) else finetune)(config, io.StringIO())
     except KoGPTError as error:
         return fail(str(error), error.exit_code)
+
+
+def do_own(*configs):
+    """Does the run of this process."""
+    return do(configs[int(os.environ["RANK"])])
 
 
 def together(processes, config):
@@ -91,6 +97,27 @@ def test_several_processes_finetune_as_one_does(finetuning, base, processes, ten
     )
     models = [result(config, base), result(shared, base)]
     assert 0 < furthest(*models) < 1e-3 or furthest(*models) == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"validation_documents": 2}, "validation_documents 2, not 1000"),
+        ({"data": "other.tsv"}, "other data"),
+    ],
+)
+def test_processes_that_would_take_other_steps_are_refused(settings, reviews, changes, message):
+    """Each process reads its own copy of the data."""
+    if "data" in changes:
+        other = reviews.with_name(changes["data"])
+        other.write_text(reviews.read_text(encoding="utf-8").replace("영화", "음악"))
+        changes = {"data": (other,)}
+    configs = [settings(steps=2, save_every=2), settings(steps=2, save_every=2, **changes)]
+    ended = finish(start(2, do_own, *configs))
+    assert [code for code, _, _ in ended] == [3, 1], ended
+    told = "".join(errors for _, _, errors in ended)
+    assert told == f"kogpt: process 1 does not fit process 0: it has {message}\n"
+    assert not list(configs[0].out.glob("step-*"))
 
 
 def test_updates_beside_integers_are_shared_too(finetuning, base, tmp_path):

@@ -141,6 +141,51 @@ def test_a_run_is_not_resumed_with_other_settings(settings, change, message):
         train(settings(resume=True, **change), io.StringIO())
 
 
+def test_a_run_is_resumed_on_another_machine(settings):
+    """With less memory, and where its shape is told by another path."""
+    config = settings(steps=1, micro_batch_size=4)
+    last = train(config, io.StringIO())
+    relative = os.path.relpath(config.model)
+    changes = {"micro_batch_size": 3, "activation_checkpointing": True, "offload": True}
+    train(settings(steps=2, resume=True, model=relative, **changes), io.StringIO())
+    assert [path.name for path in checkpoints(last.parent)][-1] == "step-00000002"
+
+
+PARTS = """
+import torch
+from torch import nn
+from kogpt.model import Block, KoGPT
+
+class Sometimes(Block):
+    def forward(self, x, *others):
+        passed = self.training and torch.rand(()).item() < 0.5
+        return x if passed else super().forward(x, *others)
+
+class Dropped(KoGPT):
+    block_class = Sometimes
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.unused = nn.Linear(4, 4)
+"""
+
+
+def test_a_run_whose_gradients_do_not_always_reach_all_goes_on_bit_equal(settings, tmp_path):
+    """As with LayerDrop, or experts: steps are counted for each parameter."""
+    file = tmp_path / "parts.py"
+    file.write_text(PARTS)
+    whole = settings(
+        steps=STEPS, save_every=4, keep=99, batch_size=2, architecture=f"{file}:Dropped"
+    )
+    train(whole, io.StringIO())
+    config = dataclasses.replace(whole, out=tmp_path / "again", resume=True)
+    shutil.copytree(whole.out / "step-00000008", config.out / "step-00000008")
+    train(config, io.StringIO())
+    assert losses(config) == [(step, loss) for step, loss in losses(whole) if step > 8]
+    name = Path(f"step-{STEPS:08}", "optimizer.safetensors")
+    assert (config.out / name).read_bytes() == (whole.out / name).read_bytes()
+
+
 def test_a_run_is_not_resumed_with_other_data(settings, reviews):
     train(settings(steps=1), io.StringIO())
     with reviews.open("a", encoding="utf-8") as file:
@@ -291,6 +336,9 @@ def test_a_run_is_not_resumed_to_fewer_steps_than_it_took(settings):
     [
         ("training.json", b"\x05"),
         ("training.json", b'{"step": 1}'),
+        ("training.json", b'{"step": "1", "tokens": 1, "config": {}, "data": ""}'),
+        ("training.json", b'{"step": 1, "tokens": null, "config": {}, "data": ""}'),
+        ("training.json", b'{"step": 1, "tokens": 1, "config": [], "data": ""}'),
         ("training.json", b"[" * 100_000),
         ("training.json", None),
         ("optimizer.safetensors", b"\x05"),
