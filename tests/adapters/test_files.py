@@ -462,3 +462,12 @@ def test_narrower_weights_are_read_as_float32(lora):
 def test_files_are_in_the_order_of_the_network(lora):
     names = list(SafetensorsFile(lora / "adapter_model.safetensors").tensors)
     assert names[0] == "base_model.model.transformer.h.0.attn.q_proj.lora_A.weight"
+
+
+def test_the_second_of_two_heads_is_the_one_that_is_refused(base, prompt, tmp_path):
+    headed = KoGPT(CONFIG)
+    attach_prompt(headed, PromptConfig(3))
+    attach_head(headed, 2)
+    write_adapter(tmp_path / "second", headed, base)
+    with pytest.raises(InputRefusedError, match="second: has a head, and so has .*/a$"):
+        load_adapters(KoGPT(CONFIG), [prompt, tmp_path / "second"])

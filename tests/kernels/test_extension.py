@@ -22,6 +22,8 @@ from kogpt.kernels import building, extension, targets
 from kogpt.kernels.building import CannotBuildError, Record
 from kogpt.kernels.targets import Cpu, Gpu, Target
 
+from tests.server import Forked
+
 from . import test_gpu
 
 ROOT = Path(building.__file__).resolve().parents[2]
@@ -94,13 +96,9 @@ class Package:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
 
-    def start(self, target: Target = HOPPER) -> subprocess.Popen[str]:
+    def start(self, target: Target = HOPPER) -> Forked:
         """A process that asks for the kernels of a target; it prints whether it got them."""
-        return self.start_code(
-            "from kogpt.kernels.targets import Cpu, Gpu\n"
-            "from kogpt.kernels import extension as e\n"
-            f"print(e.load({target}), e.find({target}))"
-        )
+        return Forked(self.environment, ask_for_kernels, self.kernels, target)
 
     def start_code(self, code: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
@@ -114,11 +112,25 @@ class Package:
         )
 
     def ask(self, target: Target = HOPPER) -> tuple[str, str]:
-        return self.start(target).communicate()
+        return answer(self.start(target))
 
     def compilations(self) -> int:
         counted = self.toolkit / "compilations"
         return len(counted.read_text().splitlines()) if counted.exists() else 0
+
+
+def ask_for_kernels(kernels: Path, target: Target) -> None:
+    """Asks as if the package lay elsewhere."""
+    os.setsid()
+    os.chdir("/")
+    building.HERE, building.__file__ = kernels, str(kernels / "building.py")
+    building.SOURCES |= {"cuda": kernels / "csrc", "cpu": kernels / "csrc" / "cpu"}
+    print(extension.load(target), extension.find(target))
+
+
+def answer(process: Forked) -> tuple[str, str]:
+    """What a process writes to output and errors until it ends."""
+    return process.finish(time.monotonic() + 120)[1:]
 
 
 @pytest.fixture
@@ -148,7 +160,7 @@ def test_the_kernels_are_compiled_once_and_again_when_a_source_changes(package):
 @needs_cuda_torch
 def test_processes_that_start_together_compile_once(package):
     processes = [package.start() for _ in range(3)]
-    answers = [process.communicate() for process in processes]
+    answers = [answer(process) for process in processes]
     assert len({out for out, _ in answers}) == 1 and answers[0][0].startswith("True")
     assert sum(err.count("compiling") for _, err in answers) == 1
     assert package.compilations() == 1
@@ -159,10 +171,10 @@ def test_a_compilation_that_is_killed_leaves_nothing_that_breaks_the_next(packag
     (package.toolkit / "slow").touch()
     process = package.start()
     while package.compilations() == 0:
-        assert process.poll() is None, process.communicate()
+        assert process.poll() is None, process.written(1)
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
+    answer(process)
     assert list(package.cache.glob("*.partial-*"))
     (package.toolkit / "slow").unlink()
     out, err = package.ask()
@@ -613,8 +625,9 @@ def test_a_library_owes_nothing_to_flags_locale_or_umask(package):
     package.cache = package.cache.parents[2] / "캐시" / "kogpt" / "kernels"
     package.environment["XDG_CACHE_HOME"] = str(package.cache.parents[1])
     old = os.umask(0o027)
+    code = "from kogpt.kernels import extension as e, targets as t; print(e.load(t.Cpu()))"
     try:
-        out, err = package.ask(Cpu())
+        out, err = package.start_code(code).communicate()
     finally:
         os.umask(old)
     assert out.startswith("True"), err

@@ -624,3 +624,24 @@ def test_an_edited_network_is_not_passed_over(tmp_path, monkeypatch):
     assert edited_source.__wrapped__() is None
     (folder / "rotary.py").write_bytes(b"")
     assert edited_source.__wrapped__() == str(folder / "rotary.py")
+
+
+class Mistaken(MLP):
+    def __init__(self, config):
+        super().__init__(config, "one thing too many")
+
+
+def test_another_mistake_of_a_class_is_told_as_it_is():
+    with pytest.raises(TypeError, match="takes 2 positional arguments but 3 were given"):
+        count_parameters(CONFIG, with_mlp(Mistaken))
+
+
+def test_the_fingerprint_of_the_network_is_that_of_all_its_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(source, "HERE", tmp_path)
+    (tmp_path / "variants").mkdir()
+    found = set()
+    for name in ("a.py", "variants/b.py"):
+        for text in ("1", "2"):
+            (tmp_path / name).write_text(text)
+            found.add(source.network_fingerprint.__wrapped__())
+    assert len(found) == 4

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import distributed
 
+from kogpt.errors import KoGPTError
 from kogpt.parallel import Parallel
 from tests.parallel.launch import run
 
@@ -97,3 +98,24 @@ def test_processes_of_torchrun_meet_as_often_as_they_like(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert sorted(done.stdout.split()) == sorted(2 * ["2", "4", "6", "8"])
+
+
+@pytest.mark.parametrize("tensor", [0, -1])
+def test_a_model_is_held_by_one_process_at_least(tensor):
+    with pytest.raises(ValueError, match=f"tensor parallel {tensor} does not divide the 2 proc"):
+        Parallel(0, 2, tensor_size=tensor)
+
+
+def test_more_processes_than_gpus_share_them(monkeypatch):
+    for name, value in {"RANK": 6, "LOCAL_RANK": 6, "WORLD_SIZE": 8}.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    assert Parallel.launched(device="cuda").device == torch.device("cuda", 2)
+
+
+def test_a_pipe_that_is_closed_is_no_process_that_ended(monkeypatch):
+    monkeypatch.setattr(distributed, "destroy_process_group", lambda: None)
+    closed, lost = BrokenPipeError(32, "Broken pipe"), RuntimeError("Connection closed by peer")
+    assert Parallel(0, 2).__exit__(type(closed), closed, None) is None
+    with pytest.raises(KoGPTError, match="process 0 of 2: another process has ended"):
+        Parallel(0, 2).__exit__(type(lost), lost, None)

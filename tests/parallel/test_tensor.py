@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 
-from kogpt.checkpoint import load_model
+from kogpt.checkpoint import load_model, write_checkpoint
 from kogpt.errors import InputRefusedError, NotEnoughResourcesError
 from kogpt.model import KVCache
 from kogpt.parallel import Parallel, loading
@@ -141,3 +141,25 @@ def test_a_checkpoint_of_other_shapes_is_refused(tmp_path):
     (folder / "config.json").write_text(json.dumps(other.to_dict()))
     with pytest.raises(InputRefusedError, match="transformer.wte.weight"):
         load_parallel(folder, Parallel())
+
+
+def test_halves_are_computed_with_as_by_one_process(tmp_path):
+    """A CPU is never silently half."""
+    halves = {name: tensor.half() for name, tensor in tiny_model().state_dict().items()}
+    write_checkpoint(tmp_path / "model", CONFIG, halves)
+    model = load_parallel(tmp_path / "model", Parallel())
+    assert model.dtype == load_model(tmp_path / "model").dtype == torch.float32
+
+
+def test_a_model_that_is_loaded_drops_nothing(tmp_path):
+    model = load_parallel(write_tiny(tmp_path / "model"), Parallel())
+    assert not any(part.training for part in model.modules())
+
+
+def test_room_is_asked_for_where_the_model_goes(tmp_path, monkeypatch):
+    def refuse(device, needed, what):
+        raise NotEnoughResourcesError(str(device))
+
+    monkeypatch.setattr(loading, "require_memory", refuse)
+    with pytest.raises(NotEnoughResourcesError, match="cuda:1"):
+        load_parallel(write_tiny(tmp_path / "model"), Parallel(device="cuda:1"))

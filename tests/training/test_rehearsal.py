@@ -255,3 +255,24 @@ def test_a_process_takes_what_was_planned_within_a_tenth(checkpointing):
     planned = on_device(highest(rehearse_training(stage(shape=LARGE), config(**changes))))
     assert measured > 600e6
     assert planned == pytest.approx(measured, rel=0.1)
+
+
+def test_what_is_said_of_a_tensor_takes_the_place_of_what_was_said_before():
+    with MemoryTracker() as tracker:
+        tracker.enter("all")
+        x = torch.zeros(256)
+        tracker.label([x], WEIGHTS)
+        tracker.label([x], CACHE)
+    assert {part: size for part, size in tracker.parts.items() if size} == {CACHE: 1024}
+    assert on_device(tracker.peaks["all"]) == 1024
+    del x
+    assert on_device(tracker.parts) == 0
+
+
+def test_what_is_cast_while_all_is_made_on_the_host_is_the_hosts():
+    with MemoryTracker() as tracker:
+        weight = torch.zeros(256)
+        tracker.label([weight], WEIGHTS)
+        tracker.made_as = HOST
+        wide = weight.to(torch.float64)
+    assert (tracker.parts[HOST], tracker.parts[CASTS]) == (wide.nbytes, 0)
