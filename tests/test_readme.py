@@ -77,7 +77,7 @@ def playground(tmp_path_factory) -> Path:
     rows = [{"prompt": f"{i}번 영화는", "completion": " 좋았다"} for i in range(40)]
     lines = [json.dumps(row, ensure_ascii=False) for row in rows]
     (folder / "examples.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    rows = "".join(f"{i}\t5\t이 영화는 정말 재미있다 {i}\n" for i in range(400))
+    rows = "".join(f"{i}\t5\t이 영화는 정말 재미있다 {i}\n" for i in range(120))
     with lzma.open(folder / "reviews.tsv.xz", "wt", encoding="utf-8") as file:
         file.write("id\trating\tdocument\n" + rows)
     return folder

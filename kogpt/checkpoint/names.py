@@ -204,7 +204,9 @@ def check_names(
             )
     for name, shape in wanted.items():
         if name not in found:
-            raise InputRefusedError(f"{where}: {name} is missing")
+            alike = [n for n in found if n.endswith(f".{name}") or name.endswith(f".{n}")]
+            hint = f"; with another prefix there is {alike[0]}" if alike else ""
+            raise InputRefusedError(f"{where}: {name} is missing{hint}")
         if found[name] != shape:
             raise InputRefusedError(
                 f"{where}: {name} has shape {list(found[name])}, the config asks for {list(shape)}"

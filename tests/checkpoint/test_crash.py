@@ -95,7 +95,7 @@ def check_resumes(action, root: Path, expected: Path) -> None:
 def test_kill_at_every_call_that_changes_the_disk(home, action):
     calls = calls_of(action, home)
     assert len(calls) > 40
-    for at in range(1, len(calls) + 1, 1 if action is convert_small else scaled(4, 1)):
+    for at in range(1, len(calls) + 1, scaled(2 if action is convert_small else 5, 1)):
         root = fresh(home, "kill")
         assert run(action, root, "kill", at) == -signal.SIGKILL, calls[at - 1]
         check_absent_or_complete(root, home / action.__name__)
@@ -106,7 +106,7 @@ def test_kill_at_every_call_that_changes_the_disk(home, action):
 def test_a_failing_disk_at_every_write_leaves_nothing_behind(home, number):
     """Calls that only give back space are left out: no disk is too full for them."""
     calls = calls_of(convert_small, home)
-    step = scaled(2 if number == errno.ENOSPC else 9, 1)
+    step = scaled(3 if number == errno.ENOSPC else 10, 1)
     for at in range(1, len(calls) + 1, step):
         if calls[at - 1].startswith(("unlink", "rmdir")):
             continue

@@ -110,6 +110,26 @@ state_kind(
 )
 state_kind("infinity", put("lm_head.bias", torch.full((97,), -torch.inf).half()), "97 infinite")
 state_kind("no tensors", lambda state: state.clear(), "transformer.wte.weight is missing")
+
+
+def renamed(rename):
+    def change(state):
+        for name in list(state):
+            state[rename(name)] = state.pop(name)
+
+    return change
+
+
+state_kind(
+    "names of several processes",
+    renamed("module.{}".format),
+    "transformer.wte.weight is missing; with another prefix there is module.transformer.wte.weight",
+)
+state_kind(
+    "names of a base model",
+    renamed(lambda name: name.removeprefix("transformer.")),
+    "transformer.wte.weight is missing; with another prefix there is wte.weight",
+)
 kind("a nested state dict", lambda d: torch.save({"model": tiny_state()}, d / BIN), "a table")
 kind("a list", lambda d: torch.save([torch.ones(2)], d / BIN), BIN, "unsafe pickle")
 

@@ -86,7 +86,7 @@ def build_wide(folder: Path) -> ctypes.CDLL:
     vectors = sources / "vectors_avx512.h"
     vectors.write_text(re.sub(r"asm\(.*\);", "", vectors.read_text()))
     names = (sources / "avx512.cpp", sources / "vnni.cpp", HERE / "wide" / "kernels.cpp")
-    flags = ("-I", HERE / "wide", "-O2", "-shared", "-fPIC", "-D__x86_64__", "-Wno-psabi")
+    flags = ("-I", HERE / "wide", "-O1", "-shared", "-fPIC", "-D__x86_64__", "-Wno-psabi")
     return ctypes.CDLL(
         str(compile_to(folder / "wide.so", *flags, *names, HERE / "cpu_harness.cpp"))
     )

@@ -21,7 +21,6 @@ import torch
 from kogpt.kernels import building, extension, targets
 from kogpt.kernels.building import CannotBuildError, Record
 from kogpt.kernels.targets import Cpu, Gpu, Target
-
 from tests.server import Forked
 
 from . import test_gpu

@@ -82,7 +82,7 @@ def test_a_run_that_changes_its_processes_midway_ends_as_one_of_one(settings, fi
             (2, 1, {"method": "lora", "objective": "head", "pack": False}),
             (2, 1, {"method": "p-tuning", "pack": False}),
         ],
-        3,
+        2,
     ),
 )
 def test_several_processes_finetune_as_one_does(finetuning, base, processes, tensor, settings):

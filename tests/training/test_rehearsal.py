@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,7 @@ from kogpt.training.rehearsal import (
     rehearse_training,
     take_step,
 )
+from tests.server import Forked
 
 ROOT = Path(__file__).resolve().parents[2]
 SHAPE = KoGPTConfig(vocab_size=1000, n_positions=64, n_embd=128, n_layer=5, n_head=2, rotary_dim=32)
@@ -138,17 +140,17 @@ def test_8_bit_states_take_a_quarter():
 def test_a_rehearsal_leaves_torchaos_numbers_as_they_are():
     """They are computed once in a process: those of a rehearsal would be those of all training."""
     pytest.importorskip("torchao", reason="8-bit states come from torchao")
-    states = "import torch; from torchao.optim.subclass_8bit import OptimState8bit as State"
-    states += "; print([State.zeros((256,), signed).qmap.tolist() for signed in (True, False)])"
-    rehearse = (
-        "from tests.training.test_rehearsal import config, rehearse_training, stage; "
-        "rehearse_training(stage(), config(method='full', optimizer='adamw-8bit')); "
-    )
-    found, wanted = (
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-        for code in (rehearse + states, states)
-    )
-    assert found.stdout == wanted.stdout and "-0.99" in wanted.stdout
+    processes = [Forked({}, print_torchaos_numbers, after) for after in (True, False)]
+    found, wanted = (process.finish(time.monotonic() + 120) for process in processes)
+    assert found == wanted and "-0.99" in wanted[1], (found, wanted)
+
+
+def print_torchaos_numbers(after_a_rehearsal: bool) -> None:
+    from torchao.optim.subclass_8bit import OptimState8bit
+
+    if after_a_rehearsal:
+        rehearse_training(stage(), config(method="full", optimizer="adamw-8bit"))
+    print([OptimState8bit.zeros((256,), signed).qmap.tolist() for signed in (True, False)])
 
 
 def test_reading_fills_a_cache():

@@ -293,7 +293,7 @@ def test_a_finetuning_is_not_resumed_with_weights_of_another_shape(finetuning, c
 
 def test_a_task_of_pairs_is_the_same_data_in_every_process(finetuning, tmp_path):
     pairs = write_pairs(tmp_path)
-    for seed, steps in enumerate((1, 2, 3)):  # Python hashes texts by it
+    for seed, steps in enumerate((1, 2)):  # Python hashes texts by it
         config = finetuning(data=(str(pairs),), steps=steps, test_rows=0, resume=True)
         subprocess.run(
             [sys.executable, "-c", SCRIPT],
@@ -302,7 +302,7 @@ def test_a_task_of_pairs_is_the_same_data_in_every_process(finetuning, tmp_path)
             check=True,
             text=True,
         )
-    assert [step for step, _ in losses(config)][-1] == 3
+    assert [step for step, _ in losses(config)][-1] == 2
 
 
 def test_what_is_no_run_is_not_resumed(finetuning, base, tmp_path):
