@@ -163,6 +163,7 @@ class _Job:
 
     def __init__(self, reader: CheckpointReader, dst: Path, options: ConversionOptions) -> None:
         self.reader, self.dst, self.options = reader, dst, options
+        self.begun = self._source()
         self.config = options.config or reader.require_config()
         self.extra = reader.check(self.config, options.allow_extra)
         self.companions = companions(reader.folder)
@@ -233,11 +234,10 @@ class _Job:
             refuse_existing(self.dst)
             missing = self.nbytes - staged_bytes(self.dst)
             require_disk(self.dst, missing + ROOM_FOR_SMALL_FILES)
-            plan = self._plan()
-            with Staging(self.dst, plan) as staging:
-                self._write(staging, source, plan["source"])
+            with Staging(self.dst, self._plan()) as staging:
+                self._write(staging, source)
 
-    def _write(self, staging: Staging, source: SourceHash, begun: dict[str, list[int]]) -> None:
+    def _write(self, staging: Staging, source: SourceHash) -> None:
         done = 0
         with byte_bar(self.nbytes, self.options.quiet) as bar:
 
@@ -256,7 +256,7 @@ class _Job:
                 progress=progress,
             )
         hashes = source.result()
-        self._refuse_changed(begun)
+        self._refuse_changed()
         metadata = {**self.metadata, "source_sha256": hashes["sha256"]}
         finish(
             staging,
@@ -279,7 +279,7 @@ class _Job:
     def _plan(self) -> dict[str, Any]:
         """All that determines the bytes of the result, to tell whether a rest can be resumed."""
         plan = {
-            "source": self._source(),
+            "source": self.begun,
             "shards": {shard.name: [spec.name for spec in shard.tensors] for shard in self.shards},
             "dtype": dtype_name(self.dtype),
             "config": self.config.to_dict(),
@@ -294,12 +294,12 @@ class _Job:
         stats = {printable(path): path.stat() for path in self.reader.files}
         return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}
 
-    def _refuse_changed(self, begun: dict[str, list[int]]) -> None:
+    def _refuse_changed(self) -> None:
         """Refuses files that were written to while they were read, as by a download: what was
         hashed need not be what was converted.
         """
         for name, state in self._source().items():
-            if state != begun[name]:
+            if state != self.begun[name]:
                 raise InputRefusedError(f"{name}: was changed while it was read")
 
     def _is_complete(self, source: SourceHash) -> bool:
