@@ -16,6 +16,7 @@ from kogpt.checkpoint.manifest import (
     COMPANIONS,
     MANIFEST_FORMATS,
     MANIFEST_NAME,
+    NOTICES,
     file_record,
     is_text,
 )
@@ -413,4 +414,7 @@ def companions(folder: Path) -> dict[str, bytes]:
             if path.stat().st_size > MAX_COMPANION:
                 raise InputRefusedError(f"{path}: larger than {MAX_COMPANION} bytes")
             found[name] = path.read_bytes()
+    for path in map(folder.joinpath, NOTICES):
+        if path.is_file() and path.stat().st_size <= MAX_COMPANION:
+            found[path.name] = path.read_bytes()
     return found

@@ -31,8 +31,9 @@ COMPANIONS = (
     "tokenizer.model",
     "chat_template.jinja",
     "generation_config.json",
-    *("LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE", "NOTICE.txt", "NOTICE.md"),
 )
+# Files that nobody loads, and that go along.
+NOTICES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE", "NOTICE.txt", "NOTICE.md")
 
 
 @dataclass(frozen=True)

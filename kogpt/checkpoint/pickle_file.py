@@ -1,5 +1,6 @@
 """Reading weights from a `torch.save` file, after the guard has let it pass."""
 
+import os
 import pickle
 from collections.abc import Mapping
 from functools import cached_property
@@ -14,7 +15,7 @@ from kogpt.errors import InputRefusedError
 
 
 class PickleFile:
-    """A file of which tensors are read; nothing is held beyond that."""
+    """An open file of which tensors are read; nothing is held beyond that."""
 
     def __init__(self, path: Path) -> None:
         """Reads what the file says it holds.
@@ -24,13 +25,21 @@ class PickleFile:
         """
         self.path = path
         self.tensors: Mapping[str, StoredTensor]
-        self.tensors, self._starts = describe(path)
+        self._file = path.open("rb", buffering=0)
+        try:
+            self.tensors, self._starts = describe(path)
+            if not os.path.samestat(path.stat(), os.fstat(self._file.fileno())):
+                raise InputRefusedError(f"{path}: was replaced while it was read")
+        except BaseException:
+            self._file.close()
+            raise
 
     @property
     def paths(self) -> list[Path]:
         return [self.path]
 
     def close(self) -> None:
+        self._file.close()
         self.__dict__.pop("_mapped", None)
 
     def read(self, name: str, rows: slice = slice(None)) -> Tensor:
@@ -43,8 +52,8 @@ class PickleFile:
         if not tensor.is_contiguous:  # as transposed ones, of which rows lie all over the storage
             return self._mapped[name][rows] if tensor.shape else self._mapped[name]
         start = self._starts[tensor.storage.key] + tensor.offset * tensor.dtype.itemsize
-        with self.path.open("rb", buffering=0) as file:
-            return read_rows(file, tensor.dtype, tensor.shape, start, rows, f"{self.path}: {name}")
+        what = f"{self.path}: {name}"
+        return read_rows(self._file, tensor.dtype, tensor.shape, start, rows, what)
 
     @cached_property
     def _mapped(self) -> dict[str, Tensor]:

@@ -292,7 +292,10 @@ def test_a_licence_that_lies_beside_the_weights_goes_along(tmp_path):
     (tmp_path / "src" / "LICENSE").write_text("CC0")
     convert(tmp_path / "src", tmp_path / "dst")
     assert (tmp_path / "dst" / "LICENSE").read_text() == "CC0"
+    (tmp_path / "dst" / "NOTICE").write_text("of the one who publishes it")
     verify(tmp_path / "dst")
+    (tmp_path / "src" / "NOTICE.md").mkdir()
+    assert "NOTICE.md" not in convert(tmp_path / "src", tmp_path / "again").copied
 
 
 def test_a_class_of_tokenizer_goes_along(tmp_path):
@@ -592,7 +595,15 @@ def test_a_source_that_cannot_be_read_is_refused_by_its_name(tmp_path):
         hashed.result()
 
 
-@pytest.mark.parametrize("late", [lambda path: path.write_bytes(b""), os.utime])
+def grow(path):
+    """With its time kept."""
+    stat = path.stat()
+    with path.open("ab") as file:
+        file.write(b"\0")
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+
+@pytest.mark.parametrize("late", [lambda path: path.write_bytes(b""), os.utime, grow])
 def test_a_source_that_is_written_to_meanwhile_is_refused(tmp_path, monkeypatch, late):
     """As by a download: what was hashed need not be what was converted."""
     write_released(tmp_path / "src")

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,15 @@ import pytest
 import safetensors.torch
 import torch
 
-from kogpt.checkpoint import ConversionOptions, convert, inspect, load_model, open_checkpoint
+from kogpt.checkpoint import (
+    ConversionOptions,
+    convert,
+    inspect,
+    load_model,
+    open_checkpoint,
+    pickle_file,
+    pickle_guard,
+)
 from kogpt.checkpoint.names import expand
 from kogpt.checkpoint.pickle_file import PickleFile
 from kogpt.errors import InputRefusedError
@@ -275,3 +284,34 @@ def test_a_view_is_read_from_a_pickle_as_it_was_saved(tmp_path, name):
             assert torch.equal(file.read(name, rows), view[rows])
     assert ("_mapped" in vars(file)) is not view.is_contiguous()
     file.close()
+
+
+def test_a_read_that_gives_less_than_asked_for_goes_on(tmp_path, monkeypatch):
+    """Linux reads 2 GiB at once at most."""
+    torch.save({"x": torch.arange(24.0)}, tmp_path / "x.bin")
+    preadv = os.preadv
+    monkeypatch.setattr(os, "preadv", lambda file, buffers, at: preadv(file, [buffers[0][:7]], at))
+    assert PickleFile(tmp_path / "x.bin").read("x").equal(torch.arange(24.0))
+
+
+def test_a_file_that_is_replaced_is_read_on_as_it_was(tmp_path):
+    path = tmp_path / "x.bin"
+    torch.save({"x": torch.arange(24.0)}, path)
+    file = PickleFile(path)
+    torch.save({"y": torch.zeros(99), "x": torch.zeros(24)}, tmp_path / "other.bin")
+    os.replace(tmp_path / "other.bin", path)
+    assert file.read("x").equal(torch.arange(24.0))
+
+
+def test_a_file_that_is_replaced_while_it_is_opened_is_refused(tmp_path, monkeypatch):
+    path = tmp_path / "x.bin"
+    torch.save({"x": torch.arange(24.0)}, path)
+    torch.save({"x": torch.arange(48.0)}, tmp_path / "other.bin")
+
+    def late(path):
+        os.replace(tmp_path / "other.bin", path)
+        return pickle_guard.describe(path)
+
+    monkeypatch.setattr(pickle_file, "describe", late)
+    with pytest.raises(InputRefusedError, match="x.bin: was replaced while it was read"):
+        PickleFile(path)

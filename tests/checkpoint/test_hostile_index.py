@@ -162,6 +162,16 @@ def test_the_links_of_the_hubs_own_cache_are_followed(tmp_path):
     open_checkpoint(snapshot).__exit__()
 
 
+@pytest.mark.parametrize("place", ["elsewhere/blobs", "models--kakaobrain--kogpt/others"])
+def test_links_to_what_only_resembles_the_hubs_cache_are_refused(tmp_path, folder, place):
+    (tmp_path / place).mkdir(parents=True)
+    safetensors.torch.save_file(tiny_state(), tmp_path / place / "00ff")
+    (folder / "link.safetensors").symlink_to(tmp_path / place / "00ff")
+    write_index(folder, dict.fromkeys(tiny_state(), "link.safetensors"))
+    with pytest.raises(InputRefusedError, match="a link that leaves the folder"):
+        open_checkpoint(folder)
+
+
 def test_links_to_the_hubs_cache_are_followed_from_anywhere(tmp_path, folder):
     blobs = tmp_path / "models--kakaobrain--kogpt" / "blobs"
     blobs.mkdir(parents=True)
