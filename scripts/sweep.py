@@ -26,10 +26,12 @@ from typing import TYPE_CHECKING, Any
 
 from kogpt.box import BOX
 from kogpt.cli import exit_code
-from kogpt.commands.common import refuse_below
+from kogpt.commands.common import option_of, refuse_below
 from kogpt.errors import InputRefusedError, KoGPTError
+from kogpt.pictures import families
 from kogpt.textfiles import markdown_row
 from kogpt.training.log import LOG_NAME, read_log
+from kogpt.training.model import TOKEN_IDS
 from kogpt.training.state import checkpoints, read_state
 
 if TYPE_CHECKING:
@@ -58,7 +60,7 @@ class Variant:
         """Reads `NAME[=FILE.py:CLASS][,FIELD=VALUE...]`."""
         first, *others = text.split(",")
         name, _, architecture = first.partition("=")
-        if not re.fullmatch(r"[^/\0]+", name) or name.startswith("."):
+        if not re.fullmatch(r"[^/|\0]+", name) or name.startswith((".", "_")):
             raise argparse.ArgumentTypeError(f"{text!r}: {name!r} is no name of a folder")
         pairs = (field.partition("=") for field in others)
         try:
@@ -70,12 +72,10 @@ class Variant:
 
 def main() -> None:
     args = parse_arguments()
-    args.work.mkdir(parents=True, exist_ok=True)
-    for variant in args.variants:
-        write_shape(variant, args)
     runs = [(variant, seed) for seed in args.seeds for variant in args.variants]
     for variant, seed in runs:
-        refuse_other_documents(variant, seed, args)
+        refuse_other_settings(variant, seed, args)
+    args.work.mkdir(parents=True, exist_ok=True)
     for variant, seed in [] if args.table else runs:
         run(variant, seed, args)
     found = {
@@ -118,53 +118,70 @@ def parse_arguments() -> argparse.Namespace:
     names = [variant.name for variant in args.variants]
     if twice := [name for name in names if names.count(name) > 1]:
         parser.error(f"argument --variant: {twice[0]!r} is there twice")
+    if len(set(args.seeds)) < len(args.seeds):
+        parser.error("argument --seeds: one is there twice")
     return args
 
 
 def run(variant: Variant, seed: int, args: argparse.Namespace) -> None:
     """Starts a run, or goes on with it; one that is done only sees that nothing else is asked."""
-    folder = folder_of(args.work, variant, seed)
-    steps = math.ceil(args.tokens / (args.batch_size * args.sequence_length))
+    settings = settings_of(seed, args)
     options = {
         "config": write_shape(variant, args),
         "tokenizer": args.tokenizer,
         "architecture": variant.architecture,
-        "seed": seed,
-        "steps": steps,
-        "batch-size": args.batch_size,
-        "sequence-length": args.sequence_length,
-        "learning-rate": args.learning_rate,
-        "warmup-steps": steps // 10,
-        "validate-every": max(1, steps // args.validations),
-        "validation-documents": args.documents,
-        "save-every": steps,
+        **settings,
+        "validate_every": max(1, settings["steps"] // args.validations),
+        "save_every": settings["steps"],
         "device": args.device,
-        "out": folder,
+        "out": folder_of(args.work, variant, seed),
     }
     command = [sys.executable, "-m", "kogpt", "train", str(args.data), "--resume", "--no-curve"]
     for name, value in options.items():
-        command += [] if value is None else [f"--{name}", str(value)]
+        command += [] if value is None else [option_of(name), str(value)]
     if code := subprocess.run(command).returncode:
         raise KoGPTError(f"variant {variant.name}, seed {seed}: kogpt train ended with {code}")
 
 
-def refuse_other_documents(variant: Variant, seed: int, args: argparse.Namespace) -> None:
-    """Refuses figures of other held-out documents, which `kogpt train` would let pass."""
-    folder = folder_of(args.work, variant, seed)
+def settings_of(seed: int, args: argparse.Namespace) -> dict[str, Any]:
+    """What figures depend on beside the variant, by its names in `kogpt train`."""
+    steps = math.ceil(args.tokens / (args.batch_size * args.sequence_length))
+    return {
+        "seed": seed,
+        "steps": steps,
+        "batch_size": args.batch_size,
+        "sequence_length": args.sequence_length,
+        "learning_rate": args.learning_rate,
+        "warmup_steps": steps // 10,
+        "validation_documents": args.documents,
+    }
+
+
+def refuse_other_settings(variant: Variant, seed: int, args: argparse.Namespace) -> None:
+    """Refuses figures that cannot be compared, some of which `kogpt train` would let pass.
+
+    Raises:
+        InputRefusedError: a finished run, which has a checkpoint, was of another shape or other
+            settings; or the variant cannot be.
+    """
+    from kogpt.model.variants import find_config
+
+    folder, shape = folder_of(args.work, variant, seed), shape_of(variant, args)
+    now = {**settings_of(seed, args), **shape}
     for checkpoint in checkpoints(folder):
-        before = read_state(checkpoint).config.get("validation_documents")
-        if before != args.documents:
-            raise InputRefusedError(
-                f"{folder}: validates on {before} documents, not on {args.documents}"
-            )
+        begun = find_config(str(checkpoint / "config.json"), own_class(variant)).to_dict()
+        before = {**read_state(checkpoint).config, **begun}
+        for name, value in now.items():
+            if name not in TOKEN_IDS and before.get(name) != value:
+                raise InputRefusedError(f"{folder}: {name} was {before.get(name)!r}, not {value!r}")
 
 
 def folder_of(work: Path, variant: Variant, seed: int) -> Path:
     return work / f"{variant.name}-{seed}"
 
 
-def write_shape(variant: Variant, args: argparse.Namespace) -> Path:
-    """The config of a variant, as a file.
+def shape_of(variant: Variant, args: argparse.Namespace) -> dict[str, Any]:
+    """The config of a variant.
 
     Raises:
         InputRefusedError: the variant cannot be.
@@ -176,11 +193,15 @@ def write_shape(variant: Variant, args: argparse.Namespace) -> Path:
         unknown = variant.fields.keys() - {field.name for field in fields(shape)}
         if unknown:
             raise InputRefusedError(f"{type(shape).__name__} has no field {min(unknown)!r}")
-        values = type(shape).from_dict(shape.to_dict() | variant.fields).to_dict()
+        return type(shape).from_dict(shape.to_dict() | variant.fields).to_dict()
     except InputRefusedError as error:
         raise InputRefusedError(f"variant {variant.name}: {error}") from None
+
+
+def write_shape(variant: Variant, args: argparse.Namespace) -> Path:
+    """The config of a variant, as a file."""
     path = args.work / f"{variant.name}.json"
-    path.write_text(json.dumps(values, indent=2), encoding="utf-8")
+    path.write_text(json.dumps(shape_of(variant, args), indent=2), encoding="utf-8")
     return path
 
 
@@ -198,10 +219,11 @@ def own_class(variant: Variant) -> "type[KoGPT] | None":
 
 
 def read_curve(variant: Variant, seed: int, args: argparse.Namespace) -> Curve:
-    """Held-out figures of a run; empty where it has not read all its tokens yet."""
-    path = folder_of(args.work, variant, seed) / LOG_NAME
-    curve = {entry["tokens"]: entry[METRIC] for entry in read_log(path) if METRIC in entry}
-    return curve if max(curve, default=0) >= args.tokens else {}
+    """Held-out figures of a run; empty where it has not come to its end yet."""
+    folder = folder_of(args.work, variant, seed)
+    if not checkpoints(folder):
+        return {}
+    return {e["tokens"]: e[METRIC] for e in read_log(folder / LOG_NAME) if METRIC in e}
 
 
 def table(found: dict[str, dict[int, Curve]], sizes: dict[str, int]) -> Iterator[str]:
@@ -252,10 +274,13 @@ def draw(found: dict[str, dict[int, Curve]], path: Path, title: str) -> None:
         axes.fill_between(
             millions, list(map(min, columns)), list(map(max, columns)), color=color, alpha=0.2, lw=0
         )
-    axes.set(xlabel="tokens read, millions", ylabel="held-out bits per byte", title=title)
+    axes.set(xlabel="tokens read, millions", ylabel="held-out bits per byte")
+    fonts = families(title, *found)
+    axes.set_title(title, family=fonts, parse_math=False)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
+    for text in axes.legend(frameon=False, prop={"family": fonts}).get_texts():
+        text.set_parse_math(False)
     figure.savefig(path, format="png")
 
 

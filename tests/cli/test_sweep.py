@@ -3,10 +3,12 @@
 import argparse
 import json
 import sys
+from types import SimpleNamespace
 
 import pytest
 
-from kogpt.errors import InputRefusedError, UsageError
+from kogpt.errors import InputRefusedError, KoGPTError, UsageError
+from kogpt.training.state import TrainingState
 from tests.scripts import SCRIPTS, run_script
 
 sys.path.insert(0, str(SCRIPTS))
@@ -41,12 +43,53 @@ def test_variants_are_trained_on_the_same_tokens_and_told_apart(tmp_path):
     assert again.stdout == done.stdout and not again.stderr
     other = run_script(*command, "--documents", "1", "--table")
     assert other.returncode == 3
-    assert "plain-0: validates on 2 documents, not on 1" in other.stderr
-    other = run_script(*command, "--learning-rate", "1")
-    assert other.returncode == 1
-    told = other.stderr.splitlines()[-2:]
-    assert "learning_rate was 0.0025 and is 1.0" in told[0]
-    assert told[1] == "sweep.py: variant plain, seed 0: kogpt train ended with 3"
+    assert "plain-0: validation_documents was 2, not 1" in other.stderr
+
+
+def test_runs_of_other_settings_or_another_shape_are_not_compared(tmp_path):
+    variant = sweep.Variant.parse("wide,n_inner=8")
+    given = {"work": tmp_path, "shape": "nano", "tokens": 256.0, "batch_size": 4}
+    given |= {"sequence_length": 16, "learning_rate": 0.1, "documents": 2}
+    args = argparse.Namespace(**given)
+    folder = tmp_path / "wide-0" / "step-00000004"
+    folder.mkdir(parents=True)
+    shape = {**sweep.shape_of(variant, args), "eos_token_id": 77}  # of another tokenizer
+    (folder / "config.json").write_text(json.dumps(shape))
+    state = TrainingState(4, 256, sweep.settings_of(0, args), "")
+    (folder / "training.json").write_bytes(state.to_json())
+    sweep.refuse_other_settings(variant, 0, args)
+    for name, value, told in (
+        ("tokens", 128.0, "steps was 4, not 2"),
+        ("batch_size", 2, "steps was 4, not 8"),
+        ("sequence_length", 8, "steps was 4, not 8"),
+        ("learning_rate", 0.2, "learning_rate was 0.1, not 0.2"),
+        ("documents", 3, "validation_documents was 2, not 3"),
+    ):
+        other = argparse.Namespace(**{**given, name: value})
+        with pytest.raises(InputRefusedError, match=f"wide-0: {told}"):
+            sweep.refuse_other_settings(variant, 0, other)
+    plain = sweep.Variant.parse("wide")
+    with pytest.raises(InputRefusedError, match="wide-0: n_inner was 8, not None"):
+        sweep.refuse_other_settings(plain, 0, args)
+    (tmp_path / "wide-0" / "log.jsonl").write_text('{"step": 4, "tokens": 256}\n')
+    assert sweep.read_curve(variant, 1, args) == {}
+
+
+def test_a_run_that_fails_ends_the_sweep(tmp_path, monkeypatch):
+    variant = sweep.Variant.parse("plain")
+    given = {"data": tmp_path, "work": tmp_path, "shape": "nano", "tokenizer": tmp_path}
+    given |= {"tokens": 256.0, "batch_size": 4, "sequence_length": 16, "learning_rate": 0.1}
+    args = argparse.Namespace(**given, documents=2, validations=2, device=None)
+    ended = SimpleNamespace(returncode=3)
+    monkeypatch.setattr(sweep.subprocess, "run", lambda command: ended)
+    with pytest.raises(KoGPTError, match="variant plain, seed 0: kogpt train ended with 3"):
+        sweep.run(variant, 0, args)
+
+
+def test_names_are_drawn_as_they_are(tmp_path):
+    curve = {10: 3.0, 20: 2.0}
+    sweep.draw({"b$\\frac$": {0: curve}, "한국어": {0: curve}}, tmp_path / "a.png", "$x$, $\\frac$")
+    assert (tmp_path / "a.png").stat().st_size > 10_000
 
 
 def test_no_two_variants_share_a_folder(monkeypatch, capsys):
@@ -54,6 +97,10 @@ def test_no_two_variants_share_a_folder(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         sweep.parse_arguments()
     assert "argument --variant: 'a' is there twice" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", "sweep.py data work --variant a --seeds 0 1 0".split())
+    with pytest.raises(SystemExit):
+        sweep.parse_arguments()
+    assert "argument --seeds: one is there twice" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -87,7 +134,7 @@ def test_a_variant_is_read_from_its_text():
     assert sweep.Variant.parse("plain") == sweep.Variant("plain", None, {})
     with pytest.raises(argparse.ArgumentTypeError, match="no FIELD=NUMBER"):
         sweep.Variant.parse("x,n_inner=wide")
-    for name in ("a/b", "", ".."):
+    for name in ("a/b", "", "..", "_a", "a|b"):
         with pytest.raises(argparse.ArgumentTypeError, match="is no name of a folder"):
             sweep.Variant.parse(f"{name}=a.py:C")
 
@@ -97,5 +144,6 @@ def test_a_field_that_there_is_not_ends_a_sweep_before_it_begins(tmp_path):
     args = argparse.Namespace(shape="nano", work=tmp_path)
     with pytest.raises(InputRefusedError, match="variant typo: KoGPTConfig has no field 'n_iner'"):
         sweep.write_shape(variant, args)
+    assert not list(tmp_path.iterdir())
     sweep.write_shape(sweep.Variant.parse("wide,n_inner=5"), args)
     assert json.loads((tmp_path / "wide.json").read_text())["n_inner"] == 5
