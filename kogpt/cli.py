@@ -756,7 +756,7 @@ def add_trace(commands: Commands) -> None:
     add(
         "--against-architecture",
         metavar="FILE.py:CLASS",
-        help="class of the reference (default: of the same folder that of the model)",
+        help="class of the reference (default: without --against that of the model)",
     )
     dtypes = ("float64", "float32", "float16", "bfloat16")
     add("--dtype", choices=dtypes, help="of the model (default: as for kogpt generate)")

@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 
 from kogpt.cli import exit_code
+from kogpt.commands.common import refuse_below
 from kogpt.errors import KoGPTError
 
 CONVERT = """
@@ -80,6 +81,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--quantize", choices=("int8", "int4"), default="", help="as it converts")
     args = parser.parse_args()
+    refuse_below(args, rounds=1)
     size = sum(path.stat().st_size for path in weights_of(args.source))
     copies, conversions, peaks = [], [], []
     for _ in range(args.rounds):

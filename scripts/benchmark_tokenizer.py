@@ -15,6 +15,7 @@ from pathlib import Path
 
 from kogpt.box import BOX
 from kogpt.cli import exit_code
+from kogpt.errors import InputRefusedError
 from kogpt.tokenizer import load_tokenizer
 from kogpt.training.documents import read_documents
 
@@ -37,6 +38,8 @@ def main() -> None:
     args = parser.parse_args()
 
     texts = list(islice(read_documents([args.data], args.column), 50_000))
+    if not texts:
+        raise InputRefusedError(f"{args.data}: holds no text")
     size = sum(len(text.encode()) for text in texts)
     tokenizer = load_tokenizer(args.tokenizer)
     ids = [id for text in texts for id in tokenizer.encode(text)]

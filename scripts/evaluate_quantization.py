@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from kogpt.box import BOX
 from kogpt.checkpoint import ConversionOptions, convert, load_model, open_checkpoint
 from kogpt.cli import exit_code
+from kogpt.commands.common import check_file, refuse_below
 from kogpt.fast import load_fast
 from kogpt.model import KoGPT
 from kogpt.model.transformer import Block
@@ -96,7 +97,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--group-size", type=int, help="of int4 (default: 128)")
     parser.add_argument("--documents", type=int, help="only so many of those held out")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
-    return parser.parse_args()
+    args = parser.parse_args()
+    refuse_below(args, documents=1, group_size=1)
+    if args.json:
+        check_file("json", args.json)
+    return args
 
 
 @torch.no_grad()

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from kogpt.benchmarking.report import Figures, Report
+from kogpt.pictures import families
 
 KINDS = (".png", ".svg", ".pdf")
 
@@ -28,8 +29,9 @@ def draw(report: Report, path: Path) -> None:
     figure.legend(frameon=False, loc="outside lower center")
     prefill.set(ylabel="tokens a second", title="reading the prompt")
     decode.set(title="writing")
-    model, machine = report.model, report.machine
-    figure.suptitle(f"{Path(model['path']).name}, {model['dtype']}, {machine['device']}")
+    name = Path(report.model["path"]).resolve().name
+    title = f"{name}, {report.model['dtype']}, {report.machine['device']}"
+    figure.suptitle(title, family=families(title), parse_math=False)
     figure.savefig(path)
 
 
@@ -37,7 +39,9 @@ def draw_bars(axes: Any, names: list[str], rounds: list[list[float]], color: str
     medians = [statistics.median(values) for values in rounds]
     below = [median - min(values) for median, values in zip(medians, rounds, strict=True)]
     above = [max(values) - median for median, values in zip(medians, rounds, strict=True)]
-    axes.bar(names, medians, yerr=(below, above), capsize=4, color=color, alpha=0.8)
+    places = range(len(names))  # by which two bars of one name stay apart
+    axes.bar(places, medians, yerr=(below, above), capsize=4, color=color, alpha=0.8)
+    axes.set_xticks(places, names)
     axes.set(xlabel="batch x tokens of a prompt")
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_axisbelow(True)

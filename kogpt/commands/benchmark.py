@@ -39,9 +39,9 @@ def run(args: argparse.Namespace) -> None:
         bench = Bench(load(args, fast=not args.reference)[0])
         check_context(bench, plan)
         report = measure(bench, plan, args)
+    print_report(report, args.json)
     if args.plot:
         draw(report, Path(args.plot))
-    print_report(report, args.json)
 
 
 def check_values(args: argparse.Namespace) -> None:

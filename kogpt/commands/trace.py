@@ -36,7 +36,8 @@ def run(args: argparse.Namespace) -> None:
         other = load_other(args, folder, dtypes[1], device)
         if isinstance(other, KoGPT):  # of another folder, whose context may be shorter
             refuse_unreadable(ids, "the prompt", other, tokenizer)
-        names = names_of((folder, Path(args.against or folder)), dtypes)
+        classes = tuple(type(side).__name__ for side in (model, other) if isinstance(side, KoGPT))
+        names = names_of((folder, Path(args.against or folder)), dtypes, classes)
         report = trace(model, other, torch.tensor([ids]), tolerance=args.tolerance, names=names)
     if args.plot:
         from kogpt.diagnostics.trace_plot import draw
@@ -75,8 +76,8 @@ def is_same(args: argparse.Namespace) -> bool:
 
 
 def of_reference(args: argparse.Namespace) -> str | None:
-    """The class of the reference, as `load_architecture` takes it."""
-    return args.against_architecture or (args.architecture if is_same(args) else None)
+    """The class of the reference, as `load_architecture` takes it; None for the checkpoint's."""
+    return args.against_architecture or (None if args.against else args.architecture)
 
 
 def reference_dtype(args: argparse.Namespace, dtype: torch.dtype) -> torch.dtype:
@@ -133,12 +134,17 @@ def load_other(
     return other.to(device)
 
 
-def names_of(paths: tuple[Path, Path], dtypes: tuple[torch.dtype, torch.dtype]) -> tuple[str, str]:
-    """What both sides are called: folders by their last part, unless that tells them not apart."""
+def names_of(
+    paths: tuple[Path, Path], dtypes: tuple[torch.dtype, torch.dtype], classes: tuple[str, ...]
+) -> tuple[str, str]:
+    """What both sides are called: folders by their last part, unless that tells them not apart,
+    and the classes of our networks where they are two.
+    """
     shown = [path.resolve().name for path in paths]
     if shown[0] == shown[1] and paths[0] != paths[1]:
         shown = list(map(str, paths))
-    first, second = (
-        f"{name} ({dtype_name(dtype)})" for name, dtype in zip(shown, dtypes, strict=True)
-    )
+    about = [dtype_name(dtype) for dtype in dtypes]
+    if len(set(classes)) > 1:
+        about = [f"{kind}, {dtype}" for kind, dtype in zip(classes, about, strict=True)]
+    first, second = (f"{name} ({what})" for name, what in zip(shown, about, strict=True))
     return first, second

@@ -17,7 +17,7 @@ Error Analysis", 2019). Sums are kept in float32, or in float64 where both sides
 in the box makes, in any dtype and against transformers, is a quarter of that at most.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -78,8 +78,9 @@ def trace(
     rows = list(rows_of(OURS, model))
     with evaluation_mode(model, other):
         reference = captured(other, rows_of(places, other), input_ids)
-        propagated = compared(model, rows, input_ids, reference, leave)
-        own = compared(model, rows, input_ids, reference, replace)
+        dtypes = dtypes_of(model, other)
+        propagated = compared(model, rows, input_ids, reference, dtypes, leave)
+        own = compared(model, rows, input_ids, reference, dtypes, replace)
     if tolerance is None:
         tolerance = tolerance_of(model, other, input_ids.size(1))
     blocks = max(depth(OURS, modules_of(model)), depth(places, modules_of(other)))
@@ -140,6 +141,7 @@ def compared(
     rows: Rows,
     input_ids: Tensor,
     reference: Mapping[Site, Tensor],
+    dtypes: Collection[torch.dtype],
     answer: Callable[[Tensor, Tensor], Tensor | None],
 ) -> dict[Site, Difference | None]:
     """How far each site is from the reference; None where that has none.
@@ -156,7 +158,7 @@ def compared(
         if tensor.shape != reference[site].shape:
             shapes = [" x ".join(map(str, x.shape)) for x in (tensor, reference[site])]
             raise InputRefusedError(f"{site} is {shapes[0]}, and {shapes[1]} on the other side")
-        found[site] = difference(tensor, reference[site])
+        found[site] = difference(tensor, reference[site], *dtypes)
         return answer(tensor, reference[site])
 
     run(model, rows, input_ids, see)
@@ -188,11 +190,15 @@ def run(
         model(input_ids.to(next(model.parameters()).device))
 
 
+def dtypes_of(*models: nn.Module) -> set[torch.dtype]:
+    """What models compute in; integers are widened."""
+    parameters = (parameter for model in models for parameter in model.parameters())
+    return {p.dtype for p in parameters if p.dtype.is_floating_point}
+
+
 def tolerance_of(model: KoGPT, other: nn.Module, tokens: int) -> float:
     """The most that rounding alone makes of a site's own error; the rule is this module's."""
-    parameters = (p for side in (model, other) for p in side.parameters())
-    dtypes = {p.dtype for p in parameters if p.dtype.is_floating_point}  # integers are widened
-    dtype = coarser(*dtypes)
+    dtype = coarser(*dtypes_of(model, other))
     # transformers keeps the scores of attention in float32, whatever the model's dtype.
     wide = dtype == torch.float64 and isinstance(other, KoGPT)
     sums = torch.finfo(torch.float64 if wide else torch.float32)

@@ -21,9 +21,15 @@ class Difference:
     absolute: float
 
 
-def difference(value: Tensor, reference: Tensor) -> Difference:
-    """The distance of tensors of one shape, computed in float64; NaN where either holds one."""
-    dtype = coarser(value.dtype, reference.dtype)
+def difference(value: Tensor, reference: Tensor, *dtypes: torch.dtype) -> Difference:
+    """The distance of tensors of one shape, computed in float64; NaN where either holds one.
+
+    Args:
+        value: of any dtype.
+        reference: likewise.
+        dtypes: in which they were computed, where they have been widened since.
+    """
+    dtype = coarser(value.dtype, reference.dtype, *dtypes)
     a, b = (x.detach().to("cpu", torch.float64) for x in (value, reference))
     error = torch.where(a == b, 0.0, (a - b).abs())  # equal infinities are equal
     b = torch.where(b.isfinite(), b, 0.0)  # what errors are measured by

@@ -340,6 +340,16 @@ def test_files_of_one_name_have_neighbours_of_their_own(place, capsys):
     assert kogpt.architecture.load_architecture(one) is first
 
 
+def test_a_change_is_traced_against_the_network_as_it_was(place, capsys):
+    changed = write_net(place / "changed", 2)
+    assert main(["trace", "영화", "--architecture", changed, "--against", str(BOX)]) == 0
+    told = capsys.readouterr().out
+    assert "(Net, float32)" in told and "(KoGPT, float64) part at transformer.h.0" in told
+    assert main(["trace", "영화", "--architecture", changed]) == 0  # a change against itself
+    told = capsys.readouterr().out
+    assert "agree" in told and "Net" not in told
+
+
 def test_what_is_not_beside_a_file_keeps_its_name(place, monkeypatch):
     """As where the file lies beside the package itself, or beside an environment."""
     library = place / "env" / "site-packages"

@@ -229,6 +229,24 @@ def test_threads_are_those_asked_for():
     assert json.loads(done.stdout)["machine"]["threads"] == 1
 
 
+def test_bars_of_one_name_stand_apart_below_a_name_of_any_signs(tmp_path, monkeypatch):
+    figure = pytest.importorskip("matplotlib.figure")
+    drawn = []
+    monkeypatch.setattr(figure.Figure, "savefig", lambda self, path: drawn.append(self))
+    figures = [Figures(3, 4, 5, 1e9) for _ in range(3)]
+    for shape in figures:
+        shape.add([0.1, 0.2, 0.3, 0.4, 0.5], 1)
+    about = {"path": "한국어 $\\frac$ $a$", "dtype": "bfloat16"}
+    draw(Report(about, {"device": "a machine"}, {}, 8e9, figures), tmp_path / "a.png")
+    for axes in drawn[0].axes:
+        centers = [bar.get_x() + bar.get_width() / 2 for bar in axes.patches]
+        assert centers == pytest.approx([0, 1, 2])
+        assert [label.get_text() for label in axes.get_xticklabels()] == ["3 x 4"] * 3
+    title = drawn[0].get_suptitle()
+    assert title == "한국어 $\\frac$ $a$, bfloat16, a machine"
+    drawn[0].canvas.draw()  # which reads no mathematics in it
+
+
 def test_the_picture_shows_both_speeds(tmp_path):
     image = pytest.importorskip("matplotlib.image")
     figures = [Figures(batch, 32, 5, 1e9) for batch in (1, 8)]

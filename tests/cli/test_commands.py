@@ -555,3 +555,11 @@ def test_a_conversion_tells_what_will_keep_the_result_from_reading_text(tmp_path
     again = ("convert", str(tmp_path / "src"), str(tmp_path / "again"))
     assert kogpt(*again).stderr.endswith(": the tokenizer has 423 ids, the model 97\n")
     assert kogpt("convert", str(BOX), str(tmp_path / "nano")).stderr == ""
+
+
+def test_the_tokenizer_of_a_file_lies_beside_it(tmp_path):
+    write_released(tmp_path / "src")
+    write_byte_level(tmp_path / "src")
+    file = tmp_path / "src" / "pytorch_model.bin"
+    told = kogpt("convert", str(file), str(tmp_path / "dst")).stderr
+    assert told.endswith(": the tokenizer has 423 ids, the model 97\n")

@@ -399,6 +399,14 @@ def test_errors_are_counted_in_units_of_the_coarser_dtype():
     assert small.ulp == 1.0
 
 
+def test_errors_count_in_units_of_what_was_computed_in():
+    """Though both sides widen them, as logits."""
+    reference = torch.tensor([1.0, 1.0])
+    value = reference + torch.tensor([torch.finfo(torch.bfloat16).eps, 0])
+    assert difference(value, reference).ulp == 2.0**16
+    assert difference(value, reference, torch.bfloat16, torch.float32).ulp == 1.0
+
+
 def test_equal_tensors_have_no_error_and_nan_is_none():
     same = torch.tensor([[0.0, math.inf, -1.0]])
     assert set(vars(difference(same, same)).values()) == {0.0}
