@@ -57,8 +57,8 @@ def shard(
     on_gpu = parallel.device.type == "cuda"
     where = CPUOffloadPolicy(pin_memory=on_gpu) if offload else OffloadPolicy()
     for block in model.transformer.h:
-        if precision == "bfloat16":
-            norm = block.get_submodule("ln_1")
+        norms = [part for part in block.modules() if isinstance(part, model.block_class.norm_class)]
+        for norm in norms if precision == "bfloat16" else []:
             fully_shard(norm, mesh=mesh, mp_policy=as_is, offload_policy=where)
         policy = narrow if precision == "bfloat16" else as_is
         fully_shard(block, mesh=mesh, mp_policy=policy, offload_policy=where)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
-from kogpt.errors import KoGPTError
+from kogpt.errors import InputRefusedError, KoGPTError
 from kogpt.kernels.building import CannotBuildError, find_compiler
 from kogpt.parallel.parts import Rows, fill, is_cut
 from kogpt.training.config import EIGHT_BITS, FLOAT32, STOCHASTIC, RunConfig
@@ -152,33 +152,37 @@ def optimizer_tensors(
     """The state of trained parameters: `NAME.exp_avg`, `NAME.exp_avg_sq`, `NAME.master`.
 
     What is kept in 8 bits is named by its parts: `NAME.exp_avg.codes` and so on. A parameter that
-    never had a gradient has no state. One that had none in some of the `steps` of the run has a
-    count of its own, `NAME.step` (1,), by which its moments are corrected.
+    had no gradient in some of the `steps` of the run has a count of its own, `NAME.step` (1,), by
+    which its moments are corrected; one that never had any has nothing else.
     """
     tensors: dict[str, Tensor] = {}
     for name, parameter in trained(model).items():
-        state = optimizer.state.get(parameter)
-        if not state:
-            continue
+        state = optimizer.state.get(parameter) or {STEP: torch.zeros(())}
         tensors |= {f"{name}.{key}": tensor for key, tensor in _parts(state)}
-        if state[STEP].item() != steps:
-            tensors[f"{name}.{STEP}"] = state[STEP].detach().to(torch.float32).reshape(1)
+        if (own := state[STEP].item()) != steps:
+            tensors[f"{name}.{STEP}"] = torch.tensor([own], dtype=torch.float32)
     return tensors
 
 
 def restore_optimizer(
     optimizer: torch.optim.Optimizer, model: nn.Module, tensors: Mapping[str, Rows], step: int
 ) -> None:
-    """Puts the state back as it was after `step` steps of the run."""
+    """Puts the state back as it was after `step` steps of the run.
+
+    Raises:
+        InputRefusedError: some of it is missing.
+    """
     for name, parameter in trained(model).items():
-        state = initial_state(optimizer, parameter)
-        parts = {f"{name}.{key}": tensor for key, tensor in _parts(state)}
-        if tensors.keys().isdisjoint(parts):
-            continue
-        for full, tensor in parts.items():
-            fill(tensor, tensors[full].__getitem__)
         own = tensors.get(f"{name}.{STEP}")
-        state[STEP].fill_(step if own is None else own[slice(None)].item())
+        taken = step if own is None else own[slice(None)].item()
+        if not taken:
+            continue
+        state = initial_state(optimizer, parameter)
+        for key, tensor in _parts(state):
+            if (full := f"{name}.{key}") not in tensors:
+                raise InputRefusedError(f"the optimizer state of the checkpoint lacks {full}")
+            fill(tensor, tensors[full].__getitem__)
+        state[STEP].fill_(taken)
         optimizer.state[parameter] = state
 
 

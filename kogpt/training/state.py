@@ -112,8 +112,10 @@ class TrainingState:
 
 def _place(name: str, value: Any) -> Any:
     """What a setting stands for: a file or folder for itself, however it is spelt."""
+    if not isinstance(value, str) or "\0" in value:
+        return value
     named = name == "architecture" or (name == "model" and value not in PRESETS)
-    return os.path.realpath(value) if named and isinstance(value, str) else value
+    return os.path.realpath(value) if named else value
 
 
 def discard_all_but(count: int, out: Path) -> None:

@@ -1,12 +1,18 @@
 """Steps of several processes are the steps of one: losses, gradient norms and weights."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
+from torch import nn
 
 from kogpt.adapters import LoRAConfig, PromptConfig, attach_head, attach_lora, attach_prompt
 from kogpt.adapters.config import TARGETS
 from kogpt.checkpoint import load_model
 from kogpt.evaluation.likelihood import Query, log_likelihoods
+from kogpt.model import KoGPT
+from kogpt.model.variants import GPT2, GPTNeoX
+from kogpt.parallel import Parallel, sharding
 from kogpt.parallel.loading import load_parallel, new_parallel
 from kogpt.parallel.parts import held, whole
 from kogpt.parallel.sharding import as_forward, clip, shard
@@ -237,3 +243,32 @@ def begin_anew(parallel):
 
 def test_a_new_model_has_the_weights_that_one_process_draws():
     assert run(4, begin_anew, tensor=2) == [0.0] * 4
+
+
+@pytest.mark.parametrize("limit", [1.0, 0.1])
+def test_gradients_are_scaled_down_and_never_up(limit):
+    parameter = nn.Parameter(torch.zeros(2))
+    parameter.grad = torch.tensor([0.2, 0.15])
+    assert sharding.clip([parameter], limit, Parallel()) == pytest.approx(0.25)
+    assert parameter.grad.norm().item() == pytest.approx(min(limit, 0.25), rel=1e-4)
+
+
+@pytest.mark.parametrize("offload", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "config"), [(KoGPT, CONFIG), (GPT2, GPT2_CONFIG), (GPTNeoX, NEOX_CONFIG)]
+)
+def test_what_shards_are_gathered_and_added_up_in(monkeypatch, kind, config, offload):
+    model = kind(config)
+    told = {}
+    monkeypatch.setattr(sharding, "fully_shard", lambda module, **how: told.update({module: how}))
+    grid = SimpleNamespace(data_size=2, mesh={"data": None}, device=torch.device("cpu"))
+    sharding.shard(model, grid, precision="bfloat16", offload=offload)
+    blocks = list(model.transformer.h)
+    norms = [part for block in blocks for part in block.modules() if type(part) is nn.LayerNorm]
+    assert told.keys() == {*blocks, *norms, model}
+    for module, how in told.items():
+        policy = how["mp_policy"]
+        narrow = (torch.bfloat16, torch.float32) if module in blocks else (None, None)
+        assert (policy.param_dtype, policy.reduce_dtype) == narrow
+        assert not policy.cast_forward_inputs
+        assert isinstance(how["offload_policy"], sharding.CPUOffloadPolicy) is offload

@@ -186,6 +186,27 @@ def test_a_run_whose_gradients_do_not_always_reach_all_goes_on_bit_equal(setting
     assert (config.out / name).read_bytes() == (whole.out / name).read_bytes()
 
 
+def test_a_class_is_the_same_by_another_path(tmp_path):
+    name = f"{tmp_path}/parts.py:Own"
+    config = TrainingConfig(data=(tmp_path / "x.txt",), out=tmp_path / "out", architecture=name)
+    state = TrainingState(1, 1, {**config.to_dict(), "architecture": os.path.relpath(name)}, "")
+    state.require_settings(config)
+    for damaged in ([], "a\0b"):
+        with pytest.raises(InputRefusedError, match="with other settings: model was "):
+            dataclasses.replace(state, config={**state.config, "model": damaged}).require_settings(
+                config
+            )
+
+
+@pytest.mark.parametrize("lost", ["lm_head.weight.exp_avg_sq", "lm_head.weight.", ""])
+def test_a_run_is_not_resumed_without_its_moments(settings, lost):
+    path = train(settings(steps=1), io.StringIO()) / "optimizer.safetensors"
+    kept = {name: x for name, x in load_file(path).items() if not name.startswith(lost)}
+    save_file({**kept, "other": torch.zeros(1)}, path)
+    with pytest.raises(InputRefusedError, match=f"the optimizer state .* lacks .*{lost}"):
+        train(settings(steps=2, resume=True), io.StringIO())
+
+
 def test_a_run_is_not_resumed_with_other_data(settings, reviews):
     train(settings(steps=1), io.StringIO())
     with reviews.open("a", encoding="utf-8") as file:
