@@ -194,7 +194,7 @@ class KoGPTConfig:
 
 def _as(kind: Any, key: str, value: Any) -> Any:
     """The value of a field, where JSON or a library writes it otherwise."""
-    if kind is float and type(value) is int:  # 0 for 0.0
+    if kind is float and type(value) is int and abs(value) < 1 << 53:  # 0 for 0.0
         return float(value)
     if key.endswith("_token_id"):
         value = value[0] if isinstance(value, list) and value else value  # the first of several

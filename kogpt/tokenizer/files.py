@@ -63,24 +63,31 @@ def read_companions(directory: Path) -> Companions:
     return Companions(files, names, add_bos)
 
 
-def read_ids(directory: Path, vocab_size: int) -> dict[str, int]:
-    """Special ids by role that the files of a model name: {"bos": 0, ...}.
+def read_ids(directory: Path, vocab_size: int) -> tuple[dict[str, int], list[Path]]:
+    """Special ids by role that the files of a model name, {"bos": 0, ...}, and which files did.
 
     Args:
         directory: Folder of the model; without files about it, it names none.
         vocab_size: Of the tokenizer. Others are no ids of it: many files are careless.
+
+    Returns:
+        The ids; and of the files those that go with a tokenizer: every model has its own
+        `config.json`.
     """
     ids: dict[str, int] = {}
+    files = []
     for path in map(directory.joinpath, MODEL_FILES):
         if not path.exists():
             continue
         content = parse_json_object(read_limited(path, MAX_COMPANION_BYTES), path)
+        if path.name != "config.json":
+            files.append(path)
         for role in ("bos", "eos", "pad"):
             value = content.get(f"{role}_token_id")
             id = value[0] if isinstance(value, list) and value else value
             if type(id) is int and 0 <= id < vocab_size:
                 ids.setdefault(role, id)
-    return ids
+    return ids, files
 
 
 def _names(path: Path, content: dict[str, Any]) -> dict[str, str]:

@@ -26,7 +26,8 @@ def load_tokenizer(directory: str | PathLike[str] | None = None) -> Tokenizer:
     directory = BOX if directory is None else Path(directory)
     tokenizer = _load(directory)
     if tokenizer.bos_id is None and tokenizer.eos_id is None:
-        ids = read_ids(directory, tokenizer.vocab_size)
+        ids, files = read_ids(directory, tokenizer.vocab_size)
+        tokenizer.files += files
         tokenizer.bos_id, tokenizer.eos_id = ids.get("bos"), ids.get("eos")
         tokenizer.pad_id = ids.get("pad") if tokenizer.pad_id is None else tokenizer.pad_id
     return tokenizer

@@ -1,6 +1,7 @@
 """Whether a text follows bos is for the model's files to say."""
 
 import json
+import shutil
 
 import pytest
 import tokenizers
@@ -92,3 +93,35 @@ def test_what_the_tokenizers_files_name_goes_before_the_models(tmp_path):
     tokenizer = load_tokenizer(tmp_path)
     assert tokenizer.bos_id is None
     assert tokenizer.eos_id == tokenizer.piece_to_id("[EOS]") != 5
+
+
+def test_ids_of_the_models_files_are_those_of_the_vocabulary(tmp_path):
+    write_byte_level(tmp_path)
+    (tmp_path / "special_tokens_map.json").unlink()
+    size = load_tokenizer(tmp_path).vocab_size
+    for bos, eos, expected in ((0, size, (0, None)), (size - 1, -1, (size - 1, None))):
+        ids = {"bos_token_id": bos, "eos_token_id": eos}
+        (tmp_path / "config.json").write_text(json.dumps(ids))
+        tokenizer = load_tokenizer(tmp_path)
+        assert (tokenizer.bos_id, tokenizer.eos_id) == expected
+
+
+def test_a_pad_that_the_tokenizers_files_name_goes_before_the_models(tmp_path):
+    write_byte_level(tmp_path)
+    (tmp_path / "special_tokens_map.json").write_text(json.dumps({"pad_token": "[PAD]"}))
+    (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": 5, "pad_token_id": 6}))
+    tokenizer = load_tokenizer(tmp_path)
+    assert tokenizer.eos_id == 5
+    assert tokenizer.pad_id == tokenizer.piece_to_id("[PAD]") != 6
+
+
+def test_a_file_of_the_model_that_names_ends_goes_with_the_tokenizer(tmp_path):
+    write_byte_level(tmp_path)
+    (tmp_path / "special_tokens_map.json").unlink()
+    for name, eos in (("config.json", 5), ("generation_config.json", 7)):
+        (tmp_path / name).write_text(json.dumps({"eos_token_id": eos}))
+    (tmp_path / "copy").mkdir()
+    for path in load_tokenizer(tmp_path).files:
+        shutil.copy(path, tmp_path / "copy")
+    assert not (tmp_path / "copy" / "config.json").exists()  # every model has its own
+    assert load_tokenizer(tmp_path / "copy").eos_id == 7
