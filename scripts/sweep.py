@@ -167,7 +167,7 @@ def refuse_other_settings(variant: Variant, seed: int, args: argparse.Namespace)
     from kogpt.model.variants import find_config
 
     folder, shape = folder_of(args.work, variant, seed), shape_of(variant, args)
-    now = {**settings_of(seed, args), **shape}
+    now = {**settings_of(seed, args), **shape, "architecture": variant.architecture}
     for checkpoint in checkpoints(folder):
         begun = find_config(str(checkpoint / "config.json"), own_class(variant)).to_dict()
         before = {**read_state(checkpoint).config, **begun}

@@ -59,7 +59,7 @@ def read_companions(directory: Path) -> Companions:
     for path, content in reversed(list(zip(files, contents, strict=True))):
         names |= _names(path, content)
     told = [content.get("add_bos_token") for content in contents]
-    add_bos = True if True in told else False if False in told else None
+    add_bos = next((answer for answer in (True, False) if answer in told), None)
     return Companions(files, names, add_bos)
 
 

@@ -68,6 +68,10 @@ def test_runs_of_other_settings_or_another_shape_are_not_compared(tmp_path):
         other = argparse.Namespace(**{**given, name: value})
         with pytest.raises(InputRefusedError, match=f"wide-0: {told}"):
             sweep.refuse_other_settings(variant, 0, other)
+    other = sweep.Variant.parse("wide=tests/model/swaps.py:WithSwiGLU,n_inner=8")
+    told = "wide-0: architecture was None, not 'tests/model/swaps.py:WithSwiGLU'"
+    with pytest.raises(InputRefusedError, match=told):
+        sweep.refuse_other_settings(other, 0, args)
     plain = sweep.Variant.parse("wide")
     with pytest.raises(InputRefusedError, match="wide-0: n_inner was 8, not None"):
         sweep.refuse_other_settings(plain, 0, args)

@@ -258,7 +258,7 @@ def test_8_bits_take_a_quarter_and_stay_near_float32(make, can_compile):
     (model, optimizer), (exact, other) = make(EIGHT_BITS["8 bits"]), make({})
     for each in ((model, optimizer), (exact, other)):
         steps(*each, range(5))
-    state = optimizer_tensors(optimizer, model, 1)
+    state = optimizer_tensors(optimizer, model, 5)
     sizes = [state[f"matrix.exp_avg.{part}"].nbytes for part in ("codes", "scale", "qmap")]
     assert sizes == [64 * 80, 64 * 80 // 256 * 4, 256 * 4]
     # Codes lie 1/128 of a block's largest moment apart at most: a tenth of the way is ample.
