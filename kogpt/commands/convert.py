@@ -34,11 +34,11 @@ def run(args: argparse.Namespace) -> None:
 def tell_of_tokenizer(source: Path, vocab_size: int) -> None:
     """Says what will keep the result from reading text."""
     try:
-        tokenizer = load_tokenizer(source if source.is_dir() else source.parent)
+        size = load_tokenizer(source if source.is_dir() else source.parent).vocab_size
     except KoGPTError as error:
-        return say(f"note: the weights are fine, but no text can be read: {error}")
-    if tokenizer.vocab_size > vocab_size:
-        say(
-            "note: the weights are fine, but no text can be read:"
-            f" the tokenizer has {tokenizer.vocab_size} ids, the model {vocab_size}"
-        )
+        reason = str(error)
+    else:
+        if size <= vocab_size:
+            return
+        reason = f"the tokenizer has {size} ids, the model {vocab_size}"
+    say(f"note: no text can be read with the result: {reason}")

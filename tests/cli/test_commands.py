@@ -549,7 +549,7 @@ def test_a_conversion_tells_what_will_keep_the_result_from_reading_text(tmp_path
     write_released(tmp_path / "src")
     for options in (("--dry-run",), ()):
         told = kogpt("convert", str(tmp_path / "src"), str(tmp_path / "dst"), *options).stderr
-        assert told.startswith("note: the weights are fine, but no text can be read: ")
+        assert told.startswith("note: no text can be read with the result: ")
         assert told.endswith("/src: holds neither tokenizer.model nor tokenizer.json\n")
     write_byte_level(tmp_path / "src")
     again = ("convert", str(tmp_path / "src"), str(tmp_path / "again"))
