@@ -1,15 +1,16 @@
 """`kogpt score`: how likely the model finds a text, or many."""
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from operator import itemgetter
 from pathlib import Path
 
 from kogpt.commands.common import load, memory_errors, print_json, read_text, refuse_below
 from kogpt.errors import InputRefusedError, UsageError
-from kogpt.generation import CorpusScore, score
-from kogpt.generation.scoring import Measures
+from kogpt.generation import CorpusScore, Score
+from kogpt.generation.scoring import Measures, stream_scores
+from kogpt.tokenizer import Tokenizer
 
 
 def run(args: argparse.Namespace) -> None:
@@ -17,19 +18,26 @@ def run(args: argparse.Namespace) -> None:
     names, texts = zip(*read_texts(args), strict=True)
     model, tokenizer = load(args)
     with memory_errors():
-        scores = score(model, tokenizer, texts, normalize=args.normalize, names=names)
+        scores = stream_scores(model, tokenizer, texts, normalize=args.normalize, names=names)
+        corpus = CorpusScore.of(shown(scores, texts, tokenizer, args))
+    if args.data or args.text == "-":
+        if args.json:
+            print_json(corpus.to_dict())
+        else:
+            print(describe(corpus), f"[all {corpus.num_texts} texts]", sep="\t")
+
+
+def shown(
+    scores: Iterable[Score], texts: Iterable[str], tokenizer: Tokenizer, args: argparse.Namespace
+) -> Iterator[Score]:
+    """Prints each score as it comes, and passes it on."""
     for text, result in zip(texts, scores, strict=True):
         if args.json:
             pieces = [tokenizer.id_to_piece(id) for id in result.token_ids]
             print_json({"text": text, **result.to_dict(), "pieces": pieces})
         else:
-            print(describe(result), text, sep="\t")
-    if args.data or args.text == "-":
-        corpus = CorpusScore.of(scores)
-        if args.json:
-            print_json(corpus.to_dict())
-        else:
-            print(describe(corpus), f"[all {corpus.num_texts} texts]", sep="\t")
+            print(describe(result), text, sep="\t", flush=True)
+        yield result
 
 
 def refuse_wrong_use(args: argparse.Namespace) -> None:

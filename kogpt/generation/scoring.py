@@ -5,8 +5,10 @@ Dimension key: `B` rows, `T` columns of a chunk, `V` vocabulary.
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import partial
+from itertools import chain
 from typing import Any, Self
 
 import torch
@@ -19,6 +21,7 @@ from kogpt.model import KoGPT, KVCache
 from kogpt.tokenizer import Tokenizer
 
 SYLLABLE = re.compile("[\uac00-\ud7a3]")
+TEXTS_AT_ONCE = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,13 +128,15 @@ class CorpusScore(Measures):
     num_texts: int
 
     @classmethod
-    def of(cls, scores: Sequence[Measures]) -> Self:
+    def of(cls, scores: Iterable[Measures]) -> Self:
         """Likelihoods and counts of at least one text, added up: every ratio is divided once."""
-        sums = {
-            field.name: sum(getattr(score, field.name) for score in scores)
-            for field in fields(Measures)
-        }
-        return cls(**sums, num_texts=len(scores))
+        sums: dict[str, Any] = dict.fromkeys((field.name for field in fields(Measures)), 0)
+        num_texts = 0
+        for score in scores:
+            num_texts += 1
+            for name in sums:
+                sums[name] += getattr(score, name)
+        return cls(**sums, num_texts=num_texts)
 
 
 def score(
@@ -165,6 +170,26 @@ def score(
         KoGPTError: the model computes NaN or infinity.
         ValueError: `batch_size` is below 1, something is no text, or there are other names.
     """
+    scores = stream_scores(
+        model, tokenizer, texts, bos=bos, batch_size=batch_size, normalize=normalize, names=names
+    )
+    return list(scores)
+
+
+def stream_scores(
+    model: KoGPT,
+    tokenizer: Tokenizer,
+    texts: Sequence[str],
+    *,
+    bos: bool = True,
+    batch_size: int = 8,
+    normalize: str = "auto",
+    names: Sequence[str] | None = None,
+) -> Iterator[Score]:
+    """The scores of `score`, as they are known: those of 256 texts at a time are held.
+
+    All texts are looked at first, so what is refused is refused before the first score.
+    """
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}, it must be at least 1")
     texts = [texts] if isinstance(texts, str) else texts
@@ -173,12 +198,21 @@ def score(
     if names and len(names) != len(texts):
         raise ValueError(f"there are {len(texts)} texts and {len(names)} names")
     bos = bos and tokenizer.bos_id is not None
-    rows = [tokenizer.encode(text, bos=bos, normalize=normalize) for text in texts]
-    for index, row in enumerate(rows):
-        name = names[index] if names else f"text {index}"
+    encode = partial(tokenizer.encode, bos=bos, normalize=normalize)
+    for index, text in enumerate(texts):
+        name, row = names[index] if names else f"text {index}", encode(text)
         refuse_unreadable(row, name, model, tokenizer)
         if len(row) < 2:
             raise InputRefusedError(f"{name} is too short: it leaves no token to score")
+    parts = (texts[first : first + TEXTS_AT_ONCE] for first in range(0, len(texts), TEXTS_AT_ONCE))
+    return chain.from_iterable(
+        _score_rows(model, tokenizer, list(map(encode, part)), batch_size) for part in parts
+    )
+
+
+def _score_rows(
+    model: KoGPT, tokenizer: Tokenizer, rows: list[list[int]], batch_size: int
+) -> list[Score]:
     by_length = sorted(range(len(rows)), key=lambda index: len(rows[index]))
     logprobs: dict[int, list[TokenLogprob]] = {}
     with evaluation_mode(model):

@@ -11,8 +11,8 @@ import torch
 
 import kogpt
 from kogpt.errors import InputRefusedError, KoGPTError
-from kogpt.generation import CorpusScore, score
-from kogpt.generation.scoring import sequence_logprobs
+from kogpt.generation import CorpusScore, score, scoring
+from kogpt.generation.scoring import sequence_logprobs, stream_scores
 
 TEXTS = ["한국어 영화 최고 😤", "한", "배우들의 연기는 좋았는데 뷁", "10점"]
 
@@ -152,6 +152,29 @@ def test_a_text_too_long_or_too_short_to_score_is_refused_by_its_place(model, to
         score(model, tokenizer, ["한", "뷁" * 16 + "뷁" * 5 + "가"])
     with pytest.raises(InputRefusedError, match="text 0 is too short"):
         score(model, tokenizer, [""])
+
+
+def test_scores_come_as_they_are_known_after_all_texts_were_looked_at(
+    model, tokenizer, monkeypatch
+):
+    expected = score(model, tokenizer, TEXTS)
+    read = []
+    inner = scoring.sequence_logprobs
+    monkeypatch.setattr(scoring, "TEXTS_AT_ONCE", 3)
+    monkeypatch.setattr(
+        scoring, "sequence_logprobs", lambda m, rows: read.append(len(rows)) or inner(m, rows)
+    )
+    with pytest.raises(InputRefusedError, match="text 4 is too short"):
+        stream_scores(model, tokenizer, [*TEXTS, ""])
+    scores = stream_scores(model, tokenizer, TEXTS)
+    assert read == []
+    first = next(scores)
+    assert read == [3] and not model.training
+    found = [first, *scores]
+    assert read == [3, 1]
+    for result, wanted in zip(found, expected, strict=True):
+        assert result.token_ids == wanted.token_ids
+        assert result.log_likelihood == pytest.approx(wanted.log_likelihood, abs=1e-5)
 
 
 def test_one_text_counts_as_a_list_of_it(model, tokenizer):
