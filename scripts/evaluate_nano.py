@@ -20,7 +20,7 @@ from baseline_ngram import UNKNOWN, NGramModel
 from kogpt.box import BOX
 from kogpt.checkpoint import load_model
 from kogpt.cli import exit_code
-from kogpt.tokenizer import load_tokenizer
+from kogpt.tokenizer import load_tokenizer, normalize_text
 from kogpt.training.data import EncodedDocuments, encode_documents
 from kogpt.training.documents import is_held_out, read_documents
 from kogpt.training.loss import score_documents
@@ -31,12 +31,13 @@ XZ_WINDOW = 1 << 28  # bytes; more than the training text
 
 def main() -> None:
     args = parse_arguments()
-    documents = list(read_documents([args.data], args.column))
+    rows = read_documents([args.data], args.column)
+    documents = [normalize_text(text, "auto") for text in rows]  # as everybody shall read them
     tokenizer = load_tokenizer(args.model)
     encoded = encode_documents(documents, tokenizer)
-    rows = [row for row in enumerate(documents) if row[1].strip()]
-    training = [text for index, text in rows if not is_held_out(index)]
-    held_out = [text for index, text in rows if is_held_out(index)]
+    numbered = [row for row in enumerate(documents) if row[1].strip()]
+    training = [text for index, text in numbered if not is_held_out(index)]
+    held_out = [text for index, text in numbered if is_held_out(index)]
     size = sum(len(text.encode()) for text in held_out)
     print(f"{len(training):,} training documents; {len(held_out):,} held out, {size:,} bytes")
     print(f"{platform.machine()}, Python {platform.python_version()}, torch {torch.__version__}")

@@ -164,9 +164,9 @@ def sweep(dst: Path) -> None:
     if partial.is_dir() and not (partial / "folder").exists() and dst.exists():
         refuse_strangers(partial)
         with writing(partial):
-            lock = _lock(partial)
+            descriptor = _lock(partial)
             shutil.rmtree(partial)
-            os.close(lock)
+            os.close(descriptor)
 
 
 def refuse_existing(dst: Path) -> None:
@@ -185,14 +185,26 @@ def _lock(folder: Path) -> int:
         folder.mkdir(exist_ok=True)
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(descriptor, folder)
             # Another process may have finished, and removed the folder, before we got the lock.
             if folder.exists() and os.path.samestat(os.fstat(descriptor), folder.stat()):
                 return descriptor
-        except BlockingIOError:
+        except KoGPTError:
             os.close(descriptor)
-            raise KoGPTError(f"{folder}: locked: another process is writing it") from None
+            raise
         os.close(descriptor)
+
+
+def lock(descriptor: int, path: Path) -> None:
+    """Locks what is open; the lock ends when it is closed, or with the process.
+
+    Raises:
+        KoGPTError: another process has locked it.
+    """
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise KoGPTError(f"{path}: locked: another process is writing it") from None
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import shlex
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -186,20 +187,23 @@ def evaluate(works: list[Work], args: argparse.Namespace, parallel: Parallel) ->
         sources = code(), list(map(state, folders)), torch.__version__
         computed_by = about["model"], sources, parallel.device.type
         output = args.output and Path(args.output)
-        journal = Journal(output, repr(computed_by), parallel.data_rank if parallel.leads else None)
-        parallel.wait()  # nobody writes before all have read
+        rank = parallel.data_rank if parallel.leads else None
         if parallel.first and has_head(model, folders[0]):
             say("note: there is the head of a classifier, which no prompt asks")
-        if journal.done and parallel.first:
-            say(f"going on: {journal.done} batches are done already")
-        runs = run_all(works, Evaluator(model, tokenizer, journal, parallel), parallel.first)
-    if not parallel.first:
-        return
-    report = make_report(runs, about)
-    if output:
-        with writing(output):
-            write_atomically(output, to_json(report))
-        journal.remove()
+        with closing(Journal(output, repr(computed_by), rank)) as journal:
+            if output:
+                refuse_existing(output)  # another run may have ended meanwhile
+            parallel.wait()  # nobody writes before all have read
+            if journal.done and parallel.first:
+                say(f"going on: {journal.done} batches are done already")
+            runs = run_all(works, Evaluator(model, tokenizer, journal, parallel), parallel.first)
+            if not parallel.first:
+                return
+            report = make_report(runs, about)
+            if output:
+                with writing(output):
+                    write_atomically(output, to_json(report))
+                journal.remove()
     print_json(report) if args.json else print(tables(report))
     pictures(report, args)
 

@@ -10,9 +10,9 @@ from typing import Any
 
 from kogpt.errors import InputRefusedError
 from kogpt.evaluation.task import DEGREE, LABEL, DataFile, Field
-from kogpt.jsonfiles import read_json
-from kogpt.textfiles import abridged, read_table
-from kogpt.tokenizer.text import normalize_text, refuse_surrogates
+from kogpt.jsonfiles import parse_json, read_json
+from kogpt.textfiles import abridged, read_lines, read_table
+from kogpt.tokenizer.text import normalize_text
 
 DATA = Path("data")  # where the files of tasks lie, unless told
 
@@ -23,7 +23,7 @@ class Row:
 
     Attributes:
         index: in its file, from 0.
-        fields: texts by name.
+        fields: texts by name, their Hangul composed, as it is read.
         content: names of those that are free text, in the order of `fields`.
         label: which answer is right.
         degree: how right, where labels are cut out of a scale.
@@ -37,9 +37,8 @@ class Row:
 
     @property
     def text(self) -> tuple[str, ...]:
-        """Its free texts as they are read: rows of equal texts are taken for the same."""
-        free = (text for name, text in self.fields.items() if name in self.content)
-        return tuple(normalize_text(text, "auto") for text in free)
+        """Its free texts: rows of equal texts are taken for the same."""
+        return tuple(text for name, text in self.fields.items() if name in self.content)
 
 
 @dataclass(frozen=True)
@@ -103,10 +102,19 @@ def find(file: DataFile, folder: Path) -> Path:
     Raises:
         InputRefusedError: nowhere.
     """
-    for path in (folder / file.file, folder / Path(file.file).name):
+    for path in _places(file, folder):
         if path.is_file():
             return path
     raise InputRefusedError(f"{folder / file.file}: no such file")
+
+
+def is_there(file: DataFile, folder: Path) -> bool:
+    """Whether `find` finds the file."""
+    return any(path.is_file() for path in _places(file, folder))
+
+
+def _places(file: DataFile, folder: Path) -> tuple[Path, Path]:
+    return folder / file.file, folder / Path(file.file).name
 
 
 def find_first(files: tuple[DataFile, ...], folder: Path) -> DataFile:
@@ -115,15 +123,10 @@ def find_first(files: tuple[DataFile, ...], folder: Path) -> DataFile:
     Raises:
         InputRefusedError: none is; names the first.
     """
-    missing = []
     for file in files:
-        try:
-            find(file, folder)
-        except InputRefusedError as error:
-            missing.append(error)
-        else:
+        if is_there(file, folder):
             return file
-    raise missing[0]
+    raise InputRefusedError(f"{folder / files[0].file}: no such file")
 
 
 def _rows(file: DataFile, path: Path) -> Iterator[Row]:
@@ -132,7 +135,7 @@ def _rows(file: DataFile, path: Path) -> Iterator[Row]:
         for name, field in file.fields.items()
         if field.is_content and name not in (LABEL, DEGREE)
     )
-    is_json = path.suffix == ".json"
+    is_json = path.suffix in (".json", ".jsonl")
     read = _json_cells if is_json else _table_cells
     for index, cells in enumerate(read(file, path)):
         try:
@@ -160,10 +163,21 @@ def _json_cells(file: DataFile, path: Path) -> Iterator[dict[str, str]]:
 
 
 def _json(path: Path) -> list[Any]:
+    if path.suffix == ".jsonl":
+        return list(_json_lines(path))
     rows = read_json(path)
     if not isinstance(rows, list):
         raise InputRefusedError(f"{path}: must be a list of objects")
     return rows
+
+
+def _json_lines(path: Path) -> Iterator[Any]:
+    for number, line in enumerate(read_lines(path), start=1):
+        try:
+            if line.strip():
+                yield parse_json(line)
+        except ValueError as error:
+            raise InputRefusedError(f"{path}: line {number}: not JSON ({error})") from None
 
 
 def _at(row: Any, path: str) -> str:
@@ -179,14 +193,14 @@ def _at(row: Any, path: str) -> str:
 
 def _value(field: Field, cell: str) -> str | int:
     """What a cell stands for; ValueError or InputRefusedError if nothing."""
+    text = normalize_text(cell, "auto")
     if field.is_content:
-        refuse_surrogates(cell)
-        return cell
+        return text
     if field.values is not None:
-        if cell.strip() not in field.values:
+        if text.strip() not in field.meanings:
             known = ", ".join(field.values)
             raise ValueError(f"{field.column} is {abridged(cell)!r}; known are {known}")
-        return field.values[cell.strip()]
+        return field.meanings[text.strip()]
     assert field.at_least is not None, "all else is content"
     return int(_number(field, cell) >= field.at_least)
 

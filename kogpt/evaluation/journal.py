@@ -9,9 +9,9 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from kogpt.checkpoint.staging import writing
+from kogpt.checkpoint.staging import lock, writing
 from kogpt.evaluation.likelihood import Query
 
 Values = list[list[float]]  # of each query, a log-likelihood of each continuation
@@ -20,7 +20,8 @@ Values = list[list[float]]  # of each query, a log-likelihood of each continuati
 class Journal:
     """Finished batches, one JSON object a line; of every process a file of its own.
 
-    The files lie beside the report: `.NAME.journal-0` and so on.
+    The files lie beside the report: `.NAME.journal-0` and so on. Each is locked until `close`, so
+    that no two runs write one report.
     """
 
     def __init__(self, report: Path | None, model: str, rank: int | None = 0) -> None:
@@ -31,13 +32,20 @@ class Journal:
             model: all that a number depends on but the ids.
             rank: of this process among those that share the work; None keeps nothing new, where
                 another process computes the same.
+
+        Raises:
+            KoGPTError: another run is writing the report, or nothing can be written there.
         """
         self._model = hashlib.sha256(model.encode()).hexdigest()
         self._found: dict[str, Values] = {}
         self._report = report
         self._path: Path | None = None
+        self._file: IO[str] | None = None
         if report is not None and rank is not None:
             self._path = report.with_name(f".{report.name}.journal-{rank}")
+            with writing(self._path):
+                self._file = self._path.open("a", encoding="utf-8")
+                lock(self._file.fileno(), self._path)
         for path in self._files():
             self._found.update(_read(path, self._model))
 
@@ -60,17 +68,25 @@ class Journal:
     def put(self, name: str, values: Values) -> None:
         """Keeps a batch, on the disk as well."""
         self._found[name] = values
-        if self._path is None:
+        if self._path is None or self._file is None:
             return
         # In a new line always: a crash may have cut the last one short.
         line = "\n" + json.dumps({"model": self._model, "batch": name, "values": values})
-        with writing(self._path), self._path.open("a", encoding="utf-8") as file:
-            file.write(line)
+        with writing(self._path):
+            self._file.write(line)
+            self._file.flush()
 
     def remove(self) -> None:
         """Forgets all, once the report holds it."""
         for path in self._files():
             path.unlink()
+
+    def close(self) -> None:
+        """Ends the lock; a file without a batch goes."""
+        if self._path is not None and self._file is not None:
+            if not self._file.tell():
+                self._path.unlink(missing_ok=True)
+            self._file.close()
 
     def _files(self) -> list[Path]:
         if self._report is None:

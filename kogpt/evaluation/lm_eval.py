@@ -170,7 +170,7 @@ class KoGPTLM(TemplateLM):
     def loglikelihood_rolling(
         self, requests: list[Instance], disable_tqdm: bool = False
     ) -> list[float]:
-        """Of whole texts, in windows that give each id as much before it as the context holds."""
+        """Of whole texts, in the harness's windows: each id once, the first after one before it."""
         windows = [self._windows(*request.args) for request in requests]
         pairs = [pair for of_text in windows for pair in of_text]
         found = iter(score_pairs(self.model, pairs, self.batch_size))
@@ -238,11 +238,13 @@ def sampling_params(asked: Mapping[str, Any]) -> SamplingParams:
         ValueError: something is asked for that is not known here, or out of range.
     """
     given = dict(normalize_gen_kwargs(dict(asked), NEW_TOKENS))
-    del given["do_sample"]  # the temperature, which is 0 without, says as much
+    if given.pop("do_sample"):
+        given["seed"] = int(torch.randint(2**62, ()))  # follows the harness's own seed
+    else:
+        given["temperature"] = 0.0  # which is left out where nothing was said
     until = given.pop("until", None) or ()
     given["stop"] = tuple(filter(None, [until] if isinstance(until, str) else until))
     given["max_new_tokens"] = given.pop("max_gen_toks")
-    given["seed"] = int(torch.randint(2**62, ()))  # follows the harness's own seed
     try:
         return SamplingParams(**given)
     except TypeError as error:
@@ -271,6 +273,11 @@ def main() -> None:
     except (KoGPTError, ValueError) as error:
         print(f"kogpt: {error}", file=sys.stderr)
         sys.exit(getattr(error, "exit_code", 2))
+    except AssertionError as error:
+        if "number of fewshot samples" not in str(error):
+            raise
+        print(f'kogpt: {error} Ours: --metadata {{"shots": N}}', file=sys.stderr)
+        sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ from kogpt.evaluation.data import Row
 from kogpt.evaluation.likelihood import Ids, Query, common_start
 from kogpt.evaluation.task import Prompt
 from kogpt.tokenizer import Tokenizer
-from kogpt.tokenizer.text import normalize_text
 
 # What stands for "anything" where the bias of a prompt is measured: Zhao et al. 2021, Calibrate
 # Before Use, section 5.
@@ -47,11 +46,8 @@ def ask(prompt: Prompt, row: Row) -> Question:
 
 
 def shown(prompt: Prompt, row: Row) -> Question:
-    """What is shown of a row's free texts: rows of which it is equal are taken for the same.
-
-    However their Hangul is written, since it is read composed.
-    """
-    free = {name: normalize_text(row.fields[name], "auto") for name in row.content}
+    """What is shown of a row's free texts: rows of which it is equal are taken for the same."""
+    free = {name: row.fields[name] for name in row.content}
     return _fill(prompt, {**dict.fromkeys(row.fields, ""), **free})
 
 

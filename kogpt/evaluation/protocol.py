@@ -2,11 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
 from kogpt.errors import InputRefusedError
 from kogpt.evaluation.task import read_toml
+from kogpt.generation.params import Range
 
 PRESETS = Path(__file__).with_name("presets")
 
@@ -48,12 +50,17 @@ class Protocol:
     batch_size: int = 32
 
     def __post_init__(self) -> None:
+        Range(Integral, 0).check("seed", self.seed)
         for name in ("sets", "batch_size", "limit", "max_shot_tokens"):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, is {value}")
-        if not self.shots or min(self.shots) < 0:
-            raise ValueError(f"shots must be 0 or more, are {list(self.shots)}")
+            if value is not None or name in ("sets", "batch_size"):
+                Range(Integral, 1).check(name, value)
+        for name in ("shots", "scoring"):
+            values = getattr(self, name)
+            if not isinstance(values, tuple | None) or values == ():
+                raise ValueError(f"{name} is {values!r}, it must be a tuple of at least one")
+        for number in self.shots:
+            Range(Integral, 0).check("shots", number)
         for name in ("shots", "scoring"):
             values = getattr(self, name) or ()
             if len(set(values)) < len(values):

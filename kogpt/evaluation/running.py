@@ -21,7 +21,7 @@ from kogpt.evaluation.task import Prompt, Task, load_task
 from kogpt.generation.requests import evaluation_mode, refuse_unreadable
 from kogpt.model import KoGPT
 from kogpt.parallel import Parallel
-from kogpt.tokenizer import Tokenizer
+from kogpt.tokenizer import Tokenizer, normalize_text
 
 
 @dataclass(frozen=True)
@@ -240,7 +240,8 @@ class Evaluator:
             places.append(place)
             answers.fitted.append(place.fitted)
             answers.tokens.append(list(map(len, board.query(place).continuations)))
-            answers.characters.append([len(answer.strip()) for answer in question.answers])
+            read = (normalize_text(answer, "auto") for answer in question.answers)
+            answers.characters.append([len(text.strip()) for text in read])
             if CALIBRATED in run.rules:
                 asked = ask_nothing(run.prompt, row)
                 blanks.append([board.place(blank, place.fitted) for blank in asked])

@@ -21,6 +21,7 @@ import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from string import Formatter
 from types import NoneType, UnionType
@@ -28,6 +29,7 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from kogpt.errors import InputRefusedError
 from kogpt.evaluation.metrics import F1, METRICS, SPEARMAN
+from kogpt.tokenizer.text import normalize_text
 
 TASKS = Path(__file__).with_name("tasks")
 
@@ -66,6 +68,11 @@ class Field:
     def is_content(self) -> bool:
         """Whether it is free text, of which nothing can be known beforehand."""
         return self.values is None and self.at_least is None
+
+    @cached_property
+    def meanings(self) -> dict[str, str | int]:
+        """`values`, by texts whose Hangul is composed."""
+        return {normalize_text(text, "auto"): at for text, at in (self.values or {}).items()}
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ R = TypeVar("R", Row, Completion)
 
 @dataclass(frozen=True)
 class Splits(Generic[R]):
-    """Rows, apart from each other: no text of one split is in another.
+    """Rows, apart from each other: no text that is learnt is in another split.
 
     Attributes:
         training: to learn from.
@@ -76,7 +76,10 @@ def read_task(task: Task, config: FinetuningConfig) -> Splits[Row]:
         training, validation = hold_out(training, config.validation_rows)
     else:
         own = read_rows(task.validation, folder, labels)
-        validation = own.rows
+        validation = own.rows  # whole, as its publisher has it
+        same = len(validation) - len(_others(validation, test.rows))
+        if same:
+            notes.append(f"{same:,} rows choose that are measured too: both files have their text")
         training = _without(training, validation, own.path.name, notes)
         notes += own.notes
     _refuse_empty(training, learnt.path)
@@ -112,11 +115,16 @@ def hold_out(rows: Sequence[R], count: int) -> tuple[list[R], list[R]]:
 
 def _without(rows: Sequence[R], others: Sequence[R], where: str, notes: list[str]) -> list[R]:
     """Rows whose text is none of the others'; notes how many there were."""
-    texts = {row.text for row in others}
-    kept = [row for row in rows if row.text not in texts]
+    kept = _others(rows, others)
     if len(kept) < len(rows):
         notes.append(f"{len(rows) - len(kept):,} rows are not learnt: {where} has their text")
     return kept
+
+
+def _others(rows: Sequence[R], known: Sequence[R]) -> list[R]:
+    """Rows whose text no known one has."""
+    texts = {row.text for row in known}
+    return [row for row in rows if row.text not in texts]
 
 
 def _refuse_empty(training: Sequence[R], path: Path) -> None:

@@ -27,7 +27,7 @@ from kogpt.checkpoint.staging import fsync_path, refuse_existing, write_atomical
 from kogpt.errors import InputRefusedError
 from kogpt.evaluation.metrics import interval, measure, require_sklearn
 from kogpt.evaluation.provenance import commit
-from kogpt.evaluation.task import DEGREE, Task, load_task
+from kogpt.evaluation.task import DEGREE, LABEL, Task, load_task
 from kogpt.generation.requests import evaluation_mode
 from kogpt.jsonfiles import to_json
 from kogpt.kernels.frozen import FrozenLinear
@@ -324,8 +324,15 @@ def find_objective(config: FinetuningConfig, task: Task | None) -> str:
         return COMPLETION
     if config.objective == COMPLETION:
         raise ValueError(f"objective {COMPLETION} is one of files, not of tasks: {LABEL_WORDS}")
-    if config.objective == REGRESSION and DEGREE not in task.scored.fields:
-        raise ValueError(f"objective {REGRESSION}: the rows of {task.name} have no degree")
+    if config.objective == REGRESSION:
+        degree, label = (task.scored.fields.get(name) for name in (DEGREE, LABEL))
+        if degree is None:
+            raise ValueError(f"objective {REGRESSION}: the rows of {task.name} have no degree")
+        if label is None or label.at_least is None or label.column != degree.column:
+            raise ValueError(
+                f"objective {REGRESSION}: the label of {task.name} is not cut out of its degree: "
+                f'label = {{ column = "{degree.column}", at_least = ... }}'
+            )
     return config.objective or LABEL_WORDS
 
 

@@ -377,7 +377,8 @@ class Regression(LastToken):
 
     def scores(self, outputs: np.ndarray) -> np.ndarray:
         """A degree above the border speaks for the last label."""
-        border = self.task.scored.fields[LABEL].at_least or 0.0
+        border = self.task.scored.fields[LABEL].at_least
+        assert border is not None, "the label is cut out of the degree"
         return np.concatenate((np.zeros_like(outputs), outputs - border), axis=1)
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import unicodedata
 from functools import cache
 
 import pytest
@@ -133,6 +134,31 @@ def test_sentineg_is_read_with_the_label_of_the_negated_text():
     cells = dict(zip(header.split("\t"), line.split("\t"), strict=True))
     assert cells["Label"] != cells["Label_origin"] and cells["Text"] != cells["Text_origin"]
     assert (first.label, first.fields["sentence"]) == (int(cells["Label"]), cells["Text"])
+
+
+def test_hangul_in_pieces_is_read_as_whole_syllables(tmp_path):
+    """Texts as the tokenizer composes them, and labels however file and task spell them."""
+    text = TASK.replace("0 = 0, 1 = 1", '"나쁨" = 0, "좋음" = 1')
+    composed = [(text, ("나쁨", "좋음")[label]) for text, label in SCORED]
+    for first in ("NFC", "NFD"):
+        for second in ("NFC", "NFD"):
+            task = load_task(str(write_task(tmp_path, unicodedata.normalize(first, text))))
+            rows = [tuple(unicodedata.normalize(second, cell) for cell in row) for row in composed]
+            write_table(tmp_path / "reviews" / "scored.tsv", [("document", "label"), *rows])
+            found = [(row.fields["document"], row.label) for row in read(task, tmp_path).rows]
+            assert found == SCORED
+
+
+def test_a_file_of_json_lines_is_read_like_one_list(tmp_path):
+    task = load_task(str(write_task(tmp_path, TASK.replace("scored.tsv", "scored.jsonl"))))
+    path = tmp_path / "reviews" / "scored.jsonl"
+    lines = [json.dumps({"document": text, "label": label}) for text, label in SCORED]
+    path.write_text("\ufeff" + "\r\n\n".join(lines), encoding="utf-8")
+    found = [(row.fields["document"], row.label) for row in read(task, tmp_path).rows]
+    assert found == SCORED
+    path.write_text(lines[0] + "\n" + lines[1][:-1])
+    with pytest.raises(InputRefusedError, match=f"{path}: line 2: not JSON"):
+        read(task, tmp_path)
 
 
 @pytest.fixture

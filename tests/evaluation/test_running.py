@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +19,7 @@ import pytest
 import kogpt
 from kogpt.box import BOX
 from kogpt.cli import main
+from kogpt.commands import evaluate as evaluate_command
 from kogpt.errors import KoGPTError
 from kogpt.evaluation import (
     Evaluator,
@@ -336,9 +338,9 @@ def test_another_model_takes_nothing_from_a_journal(toy, tmp_path):
     from kogpt.evaluation import Journal, Query
 
     report, batch = tmp_path / "report.json", [Query((1, 2), ((3,),))]
-    first = Journal(report, "one model")
-    first.put(first.name(batch), [[-1.0]])
-    assert Journal(report, "one model").get(first.name(batch)) == [[-1.0]]
+    with closing(Journal(report, "one model")) as first:
+        first.put(first.name(batch), [[-1.0]])
+    assert Journal(report, "one model", None).get(first.name(batch)) == [[-1.0]]
     other = Journal(report, "another")
     assert other.get(other.name(batch)) is None
 
@@ -350,7 +352,36 @@ def test_a_batch_is_named_by_where_its_answers_begin():
 
 def test_a_journal_that_cannot_be_written_is_told(tmp_path):
     with pytest.raises(KoGPTError, match="report.json.journal-0: cannot be written"):
-        Journal(tmp_path / "none" / "report.json", "model").put("a", [[-1.0]])
+        Journal(tmp_path / "none" / "report.json", "model")
+
+
+def test_one_run_at_a_time_writes_a_report(toy, tmp_path, capsys):
+    """Another is told so at once, and leaves what the first has computed."""
+    report = tmp_path / "report.json"
+    with closing(Journal(report, "model")) as first:
+        first.put("a", [[-1.0]])
+        with pytest.raises(KoGPTError, match="report.json.journal-0: locked: another process"):
+            Journal(report, "model")
+        command = ["evaluate", str(toy / "toy.toml"), "--data", str(toy), "--output", str(report)]
+        assert main(command) == 1
+        assert "locked" in capsys.readouterr().err and first.done == 1
+    assert main([*command, "--limit", "2", "--batch-size", "1"]) == 0
+    assert sorted(tmp_path.glob("*report*")) == [report]
+
+
+def test_a_run_is_refused_whose_report_has_come_meanwhile(toy, tmp_path, monkeypatch, capsys):
+    report = tmp_path / "report.json"
+    load = evaluate_command.load
+
+    def load_meanwhile(*args: Any, **more: Any) -> Any:
+        report.write_text("{}")
+        return load(*args, **more)
+
+    monkeypatch.setattr(evaluate_command, "load", load_meanwhile)
+    command = ["evaluate", str(toy / "toy.toml"), "--data", str(toy), "--output", str(report)]
+    assert main(command) == 3
+    assert "report.json: exists already" in capsys.readouterr().err
+    assert report.read_text() == "{}" and sorted(tmp_path.glob(".*")) == []
 
 
 def test_progress_counts_every_row_once(toy, evaluator, tmp_path):
@@ -359,17 +390,18 @@ def test_progress_counts_every_row_once(toy, evaluator, tmp_path):
     told: list[int] = []
     for _ in range(2):
         watch = SimpleNamespace(update=told.append)
-        journal = Journal(tmp_path / "report.json", "model")
-        watched = Evaluator(evaluator.model, evaluator.tokenizer, journal, watch=watch)
-        data = read_data(task, toy, protocol)
-        list(watched.run(task, task.prompt("sentences"), protocol, data))
+        with closing(Journal(tmp_path / "report.json", "model")) as journal:
+            watched = Evaluator(evaluator.model, evaluator.tokenizer, journal, watch=watch)
+            data = read_data(task, toy, protocol)
+            list(watched.run(task, task.prompt("sentences"), protocol, data))
         assert sum(told) == 8
         told.clear()
 
 
 def test_a_journal_may_be_named_by_what_is_a_pattern(tmp_path):
     report = tmp_path / "report[1].json"
-    Journal(report, "model").put("a", [[-1.0]])
+    with closing(Journal(report, "model")) as written:
+        written.put("a", [[-1.0]])
     found = Journal(report, "model")
     assert found.get("a") == [[-1.0]]
     found.remove()
@@ -414,7 +446,8 @@ def test_a_journal_is_read_past_what_is_damaged(tmp_path):
         b'\n{"model": "a", "val\xff\n{"batch": "b"}\n[1]\n{"batch": [], "values": 3}\n'
         + b"[" * 100_000
     )
-    Journal(report, "model").put("c", [[-1.0]])
+    with closing(Journal(report, "model")) as written:
+        written.put("c", [[-1.0]])
     found = Journal(report, "model")
     assert (found.done, found.get("b"), found.get("c")) == (1, None, [[-1.0]])
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kogpt.errors import KoGPTError
-from kogpt.evaluation.data import Row, find_first, read_rows
+from kogpt.evaluation.data import Row, find_first, is_there, read_rows
 from kogpt.evaluation.prompting import detokenize as without_spaces
 from kogpt.evaluation.shots import draw_shots, sample_rows
 from kogpt.evaluation.task import load_task
@@ -27,7 +27,7 @@ def rows(
     data: str | None = None,
     detokenize: bool = False,
     limit: int | None = None,
-    shots: int = MOST_SHOTS,
+    shots: int | None = None,
     balanced: bool = False,
     seed: int = 0,
     set: int = 0,
@@ -41,7 +41,7 @@ def rows(
         detokenize: drop spaces around punctuation, as some published prompts do.
         limit: score a sample of so many rows, the one of `kogpt evaluate --limit`.
         shots: examples to draw, of which `--num_fewshot` takes the first; the draw is that of
-            `kogpt evaluate`.
+            `kogpt evaluate`. None is 100, and none where the file that they come from is missing.
         balanced: draw equally many examples of each label; then `shots` must be `--num_fewshot`.
         seed: of the draw.
         set: which of its draws.
@@ -50,16 +50,20 @@ def rows(
         The splits "scored" and "shots".
 
     Raises:
-        KoGPTError: `data` is not given.
+        KoGPTError: `data` is not given, or `shots` where `balanced` needs it.
         InputRefusedError: a file cannot be used, or holds too few rows to draw from.
     """
     if data is None:
         raise KoGPTError("""where is the data? --metadata '{"data": "FOLDER"}'""")
+    if balanced and shots is None:
+        raise KoGPTError("""how many examples are balanced? --metadata '{..., "shots": N}'""")
     spec, folder = load_task(task), Path(data)
     labels = len(spec.labels)
     scored = sample_rows(read_rows(spec.scored, folder, labels).rows, limit)
     clean = without_spaces if detokenize else str
     texts = {tuple(map(clean, row.text)) for row in scored}
+    if shots is None:
+        shots = MOST_SHOTS if any(is_there(file, folder) for file in spec.shots) else 0
     pool = read_rows(find_first(spec.shots, folder), folder, labels).rows if shots else []
     each = labels if balanced else None
 
