@@ -40,6 +40,8 @@ TASKS = Path(__file__).with_name("harness")
 
 BATCH_SIZE = 32
 NEW_TOKENS = 256  # written where a task does not say how many; the harness's own default
+TOO_FEW = """\
+--num_fewshot exceeds the examples that there are: --metadata '{..., "shots": N}' draws N"""
 
 Pair = tuple[Sequence[int], Sequence[int]]  # a context and its continuation, in ids
 
@@ -276,7 +278,7 @@ def main() -> None:
     except AssertionError as error:
         if "number of fewshot samples" not in str(error):
             raise
-        print(f'kogpt: {error} Ours: --metadata {{"shots": N}}', file=sys.stderr)
+        print(f"kogpt: {TOO_FEW}", file=sys.stderr)
         sys.exit(2)
 
 

@@ -5,6 +5,7 @@ import logging
 import os
 import subprocess
 import sys
+import unicodedata
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -44,7 +45,7 @@ from lm_eval.api.model import TemplateLM  # noqa: E402
 from lm_eval.api.registry import get_model  # noqa: E402
 from lm_eval.tasks import TaskManager  # noqa: E402
 
-from kogpt.evaluation.lm_eval import TASKS, KoGPTLM, main  # noqa: E402
+from kogpt.evaluation.lm_eval import TASKS, TOO_FEW, KoGPTLM, main  # noqa: E402
 
 logging.getLogger("lm_eval").setLevel(logging.ERROR)
 
@@ -284,6 +285,14 @@ def test_texts_are_continued_as_the_harness_s_own_model_does_until_a_stop(ours, 
     assert cut == found[0][: found[0].index(word)]
 
 
+@pytest.mark.parametrize("more", [{}, {"temperature": 0.0}, {"num_beams": 3}])
+def test_texts_are_greedy_or_searched_where_a_task_says_nothing_of_sampling(ours, theirs, more):
+    asked = requests("", ("이 영화는", {"until": ["\n\n"], "max_gen_toks": 24, **more}))
+    (found,) = ours.generate_until(asked)
+    (expected,) = theirs.generate_until(asked, disable_tqdm=True)
+    assert found.strip() == expected.strip()
+
+
 def test_sampling_follows_the_harness_s_seed_and_unknown_wishes_are_refused(ours):
     asked = requests("", ("이 영화는", {"temperature": 1.0, "max_gen_toks": 20, "top_p": 0.9}))
 
@@ -341,6 +350,31 @@ def test_a_document_of_digits_is_text(tmp_path):
 def test_rows_want_to_know_where_the_data_is():
     with pytest.raises(KoGPTError, match='--metadata \'{"data": "FOLDER"}\''):
         rows("nsmc")
+
+
+def test_balanced_examples_want_their_number(data):
+    with pytest.raises(KoGPTError, match="how many examples are balanced"):
+        rows("nsmc", str(data), limit=1, balanced=True)
+    shots = rows("nsmc", str(data), limit=1, balanced=True, shots=4)["shots"]
+    assert sorted(shots["label"]) == [0, 0, 1, 1]
+
+
+def test_without_examples_their_file_is_not_needed(data, tmp_path, monkeypatch, capsys):
+    (tmp_path / "ratings_test.txt").symlink_to(data / "nsmc" / "ratings_test.txt")
+    found = rows("nsmc", str(tmp_path), limit=3)
+    assert (len(found["scored"]), len(found["shots"])) == (3, 0)
+    asked = "--model kogpt --tasks kogpt_nsmc_kogpt --num_fewshot 2 --metadata".split()
+    with pytest.raises(SystemExit) as refusal:
+        run_main(monkeypatch, *asked, f'{{"data": "{tmp_path}", "limit": 2}}')
+    assert refusal.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-1] == f"kogpt: {TOO_FEW}"
+
+
+def test_fields_are_what_is_read_however_their_hangul_is_spelt(tmp_path):
+    for form in ("NFC", "NFD"):
+        text = unicodedata.normalize(form, "id\tdocument\tlabel\n1\t좋은 영화\t1\n")
+        (tmp_path / "ratings_test.txt").write_text(text, encoding="utf-8")
+        assert rows("nsmc", str(tmp_path))["scored"]["document"][0] == "좋은 영화"
 
 
 THREE_WAYS = {"nsmc": "harness-303", "klue_sts": "harness-536", "kobest_copa": "polyglot"}

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import unicodedata
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -167,6 +168,10 @@ def test_sums_are_divided_by_tokens_and_characters(toy, evaluator):
     (answers,) = run.sets
     text = run.rows[0].fields["text"]
     assert answers.characters[0] == [len(f"그래서 {text} 별로였다."), len("그래서 좋았다.")]
+    targets = [unicodedata.normalize("NFD", target) for target in task.prompt("sentences").targets]
+    spelt = replace(task.prompt("sentences"), targets=tuple(targets))
+    (again,) = next(evaluator.run(task, spelt, protocol, data)).sets
+    assert again.characters == answers.characters
     values = np.array(answers.log_likelihoods)
     assert (answers.scores("per-token") == values / np.array(answers.tokens)).all()
     assert (answers.scores("per-character") == values / np.array(answers.characters)).all()

@@ -494,6 +494,22 @@ def test_an_unknown_name_is_a_wrong_value_and_the_known_ones_are_told(name, load
     assert not isinstance(error.value, InputRefusedError)
 
 
+@pytest.mark.parametrize(
+    "values",
+    [
+        *({"shots": value} for value in (5, (), (1.5,), (-1,), (1, 1), (True,))),
+        *({"scoring": value} for value in ("calibrated", (), ("sum", "sum"), ("best",))),
+        *({"limit": value} for value in (0, 2.5)),
+        *({"seed": value} for value in (-1, "x", None)),
+        *({name: None} for name in ("sets", "batch_size")),
+    ],
+    ids=str,
+)
+def test_a_protocol_refuses_what_is_out_of_range(values):
+    with pytest.raises(ValueError, match=min(values)):
+        Protocol(**values)
+
+
 @pytest.mark.parametrize("name", preset_names())
 def test_a_preset_names_prompts_that_exist_and_tells_known_from_assumed(name):
     preset = load_preset(name)

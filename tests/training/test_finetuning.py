@@ -23,11 +23,11 @@ from kogpt.evaluation.task import load_task
 from kogpt.parallel import Parallel
 from kogpt.tokenizer import load_tokenizer
 from kogpt.training import finetune
-from kogpt.training.examples import Completion, hold_out
+from kogpt.training.examples import Completion, hold_out, read_task
 from kogpt.training.finetuning import Finetuning
 from kogpt.training.log import read_log
 from kogpt.training.objectives import LabelWords
-from tests.training.examples import reviews, write_jsonl, write_pairs, write_task
+from tests.training.examples import PAIRS, reviews, write_jsonl, write_pairs, write_task
 
 METHODS = ["full", "lora", "p-tuning", "prompt-tuning"]
 # In 60 steps; of a network as narrow as this, virtual tokens move little.
@@ -279,6 +279,30 @@ def test_the_held_out_loss_is_per_token_as_that_of_training(base, task, tmp_path
     assert batch.count > 20  # an answer has more than one token
     expected = objective.loss(model, batch).item() / batch.count
     assert objective.figures(model, rows)["held_out_loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_regression_wants_a_label_that_is_cut_out_of_the_degree(finetuning, tmp_path):
+    path = write_pairs(tmp_path)
+    cut = 'label = { column = "score", at_least = 3.0 }'
+    message = 'the label of pairs is not cut out of its degree: label = { column = "score", at_l'
+    for label in (
+        'label = { column = "good", values = { 0 = 0, 1 = 1 } }',
+        'label = { column = "good", at_least = 1.0 }',
+    ):
+        path.write_text(PAIRS.replace(cut, label), encoding="utf-8")
+        with pytest.raises(ValueError, match=message):
+            run(finetuning(data=(str(path),), objective="regression"))
+
+
+def test_rows_that_choose_and_are_measured_are_noted_and_stay(finetuning, tmp_path):
+    data = write_pairs(tmp_path)
+    before = read_task(load_task(str(data)), finetuning(data_dir=tmp_path))
+    head, *rows = (tmp_path / "pairs-test.tsv").read_text(encoding="utf-8").splitlines()
+    with (tmp_path / "pairs-dev.tsv").open("a", encoding="utf-8") as file:
+        file.write("\n".join(rows[:3]) + "\n")
+    found = read_task(load_task(str(data)), finetuning(data_dir=tmp_path))
+    assert len(found.validation) == len(before.validation) + 3
+    assert "3 rows choose that are measured too: both files have their text" in found.notes
 
 
 @pytest.mark.parametrize("split", ["dev", "test"])
