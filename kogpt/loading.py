@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from os import PathLike
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar, overload
 
 from kogpt.checkpoint import load_model
 from kogpt.tokenizer import Tokenizer, load_tokenizer
@@ -15,10 +15,33 @@ if TYPE_CHECKING:
     from kogpt.model import KoGPT
 
 
+M = TypeVar("M", bound="KoGPT")
+
+
+@overload
+def load(
+    path: str | PathLike[str] | None = ...,
+    dtype: str | torch.dtype | None = ...,
+    device: str | int | torch.device | None = ...,
+    *,
+    fast: bool = ...,
+    adapter: str | PathLike[str] | Sequence[str | PathLike[str]] | None = ...,
+    model_class: None = None,
+) -> tuple[KoGPT, Tokenizer]: ...
+@overload
+def load(
+    path: str | PathLike[str] | None = ...,
+    dtype: str | torch.dtype | None = ...,
+    device: str | int | torch.device | None = ...,
+    *,
+    fast: bool = ...,
+    adapter: str | PathLike[str] | Sequence[str | PathLike[str]] | None = ...,
+    model_class: type[M],
+) -> tuple[M, Tokenizer]: ...
 def load(
     path: str | PathLike[str] | None = None,
     dtype: str | torch.dtype | None = None,
-    device: torch.device | str | None = None,
+    device: str | int | torch.device | None = None,
     *,
     fast: bool = False,
     adapter: str | PathLike[str] | Sequence[str | PathLike[str]] | None = None,
@@ -30,7 +53,7 @@ def load(
         path: a folder with a checkpoint and its tokenizer; None for the model in the box.
         dtype: to compute in; None for the one stored, or float32 where that is float16 and the
             device a CPU.
-        device: where the model goes; None for the CPU.
+        device: where the model goes, a number for that GPU; None for the CPU.
         fast: the model prepared for decoding (`kogpt.fast`): the same function, several times as
             fast; weights stay as they are stored, in 16, 8 or 4 bits, or are packed without loss.
             Not to train or take apart. Only GPT-J's block has such a form: other models, and a

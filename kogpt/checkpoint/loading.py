@@ -2,6 +2,7 @@
 
 import math
 import os
+from typing import TypeVar, overload
 
 import torch
 from torch import Tensor
@@ -21,10 +22,31 @@ from kogpt.model.variants import class_of
 ROOM_TO_RUN = 64 << 20  # bytes, beside the weights
 
 
+M = TypeVar("M", bound=KoGPT)
+
+
+@overload
+def load_model(
+    path: str | os.PathLike[str] | None = ...,
+    dtype: str | torch.dtype | None = ...,
+    device: str | int | torch.device | None = ...,
+    *,
+    model_class: None = None,
+    quantized: bool = ...,
+) -> KoGPT: ...
+@overload
+def load_model(
+    path: str | os.PathLike[str] | None = ...,
+    dtype: str | torch.dtype | None = ...,
+    device: str | int | torch.device | None = ...,
+    *,
+    model_class: type[M],
+    quantized: bool = ...,
+) -> M: ...
 def load_model(
     path: str | os.PathLike[str] | None = None,
     dtype: str | torch.dtype | None = None,
-    device: str | torch.device | None = None,
+    device: str | int | torch.device | None = None,
     *,
     model_class: type[KoGPT] | None = None,
     quantized: bool = False,
@@ -36,7 +58,7 @@ def load_model(
             that `open_checkpoint` reads. None for the model in the box.
         dtype: to compute in. None takes what is stored, except that float16 on a CPU becomes
             float32: a CPU is never silently half.
-        device: to load to; None for the CPU.
+        device: to load to, a number for that GPU; None for the CPU.
         model_class: of the model; None for the one that belongs to its `config.json`.
         quantized: keep matrices of 8 and 4 bits as they are stored, in `FrozenLinear` layers: to
             train adapters beside them in little memory. Otherwise they are widened to `dtype`.
@@ -46,7 +68,7 @@ def load_model(
         NotEnoughResourcesError: the device has no room for the weights.
         ValueError: `dtype` is none that weights come in.
     """
-    device = torch.device(device or "cpu")
+    device = torch.device("cpu" if device is None else device)
     with open_checkpoint(BOX if path is None else path, model_class) as reader:
         config = reader.require_config()
         reader.check(config)

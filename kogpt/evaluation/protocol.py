@@ -8,7 +8,7 @@ from typing import Any
 
 from kogpt.errors import InputRefusedError
 from kogpt.evaluation.task import read_toml
-from kogpt.generation.params import Range
+from kogpt.generation.params import AT_LEAST_ONE, Range
 
 PRESETS = Path(__file__).with_name("presets")
 
@@ -54,7 +54,7 @@ class Protocol:
         for name in ("sets", "batch_size", "limit", "max_shot_tokens"):
             value = getattr(self, name)
             if value is not None or name in ("sets", "batch_size"):
-                Range(Integral, 1).check(name, value)
+                AT_LEAST_ONE.check(name, value)
         for name in ("shots", "scoring"):
             values = getattr(self, name)
             if not isinstance(values, tuple | None) or values == ():

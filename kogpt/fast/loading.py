@@ -52,7 +52,7 @@ PACKED_PIECE = 1 << 20  # the same to be packed: allocators keep larger pieces o
 def load_fast(
     path: str | os.PathLike[str] | None = None,
     dtype: str | torch.dtype | None = None,
-    device: str | torch.device | None = None,
+    device: str | int | torch.device | None = None,
     adapters: Folders = (),
 ) -> KoGPT:
     """Loads a model prepared for decoding; one of another block than GPT-J's as `load_model` does,
@@ -66,7 +66,7 @@ def load_fast(
         path: as for `kogpt.load_model`; a quantised folder stays as it is in memory too.
         dtype: to compute in, and of weights that are not quantised. None takes what is stored; on a
             CPU, float16 weights are then kept, and computed with in float32.
-        device: to load to; None for the CPU.
+        device: to load to, a number for that GPU; None for the CPU.
         adapters: folder of an adapter, or of several, as for `kogpt.load`. Updates become part of
             weights that are floats; beside integers they stay products of their own.
 
@@ -76,7 +76,7 @@ def load_fast(
         NotEnoughResourcesError: the device has no room for the weights.
         ValueError: `dtype` is none that weights come in.
     """
-    device = torch.device(device or "cpu")
+    device = torch.device("cpu" if device is None else device)
     if device.type == "cuda" and device.index is None:  # each thread has its own current device
         device = torch.device("cuda", torch.cuda.current_device())
     with open_checkpoint(BOX if path is None else path) as reader:

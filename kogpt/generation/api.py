@@ -7,7 +7,7 @@ from itertools import chain
 from kogpt.generation.batch import Batch
 from kogpt.generation.beam import BeamSearch
 from kogpt.generation.loop import MakeBatch, run
-from kogpt.generation.params import SamplingParams
+from kogpt.generation.params import AT_LEAST_ONE, SamplingParams
 from kogpt.generation.requests import Prompt, evaluation_mode, make_requests
 from kogpt.generation.sample import Generation, Request, Sample
 from kogpt.generation.scoring import sequence_logprobs
@@ -57,7 +57,8 @@ def generate(
         ValueError: an id in `params` is not in the vocabulary, the counts do not match, a draft
             model has another vocabulary, `speculate` is given with `num_beams` above 1,
             `batch_size` or `prefill_chunk` is below 1, or something is no prompt or no params.
-        KoGPTError: the model computes NaN or infinite logits.
+        KoGPTError: the model computes logits that are NaN or infinite. Where one is drawn, a single
+            -inf means a token that never is.
     """
     requests = make_requests(model, tokenizer, prompts, params)
     make_batch = batch_maker(model, prefill_chunk, use_cache)
@@ -120,8 +121,7 @@ def batch_maker(model: KoGPT, prefill_chunk: int, use_cache: bool) -> MakeBatch:
     Raises:
         ValueError: `prefill_chunk` is below 1.
     """
-    if prefill_chunk < 1:
-        raise ValueError(f"prefill_chunk is {prefill_chunk}, it must be at least 1")
+    AT_LEAST_ONE.check("prefill_chunk", prefill_chunk)
 
     def make_batch(requests: Sequence[Request]) -> Batch:
         prompts = [request.prompt_ids for request in requests]
@@ -166,8 +166,7 @@ def _sample(
     speculate: Speculation | None,
 ) -> list[Sample]:
     """Runs the requests that sample, in batches of prompts that are about as long."""
-    if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}, it must be at least 1")
+    AT_LEAST_ONE.check("batch_size", batch_size)
     samples = [
         Sample(request, tokenizer, index)
         for request in sorted(requests, key=lambda request: len(request.prompt_ids))

@@ -40,6 +40,7 @@ class Range(NamedTuple):
         return " ".join(words)
 
 
+AT_LEAST_ONE = Range(Integral, 1)
 RANGES = {
     "temperature": Range(Real, 0, LARGE),
     "top_k": Range(Integral, 0),
@@ -52,10 +53,10 @@ RANGES = {
     "no_repeat_ngram_size": Range(Integral, 0),
     "min_new_tokens": Range(Integral, 0),
     "max_new_tokens": Range(Integral, 0),
-    "n": Range(Integral, 1),
+    "n": AT_LEAST_ONE,
     "seed": Range(Integral, 0, SEED_LIMIT - 1),
     "logprobs": Range(Integral, 0),
-    "num_beams": Range(Integral, 1),
+    "num_beams": AT_LEAST_ONE,
     "length_penalty": Range(Real, -10, 10),
 }
 OPTIONAL = ("seed", "logprobs")

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from numbers import Integral
 from threading import Lock
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -51,7 +52,8 @@ def make_requests(
     processors: list[LogitsProcessor] = []
     requests = []
     for index, (prompt, asked) in enumerate(zip(prompts, params, strict=True)):
-        ids = prompt_ids(prompt, f"prompt {index}", model, tokenizer)
+        name = f"prompt {index}" if len(prompts) > 1 else "the prompt"
+        ids = prompt_ids(prompt, name, model, tokenizer)
         room = context_of(model) - len(ids)
         fits = asked.max_new_tokens <= room
         requests.append(
@@ -132,7 +134,7 @@ def prompt_ids(prompt: Prompt, name: str, model: KoGPT, tokenizer: Tokenizer) ->
         ValueError: it is neither a text nor a list of ids.
     """
     if isinstance(prompt, str):
-        ids = tokenizer.encode(prompt, bos=tokenizer.add_bos)
+        ids = encode(prompt, name, tokenizer, bos=tokenizer.add_bos)
     elif isinstance(prompt, bytes) or not _are_ids(prompt):
         raise ValueError(f"{name} is {abridged(repr(prompt))}, it must be a text or a list of ids")
     else:
@@ -142,6 +144,14 @@ def prompt_ids(prompt: Prompt, name: str, model: KoGPT, tokenizer: Tokenizer) ->
     ids = ids or [tokenizer.bos_id]  # type: ignore[list-item]
     refuse_unreadable(ids, name, model, tokenizer)
     return ids
+
+
+def encode(text: str, name: str, tokenizer: Tokenizer, **how: Any) -> list[int]:
+    """`Tokenizer.encode`, which does not know what a text is called: its error names it."""
+    try:
+        return tokenizer.encode(text, **how)
+    except InputRefusedError as error:
+        raise InputRefusedError(f"{name}: {error}") from None
 
 
 def _is_id(value: object) -> bool:

@@ -7,7 +7,6 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
-from functools import partial
 from itertools import chain
 from typing import Any, Self
 
@@ -15,7 +14,8 @@ import torch
 from torch import Tensor
 
 from kogpt.errors import InputRefusedError, NotFiniteError
-from kogpt.generation.requests import evaluation_mode, refuse_unreadable
+from kogpt.generation.params import AT_LEAST_ONE
+from kogpt.generation.requests import encode, evaluation_mode, refuse_unreadable
 from kogpt.generation.sample import TokenLogprob
 from kogpt.model import KoGPT, KVCache
 from kogpt.tokenizer import Tokenizer
@@ -190,23 +190,24 @@ def stream_scores(
 
     All texts are looked at first, so what is refused is refused before the first score.
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}, it must be at least 1")
-    texts = [texts] if isinstance(texts, str) else texts
+    AT_LEAST_ONE.check("batch_size", batch_size)
+    texts = [texts] if isinstance(texts, str) else list(texts)
     if not all(isinstance(text, str) for text in texts):
         raise ValueError("what is scored must be texts")
     if names and len(names) != len(texts):
         raise ValueError(f"there are {len(texts)} texts and {len(names)} names")
     bos = bos and tokenizer.bos_id is not None
-    encode = partial(tokenizer.encode, bos=bos, normalize=normalize)
+    how: dict[str, Any] = {"bos": bos, "normalize": normalize}
     for index, text in enumerate(texts):
-        name, row = names[index] if names else f"text {index}", encode(text)
+        name = names[index] if names else f"text {index}"
+        row = encode(text, name, tokenizer, **how)
         refuse_unreadable(row, name, model, tokenizer)
         if len(row) < 2:
             raise InputRefusedError(f"{name} is too short: it leaves no token to score")
     parts = (texts[first : first + TEXTS_AT_ONCE] for first in range(0, len(texts), TEXTS_AT_ONCE))
     return chain.from_iterable(
-        _score_rows(model, tokenizer, list(map(encode, part)), batch_size) for part in parts
+        _score_rows(model, tokenizer, [tokenizer.encode(t, **how) for t in part], batch_size)
+        for part in parts
     )
 
 

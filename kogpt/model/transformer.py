@@ -10,6 +10,7 @@ Dimension key, used throughout: `B` batch, `T` new tokens, `S` cached + new toke
 
 from collections.abc import Sequence
 from os import PathLike
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -226,8 +227,8 @@ class KoGPT(nn.Module):
         cls,
         path: str | PathLike[str] | None = None,
         dtype: torch.dtype | str | None = None,
-        device: torch.device | str | None = None,
-    ) -> "KoGPT":
+        device: torch.device | str | int | None = None,
+    ) -> Self:
         """Loads a checkpoint folder into this class; see `kogpt.load_model`, which this calls."""
         from kogpt.checkpoint import load_model  # the network itself depends on no file format
 

@@ -55,6 +55,12 @@ class JSONTokenizer(Tokenizer):
         told = companions.add_bos
         self.add_bos = self.add_bos and (self._puts_bos_before_texts() if told is None else told)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _lock=threading.Lock())
+
     def _puts_bos_before_texts(self) -> bool:
         """Whether the library does, by the file's template."""
         first, plain = (

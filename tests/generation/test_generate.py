@@ -128,7 +128,7 @@ def test_a_prompt_up_to_the_context_is_read_and_a_longer_one_refused(model, toke
     prompt = [50] * length
     params = SamplingParams(seed=1, max_new_tokens=5, logit_bias={tokenizer.eos_id: -math.inf})
     if length > TINY.n_positions:
-        with pytest.raises(InputRefusedError, match=f"prompt 0 has {length} tokens.* holds 64$"):
+        with pytest.raises(InputRefusedError, match=f"the prompt has {length} tokens.* holds 64$"):
             generate(model, tokenizer, [prompt], params)
         with pytest.raises(InputRefusedError, match=f"{length} tokens"):
             stream(model, tokenizer, prompt, params)
@@ -143,7 +143,7 @@ def test_an_empty_prompt_begins_from_bos_or_is_refused(model, tokenizer, monkeyp
     assert one(model, tokenizer, [], max_new_tokens=2).prompt_token_ids == [tokenizer.bos_id]
     monkeypatch.setattr(tokenizer, "bos_id", None)
     monkeypatch.setattr(tokenizer, "add_bos", False)
-    with pytest.raises(InputRefusedError, match="prompt 0 is empty"):
+    with pytest.raises(InputRefusedError, match="the prompt is empty"):
         one(model, tokenizer, "")
 
 
@@ -248,7 +248,7 @@ def test_nothing_drawn_has_no_seed(model, tokenizer):
 
 
 def test_what_is_no_prompt_is_refused(model, tokenizer):
-    with pytest.raises(ValueError, match="prompt 0 is None, it must be a text or a list of ids"):
+    with pytest.raises(ValueError, match="the prompt is None, it must be a text or a list of ids"):
         generate(model, tokenizer, [None])
     with pytest.raises(ValueError, match="params must be SamplingParams: those of the one"):
         stream(model, tokenizer, PROMPT, [SamplingParams()])
@@ -510,9 +510,9 @@ def test_finished_rows_leave_the_batch_and_prompts_are_read_once(model, tokenize
     assert sizes == [4, 8, 8, 4, *[2] * 16]
 
 
-@pytest.mark.parametrize("asked", [{"batch_size": 0}, {"prefill_chunk": 0}])
+@pytest.mark.parametrize("asked", [{"batch_size": 0}, {"batch_size": 1.5}, {"prefill_chunk": 0}])
 def test_impossible_sizes_are_refused(model, tokenizer, asked):
-    with pytest.raises(ValueError, match="must be at least 1"):
+    with pytest.raises(ValueError, match=f"{min(asked)} is .*, it must be a whole number of at l"):
         generate(model, tokenizer, [PROMPT], **asked)
 
 

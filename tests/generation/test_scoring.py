@@ -183,7 +183,7 @@ def test_one_text_counts_as_a_list_of_it(model, tokenizer):
 
 @pytest.mark.parametrize("batch_size", [0, -1])
 def test_a_batch_of_nothing_is_refused(model, tokenizer, batch_size):
-    with pytest.raises(ValueError, match=f"batch_size is {batch_size}, it must be at least 1"):
+    with pytest.raises(ValueError, match=f"batch_size is {batch_size}, it must be a whole"):
         score(model, tokenizer, TEXTS, batch_size=batch_size)
 
 

@@ -130,7 +130,7 @@ def test_the_context_counts_virtual_tokens(prompted, tokenizer):
 
 @pytest.mark.parametrize("id", [448, 452, 453])
 def test_virtual_ids_are_not_for_users(prompted, tokenizer, id):
-    with pytest.raises(InputRefusedError, match=f"prompt 0 holds id {id}, which has no piece"):
+    with pytest.raises(InputRefusedError, match=f"the prompt holds id {id}, which has no piece"):
         generate(prompted, tokenizer, [[40, id]])
 
 
