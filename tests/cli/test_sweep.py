@@ -151,3 +151,61 @@ def test_a_field_that_there_is_not_ends_a_sweep_before_it_begins(tmp_path):
     assert not list(tmp_path.iterdir())
     sweep.write_shape(sweep.Variant.parse("wide,n_inner=5"), args)
     assert json.loads((tmp_path / "wide.json").read_text())["n_inner"] == 5
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"batch_size": 8}, "batch_size was 8, not 4"),
+        ({"sequence_length": 32}, "sequence_length was 32, not 16"),
+        ({"seed": 1}, "seed was 1, not 0"),
+        ({"warmup_steps": 3}, "warmup_steps was 3, not 0"),
+    ],
+)
+def test_each_setting_of_a_run_is_compared_and_not_only_what_follows_from_it(
+    tmp_path, changed, told
+):
+    """A batch twice as large, of sequences half as long, takes as many steps."""
+    variant = sweep.Variant.parse("plain")
+    given = {"work": tmp_path, "shape": "nano", "tokens": 256.0, "batch_size": 4}
+    given |= {"sequence_length": 16, "learning_rate": 0.1, "documents": 2}
+    args = argparse.Namespace(**given)
+    folder = tmp_path / "plain-0" / "step-00000004"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(sweep.shape_of(variant, args)))
+    state = TrainingState(4, 256, sweep.settings_of(0, args) | changed, "")
+    (folder / "training.json").write_bytes(state.to_json())
+    with pytest.raises(InputRefusedError, match=f"plain-0: {told}"):
+        sweep.refuse_other_settings(variant, 0, args)
+
+
+OWN = """
+from dataclasses import dataclass
+from kogpt.model import KoGPT, KoGPTConfig
+
+@dataclass(frozen=True)
+class OwnConfig(KoGPTConfig):
+    window: int = 4
+
+class Own(KoGPT):
+    config_class = OwnConfig
+"""
+
+
+def test_a_field_of_a_class_of_ones_own_is_compared(tmp_path):
+    (tmp_path / "own.py").write_text(OWN)
+    (tmp_path / "shape.json").write_text(json.dumps(SHAPE))
+    given = {"work": tmp_path, "shape": str(tmp_path / "shape.json"), "tokens": 256.0}
+    given |= {"batch_size": 4, "sequence_length": 16, "learning_rate": 0.1, "documents": 2}
+    args = argparse.Namespace(**given)
+    variant, other = (
+        sweep.Variant.parse(f"own={tmp_path}/own.py:Own,window={window}") for window in (8, 4)
+    )
+    folder = tmp_path / "own-0" / "step-00000004"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(sweep.shape_of(variant, args)))
+    settings = sweep.settings_of(0, args) | {"architecture": variant.architecture}
+    (folder / "training.json").write_bytes(TrainingState(4, 256, settings, "").to_json())
+    sweep.refuse_other_settings(variant, 0, args)
+    with pytest.raises(InputRefusedError, match="own-0: window was 8, not 4"):
+        sweep.refuse_other_settings(other, 0, args)

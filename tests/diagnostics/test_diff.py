@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,8 +18,8 @@ from kogpt.errors import InputRefusedError
 from kogpt.model import KoGPT, KoGPTConfig
 from kogpt.model.variants import PRESETS, GPTNeoXConfig
 from tests.checkpoint import tiny
-from tests.model import swaps
-from tests.model.test_swaps import CONFIG, SWAPS
+from tests.model import swaps, test_swaps
+from tests.model.test_swaps import CONFIG, SWAPS, Window, WindowConfig
 
 SWAPS_FILE = Path(swaps.__file__)
 
@@ -147,3 +149,25 @@ def test_how_checkpoints_keep_their_matrices_is_told(tmp_path):
         "stored float16 int8 per row"
     ]
     assert "stored" not in str(compare(find_model("nano"), find_model(tmp_path / "int8")))
+
+
+def test_a_field_of_a_class_of_ones_own_is_read_from_a_folder_and_from_a_file(tmp_path):
+    for name, window in (("a", 7), ("b", 9)):
+        config = WindowConfig(**{**vars(CONFIG), "window": window})
+        test_swaps.write(test_swaps.filled(Window, config), tmp_path / name)
+    for place in (".", "config.json"):
+        found = compare(*(find_model(tmp_path / name / place, Window) for name in "ab"))
+        assert found.settings == {"window": (7, 9)}
+
+
+def test_a_preset_may_be_named_by_a_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert find_model(Path("nano")).parameters == PRESETS["nano"].num_parameters
+
+
+def test_shapes_are_had_without_what_torch_imports_to_draw_weights():
+    code = (
+        "import sys; from kogpt.diagnostics.diff import find_model; find_model('nano');"
+        " sys.exit('sympy' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=SWAPS_FILE.parents[2], check=True)

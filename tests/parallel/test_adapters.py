@@ -27,6 +27,7 @@ def compare(parallel, folder, adapters):
     assert model.prefix_ids == expected.prefix_ids
     prefix = torch.tensor(list(model.prefix_ids), dtype=torch.long).expand(4, -1)
     ids = torch.cat((prefix, some_ids()), dim=1)
+    assert not any("lora" in name and p.requires_grad for name, p in model.named_parameters())
     with torch.inference_mode():
         return (model(ids) - expected(ids)).abs().max().item()
 

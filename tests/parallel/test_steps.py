@@ -253,6 +253,20 @@ def test_gradients_are_scaled_down_and_never_up(limit):
     assert parameter.grad.norm().item() == pytest.approx(min(limit, 0.25), rel=1e-4)
 
 
+def test_a_soft_prompt_and_a_head_beside_it_stay_whole_on_every_process(monkeypatch):
+    """And nothing else, though all of another model is trained."""
+    told = {}
+    monkeypatch.setattr(sharding, "fully_shard", lambda module, **how: told.update({module: how}))
+    grid = SimpleNamespace(data_size=2, mesh={"data": None}, device=torch.device("cpu"))
+    plain, prompted = KoGPT(CONFIG), KoGPT(CONFIG)
+    attach_prompt(prompted, PromptConfig(3, encoder="lstm"))
+    attach_head(prompted, 2)
+    for model in (plain, prompted):
+        sharding.shard(model, grid)
+    assert told[plain]["ignored_params"] == set()
+    assert told[prompted]["ignored_params"] == set(trained(prompted).values()) != set()
+
+
 @pytest.mark.parametrize("offload", [False, True])
 @pytest.mark.parametrize(
     ("kind", "config"), [(KoGPT, CONFIG), (GPT2, GPT2_CONFIG), (GPTNeoX, NEOX_CONFIG)]

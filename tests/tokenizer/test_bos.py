@@ -125,3 +125,14 @@ def test_a_file_of_the_model_that_names_ends_goes_with_the_tokenizer(tmp_path):
         shutil.copy(path, tmp_path / "copy")
     assert not (tmp_path / "copy" / "config.json").exists()  # every model has its own
     assert load_tokenizer(tmp_path / "copy").eos_id == 7
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_where_the_files_disagree_texts_follow_bos(first, tmp_path):
+    write_byte_level(tmp_path)
+    special = json.loads((tmp_path / "special_tokens_map.json").read_text())
+    (tmp_path / "special_tokens_map.json").write_text(
+        json.dumps({**special, "add_bos_token": first})
+    )
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"add_bos_token": not first}))
+    assert load_tokenizer(tmp_path).add_bos

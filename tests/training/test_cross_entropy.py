@@ -217,3 +217,10 @@ def test_the_loss_of_narrow_logits_is_computed_in_float32():
     wanted = plain(hidden, head, targets)
     loss = chunked_cross_entropy(hidden, head, targets, 16)
     torch.testing.assert_close(loss, wanted, rtol=1e-6, atol=0)
+
+
+def test_no_gradient_is_computed_where_gradients_are_off(monkeypatch):
+    hidden, head, targets = make()
+    monkeypatch.setattr(torch.autograd, "grad", None)
+    with torch.no_grad():
+        chunked_cross_entropy(hidden, head, targets, 5)

@@ -10,7 +10,7 @@ import torch
 from kogpt.errors import KoGPTError
 from kogpt.model import KoGPT
 from kogpt.parallel import Parallel
-from kogpt.training import loop, train
+from kogpt.training import activation_checkpointing, loop, train
 from kogpt.training.activation_checkpointing import checkpoint_activations
 from kogpt.training.data import encode_documents
 from kogpt.training.documents import read_documents
@@ -82,6 +82,26 @@ def test_checkpointed_activations_are_fewer():
     plain, frugal = KoGPT(shape), KoGPT(shape)
     checkpoint_activations(frugal)
     assert bytes_kept(frugal) < bytes_kept(plain) / 4
+
+
+def test_every_block_is_computed_again_for_its_gradient():
+    model, met = KoGPT(dataclasses.replace(TINY, n_layer=3)), []
+    for place, block in enumerate(model.transformer.h):
+        block.mlp.register_forward_pre_hook(lambda *_, place=place: met.append(place))
+    checkpoint_activations(model)
+    ids = torch.zeros(1, 9, dtype=torch.long)
+    next_token_loss(model, ids[:, :-1], ids[:, 1:]).backward()
+    assert met == [0, 1, 2, 2, 1, 0]
+
+
+@pytest.mark.parametrize(("device", "times"), [("cpu", 1), ("meta", 0)])
+def test_what_blocks_forget_on_a_cpu_goes_back_to_the_system(device, times, monkeypatch):
+    given_back: list[bool] = []
+    monkeypatch.setattr(
+        activation_checkpointing, "give_memory_back", lambda: given_back.append(True)
+    )
+    checkpoint_activations(KoGPT(TINY).to(device))
+    assert len(given_back) == times
 
 
 def test_only_matrices_decay(make_trainer):
