@@ -66,6 +66,13 @@ def test_texts_are_the_same(dtype, fast, int8):
     assert told[0] == told[1]
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("fast", [False, True])
+def test_a_number_is_a_gpu_and_never_the_cpu(fast):
+    with pytest.raises((RuntimeError, AssertionError), match="CUDA|NVIDIA"):
+        kogpt.load(fast=fast, device=0)
+
+
 @pytest.mark.parametrize("fast", [False, True])
 def test_files_are_read_to_the_device_that_is_asked_for(fast, int8):
     folder, lora = int8

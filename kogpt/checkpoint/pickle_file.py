@@ -28,8 +28,7 @@ class PickleFile:
         self._file = path.open("rb", buffering=0)
         try:
             self.tensors, self._starts = describe(path)
-            if not os.path.samestat(path.stat(), os.fstat(self._file.fileno())):
-                raise InputRefusedError(f"{path}: was replaced while it was read")
+            self._refuse_replaced()
         except BaseException:
             self._file.close()
             raise
@@ -62,7 +61,13 @@ class PickleFile:
         except (RuntimeError, ValueError, pickle.UnpicklingError) as error:
             reason = str(error).partition("\n")[0]
             raise InputRefusedError(f"{self.path}: torch cannot load it: {reason}") from None
+        self._refuse_replaced()
         seen = {name: (tuple(t.shape), t.dtype, t.stride()) for name, t in state.items()}
         if seen != {n: (t.shape, t.dtype, t.stride) for n, t in self.tensors.items()}:
             raise InputRefusedError(f"{self.path}: torch reads other tensors than it describes")
         return state
+
+    def _refuse_replaced(self) -> None:
+        """Refuses what was read by name, if the name is no longer that of the open file."""
+        if not os.path.samestat(self.path.stat(), os.fstat(self._file.fileno())):
+            raise InputRefusedError(f"{self.path}: was replaced while it was read")

@@ -317,11 +317,11 @@ def test_a_file_that_is_replaced_while_it_is_opened_is_refused(tmp_path, monkeyp
         PickleFile(path)
 
 
-def test_a_transposed_tensor_of_a_file_that_is_replaced_is_refused_where_it_is_another(tmp_path):
+def test_a_transposed_tensor_of_a_file_that_is_replaced_is_refused(tmp_path):
     path = tmp_path / "x.bin"
     torch.save({"x": torch.arange(24.0).view(4, 6).T}, path)
     file = PickleFile(path)
-    torch.save({"x": torch.zeros(5, 4).T}, tmp_path / "other.bin")
+    torch.save({"x": torch.zeros(4, 6).T}, tmp_path / "other.bin")
     os.replace(tmp_path / "other.bin", path)
-    with pytest.raises(InputRefusedError, match="x.bin: torch reads other tensors than it descr"):
+    with pytest.raises(InputRefusedError, match="x.bin: was replaced while it was read"):
         file.read("x")

@@ -152,6 +152,8 @@ def test_a_text_too_long_or_too_short_to_score_is_refused_by_its_place(model, to
         score(model, tokenizer, ["한", "뷁" * 16 + "뷁" * 5 + "가"])
     with pytest.raises(InputRefusedError, match="text 0 is too short"):
         score(model, tokenizer, [""])
+    with pytest.raises(InputRefusedError, match="b.txt: the text holds half characters"):
+        score(model, tokenizer, ["한", "\ud800"], names=["a.txt", "b.txt"])
 
 
 def test_scores_come_as_they_are_known_after_all_texts_were_looked_at(
@@ -177,8 +179,9 @@ def test_scores_come_as_they_are_known_after_all_texts_were_looked_at(
         assert result.log_likelihood == pytest.approx(wanted.log_likelihood, abs=1e-5)
 
 
-def test_one_text_counts_as_a_list_of_it(model, tokenizer):
+def test_one_text_counts_as_a_list_of_it_and_so_does_what_gives_texts(model, tokenizer):
     assert score(model, tokenizer, TEXTS[0]) == score(model, tokenizer, TEXTS[:1])
+    assert score(model, tokenizer, iter(TEXTS)) == score(model, tokenizer, TEXTS)
 
 
 @pytest.mark.parametrize("batch_size", [0, -1])

@@ -1,5 +1,7 @@
 """Text as it arrives from terminals, files and the clipboard."""
 
+import copy
+import pickle
 import random
 import unicodedata
 
@@ -70,6 +72,17 @@ def test_half_characters_are_refused_in_one_line_that_names_them(backend: Backen
     message = str(refusal.value)
     assert "U+DCEA, U+DCB8" in message and "index 1" in message
     assert "\n" not in message and message.isprintable()
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda whole: pickle.loads(pickle.dumps(whole))])
+def test_a_tokenizer_can_be_copied_and_sent_to_another_process(copied, any_backend) -> None:
+    ours = any_backend.tokenizer
+    other = copied(ours)
+    for text in (*SENTENCES, "[EOS] <s>"):
+        for special in (False, True):
+            ids = ours.encode(text, bos=ours.bos_id is not None, allow_special=special)
+            assert ids == other.encode(text, bos=ours.bos_id is not None, allow_special=special)
+            assert ours.decode(ids) == other.decode(ids)
 
 
 def test_many_half_characters_make_no_long_message() -> None:
