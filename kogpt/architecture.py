@@ -38,6 +38,11 @@ def load_architecture(where: str | None) -> type[KoGPT] | None:
             f"{file}: {name}.forward would be passed over, generation and training call its parts:"
             " change `logits`, or the forward of its `transformer_class`"
         )
+    if not isinstance(found.block_class, type):
+        raise InputRefusedError(
+            f"{file}: {name}.block_class is no class: blocks that differ by layer are made in the "
+            "`__init__` of one, or of the `transformer_class`"
+        )
     for kind in found.config_class.__mro__:
         fields = inspect.get_annotations(kind) if "__dataclass_fields__" not in vars(kind) else {}
         if issubclass(kind, KoGPTConfig) and any("ClassVar" not in str(x) for x in fields.values()):

@@ -35,20 +35,37 @@ def merge(model: KoGPT) -> None:
         model: changed in place.
 
     Raises:
-        ValueError: a layer keeps its weights as integers, which cannot hold an update; or the model
-            is one prepared for decoding.
+        ValueError: a layer keeps its weights as integers, which cannot hold an update, or has a
+            weight in common with another; or the model is one prepared for decoding.
     """
     refuse_prepared(model)
-    for name, layer in list(model.named_modules()):
-        if isinstance(layer, LoRALinear) and not name.endswith(".base"):  # of another update
-            base, delta = layer.base, layer.scale * (layer.lora_B @ layer.lora_A)
-            while isinstance(base, LoRALinear):
-                delta, base = delta + base.scale * (base.lora_B @ base.lora_A), base.base
-            if not isinstance(base, nn.Linear):
-                raise ValueError(f"{name} keeps integers: load the model without quantized=True")
-            wide = torch.promote_types(base.weight.dtype, torch.float32)
-            base.weight.copy_(base.weight.to(wide) + delta)
-            model.set_submodule(name, base)
+    layers = [
+        (name, layer)
+        for name, layer in model.named_modules()
+        if isinstance(layer, LoRALinear) and not name.endswith(".base")  # of another update
+    ]
+    for name, layer in layers:
+        _refuse_common(model, name, layer)
+    for name, layer in layers:
+        base, delta = layer.base, layer.scale * (layer.lora_B @ layer.lora_A)
+        while isinstance(base, LoRALinear):
+            delta, base = delta + base.scale * (base.lora_B @ base.lora_A), base.base
+        if not isinstance(base, nn.Linear):
+            raise ValueError(f"{name} keeps integers: load the model without quantized=True")
+        wide = torch.promote_types(base.weight.dtype, torch.float32)
+        base.weight.copy_(base.weight.to(wide) + delta)
+        model.set_submodule(name, base)
+
+
+def _refuse_common(model: KoGPT, name: str, layer: LoRALinear) -> None:
+    """Refuses to change a weight that is another layer's, too."""
+    base: nn.Module = layer
+    while isinstance(base, LoRALinear):
+        name, base = f"{name}.base", base.base
+    for other, parameter in model.named_parameters(remove_duplicate=False):
+        if parameter is getattr(base, "weight", None) and other != f"{name}.weight":
+            plain = [each.replace(".base", "") for each in (f"{name}.weight", other)]
+            raise ValueError(f"{plain[0]} cannot be updated alone: {plain[1]} is the same")
 
 
 @dataclass(frozen=True)

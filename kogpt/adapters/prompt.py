@@ -158,8 +158,8 @@ def _refuse_other_embeddings(model: KoGPT) -> None:
         raise ValueError(f"a soft prompt is {width} wide, transformer.wte {table.weight.size(1)}")
     if type(model.transformer).__module__.startswith("kogpt."):
         return  # whose other tables are not read by ids, though they may be as long
-    for name, other in model.transformer.named_children():
-        is_table = isinstance(other, nn.Embedding) and name != "wte"
+    for name, other in model.transformer.named_modules():
+        is_table = isinstance(other, nn.Embedding) and name.partition(".")[0] != "wte"
         if is_table and other.num_embeddings == model.config.vocab_size:
             raise ValueError(
                 f"a soft prompt has rows of transformer.wte alone, and transformer.{name} is read"

@@ -16,7 +16,6 @@ from kogpt.checkpoint.reader import CheckpointReader, open_checkpoint
 from kogpt.checkpoint.resources import human
 from kogpt.model import KoGPT, KVCache
 from kogpt.model.hollow import hollow
-from kogpt.model.variants import class_of
 
 
 @dataclass(frozen=True)
@@ -137,9 +136,9 @@ def _cached(reader: CheckpointReader) -> int:
     config, own = reader.config, reader.model_class
     if config is None:
         return 0
-    if own is not None and own is not class_of(config):
-        cache = KVCache(1)
-        with suppress(RuntimeError), torch.inference_mode():  # one may need values to compute
+    if own is not None:
+        cache = KVCache(config.n_positions)
+        with suppress(Exception), torch.inference_mode():  # one may need values to compute
             hollow(own, config)(torch.zeros(1, 1, dtype=torch.long, device="meta"), cache)
-            return config.n_positions * cache.nbytes // torch.get_default_dtype().itemsize
+            return cache.nbytes // torch.get_default_dtype().itemsize
     return 2 * config.n_layer * config.n_positions * config.n_embd

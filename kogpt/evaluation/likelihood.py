@@ -135,21 +135,22 @@ class SharedReader:
     def read(self, batch: Sequence[Query]) -> list[list[Likelihood]]:
         """Likelihoods of queries whose contexts and stems are each equally long."""
         cache = self._cache(len(batch))
+        prefix_end = cache.mark()
         start, known = len(batch[0].context), len(self.prefix)
         hidden = self._hidden([query.stem[known:] for query in batch], cache)
         hidden = hidden[:, start - 1 - known :]  # what predicts the ids after the contexts
         shared = self._judge(hidden[:, :-1], [query.stem[start:] for query in batch])
-        stem_end = cache.length
+        stem_end = cache.mark()
         results: list[list[Likelihood]] = [[] for _ in batch]
         for place in range(max(len(query.continuations) for query in batch)):
             branches = [query.branches[place : place + 1] for query in batch]
             ids = [branch[0] if branch else () for branch in branches]
             judged = self._branch(hidden[:, -1:], ids, cache)
-            cache.truncate(stem_end)
+            cache.go_back(stem_end)
             for row, branch in enumerate(branches):
                 if branch:
                     results[row].append(_sum(shared[row] + judged[row]))
-        cache.truncate(known)
+        cache.go_back(prefix_end)
         return results
 
     def _branch(

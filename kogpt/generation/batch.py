@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from kogpt.errors import KoGPTError
 from kogpt.generation.processors import History
 from kogpt.model import KoGPT, KVCache
 
@@ -88,7 +89,12 @@ class Batch:
         """Guesses the next columns (B, T), at most `room`; the next pass reads them as well.
 
         As long as `append` adds what was expected, the logits after it are known.
+
+        Raises:
+            KoGPTError: a layer keeps a state, out of which no wrong guess could be taken.
         """
+        if columns.size(1) and self._cache is not None and self._cache.has_state:
+            raise KoGPTError("the model keeps a state in its cache: generate without speculation")
         self._expected = columns
 
     @torch.inference_mode()
@@ -107,6 +113,11 @@ class Batch:
         for unread in columns[:, self._cache.length :].split(self.prefill_chunk, dim=1):
             hidden = self.model.transformer(unread, self._cache, self._starts)
             last = [*last, hidden][-count:]
+        if self._cache.length != columns.size(1):
+            raise KoGPTError(
+                f"the model's cache counts {self._cache.length} tokens where {columns.size(1)} "
+                "were read: generate without it (use_cache=False)"
+            )
         return torch.cat(last, dim=1)[:, -count:]
 
     @torch.inference_mode()

@@ -1,7 +1,16 @@
 """The key-value cache: what attention remembers of the tokens already read."""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
+
+
+class Mark(NamedTuple):
+    """Where a cache was, to go back to: its length, and copies of the states."""
+
+    length: int
+    states: dict[int, Tensor]
 
 
 class KVCache:
@@ -17,16 +26,23 @@ class KVCache:
         length: tokens held now, the same for every row (shorter rows are padded on the left).
     """
 
+    # No others: rows are selected and tokens forgotten of what is in here alone.
+    __slots__ = ("__weakref__", "_appended", "_layers", "_states", "capacity", "length")
+
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
         self.length = 0
         self._layers: dict[int, tuple[Tensor, Tensor]] = {}
+        self._states: dict[int, Tensor] = {}
         self._appended: set[int] = set()  # layers, since the cache last advanced
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all buffers that were made."""
-        return sum(part.nbytes for layer in self._layers.values() for part in layer)
+        """Bytes of all buffers and states that were made."""
+        parts = (
+            part for layer in (*self._layers.values(), self._states.values()) for part in layer
+        )
+        return sum(part.nbytes for part in parts)
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Writes the new keys and values of one layer behind those held.
@@ -63,11 +79,27 @@ class KVCache:
         """All places of a layer, full and empty, (B, capacity, H, D) views of its two buffers.
 
         Made when first asked for, for keys and values such as `k` and `v`; then always the same.
+        What is of no position is lost there when tokens are forgotten: `state` is for it.
         """
         if layer not in self._layers:
             self._layers[layer] = self._buffer(k), self._buffer(v)
         keys, values = self._layers[layer]
         return keys.transpose(1, 2), values.transpose(1, 2)
+
+    def state(self, layer: int, like: Tensor) -> Tensor:
+        """What a layer keeps of all tokens at once, as a recurrence does, to be written in place.
+
+        Zeros when first asked for, of the shape (B, ...), dtype and device of `like`; then always
+        the same tensor. A layer that keeps several takes an index of its own for each.
+        """
+        if layer not in self._states:
+            self._states[layer] = torch.zeros_like(like)
+        return self._states[layer]
+
+    @property
+    def has_state(self) -> bool:
+        """Whether a layer keeps a state, from which no single token can be taken away."""
+        return bool(self._states)
 
     def refuse_other(
         self, sizes: tuple[int, int, int], dtype: torch.dtype, device: torch.device
@@ -96,11 +128,29 @@ class KVCache:
         """Forgets all tokens from position `length` on, and what was appended behind them.
 
         Raises:
-            ValueError: so many are not held.
+            ValueError: so many are not held; or a layer keeps a state, which forgets all or none.
         """
         if not 0 <= length <= self.length:
             raise ValueError(f"cannot truncate a cache of {self.length} tokens to {length}")
+        if 0 < length < self.length and self._states:
+            raise ValueError(
+                f"cannot truncate a cache of {self.length} tokens to {length}: it holds a state"
+            )
+        if length == 0:
+            for state in self._states.values():
+                state.zero_()
         self.length = length
+        self._appended.clear()
+
+    def mark(self) -> Mark:
+        """Where the cache is now. It costs memory for states alone."""
+        return Mark(self.length, {layer: state.clone() for layer, state in self._states.items()})
+
+    def go_back(self, mark: Mark) -> None:
+        """Forgets all tokens since a mark was taken of this cache, in states too."""
+        for layer, state in self._states.items():
+            state.copy_(mark.states[layer]) if layer in mark.states else state.zero_()
+        self.length = mark.length
         self._appended.clear()
 
     def select(self, rows: Tensor) -> "KVCache":
@@ -111,16 +161,19 @@ class KVCache:
             layer: (k.index_select(0, rows), v.index_select(0, rows))
             for layer, (k, v) in self._layers.items()
         }
+        chosen._states = {layer: x.index_select(0, rows) for layer, x in self._states.items()}
         return chosen
 
     def first(self, rows: int) -> "KVCache":
         """A cache of the first `rows` of the batch, which shares the memory of what is held here.
 
         Whatever it appends is in this cache's buffers too, behind what this one counts as held.
+        States, which are written over, are copied.
         """
         part = KVCache(self.capacity)
         part.length = self.length
         part._layers = {layer: (k[:rows], v[:rows]) for layer, (k, v) in self._layers.items()}
+        part._states = {layer: state[:rows].clone() for layer, state in self._states.items()}
         return part
 
     def _buffer(self, like: Tensor) -> Tensor:

@@ -57,6 +57,18 @@ def hollow(model_class: Callable[[KoGPTConfig], KoGPT], config: KoGPTConfig) -> 
         ) from error
 
 
+def unwritten(model_class: type[KoGPT], config: KoGPTConfig) -> KoGPT:
+    """A model whose `init_weights`, with which making one ends, is yet to be called: it may add to
+    what parts drew, and so must not be called twice.
+    """
+    made = type(
+        model_class.__name__, (model_class,), {"init_weights": lambda self, generator=None: None}
+    )
+    model = made(config)
+    model.__class__ = model_class
+    return model
+
+
 def _own_line(error: Exception) -> str:
     """The last line on the way to an error that is neither torch's nor here."""
     frames = traceback.extract_tb(error.__traceback__)

@@ -211,7 +211,7 @@ class KoGPT(nn.Module):
 
         Whatever parts drew when they were made; a class of one's own draws others after this.
         """
-        std = self.config.initializer_range
+        std, norm = self.config.initializer_range, self.block_class.norm_class
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
                 weight = module.weight.normal_(0.0, std, generator=generator)
@@ -219,7 +219,7 @@ class KoGPT(nn.Module):
                     module.weight = weight
             if isinstance(module, nn.Linear) and module.bias is not None:
                 module.bias.zero_()
-            if isinstance(module, self.block_class.norm_class):
+            if isinstance(module, getattr(norm, "func", norm)):  # it may be a partial
                 getattr(module, "reset_parameters", lambda: None)()  # torch's to the identity
 
     @classmethod

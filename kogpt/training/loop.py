@@ -238,9 +238,15 @@ class Trainer(Generic[C, B]):
         return self.parallel.sum(total).item()
 
     def _mean_loss(self, batch: B, count: int) -> Tensor:
-        """What a micro-batch adds to the mean loss over the `count` targets of a step."""
+        """What a micro-batch adds to the mean loss over the `count` targets of a step.
+
+        A class of one's own may add to it: `auxiliary_loss()` gives, after a batch was read, what
+        is added to its mean, as to balance experts.
+        """
         with autocast(self.job.model, self.config.precision):
-            return self._loss(batch) / count
+            loss = self._loss(batch)
+            auxiliary = getattr(self.job.model, "auxiliary_loss", None)
+            return (loss if auxiliary is None else loss + batch.count * auxiliary()) / count
 
     def _require_finite(self) -> None:
         """Refuses weights that the last step has spoilt, which no loss has shown yet."""

@@ -16,6 +16,7 @@ from kogpt.checkpoint.writer import raw_bytes
 from kogpt.errors import InputRefusedError
 from kogpt.jsonfiles import read_config_object
 from kogpt.model import KoGPT, KoGPTConfig
+from kogpt.model.hollow import unwritten
 from kogpt.model.variants import PRESETS, class_of, find_config
 from kogpt.parallel import Parallel
 from kogpt.tokenizer import Tokenizer, load_tokenizer
@@ -133,10 +134,10 @@ def _new_model(config: TrainingConfig, tokenizer: Tokenizer, parallel: Parallel)
             shape, parallel, generator, cut=partial(share_out, config=config, parallel=parallel)
         )
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)  # of what a class of one's own draws as it is made
-        model = model_class(shape)
-    refuse_unsavable(model)
-    model.init_weights(generator)
+        torch.manual_seed(config.seed)  # of what a class of one's own draws
+        model = unwritten(model_class, shape)
+        refuse_unsavable(model)
+        model.init_weights(generator)
     return model
 
 

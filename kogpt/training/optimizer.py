@@ -17,15 +17,24 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def make_optimizer(model: nn.Module, config: RunConfig) -> torch.optim.Optimizer:
-    """AdamW (arXiv 1711.05101) that decays matrices and leaves biases and norms alone.
+    """AdamW (arXiv 1711.05101) that decays what has two dimensions or more.
+
+    Biases and norms have one. What else is to stay as it is, a class of one's own names:
+    `no_weight_decay()` gives the names of parameters, as it does elsewhere (timm's models).
 
     Raises:
         KoGPTError: the optimizer that is asked for cannot run here.
+        ValueError: the model names a parameter that it has not.
     """
+    kept = set(getattr(model, "no_weight_decay", tuple)())
+    if unknown := kept - {name for name, _ in model.named_parameters()}:
+        raise ValueError(f"no_weight_decay names {min(unknown)!r}, which is no parameter")
     parameters = list(trained(model).values())
+    decayed = [p for name, p in trained(model).items() if p.ndim >= 2 and name not in kept]
+    chosen = set(decayed)
     groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+        {"params": decayed, "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p not in chosen], "weight_decay": 0.0},
     ]
     settings: dict[str, Any] = {"lr": config.learning_rate, "betas": (config.beta1, config.beta2)}
     if config.micro_batch < config.batch_size:

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from kogpt.adapters.prompt import real_ids_alone
 from kogpt.model import KoGPT, KVCache
 
+HOMES = ("kogpt.", "torch.nn.")
+
 
 def hidden_states(model: KoGPT, inputs: Tensor, starts: Tensor | None = None) -> Tensor:
     """What `model.transformer` makes of rows (B, T, C), with gradients.
@@ -43,7 +45,10 @@ def hidden_states(model: KoGPT, inputs: Tensor, starts: Tensor | None = None) ->
 
 
 def _drops(model: KoGPT) -> bool:
+    """Whether rows differ by chance; what a class of one's own draws, nobody knows."""
     config = model.config
+    if model.training and not all(type(m).__module__.startswith(HOMES) for m in model.modules()):
+        return True
     modules = (module.p for module in model.modules() if isinstance(module, nn.Dropout))
     return model.training and max(config.attn_pdrop, *modules, 0.0) > 0
 
@@ -53,9 +58,12 @@ class _ReadsStateError(Exception):
 
 
 class _Computed(KVCache):
-    """Has no buffers, as no gradient goes through one."""
+    """Has no buffers and no states, as no gradient goes through one."""
 
     def buffers(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        raise _ReadsStateError
+
+    def state(self, layer: int, like: Tensor) -> Tensor:
         raise _ReadsStateError
 
 
