@@ -462,7 +462,7 @@ def add_diff(commands: Commands) -> None:
     parser.add_argument(
         "--architecture",
         metavar="FILE.py:CLASS",
-        help="the class of B, if it is one of your own; runs the file",
+        help="the class of B, if it is one of your own, and of A, if no other is; runs the file",
     )
     add_json_argument(parser, "the report")
 

@@ -105,8 +105,10 @@ class LoRATable:
         return alpha * sqrt(self.rank(layer)) if self.values.get("use_rslora") else float(alpha)
 
     def _of_layer(self, key: str, layer: str, default: Any) -> Any:
+        """By the first name that fits as peft reads it: a dot in it stands for any character."""
         pattern = self.values.get(key) or {}
-        return next((value for name, value in pattern.items() if _ends_in(layer, name)), default)
+        fits = (value for name, value in pattern.items() if re.fullmatch(rf"(.*\.)?{name}", layer))
+        return next(fits, default)
 
     def _numbers(self) -> list[int] | None:
         numbers = self.values.get("layers_to_transform")

@@ -188,9 +188,11 @@ class Finetuning(Job[FinetuningConfig, ExampleBatch]):
         )
 
     def _head_words(self) -> str:
-        """Whose head it is, where there is one."""
+        """Whose head it is, where there is one, or that the base's is lost."""
         if not hasattr(self.model, "score"):
-            return ""
+            head = read_head(self.config.model, own_class(self.config))
+            lost = self.config.method == FULL and head is not None
+            return ", without the head of the model" if lost else ""
         (weight,) = self.model.get_submodule("score").parameters()
         is_new = stored_head(self.config, len(weight)) is None
         return f", {'a new head' if is_new else 'the head of the model'}"

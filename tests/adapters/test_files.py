@@ -91,6 +91,12 @@ LORAS = {
         "alpha_pattern": {"transformer.h.1.mlp.fc_in": 3},
         "use_rslora": True,
     },
+    "a dot is any character": {
+        "r": 2,
+        "target_modules": ["q_proj"],
+        "alpha_pattern": {"h.1.attn.q.proj": 77},
+        "rank_pattern": {"attn.q": 5, "attn.q.proj": 3},
+    },
 }
 
 

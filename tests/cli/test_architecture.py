@@ -13,6 +13,10 @@ import kogpt
 from kogpt.adapters.files import WEIGHTS_NAME as ADAPTER
 from kogpt.box import BOX
 from kogpt.cli import main
+from kogpt.model import KoGPT
+from kogpt.parallel import Parallel
+from kogpt.training import TrainingConfig
+from kogpt.training.model import load_start
 
 SOURCE = """
 from dataclasses import dataclass
@@ -102,6 +106,7 @@ def test_it_is_finetuned_with_an_adapter_that_it_takes_back(place, capsys):
         ("failing.py:RMS", "failing.py: ZeroDivisionError"),
         ("passed_over.py:M", "M.forward would be passed over"),
         ("plain.py:M", "C has fields that would not be read: write @dataclass(frozen=True)"),
+        ("made.py:M", "M.block_class is no class: blocks that differ by layer are made in the"),
     ],
 )
 def test_what_is_no_architecture_is_refused_in_one_line(place, where, message, capsys):
@@ -117,9 +122,89 @@ def test_what_is_no_architecture_is_refused_in_one_line(place, where, message, c
         "class C(KoGPTConfig):\n    model_type: ClassVar[str] = 'c'\n    extra: int = 4\n"
         "class M(KoGPT):\n    config_class = C\n"
     )
+    (place / "made.py").write_text(
+        "from kogpt.model import Block, KoGPT\n"
+        "class M(KoGPT):\n    block_class = lambda config, layer: Block(config, layer)\n"
+    )
     assert main(["generate", "--architecture", where, "영화"]) == 3
     said = capsys.readouterr().err
     assert message in said and said.count("\n") == 1
+
+
+DRAWN = """
+from functools import partial
+
+import torch
+from torch import nn
+
+from kogpt.model import MLP, Block, KoGPT
+
+
+class Gained(MLP):
+    def __init__(self, config):
+        super().__init__(config)
+        self.gain = nn.Parameter(torch.randn(config.n_embd))
+
+    def forward(self, x):
+        return super().forward(x) * self.gain
+
+
+class GainedBlock(Block):
+    mlp_class = Gained
+    norm_class = partial(nn.LayerNorm, bias=False)
+
+
+class Drawn(KoGPT):
+    block_class = GainedBlock
+
+    @torch.no_grad()
+    def init_weights(self, generator=None):
+        super().init_weights(generator)
+        for block in self.transformer.h:
+            nn.init.orthogonal_(block.mlp.fc_in.weight)  # by the global generator
+            block.mlp.gain.mul_(1e-3)
+"""
+
+
+def test_new_weights_are_drawn_once_and_by_the_seed(place):
+    (place / "drawn.py").write_text(DRAWN)
+    found = []
+    for seed in (1, 1, 2):
+        config = TrainingConfig(
+            data=(place / "texts.txt",),
+            out=place / "run",
+            model="shape.json",
+            tokenizer=BOX,
+            architecture="drawn.py:Drawn",
+            seed=seed,
+        )
+        torch.rand(3)  # whatever else was drawn
+        model, _ = load_start(config, None, Parallel())
+        assert (
+            type(model).__name__ == "Drawn" and type(model).init_weights is not KoGPT.init_weights
+        )
+        found.append(model.state_dict())
+    assert all(found[0][name].equal(found[1][name]) for name in found[0])
+    for name in ("transformer.h.0.mlp.fc_in.weight", "transformer.h.0.mlp.gain"):
+        assert not found[0][name].equal(found[2][name])
+    gains = torch.cat([found[0][f"transformer.h.{layer}.mlp.gain"] for layer in range(2)])
+    assert 3e-4 < gains.std() < 3e-3
+
+
+def test_checkpoints_of_a_kind_of_ones_own_are_inspected_and_compared(place, capsys):
+    own = ["--architecture", "mine.py:Own"]
+    (place / "shape.json").write_text(CONFIG.replace('"gptj"', '"own", "strength": 2.0'))
+    assert train("--steps", "1", *own) == 0
+    (folder,) = (place / "run").glob("step-*1")
+    assert main(["inspect", str(folder), *own]) == 0
+    told = json.loads((folder / "config.json").read_text())
+    (place / "other.json").write_text(json.dumps({**told, "strength": 0.25}))
+    capsys.readouterr()
+    assert main(["diff", "other.json", str(folder), *own, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["settings"] == {"strength": [0.25, 2.0]} and found["classes"] == ["Own", "Own"]
+    assert main(["diff", "other.json", "nano", "--architecture", "mine.py:RMS"]) == 3
+    assert "model_type is 'own'" in capsys.readouterr().err
 
 
 OTHERS = """

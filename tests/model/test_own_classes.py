@@ -15,6 +15,7 @@ from kogpt.adapters import (
     LoRAConfig,
     attach_lora,
     load_adapters,
+    merge,
     merge_checkpoint,
     write_adapter,
 )
@@ -580,6 +581,46 @@ def test_virtual_tokens_are_not_read_once_by_a_layer_that_asks_the_cache_for_its
     x = torch.cat((torch.tensor([model.prefix_ids]).expand(3, -1), ids(3)), dim=1)
     expected = model.transformer(x)
     torch.testing.assert_close(hidden_states(model, x), expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_virtual_tokens_are_not_read_once_where_a_class_may_draw_for_each_row(training):
+    from kogpt.adapters import PromptConfig, attach_prompt
+
+    class SomeRows(MLP):
+        def forward(self, x):
+            keep = torch.rand(len(x), 1, 1) < 0.5 if self.training else 1
+            return super().forward(x) * keep
+
+    model = made(with_mlp(SomeRows)).train(training)
+    attach_prompt(model, PromptConfig(4, "none"))
+    x = torch.cat((torch.tensor([model.prefix_ids]).expand(8, -1), ids(1).expand(8, -1)), dim=1)
+    prefixes = hidden_states(model, x)[:, :4]
+    assert (prefixes != prefixes[:1]).any() == training
+
+
+def test_one_of_several_layers_with_a_common_weight_is_not_merged():
+    model = made(OneMatrix)
+    attach_lora(model, LoRAConfig(("fc_in", "q_proj")))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(
+        ValueError, match=r"mlp\.fc_in\.weight cannot be updated alone: .*is the same"
+    ):
+        merge(model)
+    assert all(value.equal(before[name]) for name, value in model.state_dict().items())
+
+
+def test_embeddings_in_lists_are_read_by_ids_too():
+    from kogpt.adapters import PromptConfig, attach_prompt
+
+    class WithTables(Transformer):
+        def __init__(self, config, blocks, rotary):
+            super().__init__(config, blocks, rotary)
+            self.values = nn.ModuleList([nn.Embedding(config.vocab_size, config.n_embd)])
+
+    model = made(type("Own", (KoGPT,), {"transformer_class": WithTables}))
+    with pytest.raises(ValueError, match=r"transformer\.values\.0 is read by ids too"):
+        attach_prompt(model, PromptConfig(4, "none"))
 
 
 # --- the prepared network ---

@@ -97,6 +97,10 @@ def test_training_goes_on_with_the_head_that_there_is(finetuning, tmp_path):
     other = finetuning(**again | pairs, out=tmp_path / "other")
     finetune(other, told := io.StringIO())
     assert ", a new head;" in told.getvalue()
+    for method, said in (("full", ", without the head of the model;"), ("lora", " held out;")):
+        without = {"objective": "label-words", "method": method, "out": tmp_path / f"no-{method}"}
+        finetune(finetuning(**again | without), told := io.StringIO())
+        assert said in told.getvalue()
 
 
 def test_a_head_beside_an_adapter_is_stored_with_it(finetuning, base):

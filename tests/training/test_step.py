@@ -24,9 +24,9 @@ from tests.training.conftest import TINY
 
 @pytest.fixture
 def make_trainer(settings, tokenizer):
-    def make(shape=TINY, **changes):
+    def make(shape=TINY, model_class=KoGPT, **changes):
         config = settings(**changes)
-        model = KoGPT(shape)
+        model = model_class(shape)
         model.init_weights(torch.Generator().manual_seed(0))
         data = encode_documents(read_documents(config.data, config.column), tokenizer)
         return Trainer(Pretraining(config, model.train(), tokenizer, *data))
@@ -102,6 +102,52 @@ def test_what_blocks_forget_on_a_cpu_goes_back_to_the_system(device, times, monk
     )
     checkpoint_activations(KoGPT(TINY).to(device))
     assert len(given_back) == times
+
+
+class Balanced(KoGPT):
+    """Names a matrix that shall not decay, and adds the size of another to the loss."""
+
+    def no_weight_decay(self):
+        return {"transformer.h.0.attn.q_proj.weight"}
+
+    def auxiliary_loss(self):
+        return self.transformer.h[0].attn.v_proj.weight.square().sum()
+
+
+def test_a_class_names_what_does_not_decay(make_trainer):
+    trainer = make_trainer(model_class=Balanced, weight_decay=0.1)
+    names = {p: name for name, p in trainer.job.model.named_parameters()}
+    decayed, kept = (
+        {names[p] for p in group["params"]} for group in trainer.optimizer.param_groups
+    )
+    assert Balanced.no_weight_decay(None) < kept and len(decayed | kept) == len(names)
+    assert all(("weight" in name and "ln_" not in name) for name in decayed)
+    wrong = type("Wrong", (KoGPT,), {"no_weight_decay": lambda self: {"q_proj"}})
+    with pytest.raises(ValueError, match="no_weight_decay names 'q_proj', which is no parameter"):
+        make_trainer(model_class=wrong)
+
+
+@pytest.mark.parametrize("micro_batch_size", [4, 1, 3])
+def test_a_class_adds_to_the_mean_loss(make_trainer, micro_batch_size):
+    plain = make_trainer(micro_batch_size=micro_batch_size, gradient_clip=1e9)
+    added = make_trainer(model_class=Balanced, micro_batch_size=micro_batch_size, gradient_clip=1e9)
+    gradients = {}
+
+    def keep(trainer):
+        model = trainer.job.model
+        return lambda *_: gradients.update(
+            {id(trainer): {name: p.grad.clone() for name, p in model.named_parameters()}}
+        )
+
+    for trainer in (plain, added):
+        trainer.optimizer.register_step_pre_hook(keep(trainer))
+    weight = plain.job.model.transformer.h[0].attn.v_proj.weight.detach().clone()
+    (loss, _), (more, _) = plain.take_step(), added.take_step()
+    assert more == pytest.approx(loss + weight.square().sum().item(), rel=1e-5)
+    for name, wanted in gradients[id(plain)].items():
+        if name == "transformer.h.0.attn.v_proj.weight":
+            wanted = wanted + 2 * weight
+        torch.testing.assert_close(gradients[id(added)][name], wanted, rtol=1e-4, atol=1e-6)
 
 
 def test_only_matrices_decay(make_trainer):
