@@ -58,13 +58,13 @@ def hollow(model_class: Callable[[KoGPTConfig], KoGPT], config: KoGPTConfig) -> 
 
 
 def unwritten(model_class: type[KoGPT], config: KoGPTConfig) -> KoGPT:
-    """A model whose `init_weights`, with which making one ends, is yet to be called: it may add to
-    what parts drew, and so must not be called twice.
+    """A model whose `init_weights`, with which making one ends, is yet to be called.
+
+    A class of one's own may scale there what parts drew, so it must not be called twice.
     """
-    made = type(
-        model_class.__name__, (model_class,), {"init_weights": lambda self, generator=None: None}
-    )
-    model = made(config)
+    without = {"init_weights": lambda self, generator=None: None}
+    made = type(model_class.__name__, (model_class,), without)
+    model: KoGPT = made(config)
     model.__class__ = model_class
     return model
 

@@ -29,16 +29,19 @@ def make_optimizer(model: nn.Module, config: RunConfig) -> torch.optim.Optimizer
     kept = set(getattr(model, "no_weight_decay", tuple)())
     if unknown := kept - {name for name, _ in model.named_parameters()}:
         raise ValueError(f"no_weight_decay names {min(unknown)!r}, which is no parameter")
-    parameters = list(trained(model).values())
-    decayed = [p for name, p in trained(model).items() if p.ndim >= 2 and name not in kept]
-    chosen = set(decayed)
+    parameters = trained(model)
+    decays = {name: p.ndim >= 2 and name not in kept for name, p in parameters.items()}
     groups = [
-        {"params": decayed, "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p not in chosen], "weight_decay": 0.0},
+        {
+            "params": [p for name, p in parameters.items() if decays[name] == decayed],
+            "weight_decay": config.weight_decay if decayed else 0.0,
+        }
+        for decayed in (True, False)
     ]
     settings: dict[str, Any] = {"lr": config.learning_rate, "betas": (config.beta1, config.beta2)}
     if config.micro_batch < config.batch_size:
-        for parameter in parameters:  # else each micro-batch would be rounded away a little
+        for parameter in parameters.values():
+            # Else each micro-batch would be rounded away a little.
             parameter.grad_dtype = torch.float32
     if config.optimizer == EIGHT_BITS:
         return _eight_bits(groups, settings, config)
