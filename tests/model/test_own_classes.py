@@ -593,6 +593,10 @@ def test_virtual_tokens_are_not_read_once_where_a_class_may_draw_for_each_row(tr
             return super().forward(x) * keep
 
     model = made(with_mlp(SomeRows)).train(training)
+    model.config = dataclasses.replace(CONFIG, attn_pdrop=0.0)
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
     attach_prompt(model, PromptConfig(4, "none"))
     x = torch.cat((torch.tensor([model.prefix_ids]).expand(8, -1), ids(1).expand(8, -1)), dim=1)
     prefixes = hidden_states(model, x)[:, :4]
