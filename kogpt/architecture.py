@@ -38,6 +38,10 @@ def load_architecture(where: str | None) -> type[KoGPT] | None:
             f"{file}: {name}.forward would be passed over, generation and training call its parts:"
             " change `logits`, or the forward of its `transformer_class`"
         )
+    try:
+        inspect.signature(found.init_weights).bind(None, None)
+    except TypeError:
+        raise InputRefusedError(f"{file}: {name}.init_weights must take a generator") from None
     if not isinstance(found.block_class, type):
         raise InputRefusedError(
             f"{file}: {name}.block_class is no class: blocks that differ by layer are made in the "

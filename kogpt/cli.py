@@ -348,6 +348,7 @@ def add_score(commands: Commands) -> None:
     add("--column", metavar="NAME", help="column of the text in tables (default: document)")
     add("--limit", type=int, metavar="N", help="score the first N texts")
     add_model_arguments(parser)
+    add_reference_argument(parser)
     add_text_arguments(parser)
     add_json_argument(parser, "one object per text, and one for all texts of stdin or files,")
 

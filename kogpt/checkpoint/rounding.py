@@ -58,7 +58,9 @@ def _spread(grouped: Tensor, limit: int, dtype: torch.dtype) -> tuple[Tensor, Te
     """
     low = grouped.amin(2, keepdim=True).clamp_(max=0)
     high = grouped.amax(2, keepdim=True).clamp_(min=0)
-    scale = _storable((high - low) / (2 * limit - 1), dtype)
+    steps = 2 * limit - 1
+    scale = (high - low) / steps
+    scale = _storable(torch.where(scale.isfinite(), scale, high / steps - low / steps), dtype)
     return scale, (low / -scale.float()).round_().sub_(limit).clamp_(-limit, limit - 1)
 
 

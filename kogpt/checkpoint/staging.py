@@ -17,7 +17,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -180,31 +180,32 @@ def refuse_existing(dst: Path) -> None:
 
 
 def _lock(folder: Path) -> int:
-    """Makes the folder if need be and locks it; the lock ends with the process, however it ends."""
-    while True:
+    """Makes the folder if need be and locks it."""
+
+    def make() -> int:
         folder.mkdir(exist_ok=True)
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-        try:
-            lock(descriptor, folder)
-            # Another process may have finished, and removed the folder, before we got the lock.
-            if folder.exists() and os.path.samestat(os.fstat(descriptor), folder.stat()):
-                return descriptor
-        except KoGPTError:
-            os.close(descriptor)
-            raise
-        os.close(descriptor)
+        return os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+
+    return locked(folder, make)
 
 
-def lock(descriptor: int, path: Path) -> None:
-    """Locks what is open; the lock ends when it is closed, or with the process.
+def locked(path: Path, make: Callable[[], int]) -> int:
+    """What `make` opens, locked until it is closed or the process ends, however it ends.
 
     Raises:
         KoGPTError: another process has locked it.
     """
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise KoGPTError(f"{path}: locked: another process is writing it") from None
+    while True:
+        descriptor = make()
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Another process may have finished, and removed it, before we got the lock.
+            if path.exists() and os.path.samestat(os.fstat(descriptor), path.stat()):
+                return descriptor
+        except BlockingIOError:
+            os.close(descriptor)
+            raise KoGPTError(f"{path}: locked: another process is writing it") from None
+        os.close(descriptor)
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from kogpt.tokenizer import Tokenizer
 def run(args: argparse.Namespace) -> None:
     refuse_wrong_use(args)
     names, texts = zip(*read_texts(args), strict=True)
-    model, tokenizer = load(args)
+    model, tokenizer = load(args, fast=not args.reference)
     with memory_errors():
         scores = stream_scores(model, tokenizer, texts, normalize=args.normalize, names=names)
         corpus = CorpusScore.of(shown(scores, texts, tokenizer, args))

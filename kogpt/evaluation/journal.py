@@ -4,14 +4,18 @@ A batch is named by the hash of all ids in it, beside that of the model, so what
 between two runs of a command, what they share is computed once, and nothing else is taken for it.
 """
 
+import errno
 import glob
 import hashlib
 import json
+import os
 from collections.abc import Sequence
+from functools import partial
+from io import FileIO
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from kogpt.checkpoint.staging import lock, writing
+from kogpt.checkpoint.staging import locked, writing
 from kogpt.evaluation.likelihood import Query
 
 Values = list[list[float]]  # of each query, a log-likelihood of each continuation
@@ -40,12 +44,13 @@ class Journal:
         self._found: dict[str, Values] = {}
         self._report = report
         self._path: Path | None = None
-        self._file: IO[str] | None = None
+        self._file: FileIO | None = None
         if report is not None and rank is not None:
             self._path = report.with_name(f".{report.name}.journal-{rank}")
             with writing(self._path):
-                self._file = self._path.open("a", encoding="utf-8")
-                lock(self._file.fileno(), self._path)
+                flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
+                make = partial(os.open, self._path, flags, 0o666)
+                self._file = FileIO(locked(self._path, make), "a")
         for path in self._files():
             self._found.update(_read(path, self._model))
 
@@ -73,18 +78,18 @@ class Journal:
         # In a new line always: a crash may have cut the last one short.
         line = "\n" + json.dumps({"model": self._model, "batch": name, "values": values})
         with writing(self._path):
-            self._file.write(line)
-            self._file.flush()
+            if self._file.write(line.encode()) < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def remove(self) -> None:
         """Forgets all, once the report holds it."""
         for path in self._files():
-            path.unlink()
+            path.unlink(missing_ok=True)
 
     def close(self) -> None:
         """Ends the lock; a file without a batch goes."""
         if self._path is not None and self._file is not None:
-            if not self._file.tell():
+            if not os.fstat(self._file.fileno()).st_size:
                 self._path.unlink(missing_ok=True)
             self._file.close()
 

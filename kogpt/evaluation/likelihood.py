@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from kogpt.checkpoint.resources import require_memory
+from kogpt.generation.requests import read
 from kogpt.generation.scoring import refuse_unusable
 from kogpt.model import KoGPT, KVCache
 
@@ -166,7 +167,7 @@ class SharedReader:
 
     def _hidden(self, rows: Sequence[Ids], cache: KVCache) -> Tensor:
         """Hidden states (B, T, C) of rows of equal lengths."""
-        return self.model.transformer(torch.tensor(rows, device=self.model.device), cache)
+        return read(self.model, torch.tensor(rows, device=self.model.device), cache)
 
     def _judge(self, hidden: Tensor, rows: Sequence[Ids]) -> list[list[Likelihood]]:
         """How likely each id of each row is; `hidden` (B, T, C) predicts T of them at most."""
@@ -201,7 +202,7 @@ class SharedReader:
         """The prefix, read once and copied for each row of a batch."""
         cache = KVCache(self._capacity)
         for ids in torch.tensor([self.prefix], device=self.model.device).split(PREFILL, dim=1):
-            self.model.transformer(ids, cache)
+            read(self.model, ids, cache)
         needed = self._rows * cache.nbytes
         require_memory(self.model.device, needed, f"the cache of a batch of {self._rows} rows")
         return cache.select(torch.zeros(self._rows, dtype=torch.long, device=self.model.device))

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from kogpt.errors import KoGPTError
 from kogpt.generation.processors import History
+from kogpt.generation.requests import read
 from kogpt.model import KoGPT, KVCache
 
 
@@ -110,14 +111,14 @@ class Batch:
         if self._cache is None:
             return self.model.transformer(columns, None, self._starts)[:, -count:]
         last: list[Tensor] = []  # no chunk is empty, so `count` of them hold what is wanted
-        for unread in columns[:, self._cache.length :].split(self.prefill_chunk, dim=1):
-            hidden = self.model.transformer(unread, self._cache, self._starts)
-            last = [*last, hidden][-count:]
-        if self._cache.length != columns.size(1):
-            raise KoGPTError(
-                f"the model's cache counts {self._cache.length} tokens where {columns.size(1)} "
-                "were read: generate without it (use_cache=False)"
-            )
+        try:
+            for unread in columns[:, self._cache.length :].split(self.prefill_chunk, dim=1):
+                last = [*last, read(self.model, unread, self._cache, self._starts)][-count:]
+        except KoGPTError:
+            if self._cache.length:
+                raise
+            self._cache = None  # a class of one's own keeps nothing there: all is read each time
+            return self._read(count)
         return torch.cat(last, dim=1)[:, -count:]
 
     @torch.inference_mode()

@@ -12,12 +12,12 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from kogpt.errors import InputRefusedError
+from kogpt.errors import InputRefusedError, KoGPTError
 from kogpt.generation.params import SamplingParams
 from kogpt.generation.processors import LogitsProcessor
 from kogpt.generation.sample import Request
 from kogpt.generation.vocabulary import Vocabulary
-from kogpt.model import KoGPT
+from kogpt.model import KoGPT, KVCache
 from kogpt.textfiles import abridged
 from kogpt.tokenizer import Tokenizer
 
@@ -144,6 +144,21 @@ def prompt_ids(prompt: Prompt, name: str, model: KoGPT, tokenizer: Tokenizer) ->
     ids = ids or [tokenizer.bos_id]  # type: ignore[list-item]
     refuse_unreadable(ids, name, model, tokenizer)
     return ids
+
+
+def read(model: KoGPT, ids: Tensor, cache: KVCache, starts: Tensor | None = None) -> Tensor:
+    """Hidden states (B, T, C) of ids (B, T) that are read into a cache.
+
+    Raises:
+        KoGPTError: a class of one's own counts other tokens there than it was given.
+    """
+    before = cache.length
+    hidden = model.transformer(ids, cache, starts)
+    if cache.length != before + ids.size(1):
+        raise KoGPTError(
+            f"the model's cache counts {cache.length - before} tokens where {ids.size(1)} were read"
+        )
+    return hidden
 
 
 def encode(text: str, name: str, tokenizer: Tokenizer, **how: Any) -> list[int]:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from kogpt.errors import InputRefusedError, NotFiniteError
 from kogpt.generation.params import AT_LEAST_ONE
-from kogpt.generation.requests import encode, evaluation_mode, refuse_unreadable
+from kogpt.generation.requests import encode, evaluation_mode, read, refuse_unreadable
 from kogpt.generation.sample import TokenLogprob
 from kogpt.model import KoGPT, KVCache
 from kogpt.tokenizer import Tokenizer
@@ -286,11 +286,11 @@ def sequence_logprobs(
     prefix = ids.new_tensor(model.prefix_ids).expand(len(rows), -1)
     cache = KVCache(prefix.size(1) + width)
     if prefix.size(1):
-        model.transformer(prefix, cache)
+        read(model, prefix, cache)
     for columns, targets in zip(
         ids[:, :-1].split(chunk, dim=1), ids[:, 1:].split(chunk, dim=1), strict=True
     ):
-        logits = model(columns, cache)  # (B, T, V)
+        logits = model.logits(read(model, columns, cache))  # (B, T, V)
         refuse_unusable(logits)
         found = token_logprobs(logits.flatten(0, 1), targets.flatten(), top)
         T = targets.size(1)

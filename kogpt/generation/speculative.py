@@ -23,6 +23,7 @@ from torch import Tensor
 from kogpt.generation.batch import Batch
 from kogpt.generation.params import Range
 from kogpt.generation.processors import History
+from kogpt.generation.requests import read
 from kogpt.generation.sample import Sample
 from kogpt.generation.sampling import Sampler
 from kogpt.model import KoGPT, KVCache
@@ -162,14 +163,17 @@ class _ModelDrafter:
 
     def _forget_mistakes(self, ids: list[int]) -> None:
         """Forgets what is held but not in `ids`."""
-        agree = takewhile(bool, map(eq, self._held, ids))
-        self._cache.truncate(sum(agree))
+        agree = sum(takewhile(bool, map(eq, self._held, ids)))
+        if self._cache.has_state and agree < self._cache.length:
+            self._restart(self._first)  # all is read again: no guess is taken out of a state
+        else:
+            self._cache.truncate(agree)
 
     def _logits(self, text: Tensor) -> Tensor:
         """Logits (1, V) after `text` (1, L), of which the cache holds a part."""
         unread = text[:, self._first + self._cache.length :].to(self._model.device)
         for columns in unread.split(PREFILL_CHUNK, dim=1):
-            hidden = self._model.transformer(columns, self._cache)
+            hidden = read(self._model, columns, self._cache)
         return self._model.logits(hidden[:, -1])
 
 

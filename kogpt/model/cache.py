@@ -90,11 +90,20 @@ class KVCache:
         """What a layer keeps of all tokens at once, as a recurrence does, to be written in place.
 
         Zeros when first asked for, of the shape (B, ...), dtype and device of `like`; then always
-        the same tensor. A layer that keeps several takes an index of its own for each.
+        the same tensor. A layer that keeps several takes an index of its own for each, such as
+        `n_layer + layer` for the second.
+
+        Raises:
+            ValueError: what is held there is of another shape, dtype or device.
         """
         if layer not in self._states:
             self._states[layer] = torch.zeros_like(like)
-        return self._states[layer]
+        state = self._states[layer]
+        held, asked = ((x.shape, x.dtype, x.device) for x in (state, like))
+        if held != asked:
+            told, would = (f"{tuple(s)} {dtype} {device}" for s, dtype, device in (held, asked))
+            raise ValueError(f"state {layer} of the cache is {told} and would be {would}")
+        return state
 
     @property
     def has_state(self) -> bool:

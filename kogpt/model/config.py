@@ -167,6 +167,9 @@ class KoGPTConfig:
             raise InputRefusedError(f"{missing[0]} is missing from the config")
         fields = {f.name: f.type for f in dataclasses.fields(cls)}
         given = {key: _as(fields[key], key, values[key]) for key in fields.keys() & values.keys()}
+        for key, value in given.items():
+            if isinstance(value, Mapping):
+                raise InputRefusedError(f"{key} is an object: fields are numbers, texts and tuples")
         return cls(**{**cls.absent, **given})
 
     @classmethod

@@ -46,7 +46,7 @@ def hollow(model_class: Callable[[KoGPTConfig], KoGPT], config: KoGPTConfig) -> 
     """
     try:
         with torch.device("meta"), _NothingDrawn():
-            return model_class(config)
+            return unwritten(model_class, config)
     except (RuntimeError, TypeError) as error:
         if not NO_CONTENTS.search(str(error)):
             raise
@@ -57,15 +57,18 @@ def hollow(model_class: Callable[[KoGPTConfig], KoGPT], config: KoGPTConfig) -> 
         ) from error
 
 
-def unwritten(model_class: type[KoGPT], config: KoGPTConfig) -> KoGPT:
+def unwritten(model_class: Callable[[KoGPTConfig], KoGPT], config: KoGPTConfig) -> KoGPT:
     """A model whose `init_weights`, with which making one ends, is yet to be called.
 
-    A class of one's own may scale there what parts drew, so it must not be called twice.
+    A class of one's own may scale there what parts drew, so it must not be called twice; and may
+    make parts, to be drawn there, after the rest.
     """
-    without = {"init_weights": lambda self, generator=None: None}
-    made = type(model_class.__name__, (model_class,), without)
-    model: KoGPT = made(config)
-    model.__class__ = model_class
+    if not isinstance(model_class, type):
+        return model_class(config)
+    model: KoGPT = object.__new__(model_class)
+    vars(model)["init_weights"] = lambda *args, **more: None  # goes before the method
+    model_class.__init__(model, config)  # type: ignore[misc]
+    del vars(model)["init_weights"]
     return model
 
 

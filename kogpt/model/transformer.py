@@ -157,7 +157,8 @@ class KoGPT(nn.Module):
         blocks = [self.block_class(config, layer) for layer in range(config.n_layer)]
         self.transformer = self.transformer_class(config, blocks, self.make_rotary(config))
         self.lm_head = self.make_head(config)
-        self.init_weights()
+        with torch.no_grad():
+            self.init_weights()
 
     @staticmethod
     def make_rotary(config: KoGPTConfig) -> nn.Module:

@@ -246,7 +246,12 @@ class Trainer(Generic[C, B]):
         with autocast(self.job.model, self.config.precision):
             loss = self._loss(batch)
             auxiliary = getattr(self.job.model, "auxiliary_loss", None)
-            return (loss if auxiliary is None else loss + batch.count * auxiliary()) / count
+            if auxiliary is not None:
+                more = auxiliary()
+                if more.numel() != 1:
+                    raise ValueError(f"auxiliary_loss gives {more.numel()} numbers, it must be one")
+                loss = loss + batch.count * more.squeeze()
+            return loss / count
 
     def _require_finite(self) -> None:
         """Refuses weights that the last step has spoilt, which no loss has shown yet."""

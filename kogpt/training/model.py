@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import json
 from collections.abc import Callable
 from difflib import get_close_matches
 from functools import partial
@@ -14,7 +15,7 @@ from kogpt.checkpoint import load_model, open_checkpoint
 from kogpt.checkpoint.names import expand, refuse_unsavable
 from kogpt.checkpoint.writer import raw_bytes
 from kogpt.errors import InputRefusedError
-from kogpt.jsonfiles import read_config_object
+from kogpt.jsonfiles import read_config_object, to_json
 from kogpt.model import KoGPT, KoGPTConfig
 from kogpt.model.hollow import unwritten
 from kogpt.model.variants import PRESETS, class_of, find_config
@@ -122,6 +123,7 @@ def _new_model(config: TrainingConfig, tokenizer: Tokenizer, parallel: Parallel)
     if config.model not in PRESETS:
         _refuse_misspelt(Path(config.model), shape)
     model_class = own or class_of(shape)
+    _refuse_lost_fields(shape)
     _check_vocabulary(shape, tokenizer, config.model)
     ids = {name: getattr(tokenizer, name.replace("_token", "")) for name in TOKEN_IDS}
     shape = dataclasses.replace(shape, **ids)
@@ -137,8 +139,19 @@ def _new_model(config: TrainingConfig, tokenizer: Tokenizer, parallel: Parallel)
         torch.manual_seed(config.seed)  # of what a class of one's own draws
         model = unwritten(model_class, shape)
         refuse_unsavable(model)
-        model.init_weights(generator)
+        with torch.no_grad():
+            model.init_weights(generator)
     return model
+
+
+def _refuse_lost_fields(shape: KoGPTConfig) -> None:
+    """Refuses a config of one's own that its `config.json` would not give back."""
+    try:
+        same = type(shape).from_dict(json.loads(to_json(shape.to_dict()))) == shape
+    except TypeError as error:  # what JSON does not know, as sets and enums
+        raise InputRefusedError(f"{type(shape).__name__}: {error}") from None
+    if not same:
+        raise InputRefusedError(f"{type(shape).__name__} does not come back from its config.json")
 
 
 def _refuse_misspelt(path: Path, shape: KoGPTConfig) -> None:

@@ -26,11 +26,8 @@ def make_optimizer(model: nn.Module, config: RunConfig) -> torch.optim.Optimizer
         KoGPTError: the optimizer that is asked for cannot run here.
         ValueError: the model names a parameter that it has not.
     """
-    kept = set(getattr(model, "no_weight_decay", tuple)())
-    if unknown := kept - {name for name, _ in model.named_parameters()}:
-        raise ValueError(f"no_weight_decay names {min(unknown)!r}, which is no parameter")
-    parameters = trained(model)
-    decays = {name: p.ndim >= 2 and name not in kept for name, p in parameters.items()}
+    parameters, kept = trained(model), _kept_from_decay(model)
+    decays = {name: p.ndim >= 2 and p not in kept for name, p in parameters.items()}
     groups = [
         {
             "params": [p for name, p in parameters.items() if decays[name] == decayed],
@@ -50,6 +47,17 @@ def make_optimizer(model: nn.Module, config: RunConfig) -> torch.optim.Optimizer
     return WideAdamW(
         groups, **settings, stochastic=config.weights == STOCHASTIC, offload=config.offload
     )
+
+
+def _kept_from_decay(model: nn.Module) -> set[nn.Parameter]:
+    """Those that `no_weight_decay` names, also where an adapter lies around them."""
+    named = dict(model.named_parameters(remove_duplicate=False))
+    named |= {name.replace(".base", ""): p for name, p in named.items()}
+    names = set(getattr(model, "no_weight_decay", tuple)())
+    unknown = names - named.keys()
+    if unknown and all(p.requires_grad for p in named.values()):  # else some may be integers
+        raise ValueError(f"no_weight_decay names {min(unknown)!r}, which is no parameter")
+    return {named[name] for name in names - unknown}
 
 
 def trained(model: nn.Module) -> dict[str, nn.Parameter]:

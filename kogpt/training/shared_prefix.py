@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from kogpt.adapters.prompt import real_ids_alone
 from kogpt.model import KoGPT, KVCache
+from kogpt.model.source import change
 
 HOMES = ("kogpt.", "torch.nn.")
 
@@ -47,7 +48,8 @@ def hidden_states(model: KoGPT, inputs: Tensor, starts: Tensor | None = None) ->
 def _drops(model: KoGPT) -> bool:
     """Whether rows differ by chance; what a class of one's own draws, nobody knows."""
     config = model.config
-    if model.training and not all(type(m).__module__.startswith(HOMES) for m in model.modules()):
+    known = all(type(module).__module__.startswith(HOMES) for module in model.modules())
+    if model.training and not (known and change() is None):
         return True
     modules = (module.p for module in model.modules() if isinstance(module, nn.Dropout))
     return model.training and max(config.attn_pdrop, *modules, 0.0) > 0

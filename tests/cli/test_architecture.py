@@ -107,6 +107,7 @@ def test_it_is_finetuned_with_an_adapter_that_it_takes_back(place, capsys):
         ("passed_over.py:M", "M.forward would be passed over"),
         ("plain.py:M", "C has fields that would not be read: write @dataclass(frozen=True)"),
         ("made.py:M", "M.block_class is no class: blocks that differ by layer are made in the"),
+        ("drawing.py:M", "M.init_weights must take a generator"),
     ],
 )
 def test_what_is_no_architecture_is_refused_in_one_line(place, where, message, capsys):
@@ -121,6 +122,9 @@ def test_what_is_no_architecture_is_refused_in_one_line(place, where, message, c
         "from kogpt.model import KoGPT, KoGPTConfig\n"
         "class C(KoGPTConfig):\n    model_type: ClassVar[str] = 'c'\n    extra: int = 4\n"
         "class M(KoGPT):\n    config_class = C\n"
+    )
+    (place / "drawing.py").write_text(
+        "from kogpt.model import KoGPT\nclass M(KoGPT):\n    def init_weights(self): pass\n"
     )
     (place / "made.py").write_text(
         "from kogpt.model import Block, KoGPT\n"
@@ -157,9 +161,14 @@ class GainedBlock(Block):
 class Drawn(KoGPT):
     block_class = GainedBlock
 
-    @torch.no_grad()
+    def __init__(self, config):
+        super().__init__(config)
+        assert type(self) is Drawn
+        self.more = nn.Linear(4, 4)
+
     def init_weights(self, generator=None):
         super().init_weights(generator)
+        self.more.bias.fill_(0.5)
         for block in self.transformer.h:
             nn.init.orthogonal_(block.mlp.fc_in.weight)  # by the global generator
             block.mlp.gain.mul_(1e-3)
@@ -189,6 +198,51 @@ def test_new_weights_are_drawn_once_and_by_the_seed(place):
         assert not found[0][name].equal(found[2][name])
     gains = torch.cat([found[0][f"transformer.h.{layer}.mlp.gain"] for layer in range(2)])
     assert 3e-4 < gains.std() < 3e-3
+
+
+LOST = """
+from dataclasses import dataclass
+from enum import Enum
+
+from kogpt.model import KoGPT, KoGPTConfig
+
+
+class Act(Enum):
+    A = 1
+
+
+@dataclass(frozen=True)
+class Window:
+    size: int = 4
+
+
+@dataclass(frozen=True)
+class OwnConfig(KoGPTConfig):
+    field: {kind} = {value}
+
+
+class Own(KoGPT):
+    config_class = OwnConfig
+"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "told"),
+    [
+        ("Act", "Act.A", "OwnConfig: Object of type Act is not JSON serializable"),
+        ("frozenset", "frozenset((1,))", "OwnConfig: Object of type frozenset is not JSON"),
+        ("Window", "Window()", "field is an object: fields are numbers, texts and tuples"),
+        ("complex", "True", None),
+    ],
+)
+def test_a_field_that_no_file_gives_back_is_refused_before_training(
+    place, kind, value, told, capsys
+):
+    (place / "lost.py").write_text(LOST.format(kind=kind, value=value))
+    code = train("--steps", "1", "--architecture", "lost.py:Own")
+    said = capsys.readouterr().err
+    assert (code, told is None or told in said) == (3 if told else 0, True)
+    assert (place / "run").exists() == (told is None)
 
 
 def test_checkpoints_of_a_kind_of_ones_own_are_inspected_and_compared(place, capsys):

@@ -10,6 +10,7 @@ import sys
 import unicodedata
 from contextlib import closing
 from dataclasses import replace
+from io import FileIO
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,7 +22,7 @@ import kogpt
 from kogpt.box import BOX
 from kogpt.cli import main
 from kogpt.commands import evaluate as evaluate_command
-from kogpt.errors import KoGPTError
+from kogpt.errors import KoGPTError, NotEnoughResourcesError
 from kogpt.evaluation import (
     Evaluator,
     Journal,
@@ -372,6 +373,18 @@ def test_one_run_at_a_time_writes_a_report(toy, tmp_path, capsys):
         assert "locked" in capsys.readouterr().err and first.done == 1
     assert main([*command, "--limit", "2", "--batch-size", "1"]) == 0
     assert sorted(tmp_path.glob("*report*")) == [report]
+
+
+def test_a_full_disk_is_told_by_the_name_of_the_file(tmp_path, monkeypatch):
+    with pytest.raises(NotEnoughResourcesError, match="report.json.journal-0: cannot be written"):
+        with closing(Journal(tmp_path / "report.json", "model")) as journal:
+            monkeypatch.setattr(journal, "_file", Full(journal._file.name, "a"))
+            journal.put("a", [[-1.0]])
+
+
+class Full(FileIO):
+    def write(self, data: Any) -> int:
+        return super().write(data[:3])  # as the system does of what still fits
 
 
 def test_a_run_is_refused_whose_report_has_come_meanwhile(toy, tmp_path, monkeypatch, capsys):

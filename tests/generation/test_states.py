@@ -8,7 +8,7 @@ import torch
 from kogpt.adapters import PromptConfig, attach_prompt
 from kogpt.errors import KoGPTError
 from kogpt.evaluation.likelihood import Query, log_likelihoods
-from kogpt.generation import PromptLookup, SamplingParams, generate
+from kogpt.generation import DraftModel, PromptLookup, SamplingParams, generate, score
 from kogpt.model import Attention, Block, KoGPT, KVCache
 from kogpt.model.transformer import Transformer
 from kogpt.training.shared_prefix import hidden_states
@@ -102,6 +102,25 @@ def test_a_wrong_guess_cannot_be_taken_out_of_a_state(recurrent, tokenizer):
         generate(recurrent, tokenizer, "영화 영화 영화 영화", params, speculate=PromptLookup(1))
 
 
+def test_a_draft_model_that_keeps_a_state_reads_again_what_it_guessed_wrong(recurrent, tokenizer):
+    torch.manual_seed(2)
+    model = KoGPT(CONFIG).eval()
+    params = SamplingParams(temperature=0, max_new_tokens=20)
+    (wanted,) = generate(model, tokenizer, "영화", params)
+    (found,) = generate(model, tokenizer, "영화", params, speculate=DraftModel(recurrent, 2))
+    assert found.token_ids == wanted.token_ids
+    assert not recurrent.training
+
+
+def test_a_state_is_of_one_kind():
+    cache, like = KVCache(4), torch.zeros(2, 8)
+    assert cache.state(0, like) is cache.state(0, like)
+    with pytest.raises(ValueError, match=r"state 0 of the cache is \(2, 8\) .* would be \(2, 9\)"):
+        cache.state(0, torch.zeros(2, 9))
+    with pytest.raises(ValueError, match="float32 cpu and would be .* torch.float64 cpu"):
+        cache.state(0, like.double())
+
+
 def test_a_cache_with_a_state_forgets_all_or_goes_back_to_a_mark(recurrent):
     ids = torch.arange(3, 15).view(2, 6)
     cache = KVCache(16)
@@ -164,9 +183,32 @@ class Registers(Transformer):
 def test_a_cache_that_counts_more_than_the_tokens_is_refused(tokenizer):
     model = type("With", (KoGPT,), {"transformer_class": Registers})(CONFIG).eval()
     params = SamplingParams(max_new_tokens=8, temperature=0)
-    with pytest.raises(
-        KoGPTError, match=r"cache counts 6 tokens where 3 were read: .*use_cache=Fal"
-    ):
+    with pytest.raises(KoGPTError, match="the model's cache counts 6 tokens where 3 were read"):
         generate(model, tokenizer, [[5, 6, 7]], params)
     (result,) = generate(model, tokenizer, [[5, 6, 7]], params, use_cache=False)
     assert len(result.token_ids) == 8
+    with pytest.raises(ValueError, match="do not fit a cache of"):
+        score(model, tokenizer, "배우들의 연기는", batch_size=1)
+    with pytest.raises(ValueError, match="do not fit a cache of"):
+        log_likelihoods(model, [Query((5, 6, 7), ((8, 9),)), Query((5, 6, 9), ((8, 9, 10, 11),))])
+
+
+class Forgetful(Transformer):
+    """Reads all anew, whatever the cache holds."""
+
+    def forward(self, input_ids, cache=None, starts=None):
+        return super().forward(input_ids, None, starts)
+
+
+def test_where_nothing_is_kept_all_is_read_at_each_step_or_evaluation_refused(tokenizer):
+    torch.manual_seed(3)
+    model = type("With", (KoGPT,), {"transformer_class": Forgetful})(CONFIG).eval()
+    params = SamplingParams(max_new_tokens=8, temperature=0)
+    found, wanted = (
+        generate(model, tokenizer, PROMPTS, params, prefill_chunk=2, use_cache=kept)
+        for kept in (True, False)
+    )
+    assert [each.token_ids for each in found] == [each.token_ids for each in wanted]
+    queries = [Query((5, 6, 7, last), ((9, 10), (11, 12))) for last in (8, 18)]
+    with pytest.raises(KoGPTError, match="the model's cache counts 0 tokens where 3 were read"):
+        log_likelihoods(model, queries)

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from kogpt.adapters import LoRAConfig, PromptConfig, attach_lora, attach_prompt
 from kogpt.errors import KoGPTError
 from kogpt.model import KoGPT
 from kogpt.parallel import Parallel
@@ -17,6 +18,7 @@ from kogpt.training.documents import read_documents
 from kogpt.training.log import Silent
 from kogpt.training.loop import Trainer
 from kogpt.training.loss import next_token_loss
+from kogpt.training.optimizer import make_optimizer, trained
 from kogpt.training.pretraining import Pretraining
 from kogpt.training.schedule import learning_rate
 from tests.training.conftest import TINY
@@ -125,6 +127,37 @@ def test_a_class_names_what_does_not_decay(make_trainer):
     wrong = type("Wrong", (KoGPT,), {"no_weight_decay": lambda self: {"q_proj"}})
     with pytest.raises(ValueError, match="no_weight_decay names 'q_proj', which is no parameter"):
         make_trainer(model_class=wrong)
+
+
+@pytest.mark.parametrize("adapt", ["lora", "prompt"])
+def test_names_of_what_does_not_decay_are_those_without_adapters(settings, adapt):
+    class Named(KoGPT):
+        def no_weight_decay(self):
+            return {
+                "transformer.wte.weight",
+                "transformer.h.0.attn.q_proj.weight",
+                "lm_head.weight",
+            }
+
+    model = Named(TINY)
+    if adapt == "lora":
+        attach_lora(model, LoRAConfig(("q_proj",)))
+    else:
+        attach_prompt(model, PromptConfig(3, "none"))
+    learnt = list(trained(model).values())
+    decayed, _ = make_optimizer(model, settings()).param_groups
+    assert {id(p) for p in decayed["params"]} == {id(p) for p in learnt if p.ndim >= 2}
+    for parameter in model.parameters():
+        parameter.requires_grad_(True)
+    decayed, _ = make_optimizer(model, settings()).param_groups
+    names = {name for name, p in model.named_parameters() if any(p is q for q in decayed["params"])}
+    assert not [name for name in names if "wte.base" in name or "0.attn.q_proj.base" in name]
+
+
+def test_a_class_adds_one_number(make_trainer):
+    wrong = {"auxiliary_loss": lambda self: torch.zeros(2)}
+    with pytest.raises(ValueError, match="auxiliary_loss gives 2 numbers, it must be one"):
+        make_trainer(model_class=type("Wrong", (KoGPT,), wrong)).take_step()
 
 
 @pytest.mark.parametrize("micro_batch_size", [4, 1, 3])
