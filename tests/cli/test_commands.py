@@ -184,6 +184,16 @@ def test_scores_come_one_per_line_and_prefer_korean_to_noise():
     assert both["log_likelihood"] == likely["log_likelihood"] + unlikely["log_likelihood"]
 
 
+def test_scores_are_those_of_the_readable_network():
+    found, wanted = (
+        json.loads(kogpt("score", "정말 재미있는 영화", "--json", *how).stdout)
+        for how in ([], ["--reference"])
+    )
+    assert found["token_ids"] == wanted["token_ids"]
+    assert found["logprobs"][1:] == pytest.approx(wanted["logprobs"][1:], abs=1e-4)
+    assert found["logprobs"] != wanted["logprobs"]  # sums are rounded otherwise
+
+
 def test_scores_of_rows_of_a_file_are_added_up_on_a_last_line(tmp_path):
     data = tmp_path / "reviews.tsv"
     data.write_text("id\ttext\n1\t정말 재미있는 영화\n2\t\n3\tgood\n4\t별로\n")

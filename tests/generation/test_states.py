@@ -189,7 +189,7 @@ def test_a_cache_that_counts_more_than_the_tokens_is_refused(tokenizer):
     assert len(result.token_ids) == 8
     with pytest.raises(ValueError, match="do not fit a cache of"):
         score(model, tokenizer, "배우들의 연기는", batch_size=1)
-    with pytest.raises(ValueError, match="do not fit a cache of"):
+    with pytest.raises(KoGPTError, match="the model's cache counts 5 tokens where 2 were read"):
         log_likelihoods(model, [Query((5, 6, 7), ((8, 9),)), Query((5, 6, 9), ((8, 9, 10, 11),))])
 
 

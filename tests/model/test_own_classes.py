@@ -32,6 +32,7 @@ from kogpt.model import MLP, Attention, Block, KoGPT, KoGPTConfig, KVCache, sour
 from kogpt.model.rotary import RotaryEmbedding, Rotation
 from kogpt.model.source import SOURCES, edited_source
 from kogpt.model.transformer import Transformer
+from kogpt.training import loss
 from kogpt.training.loss import next_token_loss
 from kogpt.training.shared_prefix import hidden_states
 
@@ -93,16 +94,27 @@ class WithProjectedHead(KoGPT):
 @pytest.mark.parametrize("model_class", [Softcap, TiedInLogits, WithProjectedHead])
 def test_what_is_done_to_logits_is_trained_with_its_parameters(model_class):
     model, x = made(model_class), ids()
-    loss = next_token_loss(model, x[:, :-1], x[:, 1:])
-    loss.backward()
+    summed = next_token_loss(model, x[:, :-1], x[:, 1:])
+    summed.backward()
     found = {name: p.grad.clone() for name, p in model.named_parameters()}
     model.zero_grad()
     expected = F.cross_entropy(model(x[:, :-1]).flatten(0, 1), x[:, 1:].flatten(), reduction="sum")
     expected.backward()
-    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(summed, expected)
     assert found.keys() == {name for name, _ in model.named_parameters()}
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(found[name], parameter.grad, rtol=1e-4, atol=1e-4)
+
+
+def test_an_edited_network_may_use_any_parameter_for_its_logits(monkeypatch):
+    model, x = made(KoGPT), ids()
+    names = {id(p): name for name, p in model.named_parameters()}
+    used = [names[id(p)] for p in loss._parameters_of_logits(model)]
+    assert used == ["lm_head.weight", "lm_head.bias"]
+    monkeypatch.setattr(loss, "change", lambda: "kogpt/model/transformer.py")
+    assert len(list(loss._parameters_of_logits(model))) == len(names)
+    next_token_loss(model, x[:, :-1], x[:, 1:]).backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
 
 
 # --- what is shared ---
