@@ -10,10 +10,9 @@ from torch import Tensor
 
 from kogpt.generation.requests import evaluation_mode
 from kogpt.model import KoGPT
-from kogpt.model.source import change
 from kogpt.training.cross_entropy import NO_TARGET, chunk_rows, chunked_cross_entropy
 from kogpt.training.data import EncodedDocuments
-from kogpt.training.shared_prefix import HOMES, hidden_states
+from kogpt.training.shared_prefix import HOMES, hidden_states, is_unchanged
 
 TOKENS_AT_ONCE = 4096
 
@@ -35,7 +34,7 @@ def next_token_loss(
 def _parameters_of_logits(model: KoGPT) -> Iterable[Tensor]:
     """Those of the head, or all that a `logits` or a head of one's own may use."""
     parts = type(model).logits, type(model.lm_head)
-    known = change() is None and all(part.__module__.startswith(HOMES) for part in parts)
+    known = is_unchanged() and all(part.__module__.startswith(HOMES) for part in parts)
     return (model.lm_head if known else model).parameters()
 
 

@@ -45,11 +45,17 @@ def hidden_states(model: KoGPT, inputs: Tensor, starts: Tensor | None = None) ->
     return torch.cat((first.expand(rows, -1, -1), rest), dim=1)
 
 
+@torch.compiler.assume_constant_result  # else torch.compile would trace how files are read
+def is_unchanged() -> bool:
+    """Whether the network of this package is as it was released."""
+    return change() is None
+
+
 def _drops(model: KoGPT) -> bool:
     """Whether rows differ by chance; what a class of one's own draws, nobody knows."""
     config = model.config
     known = all(type(module).__module__.startswith(HOMES) for module in model.modules())
-    if model.training and not (known and change() is None):
+    if model.training and not (known and is_unchanged()):
         return True
     modules = (module.p for module in model.modules() if isinstance(module, nn.Dropout))
     return model.training and max(config.attn_pdrop, *modules, 0.0) > 0

@@ -111,7 +111,7 @@ def test_an_edited_network_may_use_any_parameter_for_its_logits(monkeypatch):
     names = {id(p): name for name, p in model.named_parameters()}
     used = [names[id(p)] for p in loss._parameters_of_logits(model)]
     assert used == ["lm_head.weight", "lm_head.bias"]
-    monkeypatch.setattr(loss, "change", lambda: "kogpt/model/transformer.py")
+    monkeypatch.setattr(loss, "is_unchanged", lambda: False)
     assert len(list(loss._parameters_of_logits(model))) == len(names)
     next_token_loss(model, x[:, :-1], x[:, 1:]).backward()
     assert all(parameter.grad is not None for parameter in model.parameters())

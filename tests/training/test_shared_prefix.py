@@ -95,3 +95,11 @@ def test_packed_rows_single_rows_and_prompts_alone_are_read_whole():
     hidden_states(model, ids[:1])
     hidden_states(model, ids[:, :5])
     assert shapes == [(4, 14, TINY.n_embd), (1, 14, TINY.n_embd), (4, 5, TINY.n_embd)]
+
+
+def test_it_is_compiled_as_one_graph():
+    """What is asked about the model's classes, by files among others, is no part of it."""
+    model = prompted("none")
+    ids = rows(model)
+    compiled = torch.compile(hidden_states, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(model, ids), hidden_states(model, ids))
