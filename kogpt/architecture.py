@@ -4,12 +4,15 @@ import hashlib
 import importlib.util
 import inspect
 import sys
+import sysconfig
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import ModuleType
+
+import torch
 
 from kogpt.errors import InputRefusedError
 from kogpt.model import KoGPT, KoGPTConfig
@@ -57,9 +60,28 @@ def load_architecture(where: str | None) -> type[KoGPT] | None:
     return found
 
 
-def source_fingerprint(where: str) -> str:
-    """Hash of the file that `load_architecture` ran, and of all that it imported beside it."""
-    return _run(Path(where.rpartition(":")[0]).resolve()).sha256
+def source_fingerprint(where: str, model: KoGPT) -> str:
+    """Hash of the file that `load_architecture` ran, of all that it imported beside it, and of
+    where else the classes of a model's parts are from, but for installed packages.
+    """
+    source = _run(Path(where.rpartition(":")[0]).resolve())
+    further = sorted(_own_files(model) - source.files)
+    if not further:
+        return source.sha256
+    digest = hashlib.sha256(source.sha256.encode())
+    for file in further:
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def _own_files(model: KoGPT) -> set[Path]:
+    paths = sysconfig.get_paths()
+    places = [paths[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")]
+    installed = [*map(Path, places), Path(torch.__file__).parent, Path(__file__).parent]
+    kinds = {kind for part in (*model.modules(), model.config) for kind in type(part).__mro__}
+    files = {getattr(sys.modules.get(kind.__module__), "__file__", None) for kind in kinds}
+    found = {Path(file).resolve() for file in files if file}
+    return {file for file in found if not any(file.is_relative_to(at) for at in installed)}
 
 
 @dataclass(frozen=True)
@@ -67,10 +89,12 @@ class _Source:
     """A file that was run.
 
     Attributes:
-        sha256: of it and its neighbours, as they were then.
+        files: it and its neighbours.
+        sha256: of these, as they were then.
     """
 
     module: ModuleType
+    files: set[Path]
     sha256: str
 
 
@@ -91,7 +115,8 @@ def _run(path: Path) -> _Source:
     digest = hashlib.sha256()
     for file in [path, *sorted(neighbours)]:
         digest.update(file.read_bytes())
-    return _Source(module, digest.hexdigest())
+    files = {file.resolve() for file in (path, *neighbours)}
+    return _Source(module, files, digest.hexdigest())
 
 
 @contextmanager

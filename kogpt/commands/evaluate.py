@@ -263,8 +263,8 @@ def describe(model: KoGPT, args: argparse.Namespace) -> dict[str, Any]:
         "tensor_parallel": args.tensor_parallel,
     }
     if args.architecture:
-        name, sha256 = args.architecture.rpartition(":")[2], source_fingerprint(args.architecture)
-        about["architecture"] = {"name": name, "sha256": sha256}
+        sha256 = source_fingerprint(args.architecture, model)
+        about["architecture"] = {"name": args.architecture.rpartition(":")[2], "sha256": sha256}
     if args.adapter:
         about["adapters"] = [
             {"name": folder.resolve().name, "fingerprint": fingerprint(folder)}

@@ -57,7 +57,8 @@ class Protocol:
                 AT_LEAST_ONE.check(name, value)
         for name in ("shots", "scoring"):
             values = getattr(self, name)
-            if not isinstance(values, tuple | None) or values == ():
+            untold = values is None and name == "scoring"
+            if not untold and not (isinstance(values, tuple) and values):
                 raise ValueError(f"{name} is {values!r}, it must be a tuple of at least one")
         for number in self.shots:
             Range(Integral, 0).check("shots", number)

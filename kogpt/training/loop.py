@@ -105,7 +105,7 @@ class Trainer(Generic[C, B]):
         self.step, self.steps, self.tokens = 0, job.num_steps(), 0
         self.optimizer = make_optimizer(job.model, self.config)
         own = self.config.architecture
-        source = None if own is None else source_fingerprint(own)
+        source = None if own is None else source_fingerprint(own, job.model)
         fingerprints = job.data, job.base, source, network_fingerprint()
         self._begun = TrainingState(0, 0, self.config.to_dict(), *fingerprints)
         self._require_alike()

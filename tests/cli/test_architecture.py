@@ -13,7 +13,7 @@ import kogpt
 from kogpt.adapters.files import WEIGHTS_NAME as ADAPTER
 from kogpt.box import BOX
 from kogpt.cli import main
-from kogpt.model import KoGPT
+from kogpt.model import KoGPT, KoGPTConfig
 from kogpt.parallel import Parallel
 from kogpt.training import TrainingConfig
 from kogpt.training.model import load_start
@@ -473,10 +473,45 @@ def test_files_of_one_name_have_neighbours_of_their_own(place, capsys):
     assert "part at transformer.h.0" in capsys.readouterr().out
     first, second = map(kogpt.architecture.load_architecture, (one, other))
     assert first.__module__ != second.__module__ and "blocks" not in sys.modules
-    assert kogpt.architecture.source_fingerprint(one) != kogpt.architecture.source_fingerprint(
-        other
-    )
+    shape = KoGPTConfig.from_file("shape.json")
+    found = {
+        kogpt.architecture.source_fingerprint(where, made(shape))
+        for where, made in ((one, first), (other, second))
+    }
+    assert len(found) == 2
     assert kogpt.architecture.load_architecture(one) is first
+
+
+LATER = """
+from kogpt.model import KoGPT
+
+class Net(KoGPT):
+    def __init__(self, config):
+        from later.blocks import MyBlock
+
+        Net.block_class = MyBlock
+        super().__init__(config)
+"""
+
+
+@pytest.mark.parametrize(
+    ("folder", "net"),
+    [("elsewhere", NET.replace("blocks", "elsewhere.blocks")), ("later", LATER)],
+)
+def test_an_edit_of_a_file_from_elsewhere_is_noticed_too(place, monkeypatch, capsys, folder, net):
+    """Of another folder, or imported when the class was there already."""
+    (place / folder).mkdir()
+    (place / folder / "blocks.py").write_text(BESIDE.format(gain=1))
+    (place / "models").mkdir()
+    (place / "models" / "net.py").write_text(net)
+    monkeypatch.syspath_prepend(str(place))
+    asked = ["--architecture", "models/net.py:Net"]
+    assert train("--steps", "1", *asked) == 0
+    assert train("--steps", "2", "--resume", *asked) == 0
+    (place / folder / "blocks.py").write_text(BESIDE.format(gain=2))
+    capsys.readouterr()
+    assert train("--steps", "3", "--resume", *asked) == 3
+    assert "models/net.py:Net is not what it was when the run began" in capsys.readouterr().err
 
 
 def test_a_change_is_traced_against_the_network_as_it_was(place, capsys):

@@ -497,7 +497,7 @@ def test_an_unknown_name_is_a_wrong_value_and_the_known_ones_are_told(name, load
 @pytest.mark.parametrize(
     "values",
     [
-        *({"shots": value} for value in (5, (), (1.5,), (-1,), (1, 1), (True,))),
+        *({"shots": value} for value in (5, None, (), (1.5,), (-1,), (1, 1), (True,))),
         *({"scoring": value} for value in ("calibrated", (), ("sum", "sum"), ("best",))),
         *({"limit": value} for value in (0, 2.5)),
         *({"seed": value} for value in (-1, "x", None)),
