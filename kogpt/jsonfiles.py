@@ -4,10 +4,12 @@ things at once is refused.
 
 import json
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from kogpt.errors import InputRefusedError
+from kogpt.textfiles import read_lines
 
 MAX_CONFIG_SIZE = 1 << 20  # bytes
 
@@ -54,6 +56,22 @@ def read_json(path: Path) -> Any:
     except OSError as error:
         raise InputRefusedError(f"{path}: {error.strerror}") from None
     return _parse(data, path)
+
+
+def read_json_lines(path: Path) -> Iterator[tuple[int, Any]]:
+    """The values of a file that holds one a line, each after the number of its line.
+
+    Blank lines are passed over.
+
+    Raises:
+        InputRefusedError: as `read_lines`; or a line is not JSON as `parse_json` wants it.
+    """
+    for number, line in enumerate(read_lines(path), start=1):
+        if line.strip():
+            try:
+                yield number, parse_json(line)
+            except ValueError as error:
+                raise InputRefusedError(f"{path}: line {number}: not JSON ({error})") from None
 
 
 def read_config_object(path: Path) -> dict[str, Any]:

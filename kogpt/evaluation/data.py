@@ -10,8 +10,8 @@ from typing import Any
 
 from kogpt.errors import InputRefusedError
 from kogpt.evaluation.task import DEGREE, LABEL, DataFile, Field
-from kogpt.jsonfiles import parse_json, read_json
-from kogpt.textfiles import abridged, read_lines, read_table
+from kogpt.jsonfiles import read_json, read_json_lines
+from kogpt.textfiles import abridged, read_table
 from kogpt.tokenizer.text import normalize_text
 
 DATA = Path("data")  # where the files of tasks lie, unless told
@@ -164,20 +164,11 @@ def _json_cells(file: DataFile, path: Path) -> Iterator[dict[str, str]]:
 
 def _json(path: Path) -> list[Any]:
     if path.suffix == ".jsonl":
-        return list(_json_lines(path))
+        return [value for _, value in read_json_lines(path)]
     rows = read_json(path)
     if not isinstance(rows, list):
         raise InputRefusedError(f"{path}: must be a list of objects")
     return rows
-
-
-def _json_lines(path: Path) -> Iterator[Any]:
-    for number, line in enumerate(read_lines(path), start=1):
-        try:
-            if line.strip():
-                yield parse_json(line)
-        except ValueError as error:
-            raise InputRefusedError(f"{path}: line {number}: not JSON ({error})") from None
 
 
 def _at(row: Any, path: str) -> str:

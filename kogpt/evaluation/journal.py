@@ -43,14 +43,12 @@ class Journal:
         self._model = hashlib.sha256(model.encode()).hexdigest()
         self._found: dict[str, Values] = {}
         self._report = report
-        self._path: Path | None = None
-        self._file: FileIO | None = None
+        self._own: tuple[Path, FileIO] | None = None
         if report is not None and rank is not None:
-            self._path = report.with_name(f".{report.name}.journal-{rank}")
-            with writing(self._path):
+            path = report.with_name(f".{report.name}.journal-{rank}")
+            with writing(path):
                 flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
-                make = partial(os.open, self._path, flags, 0o666)
-                self._file = FileIO(locked(self._path, make), "a")
+                self._own = path, FileIO(locked(path, partial(os.open, path, flags, 0o666)), "a")
         for path in self._files():
             self._found.update(_read(path, self._model))
 
@@ -73,12 +71,13 @@ class Journal:
     def put(self, name: str, values: Values) -> None:
         """Keeps a batch, on the disk as well."""
         self._found[name] = values
-        if self._path is None or self._file is None:
+        if self._own is None:
             return
+        path, file = self._own
         # In a new line always: a crash may have cut the last one short.
         line = "\n" + json.dumps({"model": self._model, "batch": name, "values": values})
-        with writing(self._path):
-            if self._file.write(line.encode()) < len(line):
+        with writing(path):
+            if file.write(line.encode()) < len(line):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def remove(self) -> None:
@@ -88,10 +87,11 @@ class Journal:
 
     def close(self) -> None:
         """Ends the lock; a file without a batch goes."""
-        if self._path is not None and self._file is not None:
-            if not os.fstat(self._file.fileno()).st_size:
-                self._path.unlink(missing_ok=True)
-            self._file.close()
+        if self._own is not None:
+            path, file = self._own
+            if not os.fstat(file.fileno()).st_size:
+                path.unlink(missing_ok=True)
+            file.close()
 
     def _files(self) -> list[Path]:
         if self._report is None:

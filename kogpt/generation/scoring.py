@@ -188,7 +188,8 @@ def stream_scores(
 ) -> Iterator[Score]:
     """The scores of `score`, as they are known: those of 256 texts at a time are held.
 
-    All texts are looked at first, so what is refused is refused before the first score.
+    All texts are looked at first, so what is refused is refused before the first score. Their ids
+    are made twice, as to hold them all would take more than the texts.
     """
     AT_LEAST_ONE.check("batch_size", batch_size)
     texts = [texts] if isinstance(texts, str) else list(texts)

@@ -13,7 +13,6 @@ Dimension key: `B` rows, `T` guesses, `L` columns of ids, `V` vocabulary.
 
 from dataclasses import dataclass
 from itertools import takewhile
-from numbers import Integral
 from operator import eq
 from typing import Protocol
 
@@ -21,7 +20,7 @@ import torch
 from torch import Tensor
 
 from kogpt.generation.batch import Batch
-from kogpt.generation.params import Range
+from kogpt.generation.params import AT_LEAST_ONE
 from kogpt.generation.processors import History
 from kogpt.generation.requests import read
 from kogpt.generation.sample import Sample
@@ -220,4 +219,4 @@ def _text_of(history: History) -> Tensor:
 
 def _check_counts(**counts: int) -> None:
     for name, count in counts.items():
-        Range(Integral, 1).check(name, count)
+        AT_LEAST_ONE.check(name, count)

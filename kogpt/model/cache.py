@@ -39,10 +39,8 @@ class KVCache:
     @property
     def nbytes(self) -> int:
         """Bytes of all buffers and states that were made."""
-        parts = (
-            part for layer in (*self._layers.values(), self._states.values()) for part in layer
-        )
-        return sum(part.nbytes for part in parts)
+        layers = (*self._layers.values(), self._states.values())
+        return sum(part.nbytes for parts in layers for part in parts)
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Writes the new keys and values of one layer behind those held.

@@ -9,6 +9,7 @@ Dimension key, used throughout: `B` batch, `T` new tokens, `S` cached + new toke
 """
 
 from collections.abc import Sequence
+from functools import partial
 from os import PathLike
 from typing import Self
 
@@ -213,6 +214,7 @@ class KoGPT(nn.Module):
         Whatever parts drew when they were made; a class of one's own draws others after this.
         """
         std, norm = self.config.initializer_range, self.block_class.norm_class
+        norm_type = norm.func if isinstance(norm, partial) else norm
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
                 weight = module.weight.normal_(0.0, std, generator=generator)
@@ -220,7 +222,7 @@ class KoGPT(nn.Module):
                     module.weight = weight
             if isinstance(module, nn.Linear) and module.bias is not None:
                 module.bias.zero_()
-            if isinstance(module, getattr(norm, "func", norm)):  # it may be a partial
+            if isinstance(module, norm_type):
                 getattr(module, "reset_parameters", lambda: None)()  # torch's to the identity
 
     @classmethod

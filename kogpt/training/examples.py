@@ -10,8 +10,7 @@ from kogpt.errors import InputRefusedError
 from kogpt.evaluation.data import DATA, Row, find_first, read_rows
 from kogpt.evaluation.shots import sample_rows
 from kogpt.evaluation.task import Task
-from kogpt.jsonfiles import parse_json
-from kogpt.textfiles import read_lines
+from kogpt.jsonfiles import read_json_lines
 from kogpt.tokenizer.text import normalize_text
 from kogpt.training.config import FinetuningConfig
 
@@ -133,11 +132,9 @@ def _refuse_empty(training: Sequence[R], path: Path) -> None:
 
 
 def _completions(path: Path) -> Iterator[Completion]:
-    for number, line in enumerate(read_lines(path), start=1):
-        if not line.strip():
-            continue
+    for number, value in read_json_lines(path):
         try:
-            yield _completion(parse_json(line))
+            yield _completion(value)
         except ValueError as error:
             raise InputRefusedError(f"{path}: line {number}: {error}") from None
 

@@ -378,7 +378,8 @@ def test_one_run_at_a_time_writes_a_report(toy, tmp_path, capsys):
 def test_a_full_disk_is_told_by_the_name_of_the_file(tmp_path, monkeypatch):
     with pytest.raises(NotEnoughResourcesError, match="report.json.journal-0: cannot be written"):
         with closing(Journal(tmp_path / "report.json", "model")) as journal:
-            monkeypatch.setattr(journal, "_file", Full(journal._file.name, "a"))
+            path, file = journal._own
+            monkeypatch.setattr(journal, "_own", (path, Full(file.fileno(), "a", closefd=False)))
             journal.put("a", [[-1.0]])
 
 

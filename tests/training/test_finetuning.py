@@ -352,7 +352,7 @@ def test_nothing_to_learn_is_refused(finetuning, tmp_path, row):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{", "line 2: Expecting"),
+        ("{", r"line 2: not JSON \(Expecting"),
         ("[1]", "line 2: is no object"),
         ('{"prompt": "가"}', "line 2: 'completion' is missing or no text"),
         ('{"prompt": 1, "completion": "나"}', "line 2: 'prompt' is missing or no text"),
