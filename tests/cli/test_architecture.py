@@ -232,7 +232,7 @@ class Own(KoGPT):
         ("Act", "Act.A", "OwnConfig: Object of type Act is not JSON serializable"),
         ("frozenset", "frozenset((1,))", "OwnConfig: Object of type frozenset is not JSON"),
         ("Window", "Window()", "field is an object: fields are numbers, texts and tuples"),
-        ("complex", "True", None),
+        ("bool", "True", None),
     ],
 )
 def test_a_field_that_no_file_gives_back_is_refused_before_training(
