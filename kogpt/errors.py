@@ -1,7 +1,7 @@
 """The errors a user can meet, each with the exit code the command line answers it with.
 
-A wrong value of a parameter (`temperature=-1`) is a plain `ValueError` that names the allowed
-range; the command line answers it with exit code 2, like any other misuse.
+The wrong value of a parameter (`temperature=-1`) and the refused input are a `ValueError` as well.
+A plain one is a fault, of this package or of a class of one's own, and is not told in one line.
 """
 
 import errno
@@ -18,6 +18,15 @@ class KoGPTError(Exception):
 
 class UsageError(Exception):
     """Arguments of a command that make no sense: told in one line, exit code 2."""
+
+
+class ParameterError(KoGPTError, ValueError):
+    """A parameter has a value that is out of its range, or that does not go with the others.
+
+    Where it is one parameter, the message begins with its name.
+    """
+
+    exit_code = 2
 
 
 class NotFiniteError(KoGPTError):

@@ -2,12 +2,14 @@
 
 import re
 from dataclasses import dataclass
-from math import isfinite
+from numbers import Real
 
 import torch
 from torch import nn
 
+from kogpt.errors import ParameterError
 from kogpt.model import KoGPT
+from kogpt.ranges import ABOVE_ZERO, AT_LEAST_ONE, Range, check_choice
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc_in", "fc_out")
 ENCODERS = ("none", "mlp", "lstm")
@@ -41,14 +43,12 @@ class LoRAConfig:
             object.__setattr__(self, "targets", (self.targets,))
         for target in self.targets:
             if target not in TARGETS:
-                raise ValueError(f"targets names {target!r}, there are {', '.join(TARGETS)}")
+                raise ParameterError(f"targets names {target!r}, there are {', '.join(TARGETS)}")
         if not self.targets:
-            raise ValueError(f"targets is empty, there are {', '.join(TARGETS)}")
-        _check_count("rank", self.rank)
-        if not (isfinite(self.alpha) and self.alpha > 0):
-            raise ValueError(f"alpha is {self.alpha}, it must be above 0")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout is {self.dropout}, it must be 0 to less than 1")
+            raise ParameterError(f"targets is empty, there are {', '.join(TARGETS)}")
+        AT_LEAST_ONE.check("rank", self.rank)
+        ABOVE_ZERO.check("alpha", self.alpha)
+        Range(Real, 0, 1, high_excluded=True).check("dropout", self.dropout)
 
 
 @dataclass(frozen=True)
@@ -71,13 +71,10 @@ class PromptConfig:
     hidden: int | None = None
 
     def __post_init__(self) -> None:
-        _check_count("tokens", self.tokens)
-        if self.encoder not in ENCODERS:
-            raise ValueError(
-                f"encoder is {self.encoder!r}, it must be one of {', '.join(ENCODERS)}"
-            )
+        AT_LEAST_ONE.check("tokens", self.tokens)
+        check_choice("encoder", self.encoder, ENCODERS)
         if self.hidden is not None:
-            _check_count("hidden", self.hidden)
+            AT_LEAST_ONE.check("hidden", self.hidden)
 
 
 def freeze(model: nn.Module) -> None:
@@ -90,7 +87,7 @@ def freeze(model: nn.Module) -> None:
 def refuse_prepared(model: KoGPT) -> None:
     """Raises ValueError for a model that was loaded with `fast=True`, which has no such layers."""
     if not hasattr(model.transformer, "wte"):
-        raise ValueError(
+        raise ParameterError(
             "a model prepared for decoding stays as it is: give `kogpt.load` its adapters"
         )
 
@@ -102,8 +99,3 @@ def home(model: KoGPT) -> torch.device:
     CPU.
     """
     return torch.device("cpu") if model.device.type == "meta" else model.device
-
-
-def _check_count(name: str, value: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name} is {value!r}, it must be a whole number of at least 1")

@@ -39,7 +39,7 @@ from kogpt.checkpoint.names import expand
 from kogpt.checkpoint.safetensors_file import SafetensorsFile, encode_header
 from kogpt.checkpoint.staging import put_in_place, writing, written_beside
 from kogpt.checkpoint.writer import raw_bytes
-from kogpt.errors import InputRefusedError
+from kogpt.errors import InputRefusedError, ParameterError
 from kogpt.jsonfiles import read_config_object, to_json
 from kogpt.model import KoGPT, KoGPTConfig
 
@@ -293,7 +293,7 @@ def adapter_content(model: KoGPT) -> AdapterContent:
     updates, prompt = dict(_updates(model)), prompt_embeddings(model)
     if bool(updates) == (prompt is not None):
         have = "both updates and a soft prompt" if updates else "neither updates nor a soft prompt"
-        raise ValueError(f"the model has {have}: an adapter's file holds one of them")
+        raise ParameterError(f"the model has {have}: an adapter's file holds one of them")
     head = model.get_submodule("score").weight if hasattr(model, "score") else None
     if prompt is None:
         layers = list(linear_layers(model.config, type(model)))
@@ -323,7 +323,7 @@ def _updates(model: KoGPT) -> Iterator[tuple[str, LoRALinear]]:
     for name, module in model.named_modules():
         if isinstance(module, LoRALinear):
             if isinstance(module.base, LoRALinear):
-                raise ValueError(f"{name} has several updates: merge them, or write each alone")
+                raise ParameterError(f"{name} has several updates: merge them, or write each alone")
             yield name, module
 
 

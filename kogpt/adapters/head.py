@@ -8,8 +8,9 @@ from torch import Tensor, nn
 from kogpt.adapters.config import home
 from kogpt.checkpoint import load_model, open_checkpoint
 from kogpt.checkpoint.names import CLASSIFIER
-from kogpt.errors import InputRefusedError
+from kogpt.errors import InputRefusedError, ParameterError
 from kogpt.model import KoGPT
+from kogpt.ranges import AT_LEAST_ONE
 
 
 def attach_head(model: KoGPT, outputs: int, generator: torch.Generator | None = None) -> None:
@@ -26,8 +27,7 @@ def attach_head(model: KoGPT, outputs: int, generator: torch.Generator | None = 
     Raises:
         ValueError: `outputs` is below 1, or there is a head.
     """
-    if outputs < 1:
-        raise ValueError(f"outputs is {outputs}, it must be at least 1")
+    AT_LEAST_ONE.check("outputs", outputs)
     weight = torch.empty(outputs, model.config.n_embd, dtype=torch.float32, device="cpu")
     put_head(model, weight.normal_(0.0, model.config.initializer_range, generator=generator))
 
@@ -47,7 +47,7 @@ def put_head(model: KoGPT, weight: Tensor) -> None:
 def refuse_second_head(model: KoGPT) -> None:
     """Raises ValueError if there is a head."""
     if hasattr(model, "score"):
-        raise ValueError("the model has a head already")
+        raise ParameterError("the model has a head already")
 
 
 def load_classifier(

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kogpt.adapters.config import LoRAConfig, freeze, home
+from kogpt.errors import ParameterError
 from kogpt.kernels import FrozenLinear
 from kogpt.model import KoGPT
 
@@ -78,12 +79,14 @@ def attach_lora(model: KoGPT, config: LoRAConfig, generator: torch.Generator | N
     """
     for target in config.targets:
         if not any(target_layers(model, (target,))):
-            raise ValueError(f"targets names {target!r}, of which {type(model).__name__} has none")
+            raise ParameterError(
+                f"targets names {target!r}, of which {type(model).__name__} has none"
+            )
     freeze(model)
     for name, layer in list(target_layers(model, config.targets)):
         N, K = (getattr(layer, size, None) for size in ("out_features", "in_features"))
         if not isinstance(N, int) or not isinstance(K, int):
-            raise ValueError(
+            raise ParameterError(
                 f"targets names {name}, which is no linear layer: {type(layer).__name__}"
             )
         # Drawn on the CPU, so that a seed gives the same update on every device.

@@ -20,7 +20,7 @@ from kogpt.checkpoint.names import CLASSIFIER, aliases, expand
 from kogpt.checkpoint.resources import human
 from kogpt.checkpoint.shards import MAX_SHARD_SIZE, TensorSpec
 from kogpt.checkpoint.writer import classifier_spec, describe_classifier, write_folder
-from kogpt.errors import InputRefusedError
+from kogpt.errors import InputRefusedError, ParameterError
 from kogpt.jsonfiles import read_config_object
 from kogpt.model import KoGPT
 
@@ -51,7 +51,7 @@ def merge(model: KoGPT) -> None:
         while isinstance(base, LoRALinear):
             delta, base = delta + base.scale * (base.lora_B @ base.lora_A), base.base
         if not isinstance(base, nn.Linear):
-            raise ValueError(f"{name} keeps integers: load the model without quantized=True")
+            raise ParameterError(f"{name} keeps integers: load the model without quantized=True")
         wide = torch.promote_types(base.weight.dtype, torch.float32)
         base.weight.copy_(base.weight.to(wide) + delta)
         model.set_submodule(name, base)
@@ -65,7 +65,7 @@ def _refuse_common(model: KoGPT, name: str, layer: LoRALinear) -> None:
     for other, parameter in model.named_parameters(remove_duplicate=False):
         if parameter is getattr(base, "weight", None) and other != f"{name}.weight":
             plain = [each.replace(".base", "") for each in (f"{name}.weight", other)]
-            raise ValueError(f"{plain[0]} cannot be updated alone: {plain[1]} is the same")
+            raise ParameterError(f"{plain[0]} cannot be updated alone: {plain[1]} is the same")
 
 
 @dataclass(frozen=True)

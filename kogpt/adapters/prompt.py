@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kogpt.adapters.config import PromptConfig, freeze, home, refuse_prepared
+from kogpt.errors import ParameterError
 from kogpt.model import KoGPT
 
 
@@ -133,7 +134,7 @@ def attach_prompt(
     _refuse_other_embeddings(model)
     room = model.config.n_positions - len(model.prefix_ids) - 1
     if config.tokens > room:
-        raise ValueError(
+        raise ParameterError(
             f"a soft prompt has {config.tokens} tokens, the context leaves room for {room}"
         )
     if init_ids is not None:
@@ -155,13 +156,15 @@ def _refuse_other_embeddings(model: KoGPT) -> None:
     """Refuses a model to which a virtual token would be more than a row of `wte`."""
     width, table = model.config.n_embd, model.transformer.wte
     if table.weight.size(1) != width:
-        raise ValueError(f"a soft prompt is {width} wide, transformer.wte {table.weight.size(1)}")
+        raise ParameterError(
+            f"a soft prompt is {width} wide, transformer.wte {table.weight.size(1)}"
+        )
     if type(model.transformer).__module__.startswith("kogpt."):
         return  # whose other tables are not read by ids, though they may be as long
     for name, other in model.transformer.named_modules():
         is_table = isinstance(other, nn.Embedding) and name.partition(".")[0] != "wte"
         if is_table and other.num_embeddings == model.config.vocab_size:
-            raise ValueError(
+            raise ParameterError(
                 f"a soft prompt has rows of transformer.wte alone, and transformer.{name} is read"
                 " by ids too"
             )
@@ -214,9 +217,11 @@ def _new_prompt(config: PromptConfig, width: int) -> SoftPrompt:
 
 def _check_ids(ids: Sequence[int], config: PromptConfig, size: int) -> None:
     if config.encoder != "none":
-        raise ValueError(f"init_ids begins embeddings, the encoder {config.encoder!r} has its own")
+        raise ParameterError(
+            f"init_ids begins embeddings, the encoder {config.encoder!r} has its own"
+        )
     if not ids or not all(0 <= id < size for id in ids):
-        raise ValueError(f"init_ids is {list(ids)}, it must hold ids of 0 to {size - 1}")
+        raise ParameterError(f"init_ids is {list(ids)}, it must hold ids of 0 to {size - 1}")
 
 
 def _full_precision(like: Tensor) -> torch.autocast:

@@ -47,9 +47,10 @@ from kogpt.checkpoint.writer import (
     plan_shards,
     write_shards,
 )
-from kogpt.errors import InputRefusedError
+from kogpt.errors import InputRefusedError, ParameterError
 from kogpt.jsonfiles import read_config_object, to_json
 from kogpt.model.config import SIZES, KoGPTConfig
+from kogpt.ranges import AT_LEAST_ONE, check_choice
 
 MAX_COMPANION = 64 << 20  # bytes
 
@@ -104,23 +105,23 @@ class ConversionOptions:
     def __post_init__(self) -> None:
         if self.dtype is not None:
             parse_dtype(self.dtype)
-        if self.max_shard_size < 1:
-            raise ValueError(f"max_shard_size is {self.max_shard_size}, it must be at least 1")
-        if self.on_overflow not in ("error", "clamp", "bfloat16"):
-            raise ValueError(
-                f"on_overflow is {self.on_overflow!r}, it must be error, clamp or bfloat16"
-            )
+        AT_LEAST_ONE.check("max_shard_size", self.max_shard_size)
+        check_choice("on_overflow", self.on_overflow, ("error", "clamp", "bfloat16"))
         if self.license_notice is not None and not is_text(self.license_notice):
-            raise ValueError(f"license_notice is {self.license_notice!a}, no text in UTF-8")
+            raise ParameterError(f"license_notice is {self.license_notice!a}, no text in UTF-8")
         self._check_quantize()
 
     def _check_quantize(self) -> None:
-        if self.quantize not in (None, "int8", "int4"):
-            raise ValueError(f"quantize is {self.quantize!r}, it must be int8 or int4")
+        if self.quantize is not None:
+            check_choice("quantize", self.quantize, ("int8", "int4"))
         if self.quantize != "int4" and (self.group_size is not None or self.zero_points):
-            raise ValueError("group_size and zero_points must be left out unless quantize is int4")
+            raise ParameterError(
+                "group_size and zero_points must be left out unless quantize is int4"
+            )
         if self.group_size is not None and (self.group_size < 1 or self.group_size % IN_WORD):
-            raise ValueError(f"group_size is {self.group_size}, it must be a multiple of {IN_WORD}")
+            raise ParameterError(
+                f"group_size is {self.group_size}, it must be a multiple of {IN_WORD}"
+            )
 
     @property
     def quantization(self) -> Quantization | None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from kogpt.errors import InputRefusedError
+from kogpt.errors import InputRefusedError, ParameterError
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def parse_dtype(value: str | torch.dtype) -> torch.dtype:
     """
     dtype = BY_NAME[value].torch if value in BY_NAME else value
     if dtype not in BY_TORCH:
-        raise ValueError(f"dtype is {value!r}, it must be one of {', '.join(BY_NAME)}")
+        raise ParameterError(f"dtype is {value!r}, it must be one of {', '.join(BY_NAME)}")
     return dtype
 
 

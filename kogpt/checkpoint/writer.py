@@ -41,7 +41,7 @@ from kogpt.checkpoint.staging import (
     writing,
 )
 from kogpt.checkpoint.statistics import Statistics
-from kogpt.errors import InputRefusedError
+from kogpt.errors import InputRefusedError, ParameterError
 from kogpt.jsonfiles import to_json
 from kogpt.model.config import KoGPTConfig
 from kogpt.model.transformer import KoGPT
@@ -195,7 +195,7 @@ def describe_classifier(outputs: int, labels: Sequence[str] | None = None) -> di
     """
     labels = [f"LABEL_{i}" for i in range(outputs)] if labels is None else labels
     if len(labels) != outputs:
-        raise ValueError(f"there are {len(labels)} labels, the head has {outputs} outputs")
+        raise ParameterError(f"there are {len(labels)} labels, the head has {outputs} outputs")
     return {
         "id2label": {str(i): label for i, label in enumerate(labels)},
         "label2id": {label: i for i, label in enumerate(labels)},

@@ -20,7 +20,6 @@ from kogpt.commands.common import (
     memory_errors,
     say,
     speculation,
-    usage_errors,
 )
 from kogpt.errors import InputRefusedError
 from kogpt.generation import SamplingParams, stream
@@ -36,14 +35,12 @@ MAX_LENGTH = 128
 
 
 def run(args: argparse.Namespace) -> None:
-    with usage_errors():
-        SamplingParams(seed=args.seed)
+    SamplingParams(seed=args.seed)  # which checks it
     prepare_input()
     speculate = speculation(args)
     model, tokenizer = load(args, fast=not args.reference)
     if speculate is not None:
-        with usage_errors():
-            refuse_speculation(speculate, model, False)
+        refuse_speculation(speculate, model, False)
     say("Ctrl-C stops a text, Ctrl-D leaves.")
     seed = args.seed
     while True:
@@ -156,7 +153,7 @@ def write(
     speculate: Speculation | None,
 ) -> None:
     """Writes the prompt and its continuation as it comes, until Ctrl-C."""
-    with suppress(KeyboardInterrupt), memory_errors(), usage_errors():
+    with suppress(KeyboardInterrupt), memory_errors():
         for piece in stream(model, tokenizer, ids, params, speculate=speculate):
             print(piece, end="", flush=True)
     print(flush=True)

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, get_args, get_type_hints
 
-from kogpt.errors import InputRefusedError, NotEnoughResourcesError, UsageError
+from kogpt.errors import InputRefusedError, NotEnoughResourcesError, ParameterError, UsageError
 from kogpt.tokenizer import Tokenizer, load_tokenizer
 
 if TYPE_CHECKING:  # torch takes seconds to import, and not every command needs it
@@ -95,8 +95,7 @@ def load_folder(
         raise UsageError("argument --architecture: only in one process")
     from kogpt.parallel.loading import load_parallel
 
-    with usage_errors():
-        return load_parallel(path, parallel, args.dtype, adapters=adapters), load_tokenizer(path)
+    return load_parallel(path, parallel, args.dtype, adapters=adapters), load_tokenizer(path)
 
 
 def device_of(args: argparse.Namespace) -> "torch.device":
@@ -122,9 +121,7 @@ def processes(args: argparse.Namespace) -> Iterator["Parallel"]:
     """The processes that torchrun started, as `--tensor-parallel` and `--device` ask for."""
     from kogpt.parallel import Parallel
 
-    with usage_errors():
-        parallel = Parallel.launched(args.tensor_parallel, device_of(args))
-    with parallel:
+    with Parallel.launched(args.tensor_parallel, device_of(args)) as parallel:
         yield parallel
 
 
@@ -137,7 +134,7 @@ def speculation(
     if args.draft_tokens is not None and not (args.speculate or args.draft_model):
         raise UsageError("argument --draft-tokens: only with --speculate or --draft-model")
     tokens = {} if args.draft_tokens is None else {"tokens": args.draft_tokens}
-    with usage_errors({"tokens": "--draft-tokens"}):
+    with naming_options({"tokens": "--draft-tokens"}):
         lookup = PromptLookup(**tokens)  # of either kind, so that a wrong number is told at once
     if args.draft_model is None:
         return lookup if args.speculate else None
@@ -146,13 +143,11 @@ def speculation(
 
 
 @contextmanager
-def usage_errors(options: Mapping[str, str] = OPTIONS) -> Iterator[None]:
-    """Turns the refusal of a parameter's value into a usage error that names the options."""
+def naming_options(options: Mapping[str, str] = OPTIONS) -> Iterator[None]:
+    """Lets the refusal of a parameter's value name the options that are called otherwise."""
     try:
         yield
-    except InputRefusedError:
-        raise
-    except ValueError as error:
+    except ParameterError as error:
         name, _, rest = str(error).partition(" ")
         words = f"argument {options[name]}: {rest}" if name in options else str(error)
         words = re.sub(r"\w+_\w+", lambda match: options.get(match[0], match[0]), words)

@@ -4,28 +4,27 @@ import argparse
 from pathlib import Path
 
 from kogpt.checkpoint import ConversionOptions, convert
-from kogpt.commands.common import parse_size, print_report, say, usage_errors
+from kogpt.commands.common import parse_size, print_report, say
 from kogpt.errors import KoGPTError
 from kogpt.model.variants import find_config
 from kogpt.tokenizer import load_tokenizer
 
 
 def run(args: argparse.Namespace) -> None:
-    with usage_errors():
-        options = ConversionOptions(
-            dtype=args.dtype,
-            max_shard_size=parse_size(args.max_shard_size, "--max-shard-size"),
-            on_overflow=args.on_overflow,
-            allow_nonfinite=tuple(args.allow_nonfinite or ()),
-            allow_extra=tuple(args.allow_extra or ()),
-            license_notice=args.license_notice,
-            config=find_config(args.config) if args.config else None,
-            quantize=args.quantize,
-            group_size=args.group_size,
-            zero_points=args.zero_points,
-            dry_run=args.dry_run,
-            quiet=args.json,
-        )
+    options = ConversionOptions(
+        dtype=args.dtype,
+        max_shard_size=parse_size(args.max_shard_size, "--max-shard-size"),
+        on_overflow=args.on_overflow,
+        allow_nonfinite=tuple(args.allow_nonfinite or ()),
+        allow_extra=tuple(args.allow_extra or ()),
+        license_notice=args.license_notice,
+        config=find_config(args.config) if args.config else None,
+        quantize=args.quantize,
+        group_size=args.group_size,
+        zero_points=args.zero_points,
+        dry_run=args.dry_run,
+        quiet=args.json,
+    )
     report = convert(args.source, args.destination, options)
     print_report(report, args.json)
     tell_of_tokenizer(Path(args.source), report.config["vocab_size"])

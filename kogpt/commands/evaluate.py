@@ -31,9 +31,8 @@ from kogpt.commands.common import (
     processes,
     refuse_below,
     say,
-    usage_errors,
 )
-from kogpt.errors import UsageError
+from kogpt.errors import ParameterError, UsageError
 from kogpt.evaluation import (
     Evaluator,
     Journal,
@@ -122,11 +121,10 @@ def plan(args: argparse.Namespace) -> list[Work]:
     if not args.tasks and not args.preset:
         raise UsageError(f"which task? There are {', '.join(task_names())}, or a .toml file")
     refuse_below(args, show=1)
-    with usage_errors():
-        tasks = list(map(load_task, named_tasks(args)))
-        refuse_repeated("TASK", (task.name for task in tasks))
-        refuse_repeated("--prompt", args.prompt or ())
-        works = [work for task in tasks for work in works_of(task, args)]
+    tasks = list(map(load_task, named_tasks(args)))
+    refuse_repeated("TASK", (task.name for task in tasks))
+    refuse_repeated("--prompt", args.prompt or ())
+    works = [work for task in tasks for work in works_of(task, args)]
     tokenizer = load_tokenizer(args.model)
     for work in works:
         # The first draw of the most examples tells whether there are enough for all.
@@ -163,7 +161,9 @@ def preset_of(args: argparse.Namespace, task: Task) -> dict[str, Any]:
         return {}
     preset = load_preset(args.preset)
     if task.name not in preset.tasks:
-        raise ValueError(f"preset {preset.name} has no {task.name}; has {', '.join(preset.tasks)}")
+        raise ParameterError(
+            f"preset {preset.name} has no {task.name}; has {', '.join(preset.tasks)}"
+        )
     return dict(preset.tasks[task.name])
 
 

@@ -8,7 +8,6 @@ from kogpt.commands.common import (
     print_json,
     refuse_idle,
     run_settings,
-    usage_errors,
 )
 from kogpt.errors import UsageError
 from kogpt.evaluation import load_task
@@ -19,11 +18,10 @@ from kogpt.training.config import LABEL_WORDS
 
 def run(args: argparse.Namespace) -> None:
     refuse_idle(args)
-    with usage_errors():
-        config = FinetuningConfig(**run_settings(args, FinetuningConfig))
-        refuse_idle_objective(args, config)
-        with memory_errors():
-            results = finetune(config)
+    config = FinetuningConfig(**run_settings(args, FinetuningConfig))
+    refuse_idle_objective(args, config)
+    with memory_errors():
+        results = finetune(config)
     if not Parallel.launched(config.tensor_parallel, config.device).first:
         return
     if args.json:

@@ -8,11 +8,11 @@ from kogpt.commands.common import (
     TEMPERATURE,
     load,
     memory_errors,
+    naming_options,
     print_json,
     processes,
     read_text,
     speculation,
-    usage_errors,
 )
 from kogpt.errors import UsageError
 from kogpt.generation import Generation, SamplingParams, generate, stream
@@ -22,7 +22,7 @@ from kogpt.parallel import Parallel
 def run(args: argparse.Namespace) -> None:
     if args.logprobs is not None and not args.json:
         raise UsageError("argument --logprobs: only with --json")
-    with usage_errors():
+    with naming_options():
         params = sampling_params(args)
     if params.num_beams > 1 and (args.speculate or args.draft_model):
         raise UsageError("argument --beams: not allowed with --speculate or --draft-model")
@@ -43,7 +43,7 @@ def write(args: argparse.Namespace, params: SamplingParams, parallel: Parallel) 
     speculate = speculation(args, parallel)
     model, tokenizer = load(args, parallel, fast=not args.reference)
     prompt = tokenizer.encode(text, bos=tokenizer.add_bos, normalize=args.normalize)
-    with memory_errors(), usage_errors():
+    with memory_errors(), naming_options():
         if args.json or args.samples > 1 or params.num_beams > 1:
             for result in generate(model, tokenizer, [prompt], params, speculate=speculate):
                 if parallel.first:

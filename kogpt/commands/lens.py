@@ -12,7 +12,6 @@ from kogpt.commands.common import (
     read_text,
     refuse_below,
     say,
-    usage_errors,
 )
 from kogpt.diagnostics.lens import look
 from kogpt.diagnostics.lens_page import write_page
@@ -25,7 +24,7 @@ def run(args: argparse.Namespace) -> None:
     text = read_text(args.prompt)
     model, tokenizer = load(args)
     prompt = tokenizer.encode(text, bos=tokenizer.add_bos, normalize=args.normalize)
-    with memory_errors(), usage_errors():
+    with memory_errors():
         lens = look(model, tokenizer, prompt, top=args.top, last=args.last)
     if lens.skipped:
         say(f"the last {len(lens.tokens)} of {len(lens.tokens) + lens.skipped} tokens are shown")

@@ -20,9 +20,8 @@ from kogpt.commands.common import (
     refuse_below,
     refuse_idle,
     run_settings,
-    usage_errors,
 )
-from kogpt.errors import UsageError
+from kogpt.errors import ParameterError, UsageError
 from kogpt.model import KoGPTConfig
 from kogpt.parallel.tensor import check_divides
 from kogpt.training.config import FULL, P_TUNING, PROMPT_TUNING, QLORA, FinetuningConfig
@@ -42,8 +41,7 @@ def run(args: argparse.Namespace) -> int | None:
     refuse_below(args, gpus=0)
     limit = find_limit(args.memory, gpus)
     asked = args.memory is not None or args.gpus is not None
-    with usage_errors():
-        result = plan(find_work(args, gpus), limit)
+    result = plan(find_work(args, gpus), limit)
     print_report(result, args.json)
     return SHORTAGE if asked and not result.fits else None
 
@@ -98,9 +96,9 @@ def check_length(config: FinetuningConfig, most: int) -> None:
     """
     length = config.sequence_length or most
     if length > most:
-        raise ValueError(f"sequence is {length}, it must be at most the model's {most}")
+        raise ParameterError(f"sequence is {length}, it must be at most the model's {most}")
     if config.method in (P_TUNING, PROMPT_TUNING) and length <= config.virtual_tokens:
-        raise ValueError(
+        raise ParameterError(
             f"sequence is {length}, it must be above the {config.virtual_tokens} virtual tokens"
         )
 

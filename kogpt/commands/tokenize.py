@@ -2,7 +2,7 @@
 
 import argparse
 
-from kogpt.commands.common import is_number, print_json, read_text, usage_errors
+from kogpt.commands.common import is_number, print_json, read_text
 from kogpt.errors import UsageError
 from kogpt.tokenizer import Tokenizer, load_tokenizer
 
@@ -32,8 +32,7 @@ def parse_ids(text: str) -> list[int]:
 
 
 def show_text(tokenizer: Tokenizer, ids: list[int], as_json: bool) -> None:
-    with usage_errors():
-        text = tokenizer.decode(ids, skip_special=False)
+    text = tokenizer.decode(ids, skip_special=False)
     if as_json:
         print_json({"ids": ids, "text": text})
     else:

@@ -2,12 +2,11 @@
 
 import argparse
 
-from kogpt.commands.common import memory_errors, run_settings, usage_errors
+from kogpt.commands.common import memory_errors, run_settings
 from kogpt.training import TrainingConfig, train
 
 
 def run(args: argparse.Namespace) -> None:
-    with usage_errors():
-        config = TrainingConfig(**run_settings(args, TrainingConfig))
-        with memory_errors():
-            train(config)
+    config = TrainingConfig(**run_settings(args, TrainingConfig))
+    with memory_errors():
+        train(config)

@@ -18,9 +18,11 @@ from torch import Tensor, nn
 from kogpt.checkpoint.dtypes import dtype_name
 from kogpt.diagnostics.capture import Attend, Undo, over_attend
 from kogpt.diagnostics.lens_labels import Piece, Token, completed, piece_of, tokens_of
+from kogpt.errors import ParameterError
 from kogpt.generation.requests import Prompt, evaluation_mode, prompt_ids
 from kogpt.generation.scoring import refuse_unusable
 from kogpt.model import KoGPT
+from kogpt.ranges import AT_LEAST_ONE
 from kogpt.tokenizer import Tokenizer
 
 # How far from 1 weights may sum. Rounding to float32 makes 1e-6 of it; an attention that computes
@@ -149,8 +151,8 @@ def look(
         InputRefusedError: the prompt is longer than the context, or empty without a bos.
     """
     for name, value in (("top", top), ("last", last)):
-        if value is not None and value < 1:
-            raise ValueError(f"{name} is {value}, it must be at least 1")
+        if value is not None:
+            AT_LEAST_ONE.check(name, value)
     text_ids = prompt_ids(prompt, "the prompt", model, tokenizer)
     ids = [*model.prefix_ids, *text_ids]
     shown = min(last or len(ids), len(ids))
@@ -203,7 +205,9 @@ def recording(model: KoGPT, shown: int) -> Iterator[Record]:
     """
     blocks = getattr(model.transformer, "h", None)
     if not isinstance(blocks, nn.ModuleList):
-        raise ValueError("this model is prepared for decoding: load it with fast=False to look in")
+        raise ParameterError(
+            "this model is prepared for decoding: load it with fast=False to look in"
+        )
     record = Record()
     with ExitStack() as undo:
 
@@ -225,7 +229,7 @@ def _note_weights(block: nn.Module, record: Record, shown: int) -> Undo:
     """Has `attend` of one layer note its weights, each time before it answers as ever."""
     attention = getattr(block, "attn", None)
     if attention is None or not hasattr(attention, "attend"):
-        raise ValueError(f"{type(block).__name__} has no `attn` with an `attend` to look into")
+        raise ParameterError(f"{type(block).__name__} has no `attn` with an `attend` to look into")
 
     def answer(attend: Attend, args: list[Any]) -> Tensor:
         q, k, v, *rest = args
@@ -236,7 +240,7 @@ def _note_weights(block: nn.Module, record: Record, shown: int) -> Undo:
         weights = attention_weights(mix, q, k, v, shown)
         layer = len(record.attention)
         if layer == len(record.hidden):  # what has entered the first block, and left those before
-            raise ValueError(f"layer {layer} attends more than once: a picture shows one way")
+            raise ParameterError(f"layer {layer} attends more than once: a picture shows one way")
         refuse_no_average(weights, layer)
         record.attention.append(weights[:, :, -shown:].cpu())
         return attend(*args)
@@ -272,7 +276,7 @@ def refuse_no_average(weights: Tensor, layer: int) -> None:
     sums, lowest = weights[..., 0], float(weights.min())
     worst = float(sums.flatten()[(sums - 1).abs().argmax()])
     if not (abs(worst - 1) < SUM_ERROR and lowest > -SUM_ERROR):
-        raise ValueError(
+        raise ParameterError(
             f"the attention of layer {layer + 1} does not average values: weights sum to"
             f" {worst:.3g}, the least is {lowest:.3g}"
         )

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from kogpt.architecture import load_architecture
-from kogpt.errors import KoGPTError
+from kogpt.errors import KoGPTError, ParameterError
 from kogpt.evaluation.likelihood import Ids, Likelihood, Query, log_likelihoods
 from kogpt.generation import SamplingParams, generate
 from kogpt.generation.requests import context_of
@@ -96,10 +96,10 @@ class KoGPTLM(TemplateLM):
         super().__init__()
         if unknown:
             known = ", ".join(name for name in signature(KoGPTLM).parameters if name != "unknown")
-            raise ValueError(f"model_args: no {min(unknown)!r}; there are {known}")
+            raise ParameterError(f"model_args: no {min(unknown)!r}; there are {known}")
         is_auto = str(batch_size).startswith("auto")
         if not is_auto and not str(batch_size).isdecimal():
-            raise ValueError(f"batch_size is {batch_size!r}, it must be a number or auto")
+            raise ParameterError(f"batch_size is {batch_size!r}, it must be a number or auto")
         self.batch_size = BATCH_SIZE if is_auto else int(batch_size)
         if not torch.cuda.is_available():
             device = "cpu"
@@ -114,7 +114,7 @@ class KoGPTLM(TemplateLM):
         room = context_of(self.model)
         self.max_length = room if max_length is None else max_length
         if not 1 < self.max_length <= room:
-            raise ValueError(f"max_length is {max_length}, it must be 2 to {room}")
+            raise ParameterError(f"max_length is {max_length}, it must be 2 to {room}")
 
     @property
     def device(self) -> torch.device:
@@ -184,7 +184,7 @@ class KoGPTLM(TemplateLM):
             how = sampling_params(asked)
             room = self.max_length - how.max_new_tokens
             if room < 1:
-                raise ValueError(
+                raise ParameterError(
                     f"{how.max_new_tokens} tokens are to be written, the context holds "
                     f"{self.max_length}"
                 )
@@ -250,7 +250,7 @@ def sampling_params(asked: Mapping[str, Any]) -> SamplingParams:
     try:
         return SamplingParams(**given)
     except TypeError as error:
-        raise ValueError(f"cannot generate as asked: {error}") from None
+        raise ParameterError(f"cannot generate as asked: {error}") from None
 
 
 def tell_cut(lost: Sequence[int]) -> None:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kogpt.errors import KoGPTError
+from kogpt.errors import KoGPTError, ParameterError
 
 RESAMPLES = 1000
 SWAPS, AT_ONCE = 10_000, 100  # rows of many sets are of many kinds: all swaps take gigabytes
@@ -211,9 +211,9 @@ def compare(metric: str, first: Outcome, second: Outcome, seed: int = 0) -> Comp
         ValueError: the two are not of the same rows, or of unequally many sets.
     """
     if not np.array_equal(first.gold, second.gold):
-        raise ValueError("the two were not scored on the same rows")
+        raise ParameterError("the two were not scored on the same rows")
     if len(first.scores) != len(second.scores):
-        raise ValueError("the two were not scored with equally many sets of shots")
+        raise ParameterError("the two were not scored with equally many sets of shots")
     random = np.random.default_rng(seed)
     means = [float(np.mean(measure(metric, outcome))) for outcome in (first, second)]
     drawn = resampled(metric, (first, second), random)

@@ -2,13 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from numbers import Integral
 from pathlib import Path
 from typing import Any
 
-from kogpt.errors import InputRefusedError
+from kogpt.errors import InputRefusedError, ParameterError
 from kogpt.evaluation.task import read_toml
-from kogpt.generation.params import AT_LEAST_ONE, Range
+from kogpt.ranges import AT_LEAST_ONE, AT_LEAST_ZERO
 
 PRESETS = Path(__file__).with_name("presets")
 
@@ -50,7 +49,7 @@ class Protocol:
     batch_size: int = 32
 
     def __post_init__(self) -> None:
-        Range(Integral, 0).check("seed", self.seed)
+        AT_LEAST_ZERO.check("seed", self.seed)
         for name in ("sets", "batch_size", "limit", "max_shot_tokens"):
             value = getattr(self, name)
             if value is not None or name in ("sets", "batch_size"):
@@ -59,16 +58,16 @@ class Protocol:
             values = getattr(self, name)
             untold = values is None and name == "scoring"
             if not untold and not (isinstance(values, tuple) and values):
-                raise ValueError(f"{name} is {values!r}, it must be a tuple of at least one")
+                raise ParameterError(f"{name} is {values!r}, it must be a tuple of at least one")
         for number in self.shots:
-            Range(Integral, 0).check("shots", number)
+            AT_LEAST_ZERO.check("shots", number)
         for name in ("shots", "scoring"):
             values = getattr(self, name) or ()
             if len(set(values)) < len(values):
-                raise ValueError(f"{name} must differ, are {', '.join(map(str, values))}")
+                raise ParameterError(f"{name} must differ, are {', '.join(map(str, values))}")
         unknown = [rule for rule in self.scoring or () if rule not in RULES]
         if unknown:
-            raise ValueError(f"no scoring {unknown[0]!r}; there are {', '.join(RULES)}")
+            raise ParameterError(f"no scoring {unknown[0]!r}; there are {', '.join(RULES)}")
 
 
 @dataclass(frozen=True)
@@ -104,7 +103,7 @@ def load_preset(name: str) -> Preset:
     """
     path = PRESETS / f"{name}.toml"
     if not path.exists():
-        raise ValueError(f"no preset {name!r}; there are {', '.join(preset_names())}")
+        raise ParameterError(f"no preset {name!r}; there are {', '.join(preset_names())}")
     table, _ = read_toml(path)
     allowed = {"prompt", *(field.name for field in fields(Protocol))}
     for task, values in table["tasks"].items():

@@ -27,8 +27,9 @@ from string import Formatter
 from types import NoneType, UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
-from kogpt.errors import InputRefusedError
+from kogpt.errors import InputRefusedError, ParameterError
 from kogpt.evaluation.metrics import F1, METRICS, SPEARMAN
+from kogpt.ranges import AT_LEAST_ZERO, check_choice
 from kogpt.tokenizer.text import normalize_text
 
 TASKS = Path(__file__).with_name("tasks")
@@ -150,10 +151,9 @@ class Published:
     mark: str = "published"
 
     def __post_init__(self) -> None:
-        if self.mark not in ("published", "corrected", "withdrawn"):
-            raise ValueError(f"mark is {self.mark!r}, it must be published, corrected or withdrawn")
-        if self.shots is not None and self.shots < 0:
-            raise ValueError(f"shots is {self.shots}, it must be at least 0")
+        check_choice("mark", self.mark, ("published", "corrected", "withdrawn"))
+        if self.shots is not None:
+            AT_LEAST_ZERO.check("shots", self.shots)
 
 
 @dataclass(frozen=True)
@@ -200,7 +200,7 @@ class Task:
             return next(iter(self.prompts.values()))
         if name not in self.prompts:
             known = ", ".join(self.prompts)
-            raise ValueError(f"task {self.name} has no prompt {name!r}; there are {known}")
+            raise ParameterError(f"task {self.name} has no prompt {name!r}; there are {known}")
         return self.prompts[name]
 
 
@@ -221,7 +221,9 @@ def load_task(name: str) -> Task:
     """
     path = Path(name) if name.endswith(".toml") else TASKS / f"{name}.toml"
     if not name.endswith(".toml") and (path.parent != TASKS or not path.exists()):
-        raise ValueError(f"no task {name!r}; there are {', '.join(task_names())}, or a .toml file")
+        raise ParameterError(
+            f"no task {name!r}; there are {', '.join(task_names())}, or a .toml file"
+        )
     table, sha256 = read_toml(path)
     try:
         return _task(path.stem, table, sha256)

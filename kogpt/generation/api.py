@@ -4,15 +4,17 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from functools import partial
 from itertools import chain
 
+from kogpt.errors import ParameterError
 from kogpt.generation.batch import Batch
 from kogpt.generation.beam import BeamSearch
 from kogpt.generation.loop import MakeBatch, run
-from kogpt.generation.params import AT_LEAST_ONE, SamplingParams
+from kogpt.generation.params import SamplingParams
 from kogpt.generation.requests import Prompt, evaluation_mode, make_requests
 from kogpt.generation.sample import Generation, Request, Sample
 from kogpt.generation.scoring import sequence_logprobs
 from kogpt.generation.speculative import DraftModel, Speculation, refuse_speculation
 from kogpt.model import KoGPT
+from kogpt.ranges import AT_LEAST_ONE
 from kogpt.tokenizer import Tokenizer
 
 END = object()  # of steps
@@ -104,9 +106,9 @@ def stream(
     """
     params = params or SamplingParams()
     if not isinstance(params, SamplingParams):
-        raise ValueError("params must be SamplingParams: those of the one prompt")
+        raise ParameterError("params must be SamplingParams: those of the one prompt")
     if params.n > 1 or params.num_beams > 1:
-        raise ValueError("one sample can be streamed: n and num_beams must be 1")
+        raise ParameterError("one sample can be streamed: n and num_beams must be 1")
     (request,) = make_requests(model, tokenizer, [prompt], params)
     make_batch = batch_maker(model, prefill_chunk, use_cache)
     if speculate:

@@ -4,8 +4,10 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral, Real
-from typing import Literal, NamedTuple
+from typing import Literal
 
+from kogpt.errors import ParameterError
+from kogpt.ranges import AT_LEAST_ONE, AT_LEAST_ZERO, Range
 from kogpt.tokenizer.text import normalize_text
 
 SEED_LIMIT = 2**64
@@ -13,49 +15,21 @@ SEED_LIMIT = 2**64
 LARGE, LARGEST_BIAS = 1_000_000, 1e30
 
 
-class Range(NamedTuple):
-    """The allowed values of a number; infinite and NaN values never are."""
-
-    kind: type[Integral] | type[Real]
-    low: float
-    high: float = math.inf
-    low_excluded: bool = False
-
-    def check(self, name: str, value: object) -> None:
-        """Raises ValueError, with the name, the value and this range, if the value is outside."""
-        number = isinstance(value, self.kind) and not isinstance(value, bool)
-        if not number or not self._holds(value):  # type: ignore[arg-type]
-            raise ValueError(f"{name} is {value!r}, it must be {self}")
-
-    def _holds(self, value: float) -> bool:
-        above = value > self.low if self.low_excluded else value >= self.low
-        return above and value <= self.high and abs(value) < math.inf
-
-    def __str__(self) -> str:
-        words = ["a whole number" if self.kind is Integral else "a finite number"]
-        if self.low > -math.inf:
-            words.append(f"above {self.low}" if self.low_excluded else f"of at least {self.low}")
-        if self.high < math.inf:
-            words.append(f"and at most {self.high}")
-        return " ".join(words)
-
-
-AT_LEAST_ONE = Range(Integral, 1)
 RANGES = {
     "temperature": Range(Real, 0, LARGE),
-    "top_k": Range(Integral, 0),
+    "top_k": AT_LEAST_ZERO,
     "top_p": Range(Real, 0, 1, low_excluded=True),
     "min_p": Range(Real, 0, 1),
     "typical_p": Range(Real, 0, 1, low_excluded=True),
     "repetition_penalty": Range(Real, 1 / LARGE, LARGE),
     "presence_penalty": Range(Real, -2, 2),
     "frequency_penalty": Range(Real, -2, 2),
-    "no_repeat_ngram_size": Range(Integral, 0),
-    "min_new_tokens": Range(Integral, 0),
-    "max_new_tokens": Range(Integral, 0),
+    "no_repeat_ngram_size": AT_LEAST_ZERO,
+    "min_new_tokens": AT_LEAST_ZERO,
+    "max_new_tokens": AT_LEAST_ZERO,
     "n": AT_LEAST_ONE,
     "seed": Range(Integral, 0, SEED_LIMIT - 1),
-    "logprobs": Range(Integral, 0),
+    "logprobs": AT_LEAST_ZERO,
     "num_beams": AT_LEAST_ONE,
     "length_penalty": Range(Real, -10, 10),
 }
@@ -142,14 +116,14 @@ class SamplingParams:
                 allowed.check(name, value)
                 self._set(name, int(value) if allowed.kind is Integral else float(value))
         if self.min_new_tokens > self.max_new_tokens:
-            raise ValueError(
+            raise ParameterError(
                 f"min_new_tokens is {self.min_new_tokens}, it must be at most "
                 f"max_new_tokens, {self.max_new_tokens}"
             )
         if not isinstance(self.echo, bool):
-            raise ValueError(f"echo is {self.echo!r}, it must be True or False")
+            raise ParameterError(f"echo is {self.echo!r}, it must be True or False")
         if not (isinstance(self.early_stopping, bool) or self.early_stopping == "never"):
-            raise ValueError(
+            raise ParameterError(
                 f"early_stopping is {self.early_stopping!r}, it must be True, False or 'never'"
             )
         self._set("banned_words", _texts("banned_words", self.banned_words))
@@ -157,7 +131,7 @@ class SamplingParams:
         self._set("stop_ids", _ids("stop_ids", self.stop_ids))
         self._set("logit_bias", _biases(self.logit_bias))
         if any("\ufffd" in word for word in self.banned_words):
-            raise ValueError(
+            raise ParameterError(
                 f"banned_words is {self.banned_words!r}, it must be texts without U+FFFD, which "
                 "stands for bytes, not text"
             )
@@ -167,17 +141,17 @@ class SamplingParams:
         if self.num_beams == 1:
             for name in BEAMS_ONLY:
                 if getattr(self, name) != getattr(SamplingParams, name):
-                    raise ValueError(f"{name} is of use with num_beams above 1 alone")
+                    raise ParameterError(f"{name} is of use with num_beams above 1 alone")
             return
         if self.n > self.num_beams:
-            raise ValueError(f"n is {self.n}, it must be at most num_beams, {self.num_beams}")
+            raise ParameterError(f"n is {self.n}, it must be at most num_beams, {self.num_beams}")
         if self.temperature not in (0, 1):
-            raise ValueError(
+            raise ParameterError(
                 f"temperature is {self.temperature}, it must be 0 or 1 with num_beams above 1"
             )
         for name in SAMPLING_ONLY:
             if getattr(self, name) != getattr(SamplingParams, name):
-                raise ValueError(f"{name} cannot be used with num_beams above 1")
+                raise ParameterError(f"{name} cannot be used with num_beams above 1")
 
     def _set(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)
@@ -188,22 +162,24 @@ def _texts(name: str, values: Sequence[str]) -> tuple[str, ...]:
     texts = (values,) if isinstance(values, str) else values
     texts = tuple(texts) if isinstance(texts, Iterable) else (texts,)
     if not all(isinstance(text, str) and text for text in texts):
-        raise ValueError(f"{name} is {values!r}, it must be texts of at least one character")
+        raise ParameterError(f"{name} is {values!r}, it must be texts of at least one character")
     return tuple(normalize_text(text, "auto") for text in texts)
 
 
 def _ids(name: str, values: Sequence[int]) -> tuple[int, ...]:
     if not isinstance(values, Iterable):
-        raise ValueError(f"{name} is {values!r}, it must be a list of ids")
+        raise ParameterError(f"{name} is {values!r}, it must be a list of ids")
     values = tuple(values)
     for value in values:
-        Range(Integral, 0).check(name, value)
+        AT_LEAST_ZERO.check(name, value)
     return tuple(map(int, values))
 
 
 def _biases(values: Mapping[int, float]) -> dict[int, float]:
     if not isinstance(values, Mapping):
-        raise ValueError(f"logit_bias is {values!r}, it must be a mapping of ids to what is added")
+        raise ParameterError(
+            f"logit_bias is {values!r}, it must be a mapping of ids to what is added"
+        )
     for bias in values.values():
         if bias != -math.inf:
             Range(Real, -LARGEST_BIAS, LARGEST_BIAS).check("logit_bias", bias)

@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from kogpt.errors import InputRefusedError, KoGPTError
+from kogpt.errors import InputRefusedError, KoGPTError, ParameterError
 from kogpt.generation.params import SamplingParams
 from kogpt.generation.processors import LogitsProcessor
 from kogpt.generation.sample import Request
@@ -38,17 +38,17 @@ def make_requests(
     if isinstance(prompts, str):
         prompts = [prompts]
     if not isinstance(prompts, Iterable):
-        raise ValueError(f"prompts are {prompts!r}, they must be texts or lists of ids")
+        raise ParameterError(f"prompts are {prompts!r}, they must be texts or lists of ids")
     is_bytes, prompts = isinstance(prompts, bytes), list(prompts)
     if is_bytes or any(map(_is_id, prompts)):
-        raise ValueError("prompts are ids: a prompt of ids goes into a list of prompts")
+        raise ParameterError("prompts are ids: a prompt of ids goes into a list of prompts")
     if params is None or isinstance(params, SamplingParams):
         params = [params or SamplingParams()] * len(prompts)
     params = list(params)
     if not all(isinstance(asked, SamplingParams) for asked in params):
-        raise ValueError("params must be SamplingParams, for all prompts or for each")
+        raise ParameterError("params must be SamplingParams, for all prompts or for each")
     if len(params) != len(prompts):
-        raise ValueError(f"there are {len(prompts)} prompts and {len(params)} params")
+        raise ParameterError(f"there are {len(prompts)} prompts and {len(params)} params")
     processors: list[LogitsProcessor] = []
     requests = []
     for index, (prompt, asked) in enumerate(zip(prompts, params, strict=True)):
@@ -136,7 +136,9 @@ def prompt_ids(prompt: Prompt, name: str, model: KoGPT, tokenizer: Tokenizer) ->
     if isinstance(prompt, str):
         ids = encode(prompt, name, tokenizer, bos=tokenizer.add_bos)
     elif isinstance(prompt, bytes) or not _are_ids(prompt):
-        raise ValueError(f"{name} is {abridged(repr(prompt))}, it must be a text or a list of ids")
+        raise ParameterError(
+            f"{name} is {abridged(repr(prompt))}, it must be a text or a list of ids"
+        )
     else:
         ids = list(map(int, prompt))
     if not ids and tokenizer.bos_id is None:
@@ -187,7 +189,9 @@ def _processor(
     rows = model.config.vocab_size
     for name in ("logit_bias", "stop_ids"):
         if any(id >= rows for id in getattr(params, name)):
-            raise ValueError(f"{name} names id {max(getattr(params, name))}, ids end at {rows - 1}")
+            raise ParameterError(
+                f"{name} names id {max(getattr(params, name))}, ids end at {rows - 1}"
+            )
     processor = LogitsProcessor(
         params, Vocabulary.of(tokenizer), rows, tokenizer.eos_id, model.device
     )

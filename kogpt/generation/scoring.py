@@ -13,11 +13,11 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from kogpt.errors import InputRefusedError, NotFiniteError
-from kogpt.generation.params import AT_LEAST_ONE
+from kogpt.errors import InputRefusedError, NotFiniteError, ParameterError
 from kogpt.generation.requests import encode, evaluation_mode, read, refuse_unreadable
 from kogpt.generation.sample import TokenLogprob
 from kogpt.model import KoGPT, KVCache
+from kogpt.ranges import AT_LEAST_ONE
 from kogpt.tokenizer import Tokenizer
 
 SYLLABLE = re.compile("[\uac00-\ud7a3]")
@@ -194,9 +194,9 @@ def stream_scores(
     AT_LEAST_ONE.check("batch_size", batch_size)
     texts = [texts] if isinstance(texts, str) else list(texts)
     if not all(isinstance(text, str) for text in texts):
-        raise ValueError("what is scored must be texts")
+        raise ParameterError("what is scored must be texts")
     if names and len(names) != len(texts):
-        raise ValueError(f"there are {len(texts)} texts and {len(names)} names")
+        raise ParameterError(f"there are {len(texts)} texts and {len(names)} names")
     bos = bos and tokenizer.bos_id is not None
     how: dict[str, Any] = {"bos": bos, "normalize": normalize}
     for index, text in enumerate(texts):

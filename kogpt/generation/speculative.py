@@ -19,13 +19,14 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from kogpt.errors import ParameterError
 from kogpt.generation.batch import Batch
-from kogpt.generation.params import AT_LEAST_ONE
 from kogpt.generation.processors import History
 from kogpt.generation.requests import read
 from kogpt.generation.sample import Sample
 from kogpt.generation.sampling import Sampler
 from kogpt.model import KoGPT, KVCache
+from kogpt.ranges import AT_LEAST_ONE
 
 # Columns of a text that a draft model reads at once.
 PREFILL_CHUNK = 512
@@ -202,11 +203,11 @@ class Speculator:
 def refuse_speculation(how: Speculation, model: KoGPT, beams: bool) -> None:
     """Raises ValueError if `model` cannot be helped so, or if there are beams."""
     if not isinstance(how, Speculation):
-        raise ValueError(f"speculate is {how!r}, it must be a PromptLookup or a DraftModel")
+        raise ParameterError(f"speculate is {how!r}, it must be a PromptLookup or a DraftModel")
     if beams:
-        raise ValueError("speculate cannot be used with num_beams above 1")
+        raise ParameterError("speculate cannot be used with num_beams above 1")
     if isinstance(how, DraftModel) and how.model.config.vocab_size != model.config.vocab_size:
-        raise ValueError(
+        raise ParameterError(
             f"the draft model has a vocabulary of {how.model.config.vocab_size}, the model of "
             f"{model.config.vocab_size}: they must have the same"
         )

@@ -21,7 +21,7 @@ from torch import Tensor, distributed, nn
 from torch.distributed import DeviceMesh, PrefixStore, init_device_mesh
 from torch.distributed.rendezvous import rendezvous
 
-from kogpt.errors import KoGPTError
+from kogpt.errors import KoGPTError, ParameterError
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -67,7 +67,7 @@ class Parallel:
             ValueError: so many cannot hold models together; names both numbers.
         """
         if tensor_size < 1 or world_size % tensor_size:
-            raise ValueError(
+            raise ParameterError(
                 f"tensor parallel {tensor_size} does not divide the {world_size} processes of this"
                 " run (torchrun --nproc-per-node N starts N)"
             )
@@ -257,7 +257,7 @@ def _told(name: str, default: int, low: int = 0, below: int = 1 << 31) -> int:
     if not text:
         return default
     if not text.isdecimal() or not low <= int(text) < below:
-        raise ValueError(f"{name} is {text!r}, it must be a whole number {low} to {below - 1}")
+        raise ParameterError(f"{name} is {text!r}, it must be a whole number {low} to {below - 1}")
     return int(text)
 
 

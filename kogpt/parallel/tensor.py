@@ -30,6 +30,7 @@ from torch.distributed.tensor.parallel import (
     parallelize_module,
 )
 
+from kogpt.errors import ParameterError
 from kogpt.model import KoGPT, KoGPTConfig
 from kogpt.model.source import change
 from kogpt.model.variants.parts import TiedHead
@@ -117,7 +118,9 @@ def tensor_parallel(model: KoGPT, parallel: Parallel) -> None:
     if parallel.tensor_size == 1:
         return
     if changed := change():
-        raise ValueError(f"tensor parallel cuts released blocks only, and {changed} was changed")
+        raise ParameterError(
+            f"tensor parallel cuts released blocks only, and {changed} was changed"
+        )
     check_divides(model.config, parallel.tensor_size)
     layers = plan(model, parallel.tensor_size)
     parallelize_module(model, parallel.mesh["tensor"], layers, src_data_rank=None)
@@ -130,10 +133,12 @@ def check_divides(config: KoGPTConfig, tensor: int) -> None:
         ValueError: says what, and names both numbers.
     """
     if config.fixed.get("tie_word_embeddings"):
-        raise ValueError(TIED)
+        raise ParameterError(TIED)
     for count, what in ((config.n_head, "heads"), (config.inner_dim, "inner units")):
         if count % tensor:
-            raise ValueError(f"tensor parallel {tensor} does not divide the model's {count} {what}")
+            raise ParameterError(
+                f"tensor parallel {tensor} does not divide the model's {count} {what}"
+            )
 
 
 def plan(model: KoGPT, tensor: int) -> dict[str, ParallelStyle]:
@@ -143,7 +148,7 @@ def plan(model: KoGPT, tensor: int) -> dict[str, ParallelStyle]:
         ValueError: the head is the embedding.
     """
     if isinstance(model.lm_head, TiedHead):
-        raise ValueError(TIED)
+        raise ParameterError(TIED)
     table = _innermost(model, "transformer.wte")
     layers: dict[str, ParallelStyle] = {
         name: Whole(gives_local=True) for name in (table, "transformer.ln_f", "lm_head")
@@ -169,7 +174,7 @@ def _linear(model: KoGPT, name: str, by_outputs: bool) -> dict[str, ParallelStyl
     """How a linear layer is cut, with the updates around it, from the inside out."""
     base = _innermost(model, name)
     if not isinstance(model.get_submodule(base), nn.Linear):
-        raise ValueError(f"tensor parallel cuts weights that are floats; {base} holds integers")
+        raise ParameterError(f"tensor parallel cuts weights that are floats; {base} holds integers")
     style = ColwiseParallel if by_outputs else RowwiseParallel
     layers: dict[str, ParallelStyle] = {base: style(use_local_output=base == name)}
     while base != name:

@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from kogpt.errors import ParameterError
 from kogpt.tokenizer.streaming import StreamDecoder
 from kogpt.tokenizer.text import normalize_text
 
@@ -75,7 +76,7 @@ class Tokenizer(ABC):
         last = self.vocab_size - 1
         piece = self._piece(id) if 0 <= id <= last else None
         if piece is None:
-            raise ValueError(f"id {id} has no piece; the vocabulary has ids 0 to {last}")
+            raise ParameterError(f"id {id} has no piece; the vocabulary has ids 0 to {last}")
         return piece
 
     @abstractmethod
@@ -108,5 +109,5 @@ class Tokenizer(ABC):
 
 def _required(id: int | None, role: str) -> int:
     if id is None:
-        raise ValueError(f"{role}=True, but the files of the tokenizer name no {role} token")
+        raise ParameterError(f"{role}=True, but the files of the tokenizer name no {role} token")
     return id

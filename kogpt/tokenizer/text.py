@@ -3,7 +3,7 @@
 import re
 import unicodedata
 
-from kogpt.errors import InputRefusedError
+from kogpt.errors import InputRefusedError, ParameterError
 
 # Hangul written as separate consonants and vowels, as macOS does in file names and in text pasted
 # from them. NFC turns each group into one syllable; without it, a model reads it as bytes.
@@ -39,7 +39,7 @@ def normalize_text(text: str, form: str = "nfc") -> str:
             return unicodedata.normalize("NFC", text) if has_conjoining_jamo(text) else text
         case "none":
             return text
-    raise ValueError(f"normalization must be auto, nfc or none, not {form!r}")
+    raise ParameterError(f"normalization must be auto, nfc or none, not {form!r}")
 
 
 def refuse_surrogates(text: str) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import sentencepiece
 
+from kogpt.errors import ParameterError
 from kogpt.tokenizer.files import one_line
 from kogpt.tokenizer.text import normalize_text
 
@@ -95,7 +96,7 @@ def _train(texts: Iterable[str], vocab_size: int, model_type: str, coverage: flo
             minloglevel=2,
         )
     except RuntimeError as error:
-        raise ValueError(f"no vocabulary of {vocab_size} pieces: {one_line(error)}") from error
+        raise ParameterError(f"no vocabulary of {vocab_size} pieces: {one_line(error)}") from error
     return model.getvalue()
 
 

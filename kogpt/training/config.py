@@ -1,11 +1,15 @@
 """What a run is told: every setting, its meaning and its range."""
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
 from kogpt.adapters import LoRAConfig, PromptConfig
+from kogpt.errors import ParameterError
+from kogpt.ranges import ABOVE_ZERO, AT_LEAST_ONE, AT_LEAST_ZERO, Range, check_choice
 from kogpt.training.documents import COLUMN
 
 # Settings that may change on resume: where things lie, how a run is watched and shared, and what
@@ -38,6 +42,41 @@ MAY_CHANGE = frozenset(
 
 MOST_EPOCHS = 1_000_000
 LARGEST_SEED = 2**32 - 1  # torch has 64 bits, of which steps and processes take some
+
+OF_ANY_RUN = {
+    "steps": AT_LEAST_ONE,
+    "epochs": Range(Real, 0, MOST_EPOCHS, low_excluded=True),
+    "batch_size": AT_LEAST_ONE,
+    "micro_batch_size": AT_LEAST_ONE,
+    "sequence_length": AT_LEAST_ONE,
+    "learning_rate": ABOVE_ZERO,
+    "final_learning_rate": Range(Real, 0, 1),
+    "warmup_steps": AT_LEAST_ZERO,
+    "weight_decay": Range(Real, 0),
+    "beta1": Range(Real, 0, 1, high_excluded=True),
+    "beta2": Range(Real, 0, 1, high_excluded=True),
+    "gradient_clip": ABOVE_ZERO,
+    "seed": Range(Integral, 0, LARGEST_SEED),
+    "log_every": AT_LEAST_ONE,
+    "validate_every": AT_LEAST_ZERO,
+    "save_every": AT_LEAST_ZERO,
+    "keep": AT_LEAST_ONE,
+}
+OF_PRETRAINING = {
+    "short_length": AT_LEAST_ONE,
+    "short_part": Range(Real, 0, 1),
+    "validation_documents": AT_LEAST_ZERO,
+}
+OF_FINETUNING = {
+    "virtual_tokens": AT_LEAST_ONE,
+    "encoder_width": AT_LEAST_ONE,
+    "validation_rows": AT_LEAST_ONE,
+    "test_rows": AT_LEAST_ZERO,
+}
+MAY_BE_NONE = {
+    *("steps", "micro_batch_size", "sequence_length", "warmup_steps", "short_length"),
+    *("encoder_width", "test_rows"),
+}
 
 PRECISIONS = ("float32", "bfloat16")
 ADAMW, EIGHT_BITS = OPTIMIZERS = ("adamw", "adamw-8bit")
@@ -126,38 +165,18 @@ class RunConfig:
     license_notice: str = "not stated"
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "log_every", "keep"):
-            check_range(name, getattr(self, name), 1)
-        for name in ("steps", "micro_batch_size", "sequence_length"):
-            check_range(name, getattr(self, name), 1, optional=True)
-        for name in ("validate_every", "save_every", "weight_decay"):
-            check_range(name, getattr(self, name), 0)
-        if self.weight_decay == float("inf"):
-            raise ValueError("weight_decay is inf, it must be finite")
-        check_range("seed", self.seed, 0, LARGEST_SEED)
-        check_range("warmup_steps", self.warmup_steps, 0, optional=True)
-        check_range("final_learning_rate", self.final_learning_rate, 0, 1)
-        if self.epochs > MOST_EPOCHS:
-            raise ValueError(f"epochs is {self.epochs}, it must be at most {MOST_EPOCHS}")
-        for name in ("learning_rate", "gradient_clip", "epochs"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} is {getattr(self, name)}, it must be above 0, and finite")
-        for name in ("beta1", "beta2"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(
-                    f"{name} is {getattr(self, name)}, it must be at least 0 and below 1"
-                )
+        _check_numbers(self, OF_ANY_RUN)
         check_choice("precision", self.precision, PRECISIONS)
         check_choice("weights", self.weights, WEIGHTS)
         check_choice("optimizer", self.optimizer, OPTIMIZERS)
         if self.weights != FLOAT32 and self.precision == "float32":
-            raise ValueError(f"weights {self.weights} go with precision bfloat16, not float32")
+            raise ParameterError(f"weights {self.weights} go with precision bfloat16, not float32")
         if self.optimizer == EIGHT_BITS and self.weights == MASTER:
-            raise ValueError(
+            raise ParameterError(
                 f"optimizer {EIGHT_BITS} keeps no master weights: {STOCHASTIC} is left"
             )
         if self.optimizer == EIGHT_BITS and self.offload:
-            raise ValueError(f"optimizer {EIGHT_BITS} has no offload: choose either")
+            raise ParameterError(f"optimizer {EIGHT_BITS} has no offload: choose either")
 
     @property
     def folder(self) -> Path:
@@ -215,10 +234,8 @@ class TrainingConfig(RunConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.data:
-            raise ValueError("data names no file to train on")
-        check_range("short_length", self.short_length, 1, optional=True)
-        check_range("validation_documents", self.validation_documents, 0)
-        check_range("short_part", self.short_part, 0, 1)
+            raise ParameterError("data names no file to train on")
+        _check_numbers(self, OF_PRETRAINING)
 
 
 FULL, LORA, QLORA, P_TUNING, PROMPT_TUNING = METHODS = (
@@ -299,25 +316,22 @@ class FinetuningConfig(RunConfig):
             object.__setattr__(self, "learning_rate", LEARNING_RATES[self.method])
         super().__post_init__()
         if not self.data:
-            raise ValueError("data names nothing to train on")
+            raise ParameterError("data names nothing to train on")
         others = [name for name in self.data if not name.endswith(EXAMPLES)]
         if others and len(self.data) > 1:
-            raise ValueError(f"data is one task or files of examples: {others[0]} is no .jsonl")
+            raise ParameterError(f"data is one task or files of examples: {others[0]} is no .jsonl")
         if others and Path(others[0]).suffix not in ("", ".toml"):
-            raise ValueError(f"data is {others[0]}: no task, and no {' or '.join(EXAMPLES)}")
+            raise ParameterError(f"data is {others[0]}: no task, and no {' or '.join(EXAMPLES)}")
         if self.objective is not None:
             check_choice("objective", self.objective, OBJECTIVES)
         check_choice("encoder", self.encoder, ENCODERS)
-        check_range("virtual_tokens", self.virtual_tokens, 1)
-        check_range("encoder_width", self.encoder_width, 1, optional=True)
+        _check_numbers(self, OF_FINETUNING)
         _ = self.lora, self.soft_prompt  # which check their values
         check_choice("keep_weights", self.keep_weights, KEPT)
         if self.weights != FLOAT32 and self.method != FULL:
-            raise ValueError(
+            raise ParameterError(
                 f"weights {self.weights} are of method full; what {self.method} trains is float32"
             )
-        check_range("validation_rows", self.validation_rows, 1)
-        check_range("test_rows", self.test_rows, 0, optional=True)
 
     @property
     def task(self) -> str | None:
@@ -340,22 +354,11 @@ class FinetuningConfig(RunConfig):
         return PromptConfig(self.virtual_tokens, encoder, self.encoder_width)
 
 
-def check_range(
-    name: str, value: float | None, low: float, high: float | None = None, optional: bool = False
-) -> None:
-    """Raises ValueError, naming value and range, unless `low <= value <= high`."""
-    if value is None and optional:
-        return
-    if value is None or not value >= low or (high is not None and value > high):
-        bounds = f"at least {low}" if high is None else f"{low} to {high}"
-        raise ValueError(f"{name} is {value}, it must be {bounds}")
-
-
-def check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
-    """Raises ValueError, naming what there is, unless `value` is one of `known`."""
-    if value not in known:
-        choices = ", ".join(known[:-1]) + f" or {known[-1]}"
-        raise ValueError(f"{name} is {value!r}, it must be {choices}")
+def _check_numbers(config: RunConfig, ranges: Mapping[str, Range]) -> None:
+    for name, allowed in ranges.items():
+        value = getattr(config, name)
+        if value is not None or name not in MAY_BE_NONE:
+            allowed.check(name, value)
 
 
 def _to_json(value: Any) -> Any:

@@ -24,7 +24,7 @@ from kogpt.adapters.head import put_head, read_head
 from kogpt.checkpoint import load_model, write_checkpoint
 from kogpt.checkpoint.convert import license_of
 from kogpt.checkpoint.staging import fsync_path, refuse_existing, write_atomically
-from kogpt.errors import InputRefusedError
+from kogpt.errors import InputRefusedError, ParameterError
 from kogpt.evaluation.metrics import interval, measure, require_sklearn
 from kogpt.evaluation.provenance import commit
 from kogpt.evaluation.task import DEGREE, LABEL, Task, load_task
@@ -322,16 +322,16 @@ def find_objective(config: FinetuningConfig, task: Task | None) -> str:
     """
     if task is None:
         if config.objective not in (None, COMPLETION):
-            raise ValueError(f"objective {config.objective} is one of tasks, not of files")
+            raise ParameterError(f"objective {config.objective} is one of tasks, not of files")
         return COMPLETION
     if config.objective == COMPLETION:
-        raise ValueError(f"objective {COMPLETION} is one of files, not of tasks: {LABEL_WORDS}")
+        raise ParameterError(f"objective {COMPLETION} is one of files, not of tasks: {LABEL_WORDS}")
     if config.objective == REGRESSION:
         degree, label = (task.scored.fields.get(name) for name in (DEGREE, LABEL))
         if degree is None:
-            raise ValueError(f"objective {REGRESSION}: the rows of {task.name} have no degree")
+            raise ParameterError(f"objective {REGRESSION}: the rows of {task.name} have no degree")
         if label is None or label.at_least is None or label.column != degree.column:
-            raise ValueError(
+            raise ParameterError(
                 f"objective {REGRESSION}: the label of {task.name} is not cut out of its degree: "
                 f'label = {{ column = "{degree.column}", at_least = ... }}'
             )
@@ -356,7 +356,7 @@ def make_objective(
     """
     most = model.config.n_positions
     if (room := config.sequence_length or most) > most:
-        raise ValueError(f"sequence_length is {room}, it must be at most the model's {most}")
+        raise ParameterError(f"sequence_length is {room}, it must be at most the model's {most}")
     reading = tokenizer, tuple(model.prefix_ids), room
     if task is None:
         return Completions(*reading)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from kogpt.architecture import source_fingerprint
 from kogpt.checkpoint.resources import require_disk
-from kogpt.errors import InputRefusedError, KoGPTError, NotFiniteError
+from kogpt.errors import InputRefusedError, KoGPTError, NotFiniteError, ParameterError
 from kogpt.model.source import network_fingerprint
 from kogpt.parallel import Parallel
 from kogpt.parallel.parts import held
@@ -249,7 +249,9 @@ class Trainer(Generic[C, B]):
             if auxiliary is not None:
                 more = auxiliary()
                 if more.numel() != 1:
-                    raise ValueError(f"auxiliary_loss gives {more.numel()} numbers, it must be one")
+                    raise ParameterError(
+                        f"auxiliary_loss gives {more.numel()} numbers, it must be one"
+                    )
                 loss = loss + batch.count * more.squeeze()
             return loss / count
 

@@ -14,7 +14,7 @@ from kogpt.architecture import load_architecture
 from kogpt.checkpoint import load_model, open_checkpoint
 from kogpt.checkpoint.names import expand, refuse_unsavable
 from kogpt.checkpoint.writer import raw_bytes
-from kogpt.errors import InputRefusedError
+from kogpt.errors import InputRefusedError, ParameterError
 from kogpt.jsonfiles import read_config_object, to_json
 from kogpt.model import KoGPT, KoGPTConfig
 from kogpt.model.hollow import unwritten
@@ -114,7 +114,7 @@ def own_class(config: RunConfig) -> type[KoGPT] | None:
 
 def _refuse_own_class(config: RunConfig) -> None:
     if config.architecture is not None:
-        raise ValueError(f"architecture {config.architecture}: only in one process")
+        raise ParameterError(f"architecture {config.architecture}: only in one process")
 
 
 def _new_model(config: TrainingConfig, tokenizer: Tokenizer, parallel: Parallel) -> KoGPT:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
-from kogpt.errors import InputRefusedError, KoGPTError
+from kogpt.errors import InputRefusedError, KoGPTError, ParameterError
 from kogpt.kernels.building import CannotBuildError, find_compiler
 from kogpt.parallel.parts import Rows, fill, is_cut
 from kogpt.training.config import EIGHT_BITS, FLOAT32, STOCHASTIC, RunConfig
@@ -56,7 +56,7 @@ def _kept_from_decay(model: nn.Module) -> set[nn.Parameter]:
     names = set(getattr(model, "no_weight_decay", tuple)())
     unknown = names - named.keys()
     if unknown and all(p.requires_grad for p in named.values()):  # else some may be integers
-        raise ValueError(f"no_weight_decay names {min(unknown)!r}, which is no parameter")
+        raise ParameterError(f"no_weight_decay names {min(unknown)!r}, which is no parameter")
     return {named[name] for name in names - unknown}
 
 

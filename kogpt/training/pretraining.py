@@ -12,6 +12,7 @@ from torch import Tensor
 
 from kogpt.checkpoint import write_checkpoint
 from kogpt.checkpoint.names import count_parameters
+from kogpt.errors import ParameterError
 from kogpt.jsonfiles import to_json
 from kogpt.model import KoGPT
 from kogpt.parallel import Parallel
@@ -157,9 +158,11 @@ def sequence_length(config: TrainingConfig, n_positions: int) -> int:
     """
     length = config.sequence_length or n_positions
     if length > n_positions:
-        raise ValueError(
+        raise ParameterError(
             f"sequence_length is {length}, it must be at most the model's {n_positions}"
         )
     if config.short_length is not None and length % config.short_length:
-        raise ValueError(f"short_length is {config.short_length}, it must be a divisor of {length}")
+        raise ParameterError(
+            f"short_length is {config.short_length}, it must be a divisor of {length}"
+        )
     return length

@@ -1,5 +1,6 @@
 """How several processes share a run: what each holds of the model, and what cannot be shared."""
 
+from kogpt.errors import ParameterError
 from kogpt.model import KoGPT
 from kogpt.parallel import Parallel
 from kogpt.training.config import ADAMW, FLOAT32, RunConfig
@@ -40,4 +41,4 @@ def refuse_unshared(config: RunConfig, processes: int) -> None:
     }
     for setting, is_asked in asked.items():
         if is_asked:
-            raise ValueError(f"{setting} is for one process, there are {processes}")
+            raise ParameterError(f"{setting} is for one process, there are {processes}")

@@ -140,7 +140,7 @@ def test_autocast_leaves_an_encoder_in_full_precision(model):
     [
         ({"tokens": 0}, {}, "tokens is 0"),
         ({"tokens": 32}, {}, "has 32 tokens, the context leaves room for 31"),
-        ({"encoder": "gru"}, {}, "encoder is 'gru', it must be one of none, mlp, lstm"),
+        ({"encoder": "gru"}, {}, "encoder is 'gru', it must be none, mlp or lstm"),
         ({"hidden": 0}, {}, "hidden is 0"),
         ({}, {"init_ids": []}, r"init_ids is \[\]"),
         ({}, {"init_ids": [97]}, "must hold ids of 0 to 96"),

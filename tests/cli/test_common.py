@@ -6,8 +6,16 @@ import math
 import pytest
 import torch
 
-from kogpt.commands.common import memory_errors, parse_size, refuse_below, run_settings
+from kogpt.cli import exit_code
+from kogpt.commands.common import (
+    memory_errors,
+    naming_options,
+    parse_size,
+    refuse_below,
+    run_settings,
+)
 from kogpt.errors import NotEnoughResourcesError, UsageError
+from kogpt.generation import SamplingParams
 from kogpt.training import TrainingConfig
 
 
@@ -45,3 +53,21 @@ def test_settings_that_say_nothing_alone_are_refused():
     assert settings == {**given, "short_length": 8}
     with pytest.raises(UsageError, match="--epochs: not with --steps"):
         run_settings(argparse.Namespace(device="cpu", epochs=1.0, steps=3), TrainingConfig)
+
+
+def test_a_refusal_names_an_option_that_is_called_otherwise():
+    with pytest.raises(UsageError, match="^argument --samples: is 0, it must be"), naming_options():
+        SamplingParams(n=0)
+    with pytest.raises(UsageError, match="at most --beams, 2$"), naming_options():
+        SamplingParams(n=3, num_beams=2)
+
+
+def test_a_fault_of_a_class_is_no_wrong_usage():
+    """It is told with its place, where a parameter's wrong value is one line."""
+
+    def fault() -> None:
+        math.sqrt(-1)
+
+    with pytest.raises(ValueError, match="math domain error"):
+        exit_code(fault)
+    assert exit_code(lambda: SamplingParams(temperature=-1) and None) == 2

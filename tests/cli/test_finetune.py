@@ -62,7 +62,7 @@ def test_an_interrupted_run_wants_to_be_resumed(finetune):
         (("--objective", "completion"), "objective completion is one of files"),
         (("--objective", "regression"), "the rows of reviews have no degree"),
         (("--prompt", "long"), "no prompt 'long'; there are short"),
-        (("--learning-rate", "-1"), "learning_rate is -1.0, it must be above 0"),
+        (("--learning-rate", "-1"), "learning_rate is -1.0, it must be a finite number above 0"),
         (("--sequence-length", "4096"), "sequence_length is 4096, it must be at most"),
         (("--weights", "bfloat16-master"), "weights bfloat16-master go with precision bfloat16"),
         (("--virtual-tokens", "3"), "argument --virtual-tokens: only with --method p-tuning or"),

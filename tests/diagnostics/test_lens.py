@@ -280,7 +280,7 @@ def test_a_soft_prompt_is_shown_and_looked_at(nano):
 
 @pytest.mark.parametrize("wrong", [{"top": 0}, {"last": 0}])
 def test_a_number_below_one_is_refused(nano, wrong):
-    with pytest.raises(ValueError, match=f"{next(iter(wrong))} is 0, it must be at least 1"):
+    with pytest.raises(ValueError, match=f"{next(iter(wrong))} is 0, it must be a whole number"):
         look(*nano, PROMPT, **wrong)
 
 

@@ -1,0 +1,47 @@
+"""The values that a parameter may have."""
+
+import math
+from numbers import Integral, Real
+from typing import NamedTuple
+
+from kogpt.errors import ParameterError
+
+
+class Range(NamedTuple):
+    """The allowed values of a number; infinite and NaN values never are."""
+
+    kind: type[Integral] | type[Real]
+    low: float
+    high: float = math.inf
+    low_excluded: bool = False
+    high_excluded: bool = False
+
+    def check(self, name: str, value: object) -> None:
+        """Raises ValueError, with the name, the value and this range, if the value is outside."""
+        number = isinstance(value, self.kind) and not isinstance(value, bool)
+        if not number or not self._holds(value):  # type: ignore[arg-type]
+            raise ParameterError(f"{name} is {value!r}, it must be {self}")
+
+    def _holds(self, value: float) -> bool:
+        above = value > self.low if self.low_excluded else value >= self.low
+        below = value < self.high if self.high_excluded else value <= self.high
+        return above and below and abs(value) < math.inf
+
+    def __str__(self) -> str:
+        words = ["a whole number" if self.kind is Integral else "a finite number"]
+        if self.low > -math.inf:
+            words.append(f"above {self.low}" if self.low_excluded else f"of at least {self.low}")
+        if self.high < math.inf:
+            words.append(f"and {'below' if self.high_excluded else 'at most'} {self.high}")
+        return " ".join(words)
+
+
+AT_LEAST_ZERO, AT_LEAST_ONE = Range(Integral, 0), Range(Integral, 1)
+ABOVE_ZERO = Range(Real, 0, low_excluded=True)
+
+
+def check_choice(name: str, value: object, known: tuple[str, ...]) -> None:
+    """Raises ValueError, naming what there is, unless `value` is one of `known`."""
+    if value not in known:
+        choices = ", ".join(known[:-1]) + f" or {known[-1]}"
+        raise ParameterError(f"{name} is {value!r}, it must be {choices}")
