@@ -2,8 +2,8 @@
 
 With KOGPT_BUILD_KERNELS=1 the kernels are compiled too, or the install fails: those for CPUs, and
 those for GPUs where torch has CUDA; with KOGPT_BUILD_KERNELS=cpu those for CPUs alone. Else they
-are compiled on first use, where that can be. Ninja
-is no requirement: without it torch compiles one file after the other.
+are compiled on first use, where that can be. Ninja is no requirement: without it torch compiles one
+file after the other.
 """
 
 import os

@@ -13,7 +13,13 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 import kogpt
-from kogpt.errors import DISK_FULL, KoGPTError, UsageError
+from kogpt.errors import (
+    DISK_FULL,
+    KoGPTError,
+    NotEnoughResourcesError,
+    ParameterError,
+    UsageError,
+)
 
 DESCRIPTION = """\
 KoGPT, the Korean GPT-J. Started without a command, it asks for prompts.
@@ -30,7 +36,8 @@ exit codes:
   130  interrupted"""
 
 PROGRAM = "kogpt"
-FAILED, USAGE, SHORTAGE, INTERRUPTED = 1, 2, 4, 130
+FAILED, USAGE = KoGPTError.exit_code, ParameterError.exit_code
+SHORTAGE, INTERRUPTED = NotEnoughResourcesError.exit_code, 130
 
 
 class Parser(argparse.ArgumentParser):

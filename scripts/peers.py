@@ -106,9 +106,9 @@ class KoGPT(Contender):
         return ids[0].tolist(), times
 
     def step_bytes(self, tokens: int, count: int) -> float:
-        from kogpt.benchmarking import Bench, step_bytes
+        from kogpt.benchmarking import step_bytes
 
-        return step_bytes(self.model, Bench(self.model).dtype, 1, tokens, count)
+        return step_bytes(self.model, 1, tokens, count)
 
 
 class KoGPTInt8(KoGPT):

@@ -84,6 +84,11 @@ def freeze(model: nn.Module) -> None:
             parameter.requires_grad_(False)
 
 
+def stored_name(name: str) -> str:
+    """A parameter's name in a checkpoint: adapters have the layers that they surround as `base`."""
+    return re.sub(r"(\.base)+\.", ".", name)
+
+
 def refuse_prepared(model: KoGPT) -> None:
     """Raises ValueError for a model that was loaded with `fast=True`, which has no such layers."""
     if not hasattr(model.transformer, "wte"):

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kogpt.adapters.config import refuse_prepared
+from kogpt.adapters.config import refuse_prepared, stored_name
 from kogpt.adapters.files import Adapter, updated
 from kogpt.adapters.loading import Folder, Folders, read_adapters
 from kogpt.adapters.lora import LoRALinear
@@ -64,7 +64,7 @@ def _refuse_common(model: KoGPT, name: str, layer: LoRALinear) -> None:
         name, base = f"{name}.base", base.base
     for other, parameter in model.named_parameters(remove_duplicate=False):
         if parameter is getattr(base, "weight", None) and other != f"{name}.weight":
-            plain = [each.replace(".base", "") for each in (f"{name}.weight", other)]
+            plain = [stored_name(each) for each in (f"{name}.weight", other)]
             raise ParameterError(f"{plain[0]} cannot be updated alone: {plain[1]} is the same")
 
 

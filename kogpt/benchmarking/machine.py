@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 import kogpt
-from kogpt.kernels import extension_available
+from kogpt.kernels.extension import status
 
 PROC = Path("/proc/self")
 FORGET_PEAK = "5"  # proc(5), clear_refs: VmHWM becomes what is resident now
@@ -19,7 +19,7 @@ def describe_machine(device: torch.device) -> dict[str, str | int | float]:
     return {
         "device": device_name(device),
         "threads": torch.get_num_threads(),
-        "kernels": extension_available(device),
+        "kernels": status(device.type)[1] is None,  # to ask whether there are would compile them
         "load_average": os.getloadavg()[0],
         "kogpt": kogpt.__version__,
         "torch": torch.__version__,

@@ -74,7 +74,7 @@ class Bench:
     def measure_shape(self, B: int, T: int, plan: Plan) -> Figures:
         """Continues prompts of one shape in every round, with one cache and what belongs to it."""
         sizes = B, T, plan.new_tokens
-        figures = Figures(*sizes, step_bytes(self.model, self.dtype, *sizes))
+        figures = Figures(*sizes, step_bytes(self.model, *sizes))
         cache, prompts = KVCache(T + plan.new_tokens), self.prompts(B, T)
         generate(self.model, prompts, plan.new_tokens, cache)  # makes buffers and graphs
         for _ in range(plan.rounds):

@@ -33,14 +33,12 @@ def cache_bytes(model: KoGPT) -> int:
     return cache.nbytes
 
 
-def step_bytes(
-    model: KoGPT, dtype: torch.dtype, batch: int, prompt_tokens: int, new_tokens: int
-) -> float:
+def step_bytes(model: KoGPT, batch: int, prompt_tokens: int, new_tokens: int) -> float:
     """Bytes that a decoding step reads, the mean over the steps after the first new token.
 
     Step k of these, 1 to new_tokens - 1, reads `prompt_tokens` + k keys and values of each row: the
     sum over k divided by their number is prompt_tokens + new_tokens / 2.
     """
     length = prompt_tokens + new_tokens / 2
-    row = model.config.n_embd * dtype.itemsize  # of the embedding
+    row = model.config.n_embd * model.dtype.itemsize  # of the embedding
     return streamed_bytes(model) + batch * (row + cache_bytes(model) * length)

@@ -113,8 +113,7 @@ def on_device(stored: Weight, dtype: torch.dtype, device: torch.device) -> Weigh
     """Integers and their scales on the device that multiplies inputs of `dtype` by them."""
     # A GPU's kernels want scales in the dtype of x; a CPU's take any.
     scales = None if device.type == "cpu" else dtype
-    moved = (part if part is None else part.to(device, scales) for part in stored[1:])
-    return Weight(stored.values.to(device), *moved)
+    return stored.with_values(stored.values.to(device), lambda part: part.to(device, scales))
 
 
 def _load(reader: CheckpointReader, name: str, dtype: torch.dtype, device: torch.device) -> Tensor:

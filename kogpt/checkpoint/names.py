@@ -106,7 +106,7 @@ def refuse_unsavable(model: KoGPT) -> None:
     saved = model.state_dict().keys()
     for path, module in model.named_modules():
         for buffer, _ in module.named_buffers(path, recurse=False):
-            # `to_empty` moves a model to where it is loaded; `_apply` is where a table is remade.
+            # `materialise` moves a model to where it is loaded; in `_apply` a table is remade.
             if buffer not in saved and type(module)._apply is nn.Module._apply:
                 raise InputRefusedError(
                     f"{buffer} is a buffer that is not saved: make it persistent, or compute it "

@@ -19,6 +19,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -159,7 +160,7 @@ def staged_bytes(dst: Path) -> int:
 
 
 def sweep(dst: Path) -> None:
-    """Removes what a run leaves that was killed after the folder got its name, before the rest."""
+    """Removes the rest of a run that was killed when the folder had its name already."""
     partial = partial_of(dst)
     if partial.is_dir() and not (partial / "folder").exists() and dst.exists():
         refuse_strangers(partial)
@@ -247,13 +248,30 @@ def write_atomically(path: Path, *parts: bytes | memoryview) -> None:
 @contextmanager
 def written_beside(path: Path, *parts: bytes | memoryview) -> Iterator[Path]:
     """What is to be `path`, under another name; nothing is left of it by an error."""
+    with beside(path) as temporary:
+        write_file(temporary, *parts)
+        yield temporary
+
+
+@contextmanager
+def beside(path: Path) -> Iterator[Path]:
+    """The name under which to write what is to be `path`; an error leaves nothing there."""
     temporary = path.with_name(f"{path.name}.tmp")
     try:
-        write_file(temporary, *parts)
         yield temporary
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def append(path: Path, file: FileIO, data: bytes) -> None:
+    """Appends to a file that is open without a buffer, which would be written again when it closes.
+
+    Raises: as `writing`.
+    """
+    with writing(path):
+        if file.write(data) < len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def put_in_place(temporary: Path, path: Path) -> None:

@@ -1,1 +1,1 @@
-"""One short module per command; each has `run(args)`, called with the parsed arguments."""
+"""One module per command; each has `run(args)`, called with the parsed arguments."""

@@ -217,6 +217,8 @@ def run_settings(args: argparse.Namespace, config: type) -> dict[str, Any]:
         raise UsageError("argument --epochs: not with --steps")
     if "short_part" in given and "short_length" not in given:
         raise UsageError("argument --short-part: only with --short-length")
+    if empty := [name for name, value in given.items() if value == ""]:
+        raise UsageError(f"argument {option_of(empty[0])}: is empty")
     given["device"] = str(device_of(args))
     return {name: _setting(value, hints[name]) for name, value in given.items()}
 

@@ -12,7 +12,6 @@ from kogpt.checkpoint.dtypes import compute_dtype
 from kogpt.checkpoint.headers import read_headers
 from kogpt.checkpoint.quantization import Quantization
 from kogpt.checkpoint.resources import available_memory
-from kogpt.cli import SHORTAGE
 from kogpt.commands.common import (
     option_of,
     parse_size,
@@ -21,7 +20,7 @@ from kogpt.commands.common import (
     refuse_idle,
     run_settings,
 )
-from kogpt.errors import ParameterError, UsageError
+from kogpt.errors import NotEnoughResourcesError, ParameterError, UsageError
 from kogpt.model import KoGPTConfig
 from kogpt.parallel.tensor import check_divides
 from kogpt.training.config import FULL, P_TUNING, PROMPT_TUNING, QLORA, FinetuningConfig
@@ -43,7 +42,7 @@ def run(args: argparse.Namespace) -> int | None:
     asked = args.memory is not None or args.gpus is not None
     result = plan(find_work(args, gpus), limit)
     print_report(result, args.json)
-    return SHORTAGE if asked and not result.fits else None
+    return NotEnoughResourcesError.exit_code if asked and not result.fits else None
 
 
 def find_work(args: argparse.Namespace, gpus: int) -> Work:

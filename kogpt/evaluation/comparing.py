@@ -8,7 +8,7 @@ from kogpt.evaluation.metrics import METRICS, Comparison, compare
 from kogpt.evaluation.report import Json, name_of, outcome_of
 from kogpt.textfiles import markdown_row
 
-HEADINGS = ("task", "prompt", "shots", "scored by", "metric", "{}", "{}", "difference", "95 %", "p")
+RUN, FIGURES = ("task", "prompt", "shots", "scored by", "metric"), ("difference", "95 %", "p")
 
 
 def compare_reports(first: Json, second: Json) -> list[tuple[Json, str, Comparison]]:
@@ -64,7 +64,7 @@ def comparison_table(first: Json, second: Json) -> str:
     names = (name_of(first), name_of(second))
     if names[0] == names[1]:
         names = (f"{names[0]} (A)", f"{names[1]} (B)")
-    headings = [*HEADINGS[:5], *names, *HEADINGS[7:]]
+    headings = [*RUN, *names, *FIGURES]
     lines = [headings, ["---"] * 5 + ["---:"] * 5]
     for run, rule, result in compare_reports(first, second):
         lines.append([*_name(run, rule, result), *_figures(result)])

@@ -4,7 +4,6 @@ A batch is named by the hash of all ids in it, beside that of the model, so what
 between two runs of a command, what they share is computed once, and nothing else is taken for it.
 """
 
-import errno
 import glob
 import hashlib
 import json
@@ -15,7 +14,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
-from kogpt.checkpoint.staging import locked, writing
+from kogpt.checkpoint.staging import append, locked, writing
 from kogpt.evaluation.likelihood import Query
 
 Values = list[list[float]]  # of each query, a log-likelihood of each continuation
@@ -76,9 +75,7 @@ class Journal:
         path, file = self._own
         # In a new line always: a crash may have cut the last one short.
         line = "\n" + json.dumps({"model": self._model, "batch": name, "values": values})
-        with writing(path):
-            if file.write(line.encode()) < len(line):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        append(path, file, line.encode())
 
     def remove(self) -> None:
         """Forgets all, once the report holds it."""

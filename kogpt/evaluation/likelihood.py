@@ -158,11 +158,11 @@ class SharedReader:
         self, last: Tensor, branches: Sequence[Ids], cache: KVCache
     ) -> list[list[Likelihood]]:
         """Each id of a branch for each row; `last` (B, 1, C) predicts the first of each."""
-        read = max(map(len, branches)) - 1  # the last id of a branch predicts nothing
-        if read < 1:
+        length = max(map(len, branches)) - 1  # the last id of a branch predicts nothing
+        if length < 1:
             return self._judge(last, branches)
         # Padding is read after all that counts, and forgotten with it.
-        padded = [(*branch[:read], *[0] * (read - len(branch))) for branch in branches]
+        padded = [(*branch[:length], *[0] * (length - len(branch))) for branch in branches]
         return self._judge(torch.cat((last, self._hidden(padded, cache)), dim=1), branches)
 
     def _hidden(self, rows: Sequence[Ids], cache: KVCache) -> Tensor:
@@ -175,9 +175,9 @@ class SharedReader:
         judged: list[Likelihood] = []
         for first in range(0, len(predicting), LOGITS):
             places = predicting[first : first + LOGITS]
-            b, t = torch.tensor(places, device=hidden.device).unbind(1)
+            at = torch.tensor(places, device=hidden.device).unbind(1)
             ids = torch.tensor([rows[b][t] for b, t in places], device=hidden.device)
-            logits = self.model.logits(hidden[b, t]).double()  # (places, V)
+            logits = self.model.logits(hidden[at]).double()  # (places, V)
             chosen = logits.gather(1, ids[:, None]).squeeze(1)
             values = chosen - logits.logsumexp(1)
             refuse_unusable(values)

@@ -46,10 +46,7 @@ def regrouped(weight: Weight, group_size: int) -> Weight:
     times = weight.group_size // group_size
     if weight.scale is None or times == 1:
         return weight
-    scale, offset = (
-        part if part is None else part.repeat_interleave(times, dim=1) for part in weight[1:]
-    )
-    return Weight(weight.values, scale, offset)
+    return weight.with_values(weight.values, lambda part: part.repeat_interleave(times, dim=1))
 
 
 def _join(parts: Sequence[Tensor | None]) -> Tensor | None:

@@ -40,9 +40,9 @@ from kogpt.model import KoGPT, KoGPTConfig
 from kogpt.model.source import change
 from kogpt.model.variants import class_of
 
-# Bytes of a matrix from which on it stays in its file: it need not be copied, which for billions
-# of weights takes seconds and memory for all of them, but each of a block is a product of its own.
-# And those of the matrices of one product from which on they are packed.
+# A matrix of so many bytes stays in its file. It need not be copied, which for billions of weights
+# takes seconds, and memory for all of them; but then each matrix of a block is a product of its
+# own. Where matrices are packed, it is those of one product that have so many bytes together.
 MAPPED = 8 << 20
 READERS = 2  # one thread alone copies at half of the speed of memory
 PIECE = 16 << 20  # bytes read at once: small enough for memory to be used again and again
@@ -326,10 +326,10 @@ def padded(bias: Tensor, weight: Weight) -> Tensor:
 
 
 def _empty_like(weight: Weight, outputs: int) -> Weight:
-    scale, offset = (
-        part if part is None else part.new_empty(outputs, part.size(1)) for part in weight[1:]
-    )
-    return Weight(weight.values.new_empty(outputs, weight.values.size(1)), scale, offset)
+    def empty(part: Tensor) -> Tensor:
+        return part.new_empty(outputs, part.size(1))
+
+    return weight.with_values(empty(weight.values), empty)
 
 
 def _copy(source: Weight, destination: Weight) -> None:

@@ -139,10 +139,10 @@ def _models(model: KoGPT, speculate: Speculation | None) -> list[KoGPT]:
 
 
 def _pieces(
-    models: Sequence[KoGPT], run: Callable[[list[Sample]], Iterator[None]], sample: Sample
+    models: Sequence[KoGPT], steps: Callable[[list[Sample]], Iterator[None]], sample: Sample
 ) -> Generator[str, None, None]:
     shown = 0
-    for _ in chain([None], _evaluated(models, run([sample]))):  # first what needs no step
+    for _ in chain([None], _evaluated(models, steps([sample]))):  # first what needs no step
         yield from filter(None, sample.pieces[shown:])
         shown = len(sample.pieces)
 

@@ -10,12 +10,14 @@ Dimension key: `M` rows, `N` outputs, `K` inputs, `G` groups of inputs that shar
 """
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from kogpt.kernels import packing
 from kogpt.kernels.extension import extension_available, on_gpu
 from kogpt.kernels.packing import LEAST_INPUTS, MOST_INPUTS, packed_inputs, unpack
 
@@ -70,8 +72,12 @@ class Weight(NamedTuple):
 
     def rows(self, rows: slice) -> "Weight":
         """Some of the outputs."""
-        scale, offset = (part if part is None else part[rows] for part in self[1:])
-        return Weight(self.values[rows], scale, offset)
+        return self.with_values(self.values[rows], lambda part: part[rows])
+
+    def with_values(self, values: Tensor, change: Callable[[Tensor], Tensor]) -> "Weight":
+        """Other values, and scale and offset, where there are such, changed."""
+        scale, offset = (part if part is None else change(part) for part in self[1:])
+        return Weight(values, scale, offset)
 
     def dequantize(self, dtype: torch.dtype) -> Tensor:
         """The weights (N, K), at least float32 in the making."""
@@ -143,7 +149,7 @@ def packs(K: int) -> bool:
 
     They are where they take many rows too: PyTorch's product would have to have them unpacked.
     """
-    suits = K % BLOCK == 0 and LEAST_INPUTS <= K <= MOST_INPUTS
+    suits = K % packing.BLOCK == 0 and LEAST_INPUTS <= K <= MOST_INPUTS
     fast = HAS_VECTORS and torch.bfloat16 in slow_dtypes()
     return suits and fast and extension_available(torch.device("cpu"))
 

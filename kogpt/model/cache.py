@@ -115,8 +115,8 @@ class KVCache:
 
         Args:
             sizes: batch, heads and head dim of new keys.
-            dtype: of theirs.
-            device: of theirs.
+            dtype: of new keys.
+            device: of new keys.
 
         Raises:
             ValueError: what is held is of another batch, model, dtype or device.

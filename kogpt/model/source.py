@@ -36,7 +36,8 @@ def change() -> str | None:
 def edited_source() -> str | None:
     """The first of the sources that has another hash."""
     for name, sha256 in SOURCES.items():
-        if hashlib.sha256((HERE / name).read_bytes()).hexdigest() != sha256:
+        source = (HERE / name).read_bytes().replace(b"\r\n", b"\n")  # as git writes it on Windows
+        if hashlib.sha256(source).hexdigest() != sha256:
             return str(HERE / name)
     return None
 

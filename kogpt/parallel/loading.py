@@ -1,14 +1,13 @@
 """Models of which every process makes and reads its own part, so that nobody holds the whole."""
 
-import copy
 import os
-import re
 from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
 from torch import nn
 
+from kogpt.adapters.config import stored_name
 from kogpt.adapters.loading import Folders, put_adapter, read_adapters
 from kogpt.box import BOX
 from kogpt.checkpoint.dtypes import compute_dtype, parse_dtype
@@ -88,11 +87,6 @@ def new_parallel(
     return model
 
 
-def stored_name(name: str) -> str:
-    """A parameter's name in a checkpoint: adapters have the layers that they surround as `base`."""
-    return re.sub(r"(\.base)+\.", ".", name)
-
-
 def _rows_of(
     read: Callable[[str, slice], torch.Tensor], name: str
 ) -> Callable[[slice], torch.Tensor]:
@@ -128,8 +122,8 @@ class _Passing(KoGPT):
             parameters = dict(layer.named_parameters(recurse=False))
             if not parameters:
                 continue
-            whole = copy.copy(layer)
-            whole._parameters = dict(layer._parameters)  # with those that are None
+            whole = object.__new__(type(layer))  # a copy, which FSDP's classes have not
+            vars(whole).update(vars(layer), _parameters=dict(layer._parameters))
             for name, parameter in parameters.items():
                 values = torch.empty(parameter.shape, dtype=parameter.dtype)
                 whole._parameters[name] = nn.Parameter(values)

@@ -24,6 +24,7 @@ from kogpt.checkpoint.shards import TensorSpec
 from kogpt.checkpoint.sliced import FILE_NAME, metadata
 from kogpt.checkpoint.staging import (
     Staging,
+    beside,
     fsync_path,
     partial_of,
     put_in_place,
@@ -157,8 +158,7 @@ def write_whole(path: Path, tensors: Tensors, parallel: Parallel) -> None:
     header = encode_header(((n, t.dtype, tuple(t.shape)) for n, t in tensors.items()), {})
     wholes = (whole(tensor.detach()) for tensor in tensors.values())
     if parallel.first:
-        temporary = path.with_name(f"{path.name}.tmp")
-        with writing(path), Output(temporary, 0) as output:
+        with writing(path), beside(path) as temporary, Output(temporary, 0) as output:
             output.append(memoryview(header))
             for values in wholes:
                 output.append(raw_bytes(values.cpu()))

@@ -14,13 +14,12 @@ CURVE_NAME = "curve.png"
 SMOOTHING = 0.9  # share that a moving average keeps at each step
 
 
-def draw_curve(log: list[dict[str, Any]], path: Path, title: str = "Loss") -> None:
+def draw_curve(log: list[dict[str, Any]], path: Path) -> None:
     """Draws training and held-out loss over tokens, and metrics below; matplotlib must be there.
 
     Args:
         log: entries of a run's log.
         path: of the PNG file.
-        title: above the picture.
     """
     from matplotlib.figure import Figure  # an extra, and slow to import
 
@@ -28,7 +27,7 @@ def draw_curve(log: list[dict[str, Any]], path: Path, title: str = "Loss") -> No
     figure = Figure(figsize=(8, 7.5 if metrics else 4.5), dpi=150, layout="constrained")
     losses, *others = figure.subplots(2 if metrics else 1, sharex=True, squeeze=False)[:, 0]
     _draw_losses(losses, log)
-    losses.set(ylabel="loss, nats per target", title=title)
+    losses.set(ylabel="loss, nats per target", title="Loss")
     for axes in others:
         for name in metrics:
             axes.plot(*_points(log, name), "o-", markersize=4, label=METRICS[name])

@@ -153,7 +153,7 @@ class Finetuning(Job[FinetuningConfig, ExampleBatch]):
         task = None if config.task is None else load_task(config.task)
         kind = find_objective(config, task)
         tokenizer = load_tokenizer(config.model)
-        model = start_model(config, outputs_of(kind, task), parallel)
+        model = start_model(config, head_width(kind, task), parallel)
         parallel.once(lambda: forget_best(config.folder / BEST_NAME, last))
         if last is not None:
             with stored_tensors(last / WEIGHTS_NAME) as tensors:
@@ -338,7 +338,7 @@ def find_objective(config: FinetuningConfig, task: Task | None) -> str:
     return config.objective or LABEL_WORDS
 
 
-def outputs_of(kind: str, task: Task | None) -> int:
+def head_width(kind: str, task: Task | None) -> int:
     """Width of the head that an objective needs; 0 for none."""
     if kind == HEAD:
         assert task is not None, "a head is for tasks"

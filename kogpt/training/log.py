@@ -4,13 +4,14 @@ import json
 import time
 from collections.abc import Mapping
 from importlib.util import find_spec
+from io import FileIO
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TextIO
 
 from tqdm import tqdm
 
-from kogpt.checkpoint.staging import write_atomically
+from kogpt.checkpoint.staging import append, write_atomically
 from kogpt.errors import InputRefusedError, KoGPTError
 from kogpt.training.config import RunConfig
 
@@ -56,7 +57,7 @@ class Progress:
         path = config.folder / LOG_NAME
         kept = [json.dumps(entry) + "\n" for entry in read_log(path) if entry["step"] <= start]
         write_atomically(path, "".join(kept).encode())
-        self._file = path.open("a", encoding="utf-8", buffering=1)
+        self._file = FileIO(path, "a")
         self._events = _events(config, start)
         terminal = self.stream.isatty()
         self._bar = tqdm(
@@ -82,7 +83,8 @@ class Progress:
 
     def record(self, step: int, tokens: int, entry: Mapping[str, float]) -> None:
         """Appends an entry to the log."""
-        self._file.write(json.dumps({"step": step, "tokens": tokens, **entry}) + "\n")
+        line = json.dumps({"step": step, "tokens": tokens, **entry}) + "\n"
+        append(Path(self._file.name), self._file, line.encode())
         if self._events is not None:
             for name, value in entry.items():
                 self._events.add_scalar(name, value, step)

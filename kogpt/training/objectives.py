@@ -65,11 +65,9 @@ class Objective(ABC, Generic[R, E]):
 
     Attributes:
         main: the figure to choose by.
-        outputs: width of the head; 0 for none.
     """
 
     main: str = HELD_OUT_LOSS
-    outputs: int = 0
 
     def __init__(self, tokenizer: Tokenizer, prefix: Ids, room: int) -> None:
         """Is told how rows become ids.
@@ -308,7 +306,7 @@ class LastToken(TaskObjective[HeadExample]):
         hidden = hidden_states(model, batch.input_ids, batch.starts)
         row, last = batch.lasts
         outputs = model.get_submodule("score")(hidden[row, last].float()).float()
-        return outputs.view(batch.count, -1, self.outputs).mean(1)
+        return outputs.view(batch.count, -1, outputs.size(1)).mean(1)
 
     @torch.no_grad()
     def judge(self, model: KoGPT, rows: Sequence[Row]) -> tuple[Outcome, float]:
@@ -344,10 +342,6 @@ class LastToken(TaskObjective[HeadExample]):
 class Classification(LastToken):
     """Classes by a head on the last token; cross entropy."""
 
-    @property
-    def outputs(self) -> int:  # type: ignore[override]
-        return len(self.task.labels)
-
     def goal(self, row: Row) -> float:
         return row.label
 
@@ -366,7 +360,6 @@ class Regression(LastToken):
     """
 
     both_orders = True
-    outputs = 1
 
     def goal(self, row: Row) -> float:
         assert row.degree is not None, "the task has degrees"

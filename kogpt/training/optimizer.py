@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
+from kogpt.adapters.config import stored_name
 from kogpt.errors import InputRefusedError, KoGPTError, ParameterError
 from kogpt.kernels.building import CannotBuildError, find_compiler
 from kogpt.parallel.parts import Rows, fill, is_cut
@@ -52,7 +53,7 @@ def make_optimizer(model: nn.Module, config: RunConfig) -> torch.optim.Optimizer
 def _kept_from_decay(model: nn.Module) -> set[nn.Parameter]:
     """Those that `no_weight_decay` names, also where an adapter lies around them."""
     named = dict(model.named_parameters(remove_duplicate=False))
-    named |= {name.replace(".base", ""): p for name, p in named.items()}
+    named |= {stored_name(name): p for name, p in named.items()}
     names = set(getattr(model, "no_weight_decay", tuple)())
     unknown = names - named.keys()
     if unknown and all(p.requires_grad for p in named.values()):  # else some may be integers

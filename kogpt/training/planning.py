@@ -13,6 +13,9 @@ from kogpt.checkpoint.convert import GROUP_SIZE
 from kogpt.checkpoint.names import expand
 from kogpt.checkpoint.quantization import Quantization
 from kogpt.checkpoint.resources import human
+from kogpt.errors import ParameterError
+from kogpt.model import KoGPTConfig
+from kogpt.parallel.tensor import check_divides
 from kogpt.training.config import (
     ADAMW,
     EIGHT_BITS,
@@ -280,6 +283,8 @@ def _less_trained(work: Work) -> Iterator[tuple[str, Work]]:
     plain = {"optimizer": ADAMW, "weights": FLOAT32, "offload": False}
     if work.method == FULL:
         yield f"--method {LORA}", _changed(work, method=LORA, **plain)
+    if work.stage.model_class is not None:  # a class of one's own is not quantised
+        return
     if work.method in (FULL, LORA) and work.stage.shape.n_embd % GROUP_SIZE == 0:
         quantized = _quantized(work, "int4")
         yield (
@@ -295,9 +300,9 @@ def _less_trained(work: Work) -> Iterator[tuple[str, Work]]:
 def _more_and_shorter(work: Work) -> Iterator[tuple[str, Work]]:
     stage, config = work.stage, work.config
     for gpus in (2, 4, 8):
-        if not 0 < work.gpus < gpus:
+        if not 0 < work.gpus < gpus or stage.model_class is not None:
             continue
-        if work.method == INFERENCE and stage.shape.n_head % gpus == 0:
+        if work.method == INFERENCE and _divides(stage.shape, gpus):
             whole = dataclasses.replace(stage, quantization=None)  # they widen integers
             yield f"--gpus {gpus}", dataclasses.replace(work, stage=whole, gpus=gpus)
         elif work.method != INFERENCE and (config.weights, config.optimizer) == (FLOAT32, ADAMW):
@@ -305,6 +310,14 @@ def _more_and_shorter(work: Work) -> Iterator[tuple[str, Work]]:
     length = work.length
     while (length := length // 2) >= SHORTEST:
         yield f"--sequence {length}", _changed(work, sequence_length=length)
+
+
+def _divides(shape: KoGPTConfig, gpus: int) -> bool:
+    try:
+        check_divides(shape, gpus)
+    except ParameterError:
+        return False
+    return True
 
 
 def _setting(config: FinetuningConfig, name: str) -> Any:

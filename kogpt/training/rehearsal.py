@@ -163,7 +163,7 @@ class _Rehearsal(Job[FinetuningConfig, Sequences]):
         length = config.sequence_length or self.model.config.n_positions
         count = min(config.batch_size, 2 * config.micro_batch)
         rows = torch.zeros(count, length, dtype=torch.long)
-        return [Sequences(part, part.clone()) for part in rows.split(config.micro_batch)[:2]]
+        return [Sequences(part, part.clone()) for part in rows.split(config.micro_batch)]
 
     def loss(self, batch: Sequences) -> Tensor:
         self._tracker.enter(FORWARD)

@@ -21,7 +21,7 @@ from torch import Tensor
 from kogpt.checkpoint.safetensors_file import SafetensorsFile
 from kogpt.checkpoint.sliced import SlicedCheckpoint
 from kogpt.checkpoint.sources import Source
-from kogpt.checkpoint.staging import Staging, put_in_place, writing
+from kogpt.checkpoint.staging import Staging, beside, put_in_place, writing
 from kogpt.checkpoint.writer import write_content
 from kogpt.errors import InputRefusedError, KoGPTError
 from kogpt.jsonfiles import to_json
@@ -50,7 +50,7 @@ class TrainingState:
         data: fingerprint of the data.
         base: fingerprint of the weights that a run reads again and does not train; None for none.
         source: fingerprint of the file that a class of one's own is in; None for none.
-        network: fingerprint of the sources in `kogpt/model/`; None in older checkpoints.
+        network: fingerprint of the sources in `kogpt/model/`.
     """
 
     step: int
@@ -94,12 +94,12 @@ class TrainingState:
         """
         if self.data != begun.data:
             raise InputRefusedError("cannot resume with other data than the run began with")
-        if self.source not in (None, begun.source):
+        if self.source != begun.source:
             architecture = self.config.get("architecture")
             raise InputRefusedError(
                 f"cannot resume: {architecture} is not what it was when the run began"
             )
-        if self.network not in (None, begun.network):
+        if self.network != begun.network:
             raise InputRefusedError(
                 "cannot resume: kogpt/model/ is not what it was when the run began"
             )
@@ -212,8 +212,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], parallel: Parallel)
         from kogpt.parallel.saving import write_whole  # slow to import
 
         return write_whole(path, tensors, parallel)
-    temporary = path.with_name(f"{path.name}.tmp")
-    with writing(path):
+    with writing(path), beside(path) as temporary:
         write_content(temporary, tensors)
         put_in_place(temporary, path)
 

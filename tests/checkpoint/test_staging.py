@@ -10,6 +10,7 @@ from kogpt.checkpoint import resources, write_checkpoint, writer
 from kogpt.checkpoint.staging import (
     Staging,
     _lock,
+    beside,
     put_in_place,
     refuse_existing,
     refuse_strangers,
@@ -155,3 +156,10 @@ def test_what_the_disk_refuses_in_the_background_is_told_at_the_end(tmp_path, mo
         output.append(memoryview(b"12345"))
         with pytest.raises(OSError, match="Input/output error"):
             output.sync()
+
+
+def test_a_file_that_could_not_be_written_leaves_nothing_beside(tmp_path):
+    with pytest.raises(KeyError), beside(tmp_path / "file") as temporary:
+        temporary.write_text("half")
+        raise KeyError
+    assert not list(tmp_path.iterdir())

@@ -6,6 +6,7 @@ import os
 import platform
 import shutil
 import statistics
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -30,7 +31,11 @@ from kogpt.benchmarking import (
     streamed_bytes,
     timing,
 )
-from kogpt.benchmarking.machine import device_name, processor_name, reset_peak
+from kogpt.benchmarking.machine import (
+    device_name,
+    processor_name,
+    reset_peak,
+)
 from kogpt.benchmarking.plot import draw, limit
 from kogpt.benchmarking.report import duration
 from kogpt.box import BOX
@@ -71,7 +76,7 @@ def test_the_prepared_model_streams_the_same_but_for_zeros_in_its_biases():
 def test_a_step_reads_the_weights_once_and_the_embedding_and_cache_of_each_row():
     # Steps 2 to 4 of 4 read 6, 7 and 8 keys and values of 8 floats behind a prompt of 5.
     row = 4 * 8 + 2 * 4 * 8 * (6 + 7 + 8) / 3
-    assert step_bytes(KoGPT(TINY), torch.float32, 3, 5, 4) == 4 * TINY_STREAMED + 3 * row
+    assert step_bytes(KoGPT(TINY), 3, 5, 4) == 4 * TINY_STREAMED + 3 * row
 
 
 def test_rates_are_counts_over_seconds_and_the_first_token_is_the_prompt_s():
@@ -352,3 +357,11 @@ def test_every_batch_is_measured_with_every_prompt_the_same_in_each_run(monkeypa
 def test_prompts_are_read_in_the_pieces_that_generation_reads():
     asked = inspect.signature(continue_prompts).parameters["prefill_chunk"]
     assert asked.default == timing.PREFILL_CHUNK
+
+
+def test_to_describe_the_machine_compiles_nothing(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    code = "describe_machine(torch.device('cpu'))"
+    code = f"import torch; from kogpt.benchmarking.machine import describe_machine; {code}"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert not list(tmp_path.iterdir())

@@ -51,6 +51,8 @@ def test_settings_that_say_nothing_alone_are_refused():
         run_settings(argparse.Namespace(**given), TrainingConfig)
     settings = run_settings(argparse.Namespace(**given, short_length=8), TrainingConfig)
     assert settings == {**given, "short_length": 8}
+    with pytest.raises(UsageError, match="--out: is empty"):  # it would be the folder one is in
+        run_settings(argparse.Namespace(device="cpu", out=""), TrainingConfig)
     with pytest.raises(UsageError, match="--epochs: not with --steps"):
         run_settings(argparse.Namespace(device="cpu", epochs=1.0, steps=3), TrainingConfig)
 

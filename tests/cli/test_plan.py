@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +19,7 @@ from kogpt.training.planning import GATHERED, Work, alternatives, divided
 from kogpt.training.rehearsal import bytes_of_prompt
 from tests.cli.test_commands import kogpt, refusal
 
+SWAPS = Path(__file__).parents[1] / "model/swaps.py"
 NANO = ("plan", "--model", "nano", "--sequence", "64")
 WHOLE = ("plan", "--model", "kogpt-6b", "--sequence", "2048", "--batch", "1", "--gpus", "1")
 FRUGAL = ("--precision", "bfloat16", "--activation-checkpointing")
@@ -153,6 +156,22 @@ def test_several_gpus_are_not_offered_what_one_process_alone_can_do():
     options = offered("--gpus", "2")
     assert any("--offload" in option for option in options)
     assert not any("8bit" in option or "bfloat16-" in option for option in options)
+
+
+@pytest.mark.parametrize("method", ["full", "lora", "inference"])
+def test_a_class_of_ones_own_is_offered_neither_integers_nor_gpus(method):
+    own = ("--architecture", f"{SWAPS}:WithSwiGLU", "--sequence", "512")
+    work = asked("--method", method, "--gpus", "1", *own)
+    options = [options for options, _ in alternatives(work)]
+    assert options
+    assert not [option for option in options if re.search("gpus|qlora|quantize", option)]
+
+
+def test_no_gpus_are_offered_where_the_head_is_the_embedding():
+    """Tensor parallel cuts heads of their own."""
+    asks = ("plan", "--model", "kogpt2", "--method", "inference", "--gpus", "1", "--sequence", "64")
+    work = find_work(build_parser().parse_args(asks), 1)
+    assert not [options for options, _ in alternatives(work) if "--gpus" in options]
 
 
 def test_what_one_process_alone_can_do_leads_to_no_more_of_them():

@@ -231,18 +231,19 @@ def test_processes_with_soft_prompts_may_have_other_numbers_of_rows(tmp_path):
         assert differences and max(differences) < 1e-5
 
 
-def begin_anew(parallel):
+def begin_anew(parallel, precision):
     from kogpt.model import KoGPT
 
     expected = KoGPT(CONFIG)
     expected.init_weights(torch.Generator().manual_seed(11))
     generator = torch.Generator().manual_seed(11)
-    model = new_parallel(CONFIG, parallel, generator, cut=cutter(parallel))
+    model = new_parallel(CONFIG, parallel, generator, cut=cutter(parallel, precision=precision))
     return difference(model, expected)
 
 
-def test_a_new_model_has_the_weights_that_one_process_draws():
-    assert run(4, begin_anew, tensor=2) == [0.0] * 4
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_new_model_has_the_weights_that_one_process_draws(precision):
+    assert run(4, begin_anew, precision, tensor=2) == [0.0] * 4
 
 
 @pytest.mark.parametrize("limit", [1.0, 0.1])

@@ -4,7 +4,7 @@ import io
 
 import pytest
 
-from kogpt.errors import KoGPTError
+from kogpt.errors import KoGPTError, NotEnoughResourcesError
 from kogpt.training import finetune
 from kogpt.training import log as log_module
 from kogpt.training.log import read_log
@@ -31,3 +31,17 @@ def test_a_missing_tensorboard_is_named_if_it_is_asked_for(finetuning, monkeypat
     finetune(finetuning(tensorboard=None, steps=1), io.StringIO())
     with pytest.raises(KoGPTError, match="pip install tensorboard"):
         finetune(finetuning(tensorboard=True, steps=2, resume=True), io.StringIO())
+
+
+def test_a_log_that_finds_no_room_is_named(finetuning, monkeypatch):
+    """As a disk that another program fills up while a run goes on."""
+    config = finetuning(steps=2, log_every=1)
+    real = log_module.Progress.record
+
+    def record(self, *entry):
+        self._file = io.FileIO("/dev/full", "w")
+        real(self, *entry)
+
+    monkeypatch.setattr(log_module.Progress, "record", record)
+    with pytest.raises(NotEnoughResourcesError, match="/dev/full: cannot be written: No space"):
+        finetune(config, io.StringIO())
