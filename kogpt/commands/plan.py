@@ -47,21 +47,11 @@ def run(args: argparse.Namespace) -> int | None:
 
 def find_work(args: argparse.Namespace, gpus: int) -> Work:
     """What the arguments ask for."""
-    refuse_idle(args)
-    for name in TRAINING if args.method == INFERENCE else ():
-        if getattr(args, name):
-            raise UsageError(f"argument {option_of(name)}: not with --method inference")
-    if args.quantize and args.method not in (QLORA, INFERENCE):
-        raise UsageError("argument --quantize: only with --method inference or qlora")
+    refuse_idle_training(args)
     own = load_architecture(args.architecture)
-    shape, dtype, quantization = read_headers(args.model or str(BOX), own)
+    shape, dtype, stored_as = read_headers(args.model or str(BOX), own)
     stored = dtype or torch.bfloat16  # as it would be written
-    if args.quantize:
-        quantization = Quantization.of(args.quantize, GROUP_SIZE, zero_points=False)
-    elif args.method == QLORA and quantization is None:
-        quantization = Quantization.of("int4", GROUP_SIZE, zero_points=False)
-    if args.method not in (QLORA, INFERENCE):
-        quantization = None  # other methods widen what is stored as integers
+    quantization = quantization_of(args, stored_as)
     if quantization is not None and own is not None:
         raise UsageError("argument --architecture: not with qlora or --quantize: none is quantised")
     if quantization is not None:
@@ -85,6 +75,32 @@ def find_work(args: argparse.Namespace, gpus: int) -> Work:
     if gpus > 1 and own is not None:
         raise UsageError("argument --architecture: only on one GPU")
     return Work(Stage(shape, gpus > 0, quantization, own), args.method, config, gpus, as_stored)
+
+
+def refuse_idle_training(args: argparse.Namespace) -> None:
+    """Refuses options of training where nothing is trained, and those of other methods."""
+    refuse_idle(args)
+    for name in TRAINING if args.method == INFERENCE else ():
+        if getattr(args, name):
+            raise UsageError(f"argument {option_of(name)}: not with --method inference")
+    if args.quantize and args.method not in (QLORA, INFERENCE):
+        raise UsageError("argument --quantize: only with --method inference or qlora")
+
+
+def quantization_of(args: argparse.Namespace, stored: Quantization | None) -> Quantization | None:
+    """How matrices would lie in memory; None for as floats.
+
+    Args:
+        args: of the command.
+        stored: how they lie in the folder.
+    """
+    if args.method not in (QLORA, INFERENCE):
+        return None  # other methods widen what is stored as integers
+    if args.quantize:
+        return Quantization.of(args.quantize, GROUP_SIZE, zero_points=False)
+    if args.method == QLORA and stored is None:
+        return Quantization.of("int4", GROUP_SIZE, zero_points=False)
+    return stored
 
 
 def check_length(config: FinetuningConfig, most: int) -> None:

@@ -7,7 +7,7 @@ rows anew is drawing how many there are of each kind.
 Dimension key: `n` rows, `N` sets of shots, `L` labels, `K` kinds of rows, `R` resamples.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import NamedTuple
@@ -39,6 +39,19 @@ class Outcome:
     gold: np.ndarray
     scores: np.ndarray
     degrees: np.ndarray | None = None
+
+    @classmethod
+    def of(
+        cls,
+        labels: Sequence[str],
+        gold: Sequence[int],
+        degrees: Iterable[float | None] | None,
+        scores: Sequence[np.ndarray],
+    ) -> "Outcome":
+        """Of plain numbers, and each set's scores; a degree that is None counts as none."""
+        known = [degree for degree in degrees or () if degree is not None]
+        scale = np.array(known) if known else None
+        return cls(len(labels), np.array(gold), np.stack(scores), scale)
 
     @property
     def predicted(self) -> np.ndarray:

@@ -110,13 +110,8 @@ def name_of(report: Json) -> str:
 
 def outcome_of(run: Json, rule: str) -> Outcome:
     """What a run's rows were taken for by a rule of scoring."""
-    degrees = run["degrees"]
-    return Outcome(
-        num_labels=len(run["labels"]),
-        gold=np.array(run["gold"]),
-        scores=np.stack([Answers(**answers).scores(rule) for answers in run["sets"]]),
-        degrees=np.array(degrees) if degrees else None,
-    )
+    scores = [Answers(**answers).scores(rule) for answers in run["sets"]]
+    return Outcome.of(run["labels"], run["gold"], run["degrees"], scores)
 
 
 def _run(run: Run) -> Json:

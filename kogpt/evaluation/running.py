@@ -114,13 +114,9 @@ class Run:
 
     def outcome(self, rule: str) -> Outcome:
         """What the rows were taken for by a rule of scoring."""
-        degrees = [row.degree for row in self.rows if row.degree is not None]
-        return Outcome(
-            num_labels=len(self.task.labels),
-            gold=np.array([row.label for row in self.rows]),
-            scores=np.stack([answers.scores(rule) for answers in self.sets]),
-            degrees=np.array(degrees) if degrees else None,
-        )
+        gold, degrees = [row.label for row in self.rows], [row.degree for row in self.rows]
+        scores = [answers.scores(rule) for answers in self.sets]
+        return Outcome.of(self.task.labels, gold, degrees, scores)
 
 
 def rules_of(protocol: Protocol, prompt: Prompt) -> tuple[str, ...]:

@@ -113,6 +113,12 @@ class Place(NamedTuple):
 
 
 class _Loader:
+    """Makes the parts of a prepared network out of the tensors of a checkpoint.
+
+    Matrices that are multiplied in one go come as a grid of their layers' names: rows one under the
+    other, whose outputs follow each other, and in a row side by side, whose inputs do.
+    """
+
     def __init__(
         self,
         reader: CheckpointReader,
@@ -185,7 +191,7 @@ class _Loader:
         """Linear layers, each where it lies in its file; or as one, if one of them cannot.
 
         Args:
-            grid: rows of names, one under the other, each side by side.
+            grid: their names.
             bias: of the last; the others have none.
         """
         packed = self.packed(grid)

@@ -321,13 +321,8 @@ class LastToken(TaskObjective[HeadExample]):
         return outcome, loss / len(examples)
 
     def _outcome(self, rows: Sequence[Row], outputs: np.ndarray) -> Outcome:
-        degrees = [row.degree for row in rows if row.degree is not None]
-        return Outcome(
-            num_labels=len(self.task.labels),
-            gold=np.array([row.label for row in rows]),
-            scores=self.scores(outputs)[None],
-            degrees=np.array(degrees) if degrees else None,
-        )
+        gold, degrees = [row.label for row in rows], [row.degree for row in rows]
+        return Outcome.of(self.task.labels, gold, degrees, [self.scores(outputs)])
 
     def _batches(self, examples: list[HeadExample], device: torch.device) -> list[ExampleBatch]:
         """Batches of examples that are sorted by length."""

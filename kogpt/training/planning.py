@@ -188,7 +188,8 @@ class MemoryPlan:
         where = {0: "the CPU", 1: "the GPU"}.get(gpus, f"each of {gpus} GPUs")
         config = self.work.config
         count, length = config.batch_size, self.work.length
-        rows = f"{count:,} row{'s' * (count > 1)} of {length:,} tokens"
+        tokens = f"{length:,} token{'s' * (length > 1)}"
+        rows = f"{count:,} row{'s' * (count > 1)} of {tokens}"
         yield f"memory on {where} when most is taken ({self.need.phase}), {rows}:"
         for part, size in self.need.parts.items():
             if size and part != HOST:
@@ -214,6 +215,9 @@ class MemoryPlan:
     def to_dict(self) -> dict[str, Any]:
         """The plan as JSON values."""
         return {
+            "gpus": self.work.gpus,
+            "rows": self.work.config.batch_size,
+            "tokens": self.work.length,
             "phase": self.need.phase,
             "bytes": self.need.parts,
             "total": self.need.total,

@@ -49,6 +49,7 @@ def test_it_tells_of_each_part_and_whether_all_fit():
 )
 def test_the_6b_at_2048_tokens_takes_no_more_than_it_should(method, most):
     plan = planned(*WHOLE, *method, *FRUGAL, "--memory", f"{most / 1e9}GB")
+    assert (plan["gpus"], plan["rows"], plan["tokens"]) == (1, 1, 2048)
     assert plan["total"] + plan["reserved"] < most
     assert plan["fits"] and not plan["ways"]
 

@@ -385,7 +385,7 @@ def test_a_damaged_example_is_refused_by_line(finetuning, tmp_path, line, messag
         ({"method": "prompt-tuning", "virtual_tokens": 64}, "has 64 tokens, the context leaves"),
         ({"data": ("nothing",)}, "no task 'nothing'"),
         ({"data": ("nsmc", "rows.jsonl")}, "data is one task or files of examples: nsmc is no"),
-        ({"weight_decay": math.inf}, "weight_decay is inf, it must be finite"),
+        ({"weight_decay": math.inf}, "weight_decay is inf, it must be a finite number"),
     ],
 )
 def test_what_does_not_fit_is_refused_by_name(finetuning, change, message):
@@ -453,5 +453,5 @@ def test_epochs_are_counted_at_once(finetuning):
     config = finetuning(steps=None, epochs=999_999.5)
     started = Finetuning.start(config, None, io.StringIO(), Parallel())
     assert started.num_steps() == round(999_999.5 * 14)  # of 108 rows, 8 a step
-    with pytest.raises(ValueError, match="epochs is 1e.308, it must be at most"):
+    with pytest.raises(ValueError, match="epochs is 1e.308, it must be a finite number above 0 and at most"):
         finetuning(epochs=1e308)
