@@ -346,6 +346,17 @@ def test_a_head_that_is_not_the_embedding_is_refused(tmp_path):
         load_model(tmp_path)
 
 
+def test_a_head_that_is_the_embedding_is_so_with_nan_too(tmp_path):
+    model = reference("gpt2")
+    model.save_pretrained(tmp_path / "src")
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    for name in ("transformer.wte.weight", "lm_head.weight"):
+        state[name][40, 3] = math.nan
+    safetensors.torch.save_file(state, tmp_path / "src" / "model.safetensors", {"format": "pt"})
+    convert(tmp_path / "src", tmp_path / "dst", ConversionOptions(allow_nonfinite=("*",)))
+    assert load_model(tmp_path / "dst").transformer.wte.weight[40, 3].isnan()
+
+
 def test_names_of_other_versions_are_read_too(tmp_path, ids):
     model = reference("gpt2")
     model.transformer.save_pretrained(tmp_path / "gpt2")
