@@ -176,7 +176,9 @@ class _Job:
         # What is rounded keeps our names: others could not read it anyway.
         self.layout = None if self.quantization is not None else layout_of(self.config)
         shapes = expand(self.config)
-        self.rounded = Quantizer(self._read, self.quantization, shapes, self.dtype)
+        self.rounded = Quantizer(
+            self._read, self.quantization, shapes, self.dtype, reader.stored_name
+        )
         self.stored = AssembledTensors(
             self.rounded.specs, self.rounded.read, self.config, self.layout
         )

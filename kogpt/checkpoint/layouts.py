@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from kogpt.checkpoint.dtypes import check_float
 from kogpt.checkpoint.names import expand
 from kogpt.checkpoint.shards import TensorSpec
 from kogpt.checkpoint.sources import Source
@@ -91,13 +92,18 @@ class Layout:
         row = self.block[layer]
         return row, f"{self.blocks}.{index}.{row.theirs}.{leaf}"
 
+    def names(self, name: str) -> list[str]:
+        """The name, and those that it has in other versions of the layout."""
+        others = [
+            other + name.removeprefix(beginning)
+            for beginning, other in self.variants.items()
+            if name.startswith(beginning)
+        ]
+        return [name, *others]
+
     def version(self, name: str, there: Collection[str]) -> str:
         """The name, or the one that it has in other versions of the layout, if that is there."""
-        for beginning, other in self.variants.items():
-            changed = other + name.removeprefix(beginning)
-            if name.startswith(beginning) and name not in there and changed in there:
-                return changed
-        return name
+        return next((each for each in self.names(name) if each in there), name)
 
 
 GPT2 = Layout(
@@ -196,7 +202,8 @@ class ReleasedTensors:
             layout: in which they are stored.
 
         Raises:
-            InputRefusedError: one is missing or misshapen; the message has its stored name.
+            InputRefusedError: one is missing, misshapen or no float; the message has its stored
+                name.
         """
         self.path, self._owner, self._head_dim = path, owner, config.head_dim
         self.tensors: dict[str, TensorSpec] = {}
@@ -204,7 +211,7 @@ class ReleasedTensors:
         self._twins: dict[str, str] = {}
         for name, shape in expand(config, layout.model_class).items():
             row, theirs = layout.find(name)
-            theirs = layout.version(theirs, owner)
+            theirs = self._find(layout.names(theirs))
             self._rows[name] = row, theirs
             self.tensors[name] = TensorSpec(name, self._hold(theirs, row.shape(shape)), shape)
             if row.twin is not None and (twin := f"{row.twin}.weight") in owner:
@@ -229,15 +236,24 @@ class ReleasedTensors:
             self._compare(theirs, self._twins[name], rows, values)
         return values
 
+    def stored_name(self, name: str) -> str:
+        """The name of the tensor that one of ours lies in."""
+        return self._rows[name][1]
+
+    def _find(self, names: list[str]) -> str:
+        for name in names:
+            if name in self._owner:
+                return name
+        raise InputRefusedError(f"{self.path}: {' or '.join(names)} is missing")
+
     def _hold(self, name: str, shape: tuple[int, ...]) -> torch.dtype:
-        if name not in self._owner:
-            raise InputRefusedError(f"{self.path}: {name} is missing")
         found = self._owner[name].tensors[name]
         if found.shape != shape:
             raise InputRefusedError(
                 f"{self.path}: {name} has shape {list(found.shape)}, the config asks for"
                 f" {list(shape)}"
             )
+        check_float(found.dtype, name, str(self._owner[name].path))
         return found.dtype
 
     def _whole(self, theirs: str) -> Tensor:

@@ -20,7 +20,8 @@ class FitCounts:
     """Counts of finite values that do not survive rounding to float16.
 
     Attributes:
-        overflowed: name -> values that would become infinite, where there are any.
+        overflowed: name of a tensor in the file -> values that would become infinite, where there
+            are any.
         vanished: values other than zero that would become zero.
     """
 
@@ -41,7 +42,8 @@ def count_misfits(reader: CheckpointReader, specs: Iterable[TensorSpec]) -> FitC
             overflowed, vanished = misfits(reader.read(spec.name, rows))
             counts.vanished += vanished
             if overflowed:
-                counts.overflowed[spec.name] = counts.overflowed.get(spec.name, 0) + overflowed
+                name = reader.stored_name(spec.name)
+                counts.overflowed[name] = counts.overflowed.get(name, 0) + overflowed
     return counts
 
 

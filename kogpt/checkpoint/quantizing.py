@@ -34,6 +34,7 @@ class Quantizer:
         quantization: Quantization | None,
         shapes: Mapping[str, tuple[int, ...]],
         dtype: torch.dtype,
+        stored_name: Callable[[str], str] = str,
     ) -> None:
         """Plans the tensors.
 
@@ -42,8 +43,10 @@ class Quantizer:
             quantization: how matrices are stored; None for all as they are.
             shapes: of all tensors, by their released names.
             dtype: of the floats among those written.
+            stored_name: gives the name that a tensor has where it is read, for messages.
         """
         self._read_floats, self._shapes, self._dtype = read, shapes, dtype
+        self._stored_name = stored_name
         self._schemes: dict[str, Scheme] = {}
         self._matrix: _Matrix | None = None
         self.specs: list[TensorSpec] = []
@@ -70,8 +73,15 @@ class Quantizer:
             return torch.tensor(self._shapes[source])
         if self._matrix is None or self._matrix.name != source:
             shape, scheme = self._shapes[source], self._schemes[source]
-            self._matrix = _Matrix(source, shape, scheme, self._dtype, self._read_floats)
+            self._matrix = _Matrix(source, shape, scheme, self._dtype, self._read_finite)
         return self._matrix.part(name.removeprefix(source), rows)
+
+    def _read_finite(self, name: str, rows: slice) -> Tensor:
+        values = self._read_floats(name, rows)
+        if not values.isfinite().all():
+            name = self._stored_name(name)
+            raise InputRefusedError(f"{name} holds NaN or infinity, which no integer can be")
+        return values
 
 
 class _Matrix:
@@ -118,8 +128,6 @@ class _Matrix:
 
     def _round(self, rows: slice) -> Tensor:
         values = self._read(self.name, rows)
-        if not values.isfinite().all():
-            raise InputRefusedError(f"{self.name} holds NaN or infinity, which no integer can be")
         q, self._scale[rows], zero_point = round_rows(values.float(), self._scheme, self._dtype)
         if zero_point is not None:
             self._zero_point[rows] = zero_point

@@ -148,6 +148,11 @@ class CheckpointReader:
         """A matrix of floats whose rows are read when they are looked up; None from a pickle."""
         return stored_rows(self._owner[name], name)
 
+    def stored_name(self, name: str) -> str:
+        """The name of the tensor in the file that a tensor lies in, for messages."""
+        source = self._owner[name]
+        return source.stored_name(name) if isinstance(source, ReleasedTensors) else name
+
     def stored_as(self, name: str) -> str:
         """What the numbers of a tensor are in the file: `float16`, `int8`, `int4`."""
         matrix = self._matrices.get(name)

@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import re
 import shutil
 from pathlib import Path
 
@@ -355,6 +356,41 @@ def test_a_head_that_is_the_embedding_is_so_with_nan_too(tmp_path):
     safetensors.torch.save_file(state, tmp_path / "src" / "model.safetensors", {"format": "pt"})
     convert(tmp_path / "src", tmp_path / "dst", ConversionOptions(allow_nonfinite=("*",)))
     assert load_model(tmp_path / "dst").transformer.wte.weight[40, 3].isnan()
+
+
+@pytest.mark.parametrize(
+    ("value", "options", "message"),
+    [
+        (None, {}, r"/model\.safetensors: {} is int8"),
+        (1e6, {"dtype": "float16"}, r"1 values in 1 tensors .* \(the first 1 in {}\)"),
+        (math.nan, {"quantize": "int8"}, "^{} holds NaN"),
+    ],
+    ids=["integers", "overflow", "NaN"],
+)
+@pytest.mark.parametrize("kind", ["gpt2", "gpt_neox"])
+def test_a_tensor_that_is_refused_has_its_name_in_the_file(kind, value, options, message, tmp_path):
+    reference(kind).save_pretrained(tmp_path / "src")
+    path = tmp_path / "src" / "model.safetensors"
+    state = safetensors.torch.load_file(path)
+    (name,) = (n for n in state if re.search(r"\.1\.(mlp.c_fc|mlp.dense_h_to_4h)\.weight", n))
+    if value is None:
+        state[name] = state[name].char()
+    else:
+        state[name][1, 2] = value
+    safetensors.torch.save_file(state, path, {"format": "pt"})
+    with pytest.raises(InputRefusedError, match=message.format(re.escape(name))):
+        convert(tmp_path / "src", tmp_path / "dst", ConversionOptions(**options))
+
+
+def test_a_tensor_that_is_missing_has_the_names_of_all_versions(tmp_path):
+    reference("gpt_neox").save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    state = safetensors.torch.load_file(path)
+    names = {"embed_out.weight", "lm_head.weight"}
+    rest = {name: tensor for name, tensor in state.items() if name not in names}
+    safetensors.torch.save_file(rest, path, {"format": "pt"})
+    with pytest.raises(InputRefusedError, match="embed_out.weight or lm_head.weight is missing"):
+        load_model(tmp_path)
 
 
 def test_names_of_other_versions_are_read_too(tmp_path, ids):
