@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from kogpt.checkpoint.dtypes import check_float
-from kogpt.checkpoint.names import expand
+from kogpt.checkpoint.names import expand, missing
 from kogpt.checkpoint.shards import TensorSpec
 from kogpt.checkpoint.sources import Source
 from kogpt.errors import InputRefusedError
@@ -244,7 +244,7 @@ class ReleasedTensors:
         for name in names:
             if name in self._owner:
                 return name
-        raise InputRefusedError(f"{self.path}: {' or '.join(names)} is missing")
+        raise InputRefusedError(f"{self.path}: {missing(names, self._owner)}")
 
     def _hold(self, name: str, shape: tuple[int, ...]) -> torch.dtype:
         found = self._owner[name].tensors[name]

@@ -7,7 +7,7 @@ They are those of the network itself, for KoGPT the released ones. Tables of oth
 import copy
 import math
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import cache
 from typing import NamedTuple
@@ -204,9 +204,7 @@ def check_names(
             )
     for name, shape in wanted.items():
         if name not in found:
-            alike = [n for n in found if n.endswith(f".{name}") or name.endswith(f".{n}")]
-            hint = f"; with another prefix there is {alike[0]}" if alike else ""
-            raise InputRefusedError(f"{where}: {name} is missing{hint}")
+            raise InputRefusedError(f"{where}: {missing([name], found)}")
         if found[name] != shape:
             raise InputRefusedError(
                 f"{where}: {name} has shape {list(found[name])}, the config asks for {list(shape)}"
@@ -222,6 +220,13 @@ def check_names(
                 " convert --allow-extra` would leave it out"
             )
     return extra
+
+
+def missing(names: Sequence[str], found: Collection[str]) -> str:
+    """What to say of a tensor that is not found under any of its names."""
+    alike = [n for n in found for x in names if n.endswith(f".{x}") or x.endswith(f".{n}")]
+    hint = f"; with another prefix there is {alike[0]}" if alike else ""
+    return f"{' or '.join(names)} is missing{hint}"
 
 
 def _check_classifier(shape: tuple[int, ...], config: KoGPTConfig, where: str) -> None:

@@ -393,6 +393,18 @@ def test_a_tensor_that_is_missing_has_the_names_of_all_versions(tmp_path):
         load_model(tmp_path)
 
 
+@pytest.mark.parametrize("kind", ["gpt2", "gpt_neox"])
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model."])
+def test_names_with_another_prefix_are_told(kind, prefix, tmp_path):
+    reference(kind).save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    state = safetensors.torch.load_file(path)
+    safetensors.torch.save_file({f"{prefix}{n}": x for n, x in state.items()}, path)
+    message = f"with another prefix there is {prefix}(transformer.wte|gpt_neox.embed_in).weight"
+    with pytest.raises(InputRefusedError, match=message):
+        load_model(tmp_path)
+
+
 def test_names_of_other_versions_are_read_too(tmp_path, ids):
     model = reference("gpt2")
     model.transformer.save_pretrained(tmp_path / "gpt2")
