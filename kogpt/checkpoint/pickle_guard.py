@@ -28,6 +28,8 @@ from kogpt.textfiles import brief
 
 MAX_PICKLE = 4 << 20  # bytes; the released model takes 60 KB
 
+SAVE_WEIGHTS_ALONE = "of a training checkpoint, save the table of weights by itself"
+
 MEMBER = re.compile(
     r"[^/]+/(data\.pkl|data/\d+|version|byteorder|\.data/serialization_id"
     r"|\.format_version|\.storage_alignment)"
@@ -172,17 +174,20 @@ class Interpreter:
         return self._table(self.stack[0])
 
     def refuse(self, what: str) -> NoReturn:
-        raise InputRefusedError(f"{self.where}: unsafe pickle: {what}")
+        # Weights within another table: what is too much is most likely no attack.
+        inner = any(map(_begins_with_a_tensor, self.stack[1:]))
+        advice = f"; {SAVE_WEIGHTS_ALONE}" if inner else ""
+        raise InputRefusedError(f"{self.where}: unsafe pickle: {what}{advice}")
 
     def _table(self, value: object) -> dict[str, StoredTensor]:
         if not isinstance(value, dict):
             self.refuse(f"its top is no table of tensors but {brief(value)}")
+        for name in (name for name, inner in value.items() if isinstance(inner, dict)):
+            raise InputRefusedError(
+                f"{self.where}: {brief(name)} is a table, where a state dict has tensors alone:"
+                f" {SAVE_WEIGHTS_ALONE}"
+            )
         for name, tensor in value.items():
-            if isinstance(tensor, dict):
-                raise InputRefusedError(
-                    f"{self.where}: {brief(name)} is a table, where a state dict has tensors alone:"
-                    " of a training checkpoint, save the table of weights by itself"
-                )
             if not isinstance(tensor, StoredTensor):
                 self.refuse(f"{brief(name)} is no tensor but {brief(tensor)}")
             if not name.isprintable() or len(name) > MAX_NAME:
@@ -201,7 +206,10 @@ class Interpreter:
 
     def protocol(self, version: int) -> None:
         if version != 2:
-            self.refuse(f"protocol {version}, where torch.save uses 2")
+            raise InputRefusedError(
+                f"{self.where}: a pickle of protocol {version}, where only 2 is read: save it anew"
+                " with torch.save, without pickle_protocol"
+            )
 
     def mark(self, _: object) -> None:
         self.marks.append(len(self.stack))
@@ -245,8 +253,10 @@ class Interpreter:
         if type(table) is not dict or len(items) % 2:
             self.refuse(f"it sets items of {brief(table)}")
         for key, value in zip(items[::2], items[1::2], strict=True):
-            if not isinstance(key, str) or key in table:
-                self.refuse(f"{brief(key)} appears twice, or is no text")
+            if not isinstance(key, str):
+                self.refuse(f"the key {brief(key)} is no text")
+            if key in table:
+                self.refuse(f"{brief(key)} appears twice")
             table[key] = value
 
     def build(self, _: object) -> None:
@@ -278,6 +288,11 @@ class Interpreter:
         if not isinstance(tensor, StoredTensor) or hooks:
             self.refuse("a parameter made of other things than a tensor")
         return tensor
+
+
+def _begins_with_a_tensor(value: object) -> bool:
+    """Of a table; all of one that lies there a million times would take hours to look through."""
+    return isinstance(value, dict) and isinstance(next(iter(value.values()), None), StoredTensor)
 
 
 CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}

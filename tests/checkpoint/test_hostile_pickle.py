@@ -369,6 +369,46 @@ def test_version_numbers_that_torch_keeps_as_an_attribute_pass(tmp_path):
         assert reader.names == list(tiny_state())
 
 
+def trained_state() -> dict:
+    """What an optimizer keeps once it has made a step: keys that are numbers, and lists."""
+    layer = torch.nn.Linear(2, 2)
+    optimizer = torch.optim.AdamW(layer.parameters())
+    layer(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    return optimizer.state_dict()
+
+
+@pytest.mark.parametrize(
+    ("others", "reason"),
+    [
+        ({"epoch": 3}, "'{}' is a table"),
+        ({"optimizer": trained_state(), "epoch": 3}, "the key 0 is no text"),
+        ({"buffer_names": [], "global_steps": 3}, "instruction EMPTY_LIST"),
+        ({"args": Path("out")}, "it imports 'pathlib"),
+    ],
+    ids=["a number", "an optimizer", "a list", "an object"],
+)
+@pytest.mark.parametrize("key", ["model", "state_dict"])
+def test_a_training_checkpoint_is_refused_with_advice(tmp_path, key, others, reason):
+    first = {"epoch": 3, key: dict(tiny_state())}
+    torch.save(first | others, tmp_path / BIN)
+    message = f"{reason.format(key)}.*of a training checkpoint, save the table of weights by itself"
+    with pytest.raises(InputRefusedError, match=message):
+        open_checkpoint(tmp_path / BIN)
+
+
+def test_advice_is_for_weights_within_another_table_alone(tmp_path):
+    torch.save({**tiny_state(), "epoch": [3]}, tmp_path / BIN)
+    with pytest.raises(InputRefusedError, match="unsafe pickle: instruction EMPTY_LIST$"):
+        open_checkpoint(tmp_path / BIN)
+
+
+def test_another_protocol_is_told(tmp_path):
+    torch.save(tiny_state(), tmp_path / BIN, pickle_protocol=4)
+    with pytest.raises(InputRefusedError, match="bin: a pickle of protocol 4.*save it anew with"):
+        open_checkpoint(tmp_path / BIN)
+
+
 def test_a_view_ends_with_its_storage():
     storage = Storage(torch.float32, "0", 4)
     for offset, shape, stride in (
