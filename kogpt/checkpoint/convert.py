@@ -139,7 +139,7 @@ def convert(
     """Converts a checkpoint; `dst` appears complete or not at all.
 
     The same call resumes after an interruption and then writes the same bytes as without one;
-    repeated after it has succeeded, it only says so.
+    repeated after it has succeeded, it only says so, by the sizes of files alone.
 
     Args:
         src: folder or file, in any format that `open_checkpoint` reads.

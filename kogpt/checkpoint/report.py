@@ -29,7 +29,8 @@ class ConversionReport:
         source: as given.
         destination: as given.
         dry_run: nothing was written.
-        already_complete: nothing was written, because an equal run had finished before.
+        already_complete: nothing was written, because an equal run had finished before, as far as
+            the manifest and the sizes of files tell.
         config: the `config.json` of the result.
         quantization: how matrices are stored, in words; None for as floats.
         license: the notice written to the result.
@@ -88,9 +89,10 @@ class ConversionReport:
         files = len({line.file for line in self.tensors})
         verb = "would write" if self.dry_run else "wrote"
         verb = "already holds" if self.already_complete else verb
+        checked = " (by sizes; `kogpt verify` checks contents)" if self.already_complete else ""
         return [
             f"{self.destination}: {verb} {len(self.tensors)} tensors, {human(self.nbytes)}"
-            f" in {files} files, from {self.source}",
+            f" in {files} files, from {self.source}{checked}",
             f"disk needed {human(self.disk_needed)}, memory needed {human(self.memory_needed)}",
             f"passed over {len(self.ignored)} tensors by name, left out {len(self.left_out)}"
             f" extra tensors, copied {', '.join(self.copied) or 'no tokenizer files'}",

@@ -57,7 +57,8 @@ def test_a_conversion_repeated_says_so_and_writes_nothing(tmp_path):
     write_released(tmp_path / "src")
     assert not convert(tmp_path / "src", tmp_path / "dst").already_complete
     before = written(tmp_path / "dst")
-    assert convert(tmp_path / "src", tmp_path / "dst").already_complete
+    report = convert(tmp_path / "src", tmp_path / "dst")
+    assert report.already_complete and "by sizes; `kogpt verify` checks" in str(report)
     assert before == written(tmp_path / "dst")
 
 
