@@ -9,6 +9,8 @@ from kogpt.errors import KoGPTError
 from kogpt.model.variants import find_config
 from kogpt.tokenizer import load_tokenizer
 
+TEMPLATES = "additional_chat_templates"  # of transformers; a folder, and what is written has none
+
 
 def run(args: argparse.Namespace) -> None:
     options = ConversionOptions(
@@ -27,13 +29,17 @@ def run(args: argparse.Namespace) -> None:
     )
     report = convert(args.source, args.destination, options)
     print_report(report, args.json)
-    tell_of_tokenizer(Path(args.source), report.config["vocab_size"])
+    source = Path(args.source)
+    folder = source if source.is_dir() else source.parent
+    tell_of_tokenizer(folder, report.config["vocab_size"])
+    if (folder / TEMPLATES).is_dir():
+        say(f"note: {folder / TEMPLATES} stays behind: copy it where it is needed")
 
 
-def tell_of_tokenizer(source: Path, vocab_size: int) -> None:
+def tell_of_tokenizer(folder: Path, vocab_size: int) -> None:
     """Says what will keep the result from reading text."""
     try:
-        size = load_tokenizer(source if source.is_dir() else source.parent).vocab_size
+        size = load_tokenizer(folder).vocab_size
     except KoGPTError as error:
         reason = str(error)
     else:

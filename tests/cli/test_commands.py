@@ -578,6 +578,13 @@ def test_a_conversion_tells_what_will_keep_the_result_from_reading_text(tmp_path
     assert kogpt("convert", str(BOX), str(tmp_path / "nano")).stderr == ""
 
 
+def test_a_conversion_tells_of_templates_that_stay_behind(tmp_path):
+    write_released(tmp_path / "src")
+    (tmp_path / "src" / "additional_chat_templates").mkdir()
+    told = kogpt("convert", str(tmp_path / "src"), str(tmp_path / "dst")).stderr
+    assert "src/additional_chat_templates stays behind: copy it" in told
+
+
 def test_the_tokenizer_of_a_file_lies_beside_it(tmp_path):
     write_released(tmp_path / "src")
     write_byte_level(tmp_path / "src")
