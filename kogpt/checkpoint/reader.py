@@ -28,6 +28,7 @@ from kogpt.kernels.linear import Weight
 from kogpt.model.config import KoGPTConfig
 from kogpt.model.transformer import KoGPT
 from kogpt.model.variants import read_config
+from kogpt.textfiles import abridged
 
 # Where a folder keeps its weights, in the order of preference.
 WEIGHTS = (
@@ -45,7 +46,12 @@ FOREIGN = {
     "*.gguf": f"a GGUF file; {CONVERT}",
     "*.h5": f"weights of TensorFlow; {CONVERT}",
     "*.msgpack": f"weights of Flax; {CONVERT}",
+    "*.distcp": "a part of a distributed checkpoint; make one file of it with"
+    " `python -m torch.distributed.checkpoint.format_utils dcp_to_torch`",
 }
+
+# What weights may be in under any name; but for a shard, which is a part.
+FILES = ("*.safetensors", "*.bin", "*.pt", "*.pth")
 
 
 class Description(NamedTuple):
@@ -302,7 +308,11 @@ def _locate(path: Path) -> Path:
         raise InputRefusedError(
             f"{path}: the folder of a run; name one of its checkpoints, such as {steps[-1].parent}"
         )
-    raise InputRefusedError(f"{path}: holds no weights; expected one of {', '.join(WEIGHTS)}")
+    names = sorted(file.name for pattern in FILES for file in path.glob(pattern))
+    others = abridged(", ".join(name for name in names if "-of-" not in name))
+    hint = f"; weights of another name are read if the file is given: {others}" if others else ""
+    expected = ", ".join(WEIGHTS)
+    raise InputRefusedError(f"{path}: holds no weights; expected one of {expected}{hint}")
 
 
 def _describe(

@@ -203,6 +203,19 @@ kind(
     "adapter_model",
     "give it as one",
 )
+kind(
+    "only slices of a distributed checkpoint",
+    lambda d: (d / "__0_0.distcp").touch(),
+    "__0_0.distcp",
+    "format_utils dcp_to_torch",
+)
+for name in ("pytorch_model.fp16.bin", "model.fp16.safetensors", "consolidated.00.pth"):
+    kind(
+        f"only {name}",
+        lambda d, name=name: (d / name).touch(),
+        "holds no weights",
+        f"if the file is given: {name}",
+    )
 kind("only TensorFlow", lambda d: (d / "tf_model.h5").touch(), "tf_model.h5")
 
 # Indexes that are honest, but wrong.
