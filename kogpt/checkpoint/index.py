@@ -81,7 +81,9 @@ def _weight_map(value: object) -> dict[str, str]:
 
 
 def _total_size(value: dict[str, object]) -> float | None:
-    metadata = value.get("metadata", {})
+    metadata = value.get("metadata")
+    if metadata is None:
+        return None
     if not isinstance(metadata, dict):
         raise ValueError("metadata is no table")
     size = metadata.get("total_size")

@@ -77,8 +77,8 @@ def folder(tmp_path):
     return folder
 
 
-def write_index(folder, weight_map):
-    text = json.dumps({"weight_map": weight_map})
+def write_index(folder, weight_map, **others):
+    text = json.dumps({"weight_map": weight_map, **others})
     (folder / "model.safetensors.index.json").write_text(text)
 
 
@@ -111,8 +111,9 @@ def refuse_without_opening(folder):
     return message
 
 
-def test_the_good_index_is_read(folder):
-    write_index(folder, dict.fromkeys(tiny_state(), GOOD))
+@pytest.mark.parametrize("others", [{}, {"metadata": None}, {"metadata": {}}])
+def test_the_good_index_is_read(folder, others):
+    write_index(folder, dict.fromkeys(tiny_state(), GOOD), **others)
     with open_checkpoint(folder) as reader:
         assert len(reader.names) == len(tiny_state())
 
