@@ -3,7 +3,7 @@
 import math
 import os
 from collections.abc import Collection
-from functools import partial, reduce
+from functools import reduce
 from pathlib import Path
 from typing import NamedTuple
 
@@ -272,31 +272,25 @@ def open_checkpoint(
         InputRefusedError: it is missing, damaged, dangerous or of another kind.
     """
     path = Path(path)
-    describe = partial(_describe, model_class=model_class, config=config)
-    if is_mesh_checkpoint(path):
-        return CheckpointReader(path, [MeshCheckpoint(path)], describe(path))
-    if is_sliced(path):
-        return CheckpointReader(path, [SlicedCheckpoint(path)], describe(path))
     weights = _locate(path)
-    description = describe(weights.parent)
-    if weights.name.endswith(".index.json"):
-        extension = ".bin" if weights.name.endswith(".bin.index.json") else ".safetensors"
-        index = read_index(weights, extension)
-        parts = _open_all([weights.parent / name for name in index.files])
-    else:
-        index, parts = None, _open_all([weights])
+    description = _describe(path if path.is_dir() else path.parent, model_class, config)
+    index = _index_of(weights)
+    parts: list[WeightsFile] = []
     try:
+        for each in [weights] if index is None else map(weights.parent.joinpath, index.files):
+            parts.append(_open(each))
         return CheckpointReader(path, parts, description, index)
     except BaseException:
-        _close_all(parts)
+        for part in parts:
+            part.close()
         raise
 
 
 def _locate(path: Path) -> Path:
-    """The file of weights, or index of them, that a path stands for."""
+    """What holds the weights that a path stands for: a file, an index of some, or the folder."""
     if not path.exists():
         raise InputRefusedError(f"{path}: no such file or folder")
-    if not path.is_dir():
+    if not path.is_dir() or is_mesh_checkpoint(path) or is_sliced(path):
         return path
     for name in WEIGHTS:
         if os.path.lexists(path / name):
@@ -332,23 +326,18 @@ def _describe(
     return Description(config, model_class, quantization, layout)
 
 
-def _open_all(paths: list[Path]) -> list[WeightsFile]:
-    parts: list[WeightsFile] = []
-    try:
-        for path in paths:
-            parts.append(_open(path))
-    except BaseException:
-        _close_all(parts)
-        raise
-    return parts
+def _index_of(weights: Path) -> ShardIndex | None:
+    if not weights.name.endswith(".index.json"):
+        return None
+    extension = ".bin" if weights.name.endswith(".bin.index.json") else ".safetensors"
+    return read_index(weights, extension)
 
 
 def _open(path: Path) -> WeightsFile:
+    if is_mesh_checkpoint(path):
+        return MeshCheckpoint(path)
+    if is_sliced(path):
+        return SlicedCheckpoint(path)
     require_regular(path)
     refuse_foreign(path)
     return SafetensorsFile(path) if path.suffix == ".safetensors" else PickleFile(path)
-
-
-def _close_all(parts: list[WeightsFile]) -> None:
-    for part in parts:
-        part.close()

@@ -253,6 +253,15 @@ def test_slices_that_do_not_make_a_tensor_are_refused(tmp_path, files, message):
         SlicedCheckpoint(sliced(tmp_path / "folder", files))
 
 
+@pytest.mark.parametrize("text", ["{", json.dumps(GPT2_CONFIG.to_released_dict())])
+def test_slices_that_are_refused_after_a_look_at_the_config_are_closed(tmp_path, recwarn, text):
+    folder = sliced(tmp_path / "folder", [((0, 0), ROWS, 1)])
+    (folder / "config.json").write_text(text)
+    with pytest.raises(InputRefusedError, match=r"not JSON|wte\.weight is missing"):
+        open_checkpoint(folder)
+    assert not [each for each in recwarn if each.category is ResourceWarning]
+
+
 def test_rows_are_read_across_slices(tmp_path):
     boxes = [((0, 0), ROWS[:3, :1]), ((0, 1), ROWS[:1, 1:]), ((1, 1), ROWS[1:, 1:])]
     boxes += [((3, 0), ROWS[3:, :1])]
