@@ -3,7 +3,6 @@
 import math
 import os
 from collections import Counter
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,7 +14,7 @@ from kogpt.checkpoint.quantization import parse_quantization
 from kogpt.checkpoint.reader import CheckpointReader, open_checkpoint
 from kogpt.checkpoint.resources import human
 from kogpt.model import KoGPT, KVCache
-from kogpt.model.hollow import hollow
+from kogpt.model.hollow import NO_CONTENTS, hollow
 
 
 @dataclass(frozen=True)
@@ -138,7 +137,11 @@ def _cached(reader: CheckpointReader) -> int:
         return 0
     if own is not None:
         cache = KVCache(config.n_positions)
-        with suppress(Exception), torch.inference_mode():  # one may need values to compute
-            hollow(own, config)(torch.zeros(1, 1, dtype=torch.long, device="meta"), cache)
+        try:
+            with torch.inference_mode():
+                hollow(own, config)(torch.zeros(1, 1, dtype=torch.long, device="meta"), cache)
             return cache.nbytes // torch.get_default_dtype().itemsize
+        except (RuntimeError, TypeError) as error:
+            if not NO_CONTENTS.search(str(error)):  # it may need values to compute
+                raise
     return 2 * config.n_layer * config.n_positions * config.n_embd

@@ -14,7 +14,7 @@ from kogpt.errors import InputRefusedError
 from kogpt.model.config import KoGPTConfig
 from kogpt.model.transformer import KoGPT
 
-NO_CONTENTS = re.compile("meta (tensor|device)", re.IGNORECASE)  # in what torch says
+NO_CONTENTS = re.compile(r"\bmeta\b|register_meta", re.IGNORECASE)  # in what torch says
 
 
 class _NothingDrawn(TorchFunctionMode):

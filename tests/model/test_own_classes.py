@@ -392,6 +392,24 @@ def test_parameters_are_counted_once_and_buffers_are_none(model_class, tmp_path)
     assert told.memory["float32"] == 4 * (count + 7 * len(buffers)) + cache.nbytes
 
 
+class LooksAtValues(MLP):
+    def forward(self, hidden):
+        return super().forward(hidden) + hidden[hidden > 9].sum()
+
+
+class Faulty(MLP):
+    def forward(self, hidden):
+        return super().forward(hidden.unheard_of)
+
+
+def test_a_cache_is_measured_without_values_and_a_fault_is_not_hidden(tmp_path):
+    write_checkpoint(tmp_path, CONFIG, made(KoGPT).state_dict())
+    wanted = inspect_checkpoint(tmp_path).memory
+    assert inspect_checkpoint(tmp_path, with_mlp(LooksAtValues)).memory == wanted
+    with pytest.raises(AttributeError, match="unheard_of"):
+        inspect_checkpoint(tmp_path, with_mlp(Faulty))
+
+
 class LearnedRotary(RotaryEmbedding):
     """Has a parameter beside the table."""
 
