@@ -213,14 +213,14 @@ class _Job:
         shapes = expand(self.config).items()
         specs = [TensorSpec(name, dtype, shape) for name, shape in shapes]
         self.misfits = count_misfits(self.reader, specs)
-        if self.misfits.total and self.options.on_overflow == "error":
+        if self.misfits.too_large and self.options.on_overflow == "error":
             name, count = next(iter(self.misfits.overflowed.items()))
             raise InputRefusedError(
-                f"{self.reader.path}: {self.misfits.total} values in"
+                f"{self.reader.path}: {self.misfits.too_large} values in"
                 f" {len(self.misfits.overflowed)} tensors overflow float16"
                 f" (the first {count} in {name}); choose --on-overflow clamp or bfloat16"
             )
-        to_bfloat16 = self.misfits.total and self.options.on_overflow == "bfloat16"
+        to_bfloat16 = self.misfits.too_large and self.options.on_overflow == "bfloat16"
         return torch.bfloat16 if to_bfloat16 else dtype
 
     def refuse_other(self) -> None:
@@ -277,7 +277,7 @@ class _Job:
 
     def _read(self, name: str, rows: slice) -> Tensor:
         values = self.reader.read(name, rows)
-        clamp = self.misfits.total and self.dtype == torch.float16
+        clamp = self.misfits.too_large and self.dtype == torch.float16
         return clamp_finite(values) if clamp else values
 
     def _plan(self) -> dict[str, Any]:
@@ -364,7 +364,7 @@ class _Job:
             ignored=list(self.reader.ignored),
             left_out=self.extra,
             copied=list(self.companions),
-            overflowed=self.misfits.total,
+            overflowed=self.misfits.too_large,
             vanished=self.misfits.vanished,
             memory_needed=MEMORY + self.stored.memory,
         )

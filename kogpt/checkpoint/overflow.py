@@ -29,7 +29,7 @@ class FitCounts:
     vanished: int = 0
 
     @property
-    def total(self) -> int:
+    def too_large(self) -> int:
         """All values that would become infinite."""
         return sum(self.overflowed.values())
 
