@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kogpt.errors import InputRefusedError
-from kogpt.textfiles import read_lines
+from kogpt.textfiles import read_limited, read_lines
 
 MAX_CONFIG_SIZE = 1 << 20  # bytes
 
@@ -80,14 +80,7 @@ def read_config_object(path: Path) -> dict[str, Any]:
     Raises:
         InputRefusedError: it cannot be read, is too large, or as in `parse_json_object`.
     """
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_CONFIG_SIZE + 1)
-    except OSError as error:
-        raise InputRefusedError(f"{path}: {error.strerror}") from None
-    if len(data) > MAX_CONFIG_SIZE:
-        raise InputRefusedError(f"{path}: larger than {MAX_CONFIG_SIZE} bytes")
-    return parse_json_object(data, path)
+    return parse_json_object(read_limited(path, MAX_CONFIG_SIZE), path)
 
 
 def _parse(data: bytes, path: Path) -> Any:

@@ -12,6 +12,22 @@ SHORT = reprlib.Repr()
 SHORT.maxlevel, SHORT.maxstring, SHORT.maxother = 2, 80, 80
 
 
+def read_limited(path: Path, limit: int) -> bytes:
+    """All bytes of a file, which may have grown since anyone has asked for its size.
+
+    Raises:
+        InputRefusedError: it cannot be read, or holds more than `limit` bytes.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(limit + 1)
+    except OSError as error:
+        raise InputRefusedError(f"{path}: {error.strerror}") from None
+    if len(data) > limit:
+        raise InputRefusedError(f"{path}: larger than {limit} bytes")
+    return data
+
+
 def read_lines(path: Path) -> Iterator[str]:
     """Lines without their ends, of a file as it is or as `.xz`.
 

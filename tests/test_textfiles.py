@@ -1,9 +1,18 @@
 """Tables for a terminal: columns stand where it shows them, whichever script fills them."""
 
+from pathlib import Path
+
 import pytest
 
 from kogpt.errors import InputRefusedError
-from kogpt.textfiles import abridged, aligned, display_width, read_lines, read_table
+from kogpt.textfiles import (
+    abridged,
+    aligned,
+    display_width,
+    read_limited,
+    read_lines,
+    read_table,
+)
 
 
 def test_words_are_flush_left_and_numbers_right():
@@ -26,6 +35,17 @@ def test_a_byte_order_mark_is_one_where_a_file_begins_and_text_further_on(tmp_pa
     path = tmp_path / "a.txt"
     path.write_text("\ufeff하나\n\ufeff둘\n", encoding="utf-8")
     assert list(read_lines(path)) == ["하나", "\ufeff둘"]
+
+
+def test_a_file_is_read_as_far_as_it_may_be_large(tmp_path, monkeypatch):
+    path = tmp_path / "a"
+    path.write_bytes(b"1234")
+    monkeypatch.setattr(Path, "stat", None)  # a size told before may be another one by now
+    assert read_limited(path, 4) == b"1234"
+    with pytest.raises(InputRefusedError, match="a: larger than 3 bytes"):
+        read_limited(path, 3)
+    with pytest.raises(InputRefusedError, match="b: No such file"):
+        read_limited(tmp_path / "b", 3)
 
 
 def test_a_column_that_is_there_twice_is_refused_where_it_is_asked_for(tmp_path):

@@ -51,6 +51,7 @@ from kogpt.errors import InputRefusedError, ParameterError
 from kogpt.jsonfiles import read_config_object, to_json
 from kogpt.model.config import SIZES, KoGPTConfig
 from kogpt.ranges import AT_LEAST_ONE, check_choice
+from kogpt.textfiles import read_limited
 
 MAX_COMPANION = 64 << 20  # bytes
 
@@ -407,17 +408,15 @@ def companions(folder: Path) -> dict[str, bytes]:
     """The files of a folder that go with its weights, by name.
 
     Raises:
-        InputRefusedError: one is no regular file, or too large.
+        InputRefusedError: one is too large, or no regular file; such a notice stays behind.
     """
     found = {}
     for name in COMPANIONS:
         path = folder / name
         if os.path.lexists(path):
             require_regular(path)
-            if path.stat().st_size > MAX_COMPANION:
-                raise InputRefusedError(f"{path}: larger than {MAX_COMPANION} bytes")
-            found[name] = path.read_bytes()
+            found[name] = read_limited(path, MAX_COMPANION)
     for path in map(folder.joinpath, NOTICES):
-        if path.is_file() and path.stat().st_size <= MAX_COMPANION:
-            found[path.name] = path.read_bytes()
+        if path.is_file():
+            found[path.name] = read_limited(path, MAX_COMPANION)
     return found

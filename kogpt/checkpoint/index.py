@@ -13,7 +13,7 @@ from pathlib import Path
 from kogpt.checkpoint.files import require_regular
 from kogpt.errors import InputRefusedError
 from kogpt.jsonfiles import parse_json
-from kogpt.textfiles import brief
+from kogpt.textfiles import brief, read_limited
 
 MAX_SIZE = 16 << 20  # bytes
 MAX_NAME = 255  # bytes, of most file systems
@@ -54,10 +54,9 @@ def read_index(path: Path, extension: str) -> ShardIndex:
             folder; the message names the key.
     """
     require_regular(path)
-    if path.stat().st_size > MAX_SIZE:
-        raise InputRefusedError(f"{path}: larger than {MAX_SIZE} bytes")
+    data = read_limited(path, MAX_SIZE)
     try:
-        value = parse_json(path.read_bytes())
+        value = parse_json(data)
         index = ShardIndex(path, _weight_map(value), _total_size(value))
         for key, name in index.weight_map.items():
             if problem := name_problem(name, extension):

@@ -33,7 +33,7 @@ from kogpt.checkpoint.statistics import Statistics
 from kogpt.checkpoint.writer import byte_bar, raw_bytes
 from kogpt.errors import InputRefusedError
 from kogpt.jsonfiles import parse_json
-from kogpt.textfiles import brief
+from kogpt.textfiles import brief, read_limited
 
 MAX_MANIFEST = 64 << 20  # bytes
 
@@ -112,10 +112,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a folder, its form checked; InputRefusedError where that is bad."""
     path = folder / MANIFEST_NAME
     require_regular(path)
+    data = read_limited(path, MAX_MANIFEST)
     try:
-        if path.stat().st_size > MAX_MANIFEST:
-            raise ValueError(f"larger than {MAX_MANIFEST} bytes")
-        manifest = parse_json(path.read_bytes())
+        manifest = parse_json(data)
         _check_form(manifest)
     except ValueError as error:
         raise InputRefusedError(f"{path}: bad manifest: {error}") from None

@@ -6,6 +6,7 @@ from typing import Any
 
 from kogpt.errors import InputRefusedError
 from kogpt.jsonfiles import parse_json_object
+from kogpt.textfiles import read_limited
 from kogpt.tokenizer.text import SURROGATE
 
 # The released tokenizer.json has 2.4 MB, a tokenizer.model of 256,000 pieces 5 MB, the companions
@@ -35,15 +36,11 @@ class Companions:
     add_bos: bool | None
 
 
-def read_limited(path: Path, limit: int) -> bytes:
+def read_regular(path: Path, limit: int) -> bytes:
     """The bytes of a file; InputRefusedError if it is no file or holds more than `limit` bytes."""
     if not path.is_file():
         raise InputRefusedError(f"{path}: no such file, or not a regular one")
-    with path.open("rb") as file:
-        data = file.read(limit + 1)
-    if len(data) > limit:
-        raise InputRefusedError(f"{path}: larger than {limit >> 20} MB, which no tokenizer needs")
-    return data
+    return read_limited(path, limit)
 
 
 def one_line(error: Exception) -> str:
@@ -54,7 +51,7 @@ def one_line(error: Exception) -> str:
 def read_companions(directory: Path) -> Companions:
     """Reads the companions that a folder holds."""
     files = [path for path in map(directory.joinpath, COMPANIONS) if path.exists()]
-    contents = [parse_json_object(read_limited(path, MAX_COMPANION_BYTES), path) for path in files]
+    contents = [parse_json_object(read_regular(path, MAX_COMPANION_BYTES), path) for path in files]
     names: dict[str, str] = {}
     for path, content in reversed(list(zip(files, contents, strict=True))):
         names |= _names(path, content)
@@ -79,7 +76,7 @@ def read_ids(directory: Path, vocab_size: int) -> tuple[dict[str, int], list[Pat
     for path in map(directory.joinpath, MODEL_FILES):
         if not path.exists():
             continue
-        content = parse_json_object(read_limited(path, MAX_COMPANION_BYTES), path)
+        content = parse_json_object(read_regular(path, MAX_COMPANION_BYTES), path)
         if path.name != "config.json":
             files.append(path)
         for role in ("bos", "eos", "pad"):

@@ -10,7 +10,7 @@ import tokenizers
 from kogpt.errors import InputRefusedError
 from kogpt.jsonfiles import parse_json_object
 from kogpt.tokenizer.base import Tokenizer
-from kogpt.tokenizer.files import MAX_JSON_BYTES, one_line, read_companions, read_limited
+from kogpt.tokenizer.files import MAX_JSON_BYTES, one_line, read_companions, read_regular
 
 FILE = "tokenizer.json"
 
@@ -94,12 +94,12 @@ def decoder_of(path: Path) -> object:
     Raises:
         InputRefusedError: it is too large, or no JSON object.
     """
-    decoder = parse_json_object(read_limited(path, MAX_JSON_BYTES), path).get("decoder")
+    decoder = parse_json_object(read_regular(path, MAX_JSON_BYTES), path).get("decoder")
     return decoder.get("type") if isinstance(decoder, dict) else None
 
 
 def _read_backend(path: Path, decoder: str) -> tokenizers.Tokenizer:
-    data = read_limited(path, MAX_JSON_BYTES)
+    data = read_regular(path, MAX_JSON_BYTES)
     _check_kind(path, parse_json_object(data, path), decoder)
     try:
         backend = tokenizers.Tokenizer.from_str(data.decode())

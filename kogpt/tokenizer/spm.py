@@ -12,7 +12,7 @@ from kogpt.tokenizer.files import (
     MAX_MODEL_BYTES,
     one_line,
     read_companions,
-    read_limited,
+    read_regular,
 )
 from kogpt.tokenizer.modelproto import SpaceRules, check_model
 from kogpt.tokenizer.streaming import StreamDecoder
@@ -127,7 +127,7 @@ codecs.register_error("kogpt.each_byte", _replace_each_byte)
 
 
 def _read_backend(path: Path) -> tuple[sentencepiece.SentencePieceProcessor, SpaceRules]:
-    model = read_limited(path, MAX_MODEL_BYTES)
+    model = read_regular(path, MAX_MODEL_BYTES)
     backend = sentencepiece.SentencePieceProcessor()
     try:
         spaces = check_model(model)
