@@ -53,7 +53,7 @@ from kogpt.training.job import Job
 from kogpt.training.log import LOG_NAME, read_log
 from kogpt.training.loop import run_job
 from kogpt.training.loss import autocast
-from kogpt.training.model import fingerprint_of_base, load_weights, own_class
+from kogpt.training.model import fingerprint_of_base, load_weights, own_class, require_checkpoint
 from kogpt.training.objectives import (
     HELD_OUT_LOSS,
     Classification,
@@ -152,6 +152,7 @@ class Finetuning(Job[FinetuningConfig, ExampleBatch]):
         """The job at its beginning, or where checkpoint `last` was written."""
         task = None if config.task is None else load_task(config.task)
         kind = find_objective(config, task)
+        require_checkpoint(config)
         tokenizer = load_tokenizer(config.model)
         model = start_model(config, head_width(kind, task), parallel)
         parallel.once(lambda: forget_best(config.folder / BEST_NAME, last))

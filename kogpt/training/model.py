@@ -51,6 +51,8 @@ def load_start(
             f"{config.model} is a shape without a tokenizer: name one by --tokenizer, such as"
             " kogpt/nano"
         )
+    if not is_new:
+        require_checkpoint(config)
     tokenizer = load_tokenizer(config.tokenizer or config.model)
     if not is_new:
         model = load_weights(Path(config.model), dtype, config, parallel)
@@ -63,6 +65,16 @@ def load_start(
 def begins_new(config: TrainingConfig) -> bool:
     """Whether a run begins with new weights: of a shape, whose name `./NAME`, a folder, is not."""
     return config.model in PRESETS or not Path(config.model).is_dir()
+
+
+def require_checkpoint(config: RunConfig) -> None:
+    """Refuses what holds no model, such as an adapter, before a tokenizer is missed there.
+
+    Raises:
+        InputRefusedError: says what it is.
+    """
+    with open_checkpoint(config.model, own_class(config)):
+        pass
 
 
 def load_weights(
