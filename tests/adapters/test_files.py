@@ -386,11 +386,30 @@ def test_damaged_weights_are_refused_by_name(lora):
         read_adapter(lora, CONFIG)
 
 
-def test_a_head_without_dimensions_is_refused(lora):
-    path, head = lora / "adapter_model.safetensors", "base_model.model.score.weight"
-    save_file({**load_file(path), head: torch.tensor(1.0)}, path)
+def test_a_config_never_lies_beside_weights_of_another(lora, base, monkeypatch):
+    """Not even where the second of the two files finds no room."""
+
+    def put(temporary, path):
+        if path.name == "adapter_config.json":
+            raise OSError(28, "No space left on device")
+        temporary.rename(path)
+
+    other = KoGPT(CONFIG)
+    trained_lora(other, LoRAConfig(rank=3))
+    monkeypatch.setattr("kogpt.adapters.files.put_in_place", put)
+    with pytest.raises(NotEnoughResourcesError):
+        write_adapter(lora, other, base)
+    assert not (lora / "adapter_config.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("head", "told"), [(torch.tensor(1.0), r"\[\]"), (torch.ones(0, 16), r"\[0, 16\]")]
+)
+def test_a_head_without_outputs_is_refused(lora, head, told):
+    path, name = lora / "adapter_model.safetensors", "base_model.model.score.weight"
+    save_file({**load_file(path), name: head}, path)
     change(lora, modules_to_save=["score"])
-    with pytest.raises(InputRefusedError, match=r"score.weight has shape \[\], .* \[1, 16\]"):
+    with pytest.raises(InputRefusedError, match=rf"score.weight has shape {told}, .* \[1, 16\]"):
         read_adapter(lora, CONFIG)
 
 

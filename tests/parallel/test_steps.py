@@ -238,6 +238,10 @@ def begin_anew(parallel, precision):
     expected.init_weights(torch.Generator().manual_seed(11))
     generator = torch.Generator().manual_seed(11)
     model = new_parallel(CONFIG, parallel, generator, cut=cutter(parallel, precision=precision))
+    rows = some_ids(2)
+    with torch.inference_mode():  # as where it is measured before it learns
+        as_forward(model, lambda: loss_of(model, rows))()
+    as_forward(model, lambda: loss_of(model, rows))().backward()
     return difference(model, expected)
 
 
