@@ -14,7 +14,7 @@ from types import ModuleType
 
 import torch
 
-from kogpt.errors import InputRefusedError
+from kogpt.errors import InputRefusedError, ParameterError
 from kogpt.model import KoGPT, KoGPTConfig
 
 
@@ -26,12 +26,15 @@ def load_architecture(where: str | None) -> type[KoGPT] | None:
             then names its class.
 
     Raises:
+        ValueError: `where` is not of that form.
         InputRefusedError: there is no such file or class, or the file fails; names it.
     """
     if where is None:
         return None
     file, _, name = where.rpartition(":")
-    if not file or not Path(file).is_file():
+    if not file or not name:
+        raise ParameterError(f"architecture is {where}, it must be of the form FILE.py:CLASS")
+    if not Path(file).is_file():
         raise InputRefusedError(f"architecture {where}: no such file; name it as FILE.py:CLASS")
     found = getattr(_run(Path(file).resolve()).module, name, None)
     if not isinstance(found, type) or not issubclass(found, KoGPT):

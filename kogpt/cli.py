@@ -8,8 +8,11 @@ import argparse
 import importlib
 import io
 import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import NoReturn
 
 import kogpt
@@ -44,6 +47,8 @@ class Parser(argparse.ArgumentParser):
     """Tells what is wrong like any other refusal, and how to be told of all arguments."""
 
     def error(self, message: str) -> NoReturn:
+        if message.endswith("required: PROMPT"):
+            message += "; one that begins with - goes behind --"
         raise UsageError(f"{message} (see {self.prog} --help)")
 
 
@@ -56,11 +61,34 @@ def main(argv: Sequence[str] | None = None) -> int:
             args = build_parser().parse_args(with_default_command(given))
         except SystemExit as told:  # the help
             return told.code if isinstance(told.code, int) else FAILED
-        command = importlib.import_module(f"kogpt.commands.{args.command}")
-        code: int | None = command.run(args)
+        with ending_at_once():
+            common = importlib.import_module("kogpt.commands.common")
+            command = importlib.import_module(f"kogpt.commands.{args.command}")
+        with common.naming_options(common.options_of(args)):
+            code: int | None = command.run(args)
         return code
 
     return exit_code(run)
+
+
+@contextmanager
+def ending_at_once() -> Iterator[None]:
+    """Has Ctrl-C end the process: an exception may be lost, or abort, in imports written in C++."""
+
+    def end(*_: object) -> NoReturn:
+        with suppress(OSError):
+            os.write(2, f"{PROGRAM}: interrupted\n".encode())
+        os._exit(INTERRUPTED)
+
+    usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if usual and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, end)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+    else:
+        yield
 
 
 def exit_code(action: Callable[[], int | None], program: str = PROGRAM) -> int:

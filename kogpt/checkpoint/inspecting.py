@@ -13,8 +13,10 @@ from kogpt.checkpoint.names import aliases, count_parameters
 from kogpt.checkpoint.quantization import parse_quantization
 from kogpt.checkpoint.reader import CheckpointReader, open_checkpoint
 from kogpt.checkpoint.resources import human
-from kogpt.model import KoGPT, KVCache
+from kogpt.model import KoGPT, KoGPTConfig, KVCache
 from kogpt.model.hollow import NO_CONTENTS, hollow
+
+ON_A_CPU = "on a CPU"
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,9 @@ class Inspection:
         files: size of each file of weights.
         ignored: tensors that are passed over: derived buffers, the head of a classifier.
         memory: bytes needed to run, by dtype: weights and one full context of keys and values;
-            of a quantised checkpoint also `as stored`, keys and values then in 16 bits.
+            of a quantised checkpoint also `as stored`, keys and values then in 16 bits; and
+            `on a CPU`, unless told otherwise: keys and values in `compute_dtype`, weights as they
+            are stored where the network can be prepared for speed.
         compute_dtype: what a CPU computes in unless told otherwise.
     """
 
@@ -55,7 +59,9 @@ class Inspection:
     def __str__(self) -> str:
         dtypes = ", ".join(f"{count:,} {dtype}" for dtype, count in self.dtypes.items())
         config = self.config or {"config.json": "missing"}
-        memory = ", ".join(f"{dtype} {human(size)}" for dtype, size in self.memory.items())
+        memory = {name: human(size) for name, size in self.memory.items()}
+        here = memory.pop(ON_A_CPU)
+        needed = ", ".join(f"{dtype} {size}" for dtype, size in memory.items())
         return "\n".join(
             [
                 f"{self.path}: {self.parameters:,} parameters in {self.tensors} tensors",
@@ -63,7 +69,8 @@ class Inspection:
                 *self._quantized(),
                 *(f"  {name}  {human(size)}" for name, size in self.files.items()),
                 *(f"  {key}: {value}" for key, value in config.items()),
-                f"memory to run: {memory}; on a CPU {self.compute_dtype} unless told otherwise",
+                f"memory to run: {needed}; on a CPU {here} unless told otherwise, computing in"
+                f" {self.compute_dtype}",
             ]
         )
 
@@ -121,6 +128,9 @@ def _memory(reader: CheckpointReader) -> dict[str, int]:
     memory = {item.name: (weights + cached) * item.torch.itemsize for item in FORMATS}
     if reader.quantization is not None:
         memory["as stored"] = reader.nbytes + 2 * cached
+    computed = compute_dtype(reader.stored_dtype, torch.device("cpu")).itemsize
+    is_prepared = reader.model_class is None and type(reader.config) is KoGPTConfig
+    memory[ON_A_CPU] = cached * computed + (reader.nbytes if is_prepared else weights * computed)
     return memory
 
 

@@ -142,9 +142,14 @@ def speculation(
     return DraftModel(draft, **tokens)
 
 
+def options_of(args: argparse.Namespace) -> dict[str, str]:
+    """The options of a command, by the parameters that they set."""
+    return {name: option_of(name) for name in vars(args)} | OPTIONS
+
+
 @contextmanager
-def naming_options(options: Mapping[str, str] = OPTIONS) -> Iterator[None]:
-    """Lets the refusal of a parameter's value name the options that are called otherwise."""
+def naming_options(options: Mapping[str, str]) -> Iterator[None]:
+    """Lets the refusal of a parameter's value name the options that parameters come from."""
     try:
         yield
     except ParameterError as error:

@@ -8,7 +8,6 @@ from kogpt.commands.common import (
     TEMPERATURE,
     load,
     memory_errors,
-    naming_options,
     print_json,
     processes,
     read_text,
@@ -22,8 +21,7 @@ from kogpt.parallel import Parallel
 def run(args: argparse.Namespace) -> None:
     if args.logprobs is not None and not args.json:
         raise UsageError("argument --logprobs: only with --json")
-    with naming_options():
-        params = sampling_params(args)
+    params = sampling_params(args)
     if params.num_beams > 1 and (args.speculate or args.draft_model):
         raise UsageError("argument --beams: not allowed with --speculate or --draft-model")
     with processes(args) as parallel:
@@ -43,7 +41,7 @@ def write(args: argparse.Namespace, params: SamplingParams, parallel: Parallel) 
     speculate = speculation(args, parallel)
     model, tokenizer = load(args, parallel, fast=not args.reference)
     prompt = tokenizer.encode(text, bos=tokenizer.add_bos, normalize=args.normalize)
-    with memory_errors(), naming_options():
+    with memory_errors():
         if args.json or args.samples > 1 or params.num_beams > 1:
             for result in generate(model, tokenizer, [prompt], params, speculate=speculate):
                 if parallel.first:

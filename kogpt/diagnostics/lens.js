@@ -396,7 +396,8 @@ function followMatrix() {
     const under = cellUnder(event);
     if (under) choose({token: under.from});
   });
-  new ResizeObserver(() => paintMatrix()).observe(canvas.parentNode);
+  // In the next frame: to paint changes the height of what is observed, which is no new width.
+  new ResizeObserver(() => requestAnimationFrame(paintMatrix)).observe(canvas.parentNode);
 }
 
 // --- The text, shaded by every head.
