@@ -1,7 +1,7 @@
 """The interface that all tokenizers share."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 
 from kogpt.errors import ParameterError
@@ -20,6 +20,8 @@ class Tokenizer(ABC):
         unk_id: Id of the piece that stands for the unknown.
         add_bos: Whether the model was trained on texts that begin with bos, as the files tell;
             prompts follow it, `encode` leaves it to the caller.
+        unsettled: Those of "bos" and "eos" whose pieces the files only name: the vocabulary has no
+            such piece, and no file of the tokenizer states its id.
         special_ids: Ids that carry no text; `decode` leaves them out unless told otherwise.
         files: The files this tokenizer was read from. Copying them copies the tokenizer.
     """
@@ -30,6 +32,7 @@ class Tokenizer(ABC):
     pad_id: int | None
     unk_id: int | None
     add_bos: bool
+    unsettled: frozenset[str]
     special_ids: frozenset[int]
     files: list[Path]
 
@@ -99,12 +102,17 @@ class Tokenizer(ABC):
     def _encode(self, text: str, allow_special: bool) -> list[int]:
         """Ids of a text that holds no lone surrogates."""
 
-    def _resolve_special(self, names: Mapping[str, str], add_bos: bool) -> None:
+    def _resolve_special(
+        self, names: Mapping[str, str], add_bos: bool, unstated: Container[str] = ()
+    ) -> None:
         """Sets bos_id and its like to the ids of the pieces that `names` gives them."""
         ids = {role: self.piece_to_id(piece) for role, piece in names.items()}
         self.bos_id, self.eos_id = ids.get("bos"), ids.get("eos")
         self.pad_id, self.unk_id = ids.get("pad"), ids.get("unk")
         self.add_bos = add_bos and self.bos_id is not None
+        self.unsettled = frozenset(
+            role for role in ("bos", "eos") if role in names and names[role] in unstated
+        )
 
 
 def _required(id: int | None, role: str) -> int:

@@ -7,6 +7,7 @@ from typing import Any
 from kogpt.errors import InputRefusedError
 from kogpt.jsonfiles import parse_json_object
 from kogpt.textfiles import read_limited
+from kogpt.tokenizer.added import Added, read_named, read_stated
 from kogpt.tokenizer.text import SURROGATE
 
 # The released tokenizer.json has 2.4 MB, a tokenizer.model of 256,000 pieces 5 MB, the companions
@@ -17,6 +18,7 @@ MAX_COMPANION_BYTES = 4 << 20
 
 # Of each kind of file the first has precedence.
 COMPANIONS = ("special_tokens_map.json", "tokenizer_config.json")
+ADDED_TOKENS = "added_tokens.json"
 MODEL_FILES = ("generation_config.json", "config.json")
 
 
@@ -29,11 +31,15 @@ class Companions:
         names: Special pieces by role: {"bos": "[BOS]", ...}.
         add_bos: Whether the beginning of a text is to be marked (`add_bos_token`); None if they
             do not tell.
+        added: Tokens that are named here, in the vocabulary or not.
+        rows: How many ids the model in the folder knows; None if there is none.
     """
 
     files: list[Path]
     names: dict[str, str]
     add_bos: bool | None
+    added: list[Added]
+    rows: int | None
 
 
 def read_regular(path: Path, limit: int) -> bytes:
@@ -50,14 +56,37 @@ def one_line(error: Exception) -> str:
 
 def read_companions(directory: Path) -> Companions:
     """Reads the companions that a folder holds."""
-    files = [path for path in map(directory.joinpath, COMPANIONS) if path.exists()]
-    contents = [parse_json_object(read_regular(path, MAX_COMPANION_BYTES), path) for path in files]
-    names: dict[str, str] = {}
-    for path, content in reversed(list(zip(files, contents, strict=True))):
-        names |= _names(path, content)
-    told = [content.get("add_bos_token") for content in contents]
+    contents = [(path, _read(path)) for path in map(directory.joinpath, COMPANIONS)]
+    told = [content.get("add_bos_token") for _, content in contents]
     add_bos = next((answer for answer in (True, False) if answer in told), None)
-    return Companions(files, names, add_bos)
+    if any("added_tokens_decoder" in content for _, content in contents):
+        contents.reverse()  # as transformers, which then passes over special_tokens_map.json
+    names: dict[str, str] = {}
+    settings: dict[str, Any] = {}
+    for path, content in reversed(contents):
+        names |= _names(path, content)
+        settings |= {key: value for key, value in content.items() if value is not None}
+    files = [*map(directory.joinpath, COMPANIONS), directory / ADDED_TOKENS]
+    rows = _read(directory / "config.json").get("vocab_size")
+    return Companions(
+        files=[path for path in files if path.exists()],
+        names=names,
+        add_bos=add_bos,
+        added=_added(directory, settings),
+        rows=rows if type(rows) is int else None,
+    )
+
+
+def _added(directory: Path, settings: dict[str, Any]) -> list[Added]:
+    named = read_named(directory, settings)
+    if "added_tokens_decoder" in settings:
+        path, entries = directory / COMPANIONS[1], settings["added_tokens_decoder"]
+        if not isinstance(entries, dict):
+            raise InputRefusedError(f"{path}: added_tokens_decoder is no object")
+        return read_stated(path, entries.items(), named) + named
+    path = directory / ADDED_TOKENS
+    ids = [(id, {"content": text}) for text, id in _read(path).items()]
+    return read_stated(path, ids, named) + named
 
 
 def read_ids(directory: Path, vocab_size: int) -> tuple[dict[str, int], list[Path]]:
@@ -74,10 +103,8 @@ def read_ids(directory: Path, vocab_size: int) -> tuple[dict[str, int], list[Pat
     ids: dict[str, int] = {}
     files = []
     for path in map(directory.joinpath, MODEL_FILES):
-        if not path.exists():
-            continue
-        content = parse_json_object(read_regular(path, MAX_COMPANION_BYTES), path)
-        if path.name != "config.json":
+        content = _read(path)
+        if path.exists() and path.name != "config.json":
             files.append(path)
         for role in ("bos", "eos", "pad"):
             value = content.get(f"{role}_token_id")
@@ -85,6 +112,13 @@ def read_ids(directory: Path, vocab_size: int) -> tuple[dict[str, int], list[Pat
             if type(id) is int and 0 <= id < vocab_size:
                 ids.setdefault(role, id)
     return ids, files
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The content of a companion; {} where there is none."""
+    if not path.exists():
+        return {}
+    return parse_json_object(read_regular(path, MAX_COMPANION_BYTES), path)
 
 
 def _names(path: Path, content: dict[str, Any]) -> dict[str, str]:

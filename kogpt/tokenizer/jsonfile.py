@@ -9,6 +9,7 @@ import tokenizers
 
 from kogpt.errors import InputRefusedError
 from kogpt.jsonfiles import parse_json_object
+from kogpt.tokenizer.added import Settled, settle
 from kogpt.tokenizer.base import Tokenizer
 from kogpt.tokenizer.files import MAX_JSON_BYTES, one_line, read_companions, read_regular
 
@@ -37,21 +38,20 @@ class JSONTokenizer(Tokenizer):
         path = Path(directory) / FILE
         companions = read_companions(path.parent)
         backend = _read_backend(path, self.decoder)
-        # Pieces that only the companions call special; transformers does the same.
-        vocab = backend.get_vocab()
-        named = companions.names.values()
-        backend.add_special_tokens([piece for piece in named if piece in vocab])
+        size = 1 + max(backend.get_vocab().values(), default=-1)
+        if not 0 < size <= MAX_VOCAB_SIZE:
+            raise InputRefusedError(f"{path}: {size} ids, not 1 to {MAX_VOCAB_SIZE}")
+        settled = settle(companions.added, backend.token_to_id, size, companions.rows)
+        _add(backend, settled, path)
 
         self._backend = backend
         self._lock = threading.Lock()  # for the backend's switch between typed and special text
         self.files = [path, *companions.files]
-        self.vocab_size = 1 + max(vocab.values(), default=-1)
-        if not 0 < self.vocab_size <= MAX_VOCAB_SIZE:
-            raise InputRefusedError(f"{path}: {self.vocab_size} ids, not 1 to {MAX_VOCAB_SIZE}")
+        self.vocab_size = size + len(settled.new)
         self.special_ids = frozenset(
             id for id, token in backend.get_added_tokens_decoder().items() if token.special
         )
-        self._resolve_special(companions.names, add_bos=True)
+        self._resolve_special(companions.names, add_bos=True, unstated=settled.unstated)
         told = companions.add_bos
         self.add_bos = self.add_bos and (self._puts_bos_before_texts() if told is None else told)
 
@@ -111,6 +111,17 @@ def _read_backend(path: Path, decoder: str) -> tokenizers.Tokenizer:
     backend.no_padding()
     backend.model.dropout = None
     return backend
+
+
+def _add(backend: tokenizers.Tokenizer, settled: Settled, path: Path) -> None:
+    """Adds the tokens that stand only beside the file, and calls special what they call so."""
+    backend.add_tokens(settled.stated)
+    known = {token.content: token for token in backend.get_added_tokens_decoder().values()}
+    # A token that is there keeps how text is searched for it.
+    backend.add_special_tokens([known.get(token.content, token) for token in settled.named])
+    for text, id in settled.new.items():
+        if backend.token_to_id(text) != id:  # it counts pieces, and some ids have none
+            raise InputRefusedError(f"{path}: ids are missing, so {text[:60]!r} cannot be {id}")
 
 
 def _check_kind(path: Path, content: dict[str, Any], wanted: str) -> None:

@@ -1,5 +1,7 @@
 """Finds out which kind of tokenizer a folder holds."""
 
+import sys
+from collections.abc import Iterable
 from os import PathLike
 from pathlib import Path
 
@@ -18,19 +20,35 @@ def load_tokenizer(directory: str | PathLike[str] | None = None) -> Tokenizer:
 
     A `tokenizer.model` goes first: where both lie side by side, tokenizer.json was made from it.
     Where no file of the tokenizer names the pieces that begin and end a text, as with KoGPT2, those
-    of the model do.
+    of the model do; and they settle which id is meant where a piece is only named.
 
     Raises:
         InputRefusedError: The folder holds no tokenizer, or one that cannot be used.
     """
     directory = BOX if directory is None else Path(directory)
     tokenizer = _load(directory)
-    if tokenizer.bos_id is None and tokenizer.eos_id is None:
+    nameless = tokenizer.bos_id is None and tokenizer.eos_id is None
+    if nameless or tokenizer.unsettled:
         ids, files = read_ids(directory, tokenizer.vocab_size)
         tokenizer.files += files
-        tokenizer.bos_id, tokenizer.eos_id = ids.get("bos"), ids.get("eos")
-        tokenizer.pad_id = ids.get("pad") if tokenizer.pad_id is None else tokenizer.pad_id
+        for role in ("bos", "eos", "pad") if nameless else tokenizer.unsettled:
+            own = getattr(tokenizer, f"{role}_id")
+            keep = role == "pad" and own is not None
+            setattr(tokenizer, f"{role}_id", own if keep else ids.get(role, own))
+        _tell_unsettled(directory, tokenizer, tokenizer.unsettled - ids.keys())
     return tokenizer
+
+
+def _tell_unsettled(directory: Path, tokenizer: Tokenizer, roles: Iterable[str]) -> None:
+    """Tells which ends have ids that no file states: the model may never write them."""
+    for role in sorted(roles):
+        id = tokenizer.bos_id if role == "bos" else tokenizer.eos_id
+        done = "there is none" if id is None else f"taken for the next, {id}"
+        print(
+            f"kogpt: {directory}: the {role}_token named there is not in the vocabulary, and no"
+            f" file states its id: {done}",
+            file=sys.stderr,
+        )
 
 
 def _load(directory: Path) -> Tokenizer:

@@ -1,12 +1,14 @@
 """The tokenizer of models trained in the project: a sentencepiece `tokenizer.model`."""
 
 import codecs
-import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import sentencepiece
+from tokenizers import AddedToken
 
 from kogpt.errors import InputRefusedError
+from kogpt.tokenizer.added import Matcher, settle
 from kogpt.tokenizer.base import Tokenizer
 from kogpt.tokenizer.files import (
     MAX_MODEL_BYTES,
@@ -38,20 +40,32 @@ class SentencePieceTokenizer(Tokenizer):
         companions = read_companions(path.parent)
         self._backend, self.spaces = _read_backend(path)
         self.files = [path, *companions.files]
-        self.vocab_size = self._backend.vocab_size()
-        self.special_ids = frozenset(filter(self._backend.is_control, range(self.vocab_size)))
-        self._resolve_special(self._names_in_model() | companions.names, bool(companions.add_bos))
-        self._special = {self.id_to_piece(id): [id] for id in self.special_ids}
-        self._fixed = self._spelled_space_symbol()  # text with ids that are not the library's
+        self._size = self._backend.vocab_size()  # of the model; ids from there on are of the others
+        settled = settle(companions.added, self._find, self._size, companions.rows)
+        self._added = settled.new
+        self._added_pieces = list(settled.new)
+        self.vocab_size = self._size + len(self._added)
+        tokens = [*settled.stated, *settled.named]
+        controls = filter(self._backend.is_control, range(self._size))
+        special = {token.content for token in tokens if token.special}
+        self.special_ids = frozenset(controls).union(
+            id for text, id in self._added.items() if text in special
+        )
+        names = self._names_in_model() | companions.names
+        self._resolve_special(names, bool(companions.add_bos), settled.unstated)
+        self._refuse_ordinary(path, settled.stated)
+        self._matchers = self._make_matchers(tokens)
+        self._spelled = self._spelled_space_symbol()
 
     def piece_to_id(self, piece: str) -> int | None:
-        id = self._backend.piece_to_id(piece)  # that of the unknown piece, if there is no such
-        return id if self._backend.id_to_piece(id) == piece else None
+        return self._added.get(piece, self._find(piece))
 
     def token_bytes(self, id: int) -> bytes:
         piece = self.id_to_piece(id)
         if id in self.special_ids:
             return b""
+        if id >= self._size:
+            return piece.encode()
         if self._backend.is_byte(id):  # "<0xEA>"
             return bytes.fromhex(piece[3:5])
         if self._backend.is_unknown(id):
@@ -62,23 +76,70 @@ class SentencePieceTokenizer(Tokenizer):
         return SentencePieceStream(self, skip_special)
 
     def _piece(self, id: int) -> str | None:
+        if id >= self._size:
+            return self._added_pieces[id - self._size]
         return self._backend.id_to_piece(id)
 
+    def _find(self, piece: str) -> int | None:
+        """The id of a piece of the model, or None."""
+        id = self._backend.piece_to_id(piece)  # that of the unknown piece, if there is no such
+        return id if self._backend.id_to_piece(id) == piece else None
+
     def _encode(self, text: str, allow_special: bool) -> list[int]:
-        fixed = self._fixed | self._special if allow_special else self._fixed
-        if not any(piece in text for piece in fixed):
-            return self._backend.encode(text)
-        longest_first = sorted(fixed, key=len, reverse=True)
         ids: list[int] = []
-        for part in re.split(f"({'|'.join(map(re.escape, longest_first))})", text):
-            ids += fixed[part] if part in fixed else self._backend.encode(part)
+        end = 0
+        for token, start, stop in self._matchers[allow_special].find(text):
+            ids += self._encode_plain(text[end:start]) + self._ids[token]
+            end = stop
+        return ids + self._encode_plain(text[end:])
+
+    def _encode_plain(self, text: str) -> list[int]:
+        if not self._spelled or SPACE not in text:
+            return self._backend.encode(text)
+        first, *others = text.split(SPACE)
+        ids = self._backend.encode(first)
+        for part in others:
+            ids += self._spelled + self._backend.encode(part)
         return ids
 
-    def _spelled_space_symbol(self) -> dict[str, list[int]]:
-        """U+2581 and the ids of its bytes, if this vocabulary can keep it apart from a space."""
+    def _refuse_ordinary(self, path: Path, tokens: Iterable[AddedToken]) -> None:
+        """Refuses added tokens that are part of any text, where ids around them are not known.
+
+        Whether a space goes in front of what follows one is for versions of transformers to say.
+        """
+        for token in tokens:
+            if not self.spaces.keeps_text and not token.special and token.content in self._added:
+                raise InputRefusedError(
+                    f"{path}: rewrites spaces, beside which the added token {token.content[:60]!r}"
+                    " is not read"
+                )
+
+    def _make_matchers(self, tokens: Iterable[AddedToken]) -> dict[bool, Matcher]:
+        """What looks for tokens apart from the model, with the special ones (True) and without.
+
+        Pieces that are control symbols in the model are special, whatever other files say. Those
+        that are not, and that others call special, are text to it wherever they stand.
+        """
+        known = {self.id_to_piece(id) for id in self.special_ids}
+        matched = {piece: AddedToken(piece, special=True) for piece in known}
+        for token in tokens:
+            if token.content in known or (self.spaces.keeps_text and not token.special):
+                token.special = token.content in known
+                matched[token.content] = token
+        self._ids = {
+            text: [self._added.get(text, self._backend.piece_to_id(text))] for text in matched
+        }
+        ordinary = [token for token in matched.values() if not token.special]
+        return {True: Matcher([*matched.values()]), False: Matcher(ordinary)}
+
+    def _spelled_space_symbol(self) -> list[int]:
+        """The ids of the bytes of U+2581, if this vocabulary can keep it apart from a space.
+
+        Text with it has ids that are not the library's.
+        """
         ids = [self.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE.encode()]
         spelled = [id for id in ids if id is not None]
-        return {SPACE: spelled} if self.spaces.keeps_text and spelled == ids else {}
+        return spelled if self.spaces.keeps_text and spelled == ids else []
 
     def _names_in_model(self) -> dict[str, str]:
         backend = self._backend

@@ -118,7 +118,7 @@ def test_ids_follow_the_file_and_not_a_habit(tmp_path: Path) -> None:
 
 
 def test_a_role_that_no_file_names_is_none_and_cannot_be_asked_for(folder: Path) -> None:
-    (folder / "special_tokens_map.json").write_text('{"eos_token": "[gone]"}')
+    (folder / "special_tokens_map.json").write_text('{"mask_token": "[MASK]"}')
     tokenizer = ByteLevelTokenizer(folder)
     assert (tokenizer.bos_id, tokenizer.eos_id) == (None, None)
     with pytest.raises(ValueError, match="no bos token"):
