@@ -85,7 +85,12 @@ def read_stated(path: Path, entries: Iterable[tuple[Any, Any]], named: list[Adde
         token = _token(path, entry)
         token.special = token.special or token.content in special
         added.append(Added(path, token, int(id)))
-    return sorted(added, key=lambda each: each.id or 0)
+    return sorted(added, key=by_id)
+
+
+def by_id(each: Added) -> tuple[bool, int]:
+    """Sorts tokens by their ids, and those without behind, as they were."""
+    return each.id is None, each.id or 0
 
 
 def settle(

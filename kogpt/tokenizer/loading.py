@@ -18,7 +18,8 @@ from kogpt.tokenizer.spm import SentencePieceTokenizer
 def load_tokenizer(directory: str | PathLike[str] | None = None) -> Tokenizer:
     """The tokenizer of a model folder; of the model in the box where none is named.
 
-    A `tokenizer.model` goes first: where both lie side by side, tokenizer.json was made from it.
+    A `tokenizer.model` goes first: where both lie side by side, tokenizer.json must have been made
+    from it.
     Where no file of the tokenizer names the pieces that begin and end a text, as with KoGPT2, those
     of the model do; and they settle which id is meant where a piece is only named.
 

@@ -8,7 +8,7 @@ import sentencepiece
 from tokenizers import AddedToken
 
 from kogpt.errors import InputRefusedError
-from kogpt.tokenizer.added import Matcher, settle
+from kogpt.tokenizer.added import Matcher, by_id, settle
 from kogpt.tokenizer.base import Tokenizer
 from kogpt.tokenizer.files import (
     MAX_MODEL_BYTES,
@@ -18,6 +18,7 @@ from kogpt.tokenizer.files import (
 )
 from kogpt.tokenizer.modelproto import SpaceRules, check_model
 from kogpt.tokenizer.streaming import StreamDecoder
+from kogpt.tokenizer.twin import read_twin
 
 SPACE = "\u2581"  # "▁", how sentencepiece writes a space inside a piece
 
@@ -29,19 +30,24 @@ class SentencePieceTokenizer(Tokenizer):
     text is spelled in bytes, so that it does not come back as a space.
 
     Args:
-        directory: Folder that holds tokenizer.model and perhaps its companions.
+        directory: Folder that holds tokenizer.model and perhaps its companions, a tokenizer.json
+            that was made from it among them: what was added to that is read too.
 
     Raises:
-        InputRefusedError: The file is too large or damaged, or it rewrites text after decoding.
+        InputRefusedError: The file is too large or damaged, or it rewrites text after decoding; or
+            the tokenizer.json has other pieces.
     """
 
     def __init__(self, directory: str | Path) -> None:
         path = Path(directory) / "tokenizer.model"
         companions = read_companions(path.parent)
         self._backend, self.spaces = _read_backend(path)
-        self.files = [path, *companions.files]
-        self._size = self._backend.vocab_size()  # of the model; ids from there on are of the others
-        settled = settle(companions.added, self._find, self._size, companions.rows)
+        self._size = self._backend.vocab_size()  # of the model; added tokens have ids from there on
+        pieces = list(map(self._backend.id_to_piece, range(self._size)))
+        twin = read_twin(path, pieces, companions.added)
+        self.files = [path, *twin.files, *companions.files]
+        added = sorted(twin.added + companions.added, key=by_id)
+        settled = settle(added, self._find, self._size, companions.rows)
         self._added = settled.new
         self._added_pieces = list(settled.new)
         self.vocab_size = self._size + len(self._added)
@@ -52,7 +58,9 @@ class SentencePieceTokenizer(Tokenizer):
             id for text, id in self._added.items() if text in special
         )
         names = self._names_in_model() | companions.names
-        self._resolve_special(names, bool(companions.add_bos), settled.unstated)
+        add_bos = "bos" in names and twin.first == names["bos"]
+        add_bos = add_bos if companions.add_bos is None else companions.add_bos
+        self._resolve_special(names, add_bos, settled.unstated)
         self._refuse_ordinary(path, settled.stated)
         self._matchers = self._make_matchers(tokens)
         self._spelled = self._spelled_space_symbol()

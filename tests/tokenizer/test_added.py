@@ -201,3 +201,69 @@ def test_copied_files_keep_the_tokens(folder: Path, tmp_path: Path) -> None:
         shutil.copy(path, copy)
     text = TEXTS[-2]
     assert load_tokenizer(copy).encode(text) == load_tokenizer(folder).encode(text)
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    """The box as transformers saves it with tokens of one's own, beside what it was read from."""
+    pytest.importorskip("google.protobuf", reason="transformers needs protobuf to read it")
+    from tokenizers import AddedToken
+    from transformers import AutoTokenizer
+
+    (tmp_path / "config.json").write_text('{"model_type": "gptj"}')
+    tokenizer = AutoTokenizer.from_pretrained(nano(tmp_path))
+    tokenizer.add_tokens(["<|user|>", AddedToken("<a>", lstrip=True, rstrip=True)])
+    tokenizer.add_special_tokens({"eos_token": "<|end|>"})
+    for name in (MAP, CONFIG):
+        (tmp_path / name).unlink()
+    tokenizer.save_pretrained(tmp_path)
+    return tmp_path
+
+
+def test_a_tokenizer_json_beside_its_model_adds_what_it_holds_more(saved: Path) -> None:
+    from transformers import AutoTokenizer
+
+    ours, theirs = load_tokenizer(saved), AutoTokenizer.from_pretrained(saved)
+    assert ours.vocab_size == len(theirs) == 8003
+    assert ours.eos_id == theirs.eos_token_id == 8002
+    assert ours.add_bos and saved / "tokenizer.json" in ours.files
+    for text in TEXTS:
+        ids = theirs.encode(text)
+        assert ours.encode(text, bos=True, allow_special=True, normalize="none") == ids
+        assert ours.decode(ids) == theirs.decode(ids, skip_special_tokens=True)
+
+
+def test_a_tokenizer_json_without_a_template_puts_no_bos_before_texts(saved: Path) -> None:
+    path = saved / "tokenizer.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "post_processor": None}))
+    assert not load_tokenizer(saved).add_bos
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model": {"type": "BPE", "vocab": {}}},
+        {"model": {"type": "BPE", "vocab": [["[BOS]", 0.0], [], 3]}},
+        {"model": {"type": "BPE", "vocab": {"[BOS]": 1}}},
+        {"model": None},
+        {"more": "piece"},
+    ],
+)
+def test_a_tokenizer_json_that_was_not_made_from_the_model_is_refused(saved, change) -> None:
+    path = saved / "tokenizer.json"
+    content = json.loads(path.read_text())
+    if "more" in change:
+        content["model"]["vocab"]["more"] = 8003
+    path.write_text(json.dumps({**content, **change}))
+    with pytest.raises(InputRefusedError, match="was not made from .*tokenizer.model beside it"):
+        load_tokenizer(saved)
+
+
+def test_a_unigram_model_has_its_pieces_in_a_list(tmp_path: Path) -> None:
+    write_sentencepiece(tmp_path, model_type="unigram", add_dummy_prefix=False)
+    tokenizer = load_tokenizer(tmp_path)
+    vocab = [[tokenizer.id_to_piece(id), 0.0] for id in range(tokenizer.vocab_size)]
+    added = [{"id": len(vocab), "content": "<|end|>", "special": True}]
+    content = {"model": {"type": "Unigram", "vocab": vocab}, "added_tokens": added}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    assert load_tokenizer(tmp_path).piece_to_id("<|end|>") == len(vocab)

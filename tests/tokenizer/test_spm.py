@@ -106,6 +106,9 @@ def test_the_folder_decides_the_kind(tmp_path: Path) -> None:
     write_byte_level(tmp_path)
     assert isinstance(load_tokenizer(tmp_path), ByteLevelTokenizer)
     shutil.copy(NANO / "tokenizer.model", tmp_path)
+    with pytest.raises(InputRefusedError, match="tokenizer.json: was not made from .*er.model"):
+        load_tokenizer(tmp_path)
+    (tmp_path / "tokenizer.json").unlink()
     assert isinstance(load_tokenizer(tmp_path), SentencePieceTokenizer)
     with pytest.raises(InputRefusedError, match="nowhere: no such folder"):
         load_tokenizer(tmp_path / "nowhere")
