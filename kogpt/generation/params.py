@@ -63,8 +63,8 @@ class SamplingParams:
         banned_words: texts that are never completed, however their bytes fall into tokens and
             even if they began in the prompt.
         stop: texts that end the generation; the first to be completed does, and is left out.
-        stop_ids: ids that end the generation, as the tokenizer's eos always does. Their text is
-            left out.
+        stop_ids: ids that end the generation, as the tokenizer's eos always does, and the others of
+            its `end_ids`. Their text is left out.
         min_new_tokens: before this many tokens eos and `stop_ids` are banned; `stop` is looked
             for in the text of the tokens after them.
         max_new_tokens: most tokens to generate; fewer fit where the context of the model ends.

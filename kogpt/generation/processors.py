@@ -7,6 +7,7 @@ Dimension key: `B` rows, `L` columns of ids, `V` vocabulary.
 """
 
 import math
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -168,7 +169,7 @@ class LogitsProcessor:
 
     Attributes:
         params: the parameters.
-        end_ids: ids that end a generation: the tokenizer's eos, if it has one, and `stop_ids`.
+        end_ids: ids that end a generation: the tokenizer's, if it has any, and `stop_ids`.
     """
 
     def __init__(
@@ -176,11 +177,11 @@ class LogitsProcessor:
         params: SamplingParams,
         vocabulary: Vocabulary,
         vocab_size: int,
-        eos_id: int | None,
+        ends: Iterable[int],
         device: torch.device,
     ) -> None:
         self.params = params
-        self.end_ids = {*params.stop_ids, *([] if eos_id is None else [eos_id])}
+        self.end_ids = {*params.stop_ids, *ends}
         self._ends = torch.tensor(sorted(self.end_ids), dtype=torch.long, device=device)
         self._words = BannedWords(params.banned_words, vocabulary) if params.banned_words else None
         self._bias = self._fixed_bias(vocabulary, vocab_size, device)

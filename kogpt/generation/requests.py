@@ -193,7 +193,7 @@ def _processor(
                 f"{name} names id {max(getattr(params, name))}, ids end at {rows - 1}"
             )
     processor = LogitsProcessor(
-        params, Vocabulary.of(tokenizer), rows, tokenizer.eos_id, model.device
+        params, Vocabulary.of(tokenizer), rows, tokenizer.end_ids, model.device
     )
     known.append(processor)
     return processor

@@ -150,7 +150,7 @@ class Sample:
         self.stop_reason: str | int | None = None
         self.score: float | None = None
         self.guesses: list[tuple[int, list[int]]] = []
-        self._eos_id = tokenizer.eos_id
+        self._end_ids = tokenizer.end_ids
         self._decoder = tokenizer.stream_decoder()
         self._stops = StopStrings(request.params.stop)
         prompt = [self._decoder.push(id) for id in request.prompt_ids]
@@ -171,7 +171,7 @@ class Sample:
         self.token_ids.append(id)
         if logprob is not None:
             self.logprobs.append(logprob)
-        if id == self._eos_id:
+        if id in self._end_ids:
             return self._finish("eos")
         if id in self.request.processor.end_ids:
             return self._finish("stop", id)

@@ -48,7 +48,7 @@ class KoGPTConfig:
         resid_pdrop: dropout of what each block adds to the residual stream, in training.
         initializer_range: standard deviation of new weights.
         bos_token_id: id that begins a text, if the model has one.
-        eos_token_id: id that ends a text, if the model has one.
+        eos_token_id: id that ends a text, if the model has one; several are a tuple.
         pad_token_id: id that fills a batch, if the model has one.
 
     Raises:
@@ -84,7 +84,7 @@ class KoGPTConfig:
     resid_pdrop: float = 0.0
     initializer_range: float = 0.02
     bos_token_id: int | None = 0
-    eos_token_id: int | None = 1
+    eos_token_id: int | tuple[int, ...] | None = 1
     pad_token_id: int | None = None
 
     def __post_init__(self) -> None:
@@ -103,9 +103,11 @@ class KoGPTConfig:
         check_float("layer_norm_epsilon", self.layer_norm_epsilon, 0.0, 1.0)
         check_float("initializer_range", self.initializer_range, 0.0, 100.0)
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-            if getattr(self, name) is not None:
+            value = getattr(self, name)
+            several = name == "eos_token_id" and isinstance(value, tuple) and len(value) > 1
+            for id in value if several else () if value is None else (value,):
                 # Not held to vocab_size: ids come from the tokenizer, and many files are careless.
-                _check_int(name, getattr(self, name), 0, LIMITS["vocab_size"])
+                _check_int(name, id, 0, LIMITS["vocab_size"])
 
     @property
     def head_dim(self) -> int:
@@ -200,9 +202,17 @@ def _as(kind: Any, key: str, value: Any) -> Any:
     if kind is float and type(value) is int and abs(value) < 1 << 53:  # 0 for 0.0
         return float(value)
     if key.endswith("_token_id"):
-        value = value[0] if isinstance(value, list) and value else value  # the first of several
-        return None if value == -1 else value
+        return _as_id(value, several=key == "eos_token_id")
     return _as_tuples(value)
+
+
+def _as_id(value: Any, several: bool) -> Any:
+    """One id, or None where -1 stands for none; of a list all if `several`, or else the first."""
+    ids = value if isinstance(value, list | tuple) and value else [value]
+    ids = tuple(id for id in ids if id != -1)
+    if len(ids) > 1 and several:
+        return ids
+    return ids[0] if ids else None
 
 
 def _as_tuples(value: Any) -> Any:

@@ -15,11 +15,12 @@ class Tokenizer(ABC):
     Attributes:
         vocab_size: One more than the highest id that has a piece. A model may have more rows.
         bos_id: Id of the piece that begins a text; like the next three, None if no file names it.
-        eos_id: Id of the piece that ends a text.
+        eos_id: Id of the piece that ends a text; the first if there are several.
         pad_id: Id of the piece that fills a batch.
         unk_id: Id of the piece that stands for the unknown.
         add_bos: Whether the model was trained on texts that begin with bos, as the files tell;
             prompts follow it, `encode` leaves it to the caller.
+        further_ends: Ids that end a text as `eos_id` does, where the model's files list several.
         unsettled: Those of "bos" and "eos" whose pieces the files only name: the vocabulary has no
             such piece, and no file of the tokenizer states its id.
         special_ids: Ids that carry no text; `decode` leaves them out unless told otherwise.
@@ -32,9 +33,15 @@ class Tokenizer(ABC):
     pad_id: int | None
     unk_id: int | None
     add_bos: bool
+    further_ends: frozenset[int] = frozenset()
     unsettled: frozenset[str]
     special_ids: frozenset[int]
     files: list[Path]
+
+    @property
+    def end_ids(self) -> frozenset[int]:
+        """All ids that end a text."""
+        return self.further_ends.union(() if self.eos_id is None else (self.eos_id,))
 
     def encode(
         self,

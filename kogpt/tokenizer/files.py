@@ -89,8 +89,8 @@ def _added(directory: Path, settings: dict[str, Any]) -> list[Added]:
     return read_stated(path, ids, named) + named
 
 
-def read_ids(directory: Path, vocab_size: int) -> tuple[dict[str, int], list[Path]]:
-    """Special ids by role that the files of a model name, {"bos": 0, ...}, and which files did.
+def read_ids(directory: Path, vocab_size: int) -> tuple[dict[str, list[int]], list[Path]]:
+    """Special ids by role that the files of a model name, {"bos": [0], ...}, and which files did.
 
     Args:
         directory: Folder of the model; without files about it, it names none.
@@ -100,7 +100,7 @@ def read_ids(directory: Path, vocab_size: int) -> tuple[dict[str, int], list[Pat
         The ids; and of the files those that go with a tokenizer: every model has its own
         `config.json`.
     """
-    ids: dict[str, int] = {}
+    ids: dict[str, list[int]] = {}
     files = []
     for path in map(directory.joinpath, MODEL_FILES):
         content = _read(path)
@@ -108,9 +108,10 @@ def read_ids(directory: Path, vocab_size: int) -> tuple[dict[str, int], list[Pat
             files.append(path)
         for role in ("bos", "eos", "pad"):
             value = content.get(f"{role}_token_id")
-            id = value[0] if isinstance(value, list) and value else value
-            if type(id) is int and 0 <= id < vocab_size:
-                ids.setdefault(role, id)
+            told = value if isinstance(value, list) else [value]
+            usable = [id for id in told if type(id) is int and 0 <= id < vocab_size]
+            if usable:
+                ids.setdefault(role, usable)
     return ids, files
 
 

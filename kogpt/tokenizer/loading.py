@@ -19,24 +19,27 @@ def load_tokenizer(directory: str | PathLike[str] | None = None) -> Tokenizer:
     """The tokenizer of a model folder; of the model in the box where none is named.
 
     A `tokenizer.model` goes first: where both lie side by side, tokenizer.json must have been made
-    from it.
-    Where no file of the tokenizer names the pieces that begin and end a text, as with KoGPT2, those
-    of the model do; and they settle which id is meant where a piece is only named.
+    from it. Where no file of the tokenizer names the pieces that begin and end a text, as with
+    KoGPT2, those of the model do, and where one is only named, they say which id is meant. Of
+    several ends that a file of the model lists, all end a text.
 
     Raises:
         InputRefusedError: The folder holds no tokenizer, or one that cannot be used.
     """
     directory = BOX if directory is None else Path(directory)
     tokenizer = _load(directory)
+    ids, files = read_ids(directory, tokenizer.vocab_size)
+    ends = ids.get("eos", [])
     nameless = tokenizer.bos_id is None and tokenizer.eos_id is None
-    if nameless or tokenizer.unsettled:
-        ids, files = read_ids(directory, tokenizer.vocab_size)
+    roles = {"bos", "eos"} if nameless else set(tokenizer.unsettled)
+    roles |= {"pad"} if nameless and tokenizer.pad_id is None else set()
+    for role in roles & ids.keys():
+        setattr(tokenizer, f"{role}_id", ids[role][0])
+    if len(ends) > 1:  # which nobody writes by default, as single ids often are
+        tokenizer.further_ends = frozenset(ends)
+    if nameless or tokenizer.unsettled or tokenizer.further_ends:
         tokenizer.files += files
-        for role in ("bos", "eos", "pad") if nameless else tokenizer.unsettled:
-            own = getattr(tokenizer, f"{role}_id")
-            keep = role == "pad" and own is not None
-            setattr(tokenizer, f"{role}_id", own if keep else ids.get(role, own))
-        _tell_unsettled(directory, tokenizer, tokenizer.unsettled - ids.keys())
+    _tell_unsettled(directory, tokenizer, tokenizer.unsettled - ids.keys())
     return tokenizer
 
 

@@ -182,7 +182,7 @@ def test_no_temperature_makes_nan(value):
 
 def process(tokenizer, params: SamplingParams, logits: Tensor, history: History) -> Tensor:
     processor = LogitsProcessor(
-        params, Vocabulary.of(tokenizer), logits.size(-1), tokenizer.eos_id, logits.device
+        params, Vocabulary.of(tokenizer), logits.size(-1), tokenizer.end_ids, logits.device
     )
     return processor.warp(processor.constrain(logits, history))
 

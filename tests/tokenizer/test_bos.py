@@ -115,6 +115,41 @@ def test_a_pad_that_the_tokenizers_files_name_goes_before_the_models(tmp_path):
     assert tokenizer.pad_id == tokenizer.piece_to_id("[PAD]") != 6
 
 
+@pytest.mark.parametrize(
+    ("files", "named", "expected"),
+    [
+        ({"config.json": [5, 7]}, True, {1, 5, 7}),
+        ({"config.json": [5, 7]}, False, {5, 7}),
+        ({"config.json": [7, 7], "generation_config.json": [8, 9]}, True, {1, 8, 9}),
+        ({"config.json": [5, 7], "generation_config.json": 9}, True, {1}),
+        ({"config.json": [5, 7], "generation_config.json": 9}, False, {9}),
+        ({"config.json": [5, 10**6, -1]}, True, {1}),
+        ({"config.json": 5}, True, {1}),
+        ({}, False, set()),
+    ],
+)
+def test_of_several_ends_that_the_models_files_list_all_end_a_text(
+    files, named, expected, tmp_path
+):
+    write_byte_level(tmp_path)
+    if not named:
+        (tmp_path / "special_tokens_map.json").unlink()
+    for name, ends in files.items():
+        (tmp_path / name).write_text(json.dumps({"eos_token_id": ends}))
+    tokenizer = load_tokenizer(tmp_path)
+    assert tokenizer.end_ids == expected
+    assert tokenizer.eos_id == (1 if named else next(iter(sorted(expected)), None))
+
+
+def test_a_file_that_lists_ends_goes_with_the_tokenizer(tmp_path):
+    write_byte_level(tmp_path)
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, 7]}))
+    (tmp_path / "copy").mkdir()
+    for path in load_tokenizer(tmp_path).files:
+        shutil.copy(path, tmp_path / "copy")
+    assert load_tokenizer(tmp_path / "copy").end_ids == {1, 7}
+
+
 def test_a_file_of_the_model_that_names_ends_goes_with_the_tokenizer(tmp_path):
     write_byte_level(tmp_path)
     (tmp_path / "special_tokens_map.json").unlink()

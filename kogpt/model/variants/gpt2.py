@@ -49,7 +49,7 @@ class GPT2Config(KoGPTConfig):
     rotary_dim: int | None = 0
     resid_pdrop: float = 0.1
     bos_token_id: int | None = 1
-    eos_token_id: int | None = 1
+    eos_token_id: int | tuple[int, ...] | None = 1
     pad_token_id: int | None = 3
 
     def __post_init__(self) -> None:

@@ -43,7 +43,7 @@ class GPTNeoXConfig(KoGPTConfig):
     rotary_base: float = 10000.0
     attn_pdrop: float = 0.0
     embd_pdrop: float = 0.0
-    eos_token_id: int | None = 2
+    eos_token_id: int | tuple[int, ...] | None = 2
 
     def __post_init__(self) -> None:
         super().__post_init__()
