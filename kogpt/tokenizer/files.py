@@ -21,6 +21,10 @@ COMPANIONS = ("special_tokens_map.json", "tokenizer_config.json")
 ADDED_TOKENS = "added_tokens.json"
 MODEL_FILES = ("generation_config.json", "config.json")
 
+# Classes of transformers that take the vocabulary from a tokenizer.json and split texts in a way of
+# their own, by `add_prefix_space` of tokenizer_config.json. Others split as tokenizer.json says.
+SPLITTING_CLASSES = ("GPT2Tokenizer", "GPTNeoXTokenizer")
+
 
 @dataclass(frozen=True)
 class Companions:
@@ -32,6 +36,8 @@ class Companions:
         add_bos: Whether the beginning of a text is to be marked (`add_bos_token`); None if they
             do not tell.
         added: Tokens that are named here, in the vocabulary or not.
+        prefix_space: Whether a space goes in front of a text, whatever tokenizer.json says; None
+            if that counts.
         rows: How many ids the model in the folder knows; None if there is none.
     """
 
@@ -39,6 +45,7 @@ class Companions:
     names: dict[str, str]
     add_bos: bool | None
     added: list[Added]
+    prefix_space: bool | None
     rows: int | None
 
 
@@ -67,12 +74,16 @@ def read_companions(directory: Path) -> Companions:
         names |= _names(path, content)
         settings |= {key: value for key, value in content.items() if value is not None}
     files = [*map(directory.joinpath, COMPANIONS), directory / ADDED_TOKENS]
-    rows = _read(directory / "config.json").get("vocab_size")
+    model = _read(directory / "config.json")
+    name = settings.get("tokenizer_class", model.get("tokenizer_class"))
+    splits = isinstance(name, str) and name.removesuffix("Fast") in SPLITTING_CLASSES
+    rows = model.get("vocab_size")
     return Companions(
         files=[path for path in files if path.exists()],
         names=names,
         add_bos=add_bos,
         added=_added(directory, settings),
+        prefix_space=settings.get("add_prefix_space") is True if splits else None,
         rows=rows if type(rows) is int else None,
     )
 

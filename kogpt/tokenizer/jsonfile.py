@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import tokenizers
+from tokenizers.pre_tokenizers import ByteLevel
 
 from kogpt.errors import InputRefusedError
 from kogpt.jsonfiles import parse_json_object
@@ -43,6 +44,9 @@ class JSONTokenizer(Tokenizer):
             raise InputRefusedError(f"{path}: {size} ids, not 1 to {MAX_VOCAB_SIZE}")
         settled = settle(companions.added, backend.token_to_id, size, companions.rows)
         _add(backend, settled, path)
+        splitter = backend.pre_tokenizer
+        if companions.prefix_space is not None and isinstance(splitter, ByteLevel):
+            splitter.add_prefix_space = companions.prefix_space
 
         self._backend = backend
         self._lock = threading.Lock()  # for the backend's switch between typed and special text

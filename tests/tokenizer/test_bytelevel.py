@@ -134,6 +134,37 @@ def test_a_piece_that_only_a_companion_calls_special_is_special(folder: Path) ->
     assert tokenizer.eos_id not in tokenizer.encode("ㅇㅅㅇ")
 
 
+@pytest.mark.parametrize("wanted", [True, False, None])
+@pytest.mark.parametrize("in_json", [True, False])
+@pytest.mark.parametrize(
+    ("name", "where"),
+    [
+        ("GPT2Tokenizer", "tokenizer_config.json"),
+        ("GPT2TokenizerFast", "tokenizer_config.json"),
+        ("GPTNeoXTokenizerFast", "tokenizer_config.json"),
+        ("GPT2Tokenizer", "config.json"),
+        ("PreTrainedTokenizerFast", "tokenizer_config.json"),
+        ("PreTrainedTokenizerFast", "config.json"),
+    ],
+)
+def test_a_space_goes_in_front_of_a_text_where_it_does_in_transformers(
+    folder: Path, wanted: bool | None, in_json: bool, name: str, where: str
+) -> None:
+    from transformers import AutoTokenizer
+
+    splitter = json.loads((folder / "tokenizer.json").read_text())["pre_tokenizer"]
+    edit(folder, pre_tokenizer={**splitter, "add_prefix_space": in_json})
+    files = {"config.json": {"model_type": "gptj"}, "tokenizer_config.json": dict(NAMES)}
+    if wanted is not None:
+        files["tokenizer_config.json"]["add_prefix_space"] = wanted
+    files[where]["tokenizer_class"] = name
+    for file, content in files.items():
+        (folder / file).write_text(json.dumps(content))
+    ours, theirs = ByteLevelTokenizer(folder), AutoTokenizer.from_pretrained(folder)
+    for text in ("영화는 정말", " 영화", "가"):
+        assert ours.encode(text) == theirs.encode(text, add_special_tokens=False)
+
+
 def test_limits_padding_and_randomness_saved_along_have_no_effect(folder: Path) -> None:
     text = "재미있는 영화 " * 50
     expected = ByteLevelTokenizer(folder).encode(text)
