@@ -121,8 +121,7 @@ def settle(
             settled.new[text] = id
         if each.id not in (None, id):
             raise InputRefusedError(
-                f"{each.path}: the token {text[:60]!r} has id {each.id} there, in the vocabulary it"
-                f" has {id} or gets it"
+                f"{each.path}: the token {text[:60]!r} has id {each.id}, by the vocabulary {id}"
             )
         (settled.named if each.id is None else settled.stated).append(each.token)
     if out:

@@ -80,7 +80,7 @@ def test_draws_have_the_exact_probabilities(asked):
     params = SamplingParams(**asked)
     V = 20
     row = torch.randn(V, generator=torch.Generator().manual_seed(5)) * 1.2
-    processor = LogitsProcessor(params, Vocabulary([b"a"] * V), V, None, row.device)
+    processor = LogitsProcessor(params, Vocabulary([b"a"] * V), V, (), row.device)
     counts = torch.zeros(V, dtype=torch.float64)
     for words in step_words(7, 0, DRAWS).split(BATCH):
         history = History(torch.zeros(len(words), 1, dtype=torch.long), None, 0)
