@@ -11,7 +11,7 @@ from typing import Any
 from kogpt.errors import InputRefusedError
 from kogpt.jsonfiles import parse_json_object
 from kogpt.tokenizer.added import Added, read_stated
-from kogpt.tokenizer.files import MAX_JSON_BYTES, read_limited
+from kogpt.tokenizer.files import MAX_JSON_BYTES, read_regular
 from kogpt.tokenizer.jsonfile import FILE
 
 
@@ -45,7 +45,7 @@ def read_twin(model: Path, pieces: Sequence[str], beside: list[Added]) -> Twin:
     path = model.with_name(FILE)
     if not path.exists():
         return Twin([], [], None)
-    content = parse_json_object(read_limited(path, MAX_JSON_BYTES), path)
+    content = parse_json_object(read_regular(path, MAX_JSON_BYTES), path)
     ids = _vocab(content.get("model"))
     wrong = [id for id, piece in enumerate(pieces) if ids.pop(piece, None) != id]
     if wrong or ids:
