@@ -448,6 +448,9 @@ def test_inspect_reads_headers_only(tmp_path):
     assert report.memory["float16"] > report.nbytes == 12_333_004_800
     assert "6,166,502,400 parameters in 285 tensors" in str(report)
     assert json.loads(json.dumps(report.to_dict()))["compute_dtype"] == "float32"
+    cached = 2 * 28 * 2048 * 4096
+    assert report.memory["on a CPU"] == report.nbytes + 4 * cached  # where halves stay halves
+    assert "; on a CPU 14.21 GB unless told otherwise, computing in float32" in str(report)
     assert time.perf_counter() - start < 1
 
 
@@ -562,6 +565,7 @@ def test_inspect_tells_the_memory_of_all_weights_and_one_full_context(tmp_path):
         "float16": 2 * numbers,
         "bfloat16": 2 * numbers,
         "float32": 4 * numbers,
+        "on a CPU": report.nbytes + 4 * cached,
     }
     weights = tmp_path / "src" / "pytorch_model.bin"
     assert report.files == {weights.name: weights.stat().st_size}

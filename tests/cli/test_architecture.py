@@ -94,11 +94,17 @@ def test_it_is_finetuned_with_an_adapter_that_it_takes_back(place, capsys):
     assert main(["generate", "--model", "full", *own, "영화는", "--max-new-tokens", "3"]) == 0
 
 
+@pytest.mark.parametrize("where", ["RMS", "mine.py", "mine.py:"])
+def test_a_class_is_named_with_its_file(place, where, capsys):
+    assert main(["inspect", "--architecture", where]) == 2
+    told = f"kogpt: argument --architecture: is {where}, it must be of the form FILE.py:CLASS\n"
+    assert capsys.readouterr().err == told
+
+
 @pytest.mark.parametrize(
     ("where", "message"),
     [
         ("nowhere.py:RMS", "no such file"),
-        ("RMS", "no such file; name it as FILE.py:CLASS"),
         ("mine.py:Nobody", "'Nobody' is no subclass of KoGPT"),
         ("mine.py:RMSNormBlock", "'RMSNormBlock' is no subclass of KoGPT"),
         ("broken.py:RMS", "SyntaxError"),

@@ -292,9 +292,9 @@ def test_errors_do_not_go_to_the_output_where_there_is_no_place_for_them():
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (("generate", "가", "--temperature", "-1"), "temperature is -1.0, it must be"),
-        (("generate", "가", "--top-p", "1.5"), "top_p is 1.5, it must be"),
-        (("generate", "가", "--seed", str(2**64)), "seed is"),
+        (("generate", "가", "--temperature", "-1"), "argument --temperature: is -1.0, it must be"),
+        (("generate", "가", "--top-p", "1.5"), "argument --top-p: is 1.5, it must be"),
+        (("generate", "가", "--seed", str(2**64)), "argument --seed: is"),
         (("generate", "가", "--logit-bias", "7"), "not of the form ID=X"),
         (("generate", "가", "--device", "gpu9"), "no such device"),
         (("score",), "either TEXT or --data"),
@@ -307,7 +307,10 @@ def test_errors_do_not_go_to_the_output_where_there_is_no_place_for_them():
         (("tokenize", "--decode", "1" * 5000), "is not a token id"),
         (("tokenize", "--decode", "--special", "1"), "not with --decode"),
         (("generate", "가", "--logprobs", "1"), "only with --json"),
-        (("generate", "가", "--length-penalty", "2"), "length_penalty is of use with --beams"),
+        (
+            ("generate", "가", "--length-penalty", "2"),
+            "argument --length-penalty: is of use with --beams",
+        ),
         (("benchmark", "--threads", "5000"), "argument --threads: must be at most 1024, is 5000"),
         (("generate", "가", "--beams", "2", "-n", "3"), "argument --samples: is 3, it must be"),
         (("generate", "가", "--samples", "0"), "argument --samples: is 0, it must be"),
@@ -421,7 +424,10 @@ def test_kernels_are_not_looked_for_in_a_checkpoint():
 @pytest.mark.parametrize(
     ("args", "told"),
     [
-        (("generate",), "the following arguments are required: PROMPT (see kogpt generate --help)"),
+        (
+            ("generate",),
+            "the following arguments are required: PROMPT; one that begins with -",
+        ),
         (("nonsense",), "argument COMMAND: invalid choice: 'nonsense'"),
         (("generate", "가", "--seed", "abc"), "argument --seed: invalid int value: 'abc'"),
         (("generate", "가", "나"), "unrecognized arguments: 나 (see kogpt --help)"),
@@ -515,7 +521,7 @@ def test_a_closed_output_is_told():
 @pytest.mark.parametrize("more", [("--seed", "-1"), ("--seed", "18446744073709551616")])
 def test_the_prompt_loop_refuses_its_options_before_it_asks(more):
     done = kogpt(*more, input="이\n\n5\n", code=2)
-    assert done.stderr.startswith("kogpt: seed is ") and "prompt>" not in done.stderr
+    assert done.stderr.startswith("kogpt: argument --seed: is ") and "prompt>" not in done.stderr
 
 
 @pytest.mark.parametrize("device", ["meta", "mps"])

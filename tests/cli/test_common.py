@@ -2,6 +2,8 @@
 
 import argparse
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -10,11 +12,12 @@ from kogpt.cli import exit_code
 from kogpt.commands.common import (
     memory_errors,
     naming_options,
+    options_of,
     parse_size,
     refuse_below,
     run_settings,
 )
-from kogpt.errors import NotEnoughResourcesError, UsageError
+from kogpt.errors import NotEnoughResourcesError, ParameterError, UsageError
 from kogpt.generation import SamplingParams
 from kogpt.training import TrainingConfig
 
@@ -57,11 +60,19 @@ def test_settings_that_say_nothing_alone_are_refused():
         run_settings(argparse.Namespace(device="cpu", epochs=1.0, steps=3), TrainingConfig)
 
 
-def test_a_refusal_names_an_option_that_is_called_otherwise():
-    with pytest.raises(UsageError, match="^argument --samples: is 0, it must be"), naming_options():
+def test_a_refusal_names_the_option_that_a_parameter_comes_from():
+    options = options_of(argparse.Namespace(temperature=1.0, min_new_tokens=0))
+    with pytest.raises(UsageError, match="^argument --samples: is 0, it"), naming_options(options):
         SamplingParams(n=0)
-    with pytest.raises(UsageError, match="at most --beams, 2$"), naming_options():
+    with pytest.raises(UsageError, match="at most --beams, 2$"), naming_options(options):
         SamplingParams(n=3, num_beams=2)
+    with (
+        pytest.raises(UsageError, match="--temperature: is -1, it"),
+        naming_options(options),
+    ):
+        SamplingParams(temperature=-1)
+    with pytest.raises(ParameterError, match="^top_k is -1"), naming_options({}):
+        SamplingParams(top_k=-1)
 
 
 def test_a_fault_of_a_class_is_no_wrong_usage():
@@ -73,3 +84,23 @@ def test_a_fault_of_a_class_is_no_wrong_usage():
     with pytest.raises(ValueError, match="math domain error"):
         exit_code(fault)
     assert exit_code(lambda: SamplingParams(temperature=-1) and None) == 2
+
+
+def test_ctrl_c_ends_what_imports(tmp_path):
+    """Whatever an import does with exceptions: C++ code aborts, or loses them."""
+    code = """
+import importlib, os, signal, sys, time
+from kogpt import cli
+
+def loading(name):
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(60)
+    except BaseException:
+        print("lost")
+
+importlib.import_module = loading
+sys.exit(cli.main(["inspect"]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "kogpt: interrupted\n")

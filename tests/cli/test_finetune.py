@@ -57,18 +57,33 @@ def test_an_interrupted_run_wants_to_be_resumed(finetune):
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        (("--rank", "0"), "rank is 0"),
-        (("--targets", "wte"), "targets names 'wte'"),
-        (("--objective", "completion"), "objective completion is one of files"),
+        (("--rank", "0"), "argument --rank: is 0"),
+        (("--targets", "wte"), "argument --targets: names 'wte'"),
+        (("--objective", "completion"), "argument --objective: completion is one of files"),
         (("--objective", "regression"), "the rows of reviews have no degree"),
         (("--prompt", "long"), "no prompt 'long'; there are short"),
-        (("--learning-rate", "-1"), "learning_rate is -1.0, it must be a finite number above 0"),
-        (("--sequence-length", "4096"), "sequence_length is 4096, it must be at most"),
-        (("--weights", "bfloat16-master"), "weights bfloat16-master go with precision bfloat16"),
+        (
+            ("--learning-rate", "-1"),
+            "argument --learning-rate: is -1.0, it must be a finite number above 0",
+        ),
+        (("--sequence-length", "4096"), "argument --sequence-length: is 4096, it must be at most"),
+        (
+            ("--weights", "bfloat16-master"),
+            "argument --weights: bfloat16-master go with precision bfloat16",
+        ),
         (("--virtual-tokens", "3"), "argument --virtual-tokens: only with --method p-tuning or"),
-        (("--method", "prompt-tuning", "--virtual-tokens", "0"), "virtual_tokens is 0, it must"),
-        (("--method", "p-tuning", "--encoder-width", "0"), "encoder_width is 0, it must"),
-        (("--data", "texts.txt"), "data is texts.txt: no task, and no .jsonl or .jsonl.xz"),
+        (
+            ("--method", "prompt-tuning", "--virtual-tokens", "0"),
+            "argument --virtual-tokens: is 0, it must",
+        ),
+        (
+            ("--method", "p-tuning", "--encoder-width", "0"),
+            "argument --encoder-width: is 0, it must",
+        ),
+        (
+            ("--data", "texts.txt"),
+            "argument --data: is texts.txt: no task, and no .jsonl or .jsonl.xz",
+        ),
         (("--encoder", "mlp"), "argument --encoder: only with --method p-tuning"),
         (("--objective", "head", "--prompt", "short"), "--prompt: only with --objective label-wo"),
         (("--device", "foo"), "argument --device: no such device: 'foo'"),
@@ -100,7 +115,9 @@ def test_what_cannot_be_used_is_one_line_and_exit_code_3(finetune, tmp_path):
     (tmp_path / "file").touch()
     out = {"output": str(tmp_path / "file" / "out")}
     assert "file/out: is no folder; choose another" in refusal(*finetune(**out), code=3)
-    assert "none: no such folder" in refusal(*finetune(model=str(tmp_path / "none")), code=3)
+    assert "none: no such file or folder" in refusal(
+        *finetune(model=str(tmp_path / "none")), code=3
+    )
     missing = finetune(data=str(tmp_path / "none.jsonl"))
     assert "none.jsonl: No such file" in refusal(*missing, code=3)
     assert "holds no integers to keep" in refusal(*finetune(method="qlora"), code=3)
@@ -115,5 +132,8 @@ def test_training_refuses_what_does_not_fit_the_model_as_wrong_usage(tmp_path):
     out = tmp_path / "out"
     arguments = ("--tokenizer", "kogpt/nano", "--out", str(out), "--sequence-length", "4096")
     done = kogpt("train", str(text), *arguments, "--no-curve", code=2)
-    assert "kogpt: sequence_length is 4096, it must be at most the model's 1024" in done.stderr
+    assert (
+        "kogpt: argument --sequence-length: is 4096, it must be at most the model's 1024"
+        in done.stderr
+    )
     assert not out.exists()

@@ -225,7 +225,7 @@ def test_the_model_in_the_box_is_planned_by_its_headers():
         (("--method", "inference", "--pack"), 2, "argument --pack: not with --method inference"),
         (("--method", "full", "--quantize", "int8"), 2, "argument --quantize: only with"),
         (("--method", "lora", "--sequence", "9999"), 2, "sequence is 9999, it must be at most"),
-        (("--method", "lora", "--rank", "0"), 2, "rank is 0"),
+        (("--method", "lora", "--rank", "0"), 2, "argument --rank: is 0"),
         (("--method", "full", "--rank", "4"), 2, "--rank: only with --method lora or qlora"),
         (("--method", "prompt-tuning", "--sequence", "20"), 2, "it must be above the 20 virtual"),
         (("--method", "lora", "--model", "no-such"), 3, "no-such: no such file or folder"),

@@ -46,13 +46,25 @@ def strict(text):
         (["--prompt", "longer"], "task reviews has no prompt 'longer'; there are short, long"),
         (["--prompt", "long", "longer"], "task reviews has no prompt 'longer'"),
         (["--preset", "polyglott"], "no preset 'polyglott'; there are hyperclova, lm-eval-303"),
-        (["--preset", "polyglot"], "preset polyglot has no reviews; has kobest_boolq, kobest"),
-        (["--shots", "-1"], "shots is -1, it must be a whole number of at least 0"),
-        (["--shots", "0", "-2"], "shots is -2, it must be a whole number of at least 0"),
-        (["--sets", "0"], "sets is 0, it must be a whole number of at least 1"),
-        (["--limit", "0"], "limit is 0, it must be a whole number of at least 1"),
-        (["--batch-size", "0"], "batch_size is 0, it must be a whole number of at least 1"),
-        (["--max-shot-tokens", "-3"], "max_shot_tokens is -3, it must be a whole number"),
+        (
+            ["--preset", "polyglot"],
+            "argument --preset: polyglot has no reviews; has kobest_boolq, kobest",
+        ),
+        (["--shots", "-1"], "argument --shots: is -1, it must be a whole number of at least 0"),
+        (
+            ["--shots", "0", "-2"],
+            "argument --shots: is -2, it must be a whole number of at least 0",
+        ),
+        (["--sets", "0"], "argument --sets: is 0, it must be a whole number of at least 1"),
+        (["--limit", "0"], "argument --limit: is 0, it must be a whole number of at least 1"),
+        (
+            ["--batch-size", "0"],
+            "argument --batch-size: is 0, it must be a whole number of at least 1",
+        ),
+        (
+            ["--max-shot-tokens", "-3"],
+            "argument --max-shot-tokens: is -3, it must be a whole number",
+        ),
         (["--show", "0"], "argument --show: must be at least 1, is 0"),
         (["--show", "-1"], "argument --show: must be at least 1, is -1"),
         (["--device", "gpu9"], "argument --device: no such device: 'gpu9'"),
@@ -89,8 +101,8 @@ def test_what_the_parser_refuses_is_exit_code_2(more, word, reviews):
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        (["--scoring", "sum", "sum"], "scoring must differ, are sum, sum"),
-        (["--shots", "1", "1"], "shots must differ, are 1, 1"),
+        (["--scoring", "sum", "sum"], "argument --scoring: must differ, are sum, sum"),
+        (["--shots", "1", "1"], "argument --shots: must differ, are 1, 1"),
         (["--prompt", "short", "short"], "argument --prompt: short is given twice"),
         (["--list"], "argument TASK: of no use with --list"),
         (["--compare", "a", "b"], "argument TASK: of no use with --compare"),
