@@ -145,6 +145,20 @@ def test_a_browser_runs_the_page_to_its_end(root):
     assert "hidden" in error.attributes and error.text == ""
 
 
+def test_a_narrow_page_tells_of_no_failure(nano, tmp_path):
+    """What paints the matrix once its place has a width must not set itself off."""
+    text = page(look(*nano, "이 영화는 정말 재미있고 결말이"), "nano")
+    still = text.replace("new ResizeObserver(", "new (class {observe() {}})(")
+    assert still != text
+    tops = []
+    for name, content in (("calm", text), ("still", still)):
+        (tmp_path / name).mkdir()
+        path = tmp_path / name / "lens.html"
+        path.write_text(content, encoding="utf-8")
+        tops.append(screenshot(path, 360, 1400)[:700])
+    assert np.array_equal(*tops)
+
+
 def test_a_browser_shows_a_hostile_prompt_as_text(root, seen):
     assert root.find("h1#prompt")[0].text == seen.prompt
     assert root.find("title")[0].text == f"{seen.prompt[:60]} · KoGPT lens"
