@@ -2,7 +2,7 @@
 
 import math
 from numbers import Integral, Real
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from kogpt.errors import ParameterError
 
@@ -18,14 +18,18 @@ class Range(NamedTuple):
 
     def check(self, name: str, value: object) -> None:
         """Raises ValueError, with the name, the value and this range, if the value is outside."""
-        number = isinstance(value, self.kind) and not isinstance(value, bool)
-        if not number or not self._holds(value):  # type: ignore[arg-type]
+        if not self.holds(value):
             raise ParameterError(f"{name} is {value!r}, it must be {self}")
 
-    def _holds(self, value: float) -> bool:
+    def holds(self, value: Any) -> bool:
+        """Whether a value is a number in the range."""
+        number = isinstance(value, self.kind) and not isinstance(value, bool)
+        return number and self._spans(value)
+
+    def _spans(self, value: Any) -> bool:
         above = value > self.low if self.low_excluded else value >= self.low
         below = value < self.high if self.high_excluded else value <= self.high
-        return above and below and abs(value) < math.inf
+        return bool(above and below and abs(value) < math.inf)
 
     def __str__(self) -> str:
         words = ["a whole number" if self.kind is Integral else "a finite number"]

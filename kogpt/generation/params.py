@@ -180,7 +180,8 @@ def _biases(values: Mapping[int, float]) -> dict[int, float]:
         raise ParameterError(
             f"logit_bias is {values!r}, it must be a mapping of ids to what is added"
         )
+    allowed = Range(Real, -LARGEST_BIAS, LARGEST_BIAS)
     for bias in values.values():
-        if bias != -math.inf:
-            Range(Real, -LARGEST_BIAS, LARGEST_BIAS).check("logit_bias", bias)
+        if bias != -math.inf and not allowed.holds(bias):
+            raise ParameterError(f"logit_bias is {bias!r}, it must be {allowed}, or -inf")
     return dict(zip(_ids("logit_bias", tuple(values)), map(float, values.values()), strict=True))

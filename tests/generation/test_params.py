@@ -38,7 +38,11 @@ from kogpt.generation import SamplingParams
         ("length_penalty", math.inf, "a finite number of at least -10 and at most 10"),
         ("stop_ids", [-1], "a whole number of at least 0"),
         ("logit_bias", None, "a mapping of ids to what is added"),
-        ("logit_bias", {3: math.inf}, "a finite number of at least -1e+30 and at most 1e+30"),
+        (
+            "logit_bias",
+            {3: math.inf},
+            "a finite number of at least -1e+30 and at most 1e+30, or -inf",
+        ),
         ("logit_bias", {-3: 1.0}, "a whole number of at least 0"),
         ("stop", ["a", ""], "texts of at least one character"),
         ("banned_words", [3], "texts of at least one character"),
