@@ -207,9 +207,12 @@ def _as(kind: Any, key: str, value: Any) -> Any:
 
 
 def _as_id(value: Any, several: bool) -> Any:
-    """One id, or None where -1 stands for none; of a list all if `several`, or else the first."""
+    """One id, or None where there is none; of a list all that differ if `several`, else the first.
+
+    Some libraries write -1 for none.
+    """
     ids = value if isinstance(value, list | tuple) and value else [value]
-    ids = tuple(id for id in ids if id != -1)
+    ids = tuple(dict.fromkeys(id for id in ids if id not in (-1, None)))
     if len(ids) > 1 and several:
         return ids
     return ids[0] if ids else None

@@ -21,6 +21,8 @@ from kogpt.tokenizer.text import SURROGATE
 NAMED = tuple(f"{role}_token" for role in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
 LISTS = ("extra_special_tokens", "additional_special_tokens")  # of which the first counts
 
+ADDED_TOKENS = "added_tokens.json"  # whose ids say in which order its tokens are added, no more
+
 FLAGS = ("special", "single_word", "lstrip", "rstrip", "normalized")
 
 
@@ -89,7 +91,7 @@ def read_stated(path: Path, entries: Iterable[tuple[Any, Any]], named: list[Adde
 
 
 def by_id(each: Added) -> tuple[bool, int]:
-    """Sorts tokens by their ids, and those without behind, as they were."""
+    """What tokens are sorted by: their ids; those without come behind, as they were."""
     return each.id is None, each.id or 0
 
 
@@ -107,7 +109,7 @@ def settle(
     Raises:
         InputRefusedError: A file states another id for a token than it has.
     """
-    settled, out = Settled([], [], {}, set()), []
+    settled, out = Settled([], [], {}, set()), dict[str, Path]()
     for each in added:
         text = each.token.content
         id = settled.new.get(text, find(text))
@@ -115,17 +117,17 @@ def settle(
             id = size + len(settled.new)
             if each.id is None:
                 settled.unstated.add(text)
-            if rows is not None and max(id, each.id or 0) >= rows:
-                out.append(text)
+            if rows is not None and id >= rows:
+                out.setdefault(text, each.path)
                 continue
             settled.new[text] = id
-        if each.id not in (None, id):
+        if each.id not in (None, id) and each.path.name != ADDED_TOKENS:
             raise InputRefusedError(
                 f"{each.path}: the token {text[:60]!r} has id {each.id}, by the vocabulary {id}"
             )
         (settled.named if each.id is None else settled.stated).append(each.token)
     if out:
-        _tell_left_out(added[0].path, list(dict.fromkeys(out)), rows)
+        _tell_left_out(out, rows)
     return settled
 
 
@@ -133,24 +135,25 @@ class Matcher:
     """Finds tokens in a text, as the library does: its spaces and longest-first are followed."""
 
     def __init__(self, tokens: list[AddedToken]) -> None:
-        self._texts = [token.content for token in tokens]
         self._library = tokenizers.Tokenizer(tokenizers.models.BPE())  # that has no other pieces
         self._library.add_tokens(tokens)
+        decoder = self._library.get_added_tokens_decoder()
+        self._texts = {id: token.content for id, token in decoder.items()}
 
     def find(self, text: str) -> list[tuple[str, int, int]]:
         """The tokens in a text, each with where it begins and ends."""
-        if not any(token in text for token in self._texts):
+        if not self._texts:
             return []
         found = self._library.encode(text)
-        texts = self._library.get_added_tokens_decoder()
         places = zip(found.ids, found.offsets, strict=True)
-        return [(texts[id].content, start, end) for id, (start, end) in places]
+        return [(self._texts[id], start, end) for id, (start, end) in places]
 
 
-def _tell_left_out(path: Path, texts: list[str], rows: int | None) -> None:
-    more = f" and {len(texts) - 1} more" if len(texts) > 1 else ""
+def _tell_left_out(out: Mapping[str, Path], rows: int | None) -> None:
+    text, path = next(iter(out.items()))
+    more = f" and {len(out) - 1} more" if len(out) > 1 else ""
     print(
-        f"kogpt: {path}: left out the token {texts[0][:60]!r}{more}: its id would be beyond the"
+        f"kogpt: {path}: left out the token {text[:60]!r}{more}: its id would be beyond the"
         f" {rows} rows of the model",
         file=sys.stderr,
     )

@@ -7,7 +7,7 @@ from typing import Any
 from kogpt.errors import InputRefusedError
 from kogpt.jsonfiles import parse_json_object
 from kogpt.textfiles import read_limited
-from kogpt.tokenizer.added import Added, read_named, read_stated
+from kogpt.tokenizer.added import ADDED_TOKENS, Added, read_named, read_stated
 from kogpt.tokenizer.text import SURROGATE
 
 # The released tokenizer.json has 2.4 MB, a tokenizer.model of 256,000 pieces 5 MB, the companions
@@ -18,11 +18,11 @@ MAX_COMPANION_BYTES = 4 << 20
 
 # Of each kind of file the first has precedence.
 COMPANIONS = ("special_tokens_map.json", "tokenizer_config.json")
-ADDED_TOKENS = "added_tokens.json"
 MODEL_FILES = ("generation_config.json", "config.json")
 
-# Classes of transformers that take the vocabulary from a tokenizer.json and split texts in a way of
-# their own, by `add_prefix_space` of tokenizer_config.json. Others split as tokenizer.json says.
+# Classes of transformers, of those that GPT-2 and GPT-NeoX come with, that split texts by
+# `add_prefix_space` of tokenizer_config.json whatever a tokenizer.json says. The class counts where
+# it stands beside it: a config.json does not go along with a tokenizer.
 SPLITTING_CLASSES = ("GPT2Tokenizer", "GPTNeoXTokenizer")
 
 
@@ -66,25 +66,25 @@ def read_companions(directory: Path) -> Companions:
     contents = [(path, _read(path)) for path in map(directory.joinpath, COMPANIONS)]
     told = [content.get("add_bos_token") for _, content in contents]
     add_bos = next((answer for answer in (True, False) if answer in told), None)
-    if any("added_tokens_decoder" in content for _, content in contents):
-        contents.reverse()  # as transformers, which then passes over special_tokens_map.json
+    if has_decoder := any("added_tokens_decoder" in content for _, content in contents):
+        contents.reverse()
     names: dict[str, str] = {}
     settings: dict[str, Any] = {}
     for path, content in reversed(contents):
         names |= _names(path, content)
-        settings |= {key: value for key, value in content.items() if value is not None}
+        if not has_decoder or "added_tokens_decoder" in content:  # as transformers reads them
+            settings |= {key: value for key, value in content.items() if value is not None}
     files = [*map(directory.joinpath, COMPANIONS), directory / ADDED_TOKENS]
-    model = _read(directory / "config.json")
-    name = settings.get("tokenizer_class", model.get("tokenizer_class"))
+    name = settings.get("tokenizer_class")
     splits = isinstance(name, str) and name.removesuffix("Fast") in SPLITTING_CLASSES
-    rows = model.get("vocab_size")
+    rows = _read(directory / "config.json").get("vocab_size")
     return Companions(
         files=[path for path in files if path.exists()],
         names=names,
         add_bos=add_bos,
         added=_added(directory, settings),
         prefix_space=settings.get("add_prefix_space") is True if splits else None,
-        rows=rows if type(rows) is int else None,
+        rows=rows if type(rows) is int and rows > 0 else None,
     )
 
 

@@ -35,7 +35,7 @@ def load_tokenizer(directory: str | PathLike[str] | None = None) -> Tokenizer:
     roles |= {"pad"} if nameless and tokenizer.pad_id is None else set()
     for role in roles & ids.keys():
         setattr(tokenizer, f"{role}_id", ids[role][0])
-    if len(ends) > 1:  # which nobody writes by default, as single ids often are
+    if len(set(ends)) > 1:  # which nobody writes by default, as single ids often are
         tokenizer.further_ends = frozenset(ends)
     if nameless or tokenizer.unsettled or tokenizer.further_ends:
         tokenizer.files += files

@@ -1,6 +1,7 @@
 """The tokenizer of models trained in the project: a sentencepiece `tokenizer.model`."""
 
 import codecs
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -61,7 +62,7 @@ class SentencePieceTokenizer(Tokenizer):
         add_bos = "bos" in names and twin.first == names["bos"]
         add_bos = add_bos if companions.add_bos is None else companions.add_bos
         self._resolve_special(names, add_bos, settled.unstated)
-        self._refuse_ordinary(path, settled.stated)
+        self._tell_of_ordinary(path, settled.stated)
         self._matchers = self._make_matchers(tokens)
         self._spelled = self._spelled_space_symbol()
 
@@ -110,17 +111,18 @@ class SentencePieceTokenizer(Tokenizer):
             ids += self._spelled + self._backend.encode(part)
         return ids
 
-    def _refuse_ordinary(self, path: Path, tokens: Iterable[AddedToken]) -> None:
-        """Refuses added tokens that are part of any text, where ids around them are not known.
+    def _tell_of_ordinary(self, path: Path, tokens: Iterable[AddedToken]) -> None:
+        """Tells of added tokens that are part of any text, where ids around them are not known.
 
         Whether a space goes in front of what follows one is for versions of transformers to say.
         """
-        for token in tokens:
-            if not self.spaces.keeps_text and not token.special and token.content in self._added:
-                raise InputRefusedError(
-                    f"{path}: rewrites spaces, beside which the added token {token.content[:60]!r}"
-                    " is not read"
-                )
+        texts = [t.content for t in tokens if not t.special and t.content in self._added]
+        if texts and not self.spaces.keeps_text:
+            print(
+                f"kogpt: {path}: rewrites spaces, so the added token {texts[0][:60]!r} is not"
+                " looked for in texts",
+                file=sys.stderr,
+            )
 
     def _make_matchers(self, tokens: Iterable[AddedToken]) -> dict[bool, Matcher]:
         """What looks for tokens apart from the model, with the special ones (True) and without.

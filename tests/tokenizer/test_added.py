@@ -136,9 +136,31 @@ def test_a_token_in_the_vocabulary_keeps_how_it_is_matched_when_it_is_named(tmp_
 @pytest.mark.parametrize("id", [0, 3, 1000])
 def test_an_id_that_the_vocabulary_contradicts_is_refused(folder: Path, id: int) -> None:
     size = load_tokenizer(folder).vocab_size
-    (folder / IDS).write_text(json.dumps({"<|user|>": id if id < 1000 else size + 1}))
-    with pytest.raises(InputRefusedError, match=r"added_tokens.json: .*'<\|user\|>' has id"):
+    entries = {id if id < 1000 else size + 1: {"content": "<|user|>"}}
+    (folder / CONFIG).write_text(json.dumps({"added_tokens_decoder": entries}))
+    with pytest.raises(InputRefusedError, match=r"tokenizer_config.json: .*'<\|user\|>' has id"):
         load_tokenizer(folder)
+
+
+def test_ids_in_added_tokens_json_are_an_order_as_in_transformers(folder: Path) -> None:
+    size, piece = load_tokenizer(folder).vocab_size, load_tokenizer(folder).id_to_piece(5)
+    (folder / IDS).write_text(json.dumps({"<|b|>": size + 9, piece: size + 1, "<|a|>": size + 7}))
+    tokenizer = load_tokenizer(folder)
+    assert [tokenizer.piece_to_id(text) for text in ("<|a|>", "<|b|>", piece)] == [
+        size,
+        size + 1,
+        5,
+    ]
+
+
+def test_beside_a_decoder_the_map_names_no_new_tokens_as_in_transformers(folder: Path) -> None:
+    size = load_tokenizer(folder).vocab_size
+    entries = {"added_tokens_decoder": {size: {"content": "<|a|>"}}, "mask_token": "<|b|>"}
+    (folder / CONFIG).write_text(json.dumps(entries))
+    (folder / MAP).write_text(json.dumps({"pad_token": "<|c|>"}))
+    tokenizer = load_tokenizer(folder)
+    found = [tokenizer.piece_to_id(text) for text in ("<|a|>", "<|b|>", "<|c|>")]
+    assert found == [size, size + 1, None]
 
 
 @pytest.mark.parametrize(
@@ -182,15 +204,20 @@ def test_an_end_that_is_only_named_is_the_models_or_told(
     assert capsys.readouterr().err == ""
 
 
-def test_a_token_beside_a_model_that_rewrites_spaces_is_refused_unless_special(tmp_path) -> None:
+def test_a_token_beside_a_model_that_rewrites_spaces_is_told_unless_special(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     write_sentencepiece(tmp_path)
     size = load_tokenizer(tmp_path).vocab_size
     (tmp_path / IDS).write_text(json.dumps({"<|end|>": size}))
     (tmp_path / MAP).write_text(json.dumps({"eos_token": "<|end|>"}))
     assert load_tokenizer(tmp_path).eos_id == size
+    assert capsys.readouterr().err == ""
     (tmp_path / MAP).unlink()
-    with pytest.raises(InputRefusedError, match=r"tokenizer.model: .*'<\|end\|>'"):
-        load_tokenizer(tmp_path)
+    tokenizer = load_tokenizer(tmp_path)
+    assert "the added token '<|end|>' is not looked for in texts" in capsys.readouterr().err
+    assert tokenizer.decode([size]) == "<|end|>"
+    assert size not in tokenizer.encode("영화<|end|>", allow_special=True)
 
 
 def test_copied_files_keep_the_tokens(folder: Path, tmp_path: Path) -> None:

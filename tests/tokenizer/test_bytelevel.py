@@ -142,7 +142,6 @@ def test_a_piece_that_only_a_companion_calls_special_is_special(folder: Path) ->
         ("GPT2Tokenizer", "tokenizer_config.json"),
         ("GPT2TokenizerFast", "tokenizer_config.json"),
         ("GPTNeoXTokenizerFast", "tokenizer_config.json"),
-        ("GPT2Tokenizer", "config.json"),
         ("PreTrainedTokenizerFast", "tokenizer_config.json"),
         ("PreTrainedTokenizerFast", "config.json"),
     ],
