@@ -211,10 +211,10 @@ def _as_id(value: Any, several: bool) -> Any:
 
     Some libraries write -1 for none.
     """
-    ids = value if isinstance(value, list | tuple) and value else [value]
-    ids = tuple(dict.fromkeys(id for id in ids if id not in (-1, None)))
+    ids = value if isinstance(value, list | tuple) else [value]
+    ids = [id for place, id in enumerate(ids) if id not in (-1, None, *ids[:place])]
     if len(ids) > 1 and several:
-        return ids
+        return tuple(ids)
     return ids[0] if ids else None
 
 

@@ -1,6 +1,7 @@
 """What a tokenizer.json that was made from a tokenizer.model adds to it.
 
-transformers writes one where it saves such a tokenizer, and from then on reads nothing else.
+transformers writes one where it saves such a tokenizer, and from then on reads nothing else. Of the
+two, pieces are compared; how a text is cut into them is the tokenizer.model's to say.
 """
 
 from collections.abc import Sequence
