@@ -73,7 +73,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 @contextmanager
 def ending_at_once() -> Iterator[None]:
-    """Has Ctrl-C end the process: an exception may be lost, or abort, in imports written in C++."""
+    """Has Ctrl-C end the process: an exception may be lost, or abort, in imports written in C++.
+
+    Also a process that called `main` itself.
+    """
 
     def end(*_: object) -> NoReturn:
         with suppress(OSError):

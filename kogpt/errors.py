@@ -1,7 +1,7 @@
 """The errors a user can meet, each with the exit code the command line answers it with.
 
 The wrong value of a parameter (`temperature=-1`) and the refused input are a `ValueError` as well.
-A plain one is a fault, of this package or of a class of one's own, and is not told in one line.
+A plain one is a fault, and its place is to be seen.
 """
 
 import errno

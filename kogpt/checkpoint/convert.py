@@ -3,6 +3,7 @@
 import json
 import os
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ from kogpt.checkpoint.writer import (
 from kogpt.errors import InputRefusedError, ParameterError
 from kogpt.jsonfiles import read_config_object, to_json
 from kogpt.model.config import SIZES, KoGPTConfig
-from kogpt.ranges import AT_LEAST_ONE, check_choice
+from kogpt.ranges import Range, check_choice
 from kogpt.textfiles import read_limited
 
 MAX_COMPANION = 64 << 20  # bytes
@@ -106,7 +107,7 @@ class ConversionOptions:
     def __post_init__(self) -> None:
         if self.dtype is not None:
             parse_dtype(self.dtype)
-        AT_LEAST_ONE.check("max_shard_size", self.max_shard_size)
+        Range(Real, 1).check("max_shard_size", self.max_shard_size)  # such as 5e9
         check_choice("on_overflow", self.on_overflow, ("error", "clamp", "bfloat16"))
         if self.license_notice is not None and not is_text(self.license_notice):
             raise ParameterError(f"license_notice is {self.license_notice!a}, no text in UTF-8")
@@ -115,10 +116,10 @@ class ConversionOptions:
     def _check_quantize(self) -> None:
         if self.quantize is not None:
             check_choice("quantize", self.quantize, ("int8", "int4"))
-        if self.quantize != "int4" and (self.group_size is not None or self.zero_points):
-            raise ParameterError(
-                "group_size and zero_points must be left out unless quantize is int4"
-            )
+        given = {"group_size": self.group_size is not None, "zero_points": self.zero_points}
+        for name, is_given in given.items():
+            if is_given and self.quantize != "int4":
+                raise ParameterError(f"{name} is of use with quantize int4 alone")
         if self.group_size is not None and (self.group_size < 1 or self.group_size % IN_WORD):
             raise ParameterError(
                 f"group_size is {self.group_size}, it must be a multiple of {IN_WORD}"
@@ -408,7 +409,7 @@ def companions(folder: Path) -> dict[str, bytes]:
     """The files of a folder that go with its weights, by name.
 
     Raises:
-        InputRefusedError: one is too large, or no regular file; such a notice stays behind.
+        InputRefusedError: one is too large, or no regular file. A notice that is stays behind.
     """
     found = {}
     for name in COMPANIONS:
@@ -417,6 +418,6 @@ def companions(folder: Path) -> dict[str, bytes]:
             require_regular(path)
             found[name] = read_limited(path, MAX_COMPANION)
     for path in map(folder.joinpath, NOTICES):
-        if path.is_file():
+        if path.is_file() and path.stat().st_size <= MAX_COMPANION:
             found[path.name] = read_limited(path, MAX_COMPANION)
     return found

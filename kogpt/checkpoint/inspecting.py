@@ -151,7 +151,7 @@ def _cached(reader: CheckpointReader) -> int:
             with torch.inference_mode():
                 hollow(own, config)(torch.zeros(1, 1, dtype=torch.long, device="meta"), cache)
             return cache.nbytes // torch.get_default_dtype().itemsize
-        except (RuntimeError, TypeError) as error:
+        except (RuntimeError, TypeError, BufferError) as error:
             if not NO_CONTENTS.search(str(error)):  # it may need values to compute
                 raise
     return 2 * config.n_layer * config.n_positions * config.n_embd

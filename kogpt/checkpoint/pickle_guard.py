@@ -182,10 +182,10 @@ class Interpreter:
     def _table(self, value: object) -> dict[str, StoredTensor]:
         if not isinstance(value, dict):
             self.refuse(f"its top is no table of tensors but {brief(value)}")
-        for name in (name for name, inner in value.items() if isinstance(inner, dict)):
+        if tables := [name for name, inner in value.items() if isinstance(inner, dict)]:
             raise InputRefusedError(
-                f"{self.where}: {brief(name)} is a table, where a state dict has tensors alone:"
-                f" {SAVE_WEIGHTS_ALONE}"
+                f"{self.where}: {brief(tables[0])} is a table, where a state dict has tensors"
+                f" alone: {SAVE_WEIGHTS_ALONE}"
             )
         for name, tensor in value.items():
             if not isinstance(tensor, StoredTensor):

@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 from collections.abc import Collection
 from functools import reduce
 from pathlib import Path
@@ -28,7 +29,7 @@ from kogpt.kernels.linear import Weight
 from kogpt.model.config import KoGPTConfig
 from kogpt.model.transformer import KoGPT
 from kogpt.model.variants import read_config
-from kogpt.textfiles import abridged
+from kogpt.textfiles import abridged, brief
 
 # Where a folder keeps its weights, in the order of preference.
 WEIGHTS = (
@@ -50,8 +51,12 @@ FOREIGN = {
     " `python -m torch.distributed.checkpoint.format_utils dcp_to_torch`",
 }
 
-# What weights may be in under any name; but for a shard, which is a part.
+# What weights may be in under any name, and what is in such files too: parts, and what training
+# leaves beside weights.
 FILES = ("*.safetensors", "*.bin", "*.pt", "*.pth")
+NO_WEIGHTS = re.compile(
+    r".*-of-.*|(optimizer|scheduler|training_args|rng_state)\b.*|(trained|best)\.safetensors"
+)
 
 
 class Description(NamedTuple):
@@ -303,7 +308,7 @@ def _locate(path: Path) -> Path:
             f"{path}: the folder of a run; name one of its checkpoints, such as {steps[-1].parent}"
         )
     names = sorted(file.name for pattern in FILES for file in path.glob(pattern))
-    others = abridged(", ".join(name for name in names if "-of-" not in name))
+    others = abridged(", ".join(brief(name) for name in names if not NO_WEIGHTS.fullmatch(name)))
     hint = f"; weights of another name are read if the file is given: {others}" if others else ""
     expected = ", ".join(WEIGHTS)
     raise InputRefusedError(f"{path}: holds no weights; expected one of {expected}{hint}")

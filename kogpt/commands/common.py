@@ -144,7 +144,8 @@ def speculation(
 
 def options_of(args: argparse.Namespace) -> dict[str, str]:
     """The options of a command, by the parameters that they set."""
-    return {name: option_of(name) for name in vars(args)} | OPTIONS
+    own = {"out": "--output"} if getattr(args, "command", None) == "finetune" else {}
+    return {name: option_of(name) for name in vars(args)} | OPTIONS | own
 
 
 @contextmanager
@@ -155,7 +156,9 @@ def naming_options(options: Mapping[str, str]) -> Iterator[None]:
     except ParameterError as error:
         name, _, rest = str(error).partition(" ")
         words = f"argument {options[name]}: {rest}" if name in options else str(error)
-        words = re.sub(r"\w+_\w+", lambda match: options.get(match[0], match[0]), words)
+        # Names of parameters, not what is in quotes or in a path.
+        parameter = r"(?<![\w'\"./-])\w+_\w+(?![\w'\"./-])"
+        words = re.sub(parameter, lambda match: options.get(match[0], match[0]), words)
         raise UsageError(words) from None
 
 
@@ -223,7 +226,7 @@ def run_settings(args: argparse.Namespace, config: type) -> dict[str, Any]:
     if "short_part" in given and "short_length" not in given:
         raise UsageError("argument --short-part: only with --short-length")
     if empty := [name for name, value in given.items() if value == ""]:
-        raise UsageError(f"argument {option_of(empty[0])}: is empty")
+        raise UsageError(f"argument {options_of(args)[empty[0]]}: is empty")
     given["device"] = str(device_of(args))
     return {name: _setting(value, hints[name]) for name, value in given.items()}
 

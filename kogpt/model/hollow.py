@@ -14,7 +14,12 @@ from kogpt.errors import InputRefusedError
 from kogpt.model.config import KoGPTConfig
 from kogpt.model.transformer import KoGPT
 
-NO_CONTENTS = re.compile(r"\bmeta\b|register_meta", re.IGNORECASE)  # in what torch says
+# In what torch says, not in what else may say "meta".
+NO_CONTENTS = re.compile(
+    r"meta (tensor|device)|tensors? on meta|on device meta|devices.*\bmeta\b|'Meta' backend"
+    r"|register_meta|Tensor\.__format__",
+    re.IGNORECASE,
+)
 
 
 class _NothingDrawn(TorchFunctionMode):

@@ -170,7 +170,7 @@ class RunConfig:
         check_choice("weights", self.weights, WEIGHTS)
         check_choice("optimizer", self.optimizer, OPTIMIZERS)
         if self.weights != FLOAT32 and self.precision == "float32":
-            raise ParameterError(f"weights {self.weights} go with precision bfloat16, not float32")
+            raise ParameterError(f"weights is {self.weights!r}, which goes with precision bfloat16")
         if self.optimizer == EIGHT_BITS and self.weights == MASTER:
             raise ParameterError(
                 f"optimizer {EIGHT_BITS} keeps no master weights: {STOCHASTIC} is left"
@@ -330,7 +330,8 @@ class FinetuningConfig(RunConfig):
         check_choice("keep_weights", self.keep_weights, KEPT)
         if self.weights != FLOAT32 and self.method != FULL:
             raise ParameterError(
-                f"weights {self.weights} are of method full; what {self.method} trains is float32"
+                f"weights is {self.weights!r}, which goes with method full: what {self.method}"
+                " trains is float32"
             )
 
     @property

@@ -212,9 +212,9 @@ kind(
 for name in ("pytorch_model.fp16.bin", "model.fp16.safetensors", "consolidated.00.pth"):
     kind(
         f"only {name}",
-        lambda d, name=name: (d / name).touch(),
+        lambda d, name=name: [(d / each).touch() for each in (name, "optimizer.pt")],
         "holds no weights",
-        f"if the file is given: {name}",
+        f"if the file is given: '{name}'",
     )
 kind("only TensorFlow", lambda d: (d / "tf_model.h5").touch(), "tf_model.h5")
 

@@ -17,9 +17,9 @@ from kogpt.commands.common import (
     refuse_below,
     run_settings,
 )
-from kogpt.errors import NotEnoughResourcesError, UsageError
+from kogpt.errors import NotEnoughResourcesError, ParameterError, UsageError
 from kogpt.generation import SamplingParams
-from kogpt.training import TrainingConfig
+from kogpt.training import FinetuningConfig, TrainingConfig
 
 
 def test_memory_that_a_cpu_has_not_is_told_as_such():
@@ -56,6 +56,9 @@ def test_settings_that_say_nothing_alone_are_refused():
     assert settings == {**given, "short_length": 8}
     with pytest.raises(UsageError, match="--out: is empty"):  # it would be the folder one is in
         run_settings(argparse.Namespace(device="cpu", out=""), TrainingConfig)
+    with pytest.raises(UsageError, match="--output: is empty"):
+        args = argparse.Namespace(device="cpu", out="", command="finetune")
+        run_settings(args, FinetuningConfig)
     with pytest.raises(UsageError, match="--epochs: not with --steps"):
         run_settings(argparse.Namespace(device="cpu", epochs=1.0, steps=3), TrainingConfig)
 
@@ -70,6 +73,9 @@ def test_a_refusal_names_the_option_that_a_parameter_comes_from():
         SamplingParams(temperature=-1)
     with pytest.raises(UsageError, match="^top_k is -1"), naming_options(options):  # is no option
         SamplingParams(top_k=-1)
+    with pytest.raises(UsageError, match="'min_new_tokens' and min_new_tokens.csv"):
+        with naming_options(options):  # what is quoted or a file is no parameter
+            raise ParameterError("data is 'min_new_tokens' and min_new_tokens.csv")
 
 
 def test_a_fault_of_a_class_is_no_wrong_usage():

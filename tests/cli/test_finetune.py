@@ -69,7 +69,7 @@ def test_an_interrupted_run_wants_to_be_resumed(finetune):
         (("--sequence-length", "4096"), "argument --sequence-length: is 4096, it must be at most"),
         (
             ("--weights", "bfloat16-master"),
-            "argument --weights: bfloat16-master go with precision bfloat16",
+            "argument --weights: is 'bfloat16-master', which goes with precision bfloat16",
         ),
         (("--virtual-tokens", "3"), "argument --virtual-tokens: only with --method p-tuning or"),
         (

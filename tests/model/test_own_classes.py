@@ -397,17 +397,32 @@ class LooksAtValues(MLP):
         return super().forward(hidden) + hidden[hidden > 9].sum()
 
 
+class Tells(MLP):
+    def forward(self, hidden):
+        self.said = f"{hidden.max():.3f}"
+        return super().forward(hidden)
+
+
 class Faulty(MLP):
     def forward(self, hidden):
         return super().forward(hidden.unheard_of)
 
 
+class FaultyOfMeta(MLP):
+    def forward(self, hidden):
+        return super().forward(hidden, meta=True)
+
+
 def test_a_cache_is_measured_without_values_and_a_fault_is_not_hidden(tmp_path):
     write_checkpoint(tmp_path, CONFIG, made(KoGPT).state_dict())
     wanted = inspect_checkpoint(tmp_path).memory
-    assert inspect_checkpoint(tmp_path, with_mlp(LooksAtValues)).memory == wanted
+    for kind in (LooksAtValues, Tells):
+        found = inspect_checkpoint(tmp_path, with_mlp(kind)).memory
+        assert {**found, "on a CPU": 0} == {**wanted, "on a CPU": 0}  # such a one is not prepared
     with pytest.raises(AttributeError, match="unheard_of"):
         inspect_checkpoint(tmp_path, with_mlp(Faulty))
+    with pytest.raises(TypeError, match="unexpected keyword argument 'meta'"):
+        inspect_checkpoint(tmp_path, with_mlp(FaultyOfMeta))
 
 
 class LearnedRotary(RotaryEmbedding):

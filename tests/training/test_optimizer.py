@@ -221,7 +221,7 @@ def test_bfloat16_weights_learn_as_float32_ones_do(settings):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"weights": "bfloat16-master"}, "weights bfloat16-master go with precision bfloat16"),
+        ({"weights": "bfloat16-master"}, "weights is .bfloat16-master., which goes with precision"),
         ({"optimizer": "adamw-8bit", **MASTER}, "keeps no master weights"),
         ({"optimizer": "adamw-8bit", "offload": True}, "adamw-8bit has no offload"),
         ({"optimizer": "sgd"}, "optimizer is 'sgd', it must be adamw or adamw-8bit"),
