@@ -95,6 +95,8 @@ def test_ctrl_c_ends_what_imports(tmp_path):
 import importlib, os, signal, sys, time
 from kogpt import cli
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which runs in the background have not
+
 def loading(name):
     try:
         os.kill(os.getpid(), signal.SIGINT)

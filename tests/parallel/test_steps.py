@@ -239,9 +239,11 @@ def begin_anew(parallel, precision):
     generator = torch.Generator().manual_seed(11)
     model = new_parallel(CONFIG, parallel, generator, cut=cutter(parallel, precision=precision))
     rows = some_ids(2)
-    with torch.inference_mode():  # as where it is measured before it learns
-        as_forward(model, lambda: loss_of(model, rows))()
-    as_forward(model, lambda: loss_of(model, rows))().backward()
+    loss = as_forward(model, lambda: loss_of(model, rows))
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
+        with torch.inference_mode():  # as where it is measured before it learns
+            loss()
+        loss().backward()
     return difference(model, expected)
 
 

@@ -22,7 +22,7 @@ METRICS = [{**entry, "accuracy": 80 + i, "macro_f1": 79 + i} for i, entry in enu
 def test_the_curve_is_a_png_picture_with_something_in_it(tmp_path, log, height):
     image = pytest.importorskip("matplotlib.image")
     path = tmp_path / "curve.png"
-    draw_curve(log, path, "nano")
+    draw_curve(log, path)
     assert path.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
     pixels = image.imread(path)
     assert pixels.shape[:2] == (height, 1200)
