@@ -212,7 +212,9 @@ def _as_id(value: Any, several: bool) -> Any:
     Some libraries write -1 for none.
     """
     ids = value if isinstance(value, list | tuple) else [value]
-    ids = [id for place, id in enumerate(ids) if id not in (-1, None, *ids[:place])]
+    ids = [id for id in ids if id not in (-1, None)]
+    if all(type(id) is int for id in ids):  # what is none is refused later, by name
+        ids = list(dict.fromkeys(ids))
     if len(ids) > 1 and several:
         return tuple(ids)
     return ids[0] if ids else None

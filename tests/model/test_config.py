@@ -86,6 +86,7 @@ def test_a_config_that_makes_no_sense_is_refused_by_field(change, message):
         ({"eos_token_id": [-1]}, {"eos_token_id": None}),
         ({"eos_token_id": []}, {"eos_token_id": None}),
         ({"eos_token_id": [5, None, 5]}, {"eos_token_id": 5}),
+        ({"eos_token_id": [*range(10**5)]}, {"eos_token_id": (*range(10**5),)}),  # not for hours
         ({"bos_token_id": [5, 7]}, {"bos_token_id": 5}),
         ({"pad_token_id": -1}, {"pad_token_id": None}),
         ({"layer_norm_epsilon": 0, "attn_pdrop": 1}, {"layer_norm_epsilon": 0.0}),
