@@ -37,6 +37,7 @@ from kogpt.training.rehearsal import (
     rehearse_training,
     take_step,
 )
+from tests.scale import some
 from tests.server import Forked
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -246,7 +247,7 @@ print(memory("VmHWM") - before)
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux tells of the peak")
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("checkpointing", some([True, False], 1))
 def test_a_process_takes_what_was_planned_within_a_tenth(checkpointing):
     changes = {"method": "full", "batch_size": 2, "sequence_length": 384}
     changes["activation_checkpointing"] = checkpointing
