@@ -36,9 +36,9 @@ from kogpt.kernels.linear import pack_int4
 from kogpt.model import KoGPT, KoGPTConfig
 from kogpt.tokenizer import load_tokenizer
 from kogpt.training.config import FULL, QLORA, FinetuningConfig
-from kogpt.training.finetuning import attach_method
 from kogpt.training.job import Files, Job
 from kogpt.training.loop import Trainer
+from kogpt.training.methods import attach_method
 from kogpt.training.objectives import CausalExample, Completions, ExampleBatch, to_device
 from kogpt.training.pages import use_huge_pages
 

@@ -10,7 +10,6 @@ import shlex
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
@@ -18,10 +17,9 @@ import torch
 from torch import Tensor
 
 import kogpt
-from kogpt.adapters import attach_head, attach_lora, attach_prompt
 from kogpt.adapters.files import adapter_content, write_adapter_content
-from kogpt.adapters.head import put_head, read_head
-from kogpt.checkpoint import load_model, write_checkpoint
+from kogpt.adapters.head import read_head
+from kogpt.checkpoint import write_checkpoint
 from kogpt.checkpoint.convert import license_of
 from kogpt.checkpoint.staging import fsync_path, refuse_existing, write_atomically
 from kogpt.errors import InputRefusedError, ParameterError
@@ -30,21 +28,16 @@ from kogpt.evaluation.provenance import commit
 from kogpt.evaluation.task import DEGREE, LABEL, Task, load_task
 from kogpt.generation.requests import evaluation_mode
 from kogpt.jsonfiles import to_json
-from kogpt.kernels.frozen import FrozenLinear
 from kogpt.model import KoGPT
 from kogpt.parallel import Parallel
-from kogpt.parallel.parts import Rows, fill
 from kogpt.tokenizer import Tokenizer, load_tokenizer
 from kogpt.training.batching import Plan, cut
 from kogpt.training.config import (
     BEST,
     COMPLETION,
-    FLOAT32,
     FULL,
     HEAD,
     LABEL_WORDS,
-    LORA,
-    QLORA,
     REGRESSION,
     FinetuningConfig,
 )
@@ -53,7 +46,8 @@ from kogpt.training.job import Job
 from kogpt.training.log import LOG_NAME, read_log
 from kogpt.training.loop import run_job
 from kogpt.training.loss import autocast
-from kogpt.training.model import fingerprint_of_base, load_weights, own_class, require_checkpoint
+from kogpt.training.methods import learnt, restore, saved_buffers, start_model, stored_head
+from kogpt.training.model import fingerprint_of_base, own_class, require_checkpoint
 from kogpt.training.objectives import (
     HELD_OUT_LOSS,
     Classification,
@@ -67,7 +61,7 @@ from kogpt.training.objectives import (
 )
 from kogpt.training.optimizer import trained
 from kogpt.training.pages import use_huge_pages
-from kogpt.training.sharing import refuse_unshared, share_out
+from kogpt.training.sharing import refuse_unshared
 from kogpt.training.state import Files, read_state, stored_tensors, write_step, write_tensors
 
 T = TypeVar("T")
@@ -364,88 +358,6 @@ def make_objective(
     if kind == LABEL_WORDS:
         return LabelWords(*reading, task, task.prompt(config.prompt), most)
     return (Classification if kind == HEAD else Regression)(*reading, task)
-
-
-def start_model(config: FinetuningConfig, outputs: int, parallel: Parallel) -> KoGPT:
-    """The model with what the method puts into it.
-
-    Raises:
-        InputRefusedError: it cannot be loaded, or holds no integers for QLoRA.
-        ValueError: what the method puts in does not fit it.
-    """
-    dtype = base_dtype(config)
-    if config.method in (FULL, LORA):
-        add = partial(attach_method, config=config, outputs=outputs)
-        return load_weights(Path(config.model), dtype, config, parallel, add)
-    # Whole at first: integers are not cut, and a prompt begins as rows of the table.
-    quantized = config.method == QLORA
-    own = own_class(config)
-    model = load_model(config.model, dtype, parallel.device, model_class=own, quantized=quantized)
-    if quantized and not any(isinstance(module, FrozenLinear) for module in model.modules()):
-        raise InputRefusedError(
-            f"{config.model}: holds no integers to keep: kogpt convert --quantize int4, or lora"
-        )
-    attach_method(model, config, outputs)
-    share_out(model, config, parallel)
-    return model
-
-
-def base_dtype(config: FinetuningConfig) -> torch.dtype:
-    """The dtype of the model's own weights, where they are not integers."""
-    # Weights that are not trained need no more digits than products of them have.
-    narrow = config.weights != FLOAT32 if config.method == FULL else config.precision == "bfloat16"
-    return torch.bfloat16 if narrow else torch.float32
-
-
-def attach_method(model: KoGPT, config: FinetuningConfig, outputs: int) -> None:
-    """Puts into the model what the method and a head of so many outputs add to it.
-
-    Raises:
-        ValueError: it does not fit the model.
-    """
-    generator = torch.Generator().manual_seed(config.seed)
-    if config.method in (LORA, QLORA):
-        attach_lora(model, config.lora, generator)
-    elif config.method != FULL:
-        attach_prompt(model, config.soft_prompt, generator)
-    if outputs:
-        stored = stored_head(config, outputs)
-        attach_head(model, outputs, generator) if stored is None else put_head(model, stored)
-        for name, parameter in model.named_parameters():
-            if name.startswith("lm_head."):
-                parameter.requires_grad_(False)  # nothing asks for tokens
-
-
-def stored_head(config: FinetuningConfig, outputs: int) -> Tensor | None:
-    """The head that the base has already, if it has so many outputs: training goes on with it."""
-    head = read_head(config.model, own_class(config))
-    return head if head is not None and len(head) == outputs else None
-
-
-def learnt(model: KoGPT, method: str) -> dict[str, Tensor]:
-    """What a method changes, by name: parameters, and with all of them buffers that are saved."""
-    buffers = saved_buffers(model) if method == FULL else {}
-    return {**trained(model), **buffers}
-
-
-def saved_buffers(model: KoGPT) -> dict[str, Tensor]:
-    """Buffers that a checkpoint holds, by name; of a class of one's own."""
-    names = model.state_dict().keys()
-    return {name: buffer for name, buffer in model.named_buffers() if name in names}
-
-
-@torch.no_grad()
-def restore(learnt: Mapping[str, Tensor], tensors: Mapping[str, Rows]) -> None:
-    """Puts back what was learnt.
-
-    Raises:
-        InputRefusedError: it is of another model or method.
-    """
-    if learnt.keys() != tensors.keys():
-        odd = min(learnt.keys() ^ tensors.keys())
-        raise InputRefusedError(f"cannot resume with another model: {odd} is in one of both")
-    for name, tensor in learnt.items():
-        fill(tensor, tensors[name].__getitem__)
 
 
 def forget_best(path: Path, last: Path | None) -> None:

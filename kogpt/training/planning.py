@@ -29,7 +29,6 @@ from kogpt.training.config import (
     STOCHASTIC,
     FinetuningConfig,
 )
-from kogpt.training.finetuning import base_dtype
 from kogpt.training.memory import (
     CACHE,
     CASTS,
@@ -41,6 +40,7 @@ from kogpt.training.memory import (
     Parts,
     on_device,
 )
+from kogpt.training.methods import base_dtype
 from kogpt.training.rehearsal import (
     Stage,
     bytes_of_integers,
@@ -95,22 +95,11 @@ class Work:
     def need(self) -> "Need":
         """What it takes of memory when that is most, by rehearsal."""
         if self.method == INFERENCE:
-            config = self.config
-            dtype = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
-            peaks = rehearse_reading(self.stage, dtype, config.micro_batch, self.length)
-            if self.as_stored:
-                integers = bytes_of_integers(self.stage)
-                peaks = {
-                    phase: {**parts, WEIGHTS: integers + (parts[WEIGHTS] - integers) // 2}
-                    for phase, parts in peaks.items()
-                }
+            peaks = self._rehearse_reading()
         else:
             peaks = rehearse_training(self.stage, self._share())
-        if self.gpus == 0:  # beside it is the same memory
-            peaks = {
-                phase: {**parts, OPTIMIZER: parts[OPTIMIZER] + parts[HOST], HOST: 0}
-                for phase, parts in peaks.items()
-            }
+        if self.gpus == 0:
+            peaks = {phase: beside_nothing(parts) for phase, parts in peaks.items()}
         if self.gpus > 1:
             whole = max(parts[WEIGHTS] for parts in peaks.values())
             peaks = {phase: divided(parts, self) for phase, parts in peaks.items()}
@@ -119,6 +108,18 @@ class Work:
         phase = max(peaks, key=lambda phase: on_device(peaks[phase]))
         host = max(parts[HOST] for parts in peaks.values())
         return Need(phase, {**peaks[phase], HOST: host})
+
+    def _rehearse_reading(self) -> dict[str, Parts]:
+        config = self.config
+        dtype = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
+        peaks = rehearse_reading(self.stage, dtype, config.micro_batch, self.length)
+        if not self.as_stored:
+            return peaks
+        integers = bytes_of_integers(self.stage)  # all else has half the bytes
+        return {
+            phase: {**parts, WEIGHTS: integers + (parts[WEIGHTS] - integers) // 2}
+            for phase, parts in peaks.items()
+        }
 
     def _share(self) -> FinetuningConfig:
         """What one of the GPUs does of a step."""
@@ -343,34 +344,48 @@ def _quantized(work: Work, kind: str) -> Work:
     )
 
 
+def beside_nothing(parts: Parts) -> Parts:
+    """What a CPU holds, whose own memory is the one beside it."""
+    return {**parts, OPTIMIZER: parts[OPTIMIZER] + parts[HOST], HOST: 0}
+
+
 def divided(parts: Parts, work: Work) -> Parts:
     """What each of several GPUs holds, as `kogpt.parallel` divides it.
 
     Of a model that reads, weights and cache are divided, by tensor parallel. In training it is
     weights, gradients and the optimizer's state, by FSDP; activations are each GPU's own, and so
-    are integers and all of a soft prompt, whole. Gathered are embedding, norm and head throughout,
-    a block and the next in the dtype that products are computed in, which leaves nothing to cast,
-    and the gradients of a block until they are added up, in float32.
+    are integers and all of a soft prompt, whole.
     """
     if work.method == INFERENCE:
         return {**parts, **{part: parts[part] // work.gpus for part in (WEIGHTS, CACHE)}}
+    prompt = bytes_of_prompt(work.stage, work.config) if work.method in SOFT else 0
+    whole = bytes_of_integers(work.stage) + prompt
+    cut = parts[WEIGHTS] - whole
+    parts = {**parts, CASTS: 0, GATHERED: gathered(work)}
+    if work.config.offload:  # FSDP then keeps all that is divided there, all parts in one machine
+        there = {HOST: parts[HOST] + cut, WEIGHTS: whole}
+        if not prompt:
+            there = {**there, HOST: there[HOST] + parts[GRADIENTS], GRADIENTS: 0}
+        return {**parts, **there}
+    learnt = 1 if prompt else work.gpus  # parts of what is trained
+    shared = {part: parts[part] // learnt for part in (GRADIENTS, OPTIMIZER)}
+    return {**parts, **shared, WEIGHTS: whole + cut // work.gpus}
+
+
+def gathered(work: Work) -> int:
+    """Bytes of what a GPU gathers of the others in training by FSDP.
+
+    Embedding, norm and head throughout, a block and the next in the dtype that products are
+    computed in, which leaves nothing to cast, and the gradients of a block until they are added
+    up, in float32.
+    """
     shape, config, dtype = work.stage.shape, work.config, base_dtype(work.config)
     passed = 2 if config.precision == "bfloat16" else dtype.itemsize
     shapes = expand(shape, work.stage.model_class)
     rest = sum(math.prod(shapes[name]) for name in TABLES if name in shapes)
     integers = bytes_of_integers(work.stage)
     block = 0 if integers else (shape.num_parameters - rest) // shape.n_layer
-    gathered = rest * dtype.itemsize + 2 * block * passed
+    size = rest * dtype.itemsize + 2 * block * passed
     if work.method == FULL:
-        gathered += rest * dtype.itemsize + block * (passed + torch.float32.itemsize)
-    prompt = bytes_of_prompt(work.stage, config) if work.method in SOFT else 0
-    whole = integers + prompt
-    learnt = 1 if prompt else work.gpus  # parts of what is trained
-    shared = {part: parts[part] // learnt for part in (GRADIENTS, OPTIMIZER)}
-    shared[WEIGHTS] = whole + (parts[WEIGHTS] - whole) // work.gpus
-    if config.offload:  # FSDP then keeps all that is divided there, all parts in one machine
-        kept = parts[HOST] + parts[WEIGHTS] - whole + (0 if prompt else parts[GRADIENTS])
-        gradients = parts[GRADIENTS] if prompt else 0
-        there = {WEIGHTS: whole, GRADIENTS: gradients, HOST: kept}
-        return {**parts, **there, CASTS: 0, GATHERED: gathered}
-    return {**parts, **shared, CASTS: 0, GATHERED: gathered}
+        size += rest * dtype.itemsize + block * (passed + torch.float32.itemsize)
+    return size

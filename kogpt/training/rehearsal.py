@@ -25,7 +25,6 @@ from kogpt.model import KoGPT, KoGPTConfig, KVCache
 from kogpt.model.variants import class_of
 from kogpt.training.config import EIGHT_BITS, FinetuningConfig
 from kogpt.training.cross_entropy import chunk_rows
-from kogpt.training.finetuning import attach_method, base_dtype
 from kogpt.training.job import Files, Job
 from kogpt.training.loop import Trainer
 from kogpt.training.loss import next_token_loss
@@ -38,6 +37,7 @@ from kogpt.training.memory import (
     MemoryTracker,
     Parts,
 )
+from kogpt.training.methods import attach_method, base_dtype
 from kogpt.training.optimizer import initial_state, make_optimizer, trained
 from kogpt.training.pretraining import Sequences
 

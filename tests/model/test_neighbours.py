@@ -106,7 +106,7 @@ def test_finetuning_from_the_command_line(folder, method, tmp_path, capsys):
 
 def test_a_classifiers_head_is_trained_with_the_embedding_if_that_is_its_input(folder, tmp_path):
     from kogpt.training.config import FinetuningConfig
-    from kogpt.training.finetuning import attach_method
+    from kogpt.training.methods import attach_method
 
     model = kogpt.load_model(folder)
     config = FinetuningConfig(data=("nsmc",), out=tmp_path, model=str(folder), method="full")
