@@ -5,7 +5,6 @@ one is always good, and older ones are removed only when it is there.
 """
 
 import dataclasses
-import fcntl
 import json
 import os
 import re
@@ -13,6 +12,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,9 @@ from torch import Tensor
 from kogpt.checkpoint.safetensors_file import SafetensorsFile
 from kogpt.checkpoint.sliced import SlicedCheckpoint
 from kogpt.checkpoint.sources import Source
-from kogpt.checkpoint.staging import Staging, beside, put_in_place, writing
+from kogpt.checkpoint.staging import Staging, beside, locked, put_in_place, writing
 from kogpt.checkpoint.writer import write_content
-from kogpt.errors import InputRefusedError, KoGPTError
+from kogpt.errors import InputRefusedError
 from kogpt.jsonfiles import to_json
 from kogpt.model import PRESETS
 from kogpt.parallel import Parallel
@@ -233,7 +233,7 @@ def claimed(config: RunConfig) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
         raise InputRefusedError(f"{config.out}: is no folder; choose another name") from None
-    lock = _lock(folder)
+    lock = locked(folder, partial(os.open, folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
     try:
         if not config.resume and (checkpoints(folder) or _has_logged(folder)):
             raise InputRefusedError(
@@ -252,17 +252,6 @@ def _has_logged(folder: Path) -> bool:
     """Whether a run has come so far as to tell of a step."""
     log = folder / LOG_NAME
     return log.exists() and log.stat().st_size > 0
-
-
-def _lock(out: Path) -> int:
-    """Locks a folder; the lock ends with the process, however it ends."""
-    descriptor = os.open(out, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise KoGPTError(f"{out}: another process is training in it") from None
-    return descriptor
 
 
 def _sweep(out: Path) -> None:

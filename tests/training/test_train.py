@@ -3,11 +3,13 @@
 import dataclasses
 import io
 import json
+import os
 import re
 
 import pytest
 
 from kogpt.checkpoint import load_model, resources, write_checkpoint
+from kogpt.checkpoint.staging import locked
 from kogpt.errors import InputRefusedError, KoGPTError, NotEnoughResourcesError
 from kogpt.model import PRESETS, KoGPT, KoGPTConfig
 from kogpt.parallel import Parallel
@@ -15,7 +17,7 @@ from kogpt.tokenizer import load_tokenizer
 from kogpt.training import train
 from kogpt.training.log import read_log
 from kogpt.training.model import load_start
-from kogpt.training.state import _lock, checkpoints
+from kogpt.training.state import checkpoints
 from tests.training.conftest import SENTENCES
 
 
@@ -139,8 +141,9 @@ def test_a_folder_that_holds_a_run_is_not_trained_in_again(settings):
 def test_two_processes_never_train_in_one_folder(settings):
     config = settings()
     config.out.mkdir()
-    _lock(config.out)  # a lock belongs to the open file, so this test is the other process
-    with pytest.raises(KoGPTError, match="run: another process is training in it"):
+    # A lock belongs to the open file, so this test is the other process.
+    locked(config.out, lambda: os.open(config.out, os.O_RDONLY))
+    with pytest.raises(KoGPTError, match="run: locked: another process is writing it"):
         train(config, io.StringIO())
 
 
