@@ -44,7 +44,7 @@ class Join(Enum):
 
 
 @dataclass(frozen=True)
-class Row:
+class Leaf:
     """Where one of our tensors comes from.
 
     Attributes:
@@ -61,42 +61,42 @@ class Row:
 
 
 EMBEDDING = {
-    "transformer.wte.weight": Row(
+    "transformer.wte.weight": Leaf(
         "embedding_shard/~/linear/w", Join.ROWS, plus="embedding_shard/~/linear/b"
     ),
 }
 BLOCK = {
-    "ln_1.weight": Row("replicated_layer_norm/scale", Join.COPY),
-    "ln_1.bias": Row("replicated_layer_norm/offset", Join.COPY),
-    "attn.q_proj.weight": Row("linear/w", Join.COLUMNS, transposed=True),
-    "attn.k_proj.weight": Row("linear_2/w", Join.COLUMNS, transposed=True),
-    "attn.v_proj.weight": Row("linear_1/w", Join.COLUMNS, transposed=True),
-    "attn.out_proj.weight": Row("linear_3/w", Join.ROWS, transposed=True),
-    "mlp.fc_in.weight": Row("linear_4/w", Join.COLUMNS, transposed=True),
-    "mlp.fc_in.bias": Row("linear_4/b", Join.ROWS),
-    "mlp.fc_out.weight": Row("linear_5/w", Join.ROWS, transposed=True),
-    "mlp.fc_out.bias": Row("linear_5/b", Join.SUM),
+    "ln_1.weight": Leaf("replicated_layer_norm/scale", Join.COPY),
+    "ln_1.bias": Leaf("replicated_layer_norm/offset", Join.COPY),
+    "attn.q_proj.weight": Leaf("linear/w", Join.COLUMNS, transposed=True),
+    "attn.k_proj.weight": Leaf("linear_2/w", Join.COLUMNS, transposed=True),
+    "attn.v_proj.weight": Leaf("linear_1/w", Join.COLUMNS, transposed=True),
+    "attn.out_proj.weight": Leaf("linear_3/w", Join.ROWS, transposed=True),
+    "mlp.fc_in.weight": Leaf("linear_4/w", Join.COLUMNS, transposed=True),
+    "mlp.fc_in.bias": Leaf("linear_4/b", Join.ROWS),
+    "mlp.fc_out.weight": Leaf("linear_5/w", Join.ROWS, transposed=True),
+    "mlp.fc_out.bias": Leaf("linear_5/b", Join.SUM),
 }
 HEAD = {
-    "transformer.ln_f.weight": Row("projection_shard/~/replicated_layer_norm/scale", Join.COPY),
-    "transformer.ln_f.bias": Row("projection_shard/~/replicated_layer_norm/offset", Join.COPY),
-    "lm_head.weight": Row("projection_shard/~/linear/w", Join.COLUMNS, transposed=True),
-    "lm_head.bias": Row("projection_shard/~/linear/b", Join.ROWS),
+    "transformer.ln_f.weight": Leaf("projection_shard/~/replicated_layer_norm/scale", Join.COPY),
+    "transformer.ln_f.bias": Leaf("projection_shard/~/replicated_layer_norm/offset", Join.COPY),
+    "lm_head.weight": Leaf("projection_shard/~/linear/w", Join.COLUMNS, transposed=True),
+    "lm_head.bias": Leaf("projection_shard/~/linear/b", Join.ROWS),
 }
 OUTSIDE_BLOCKS = len(EMBEDDING) + 1 + len(HEAD)  # leaves; the embedding has two
 
 
-def rows_of(layers: int) -> dict[str, Row]:
+def rows_of(layers: int) -> dict[str, Leaf]:
     """The whole table: ours -> theirs, in network order."""
     table = dict(EMBEDDING)
     for layer in range(layers):
         for name, row in BLOCK.items():
             leaf = f"layer_{layer}/~/{row.leaf}"
-            table[f"transformer.h.{layer}.{name}"] = Row(leaf, row.join, row.transposed)
+            table[f"transformer.h.{layer}.{name}"] = Leaf(leaf, row.join, row.transposed)
     return table | HEAD
 
 
-def leaves_of(table: Mapping[str, Row]) -> list[str]:
+def leaves_of(table: Mapping[str, Leaf]) -> list[str]:
     """Names of all leaves in the order of the tree, which is that of their names."""
     return sorted(leaf for row in table.values() for leaf in (row.leaf, row.plus) if leaf)
 
@@ -128,7 +128,7 @@ class Array:
 class JoinedTensor:
     """One of our tensors, as the parts it is made of."""
 
-    row: Row
+    row: Leaf
     parts: tuple[Array, ...]
     added: tuple[Array, ...]
 

@@ -59,7 +59,7 @@ NO_WEIGHTS = re.compile(
 )
 
 
-class Description(NamedTuple):
+class Declaration(NamedTuple):
     """What a folder says of its weights; see `CheckpointReader`."""
 
     config: KoGPTConfig | None
@@ -86,12 +86,12 @@ class CheckpointReader:
         self,
         path: Path,
         parts: list[WeightsFile],
-        description: Description,
+        declared: Declaration,
         index: ShardIndex | None = None,
     ) -> None:
         self.path = path
         self.folder = path if path.is_dir() else path.parent
-        self.config, self.model_class, self.quantization, layout = description
+        self.config, self.model_class, self.quantization, layout = declared
         self._parts = parts
         self._owner: dict[str, Source] = {}
         for part in parts:
@@ -278,13 +278,13 @@ def open_checkpoint(
     """
     path = Path(path)
     weights = _locate(path)
-    description = _describe(path if path.is_dir() else path.parent, model_class, config)
+    declared = _describe(path if path.is_dir() else path.parent, model_class, config)
     index = _index_of(weights)
     parts: list[WeightsFile] = []
     try:
         for each in [weights] if index is None else map(weights.parent.joinpath, index.files):
             parts.append(_open(each))
-        return CheckpointReader(path, parts, description, index)
+        return CheckpointReader(path, parts, declared, index)
     except BaseException:
         for part in parts:
             part.close()
@@ -316,11 +316,11 @@ def _locate(path: Path) -> Path:
 
 def _describe(
     folder: Path, model_class: type[KoGPT] | None, config: KoGPTConfig | None
-) -> Description:
+) -> Declaration:
     path = folder / "config.json"
     if not path.exists():
         layout = None if config is None else LAYOUTS.get(config.released_type)
-        return Description(config, model_class, None, layout)
+        return Declaration(config, model_class, None, layout)
     require_regular(path)
     values = read_config_object(path)
     table = values.get("quantization_config")
@@ -328,7 +328,7 @@ def _describe(
     config = config or read_config(path, model_class)
     kind = values.get("model_type")
     layout = LAYOUTS.get(kind) if isinstance(kind, str) else None
-    return Description(config, model_class, quantization, layout)
+    return Declaration(config, model_class, quantization, layout)
 
 
 def _index_of(weights: Path) -> ShardIndex | None:
