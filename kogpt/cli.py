@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def run() -> int | None:
         try:
-            args = build_parser().parse_args(with_default_command(given))
+            args = parse(with_default_command(given))
         except SystemExit as told:  # the help
             return told.code if isinstance(told.code, int) else FAILED
         with ending_at_once():
@@ -162,6 +162,20 @@ def with_default_command(argv: Sequence[str]) -> list[str]:
     if not argv or (argv[0].startswith("-") and argv[0] not in tops):
         return ["chat", *argv]
     return list(argv)
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """What is asked for.
+
+    Raises:
+        UsageError: it is not known here.
+    """
+    args, unknown = build_parser().parse_known_args(argv)
+    if unknown:
+        quotes = "" if unknown[0].startswith("-") else "; what has spaces goes in quotes"
+        message = f"unrecognized arguments: {' '.join(unknown)}{quotes}"
+        raise UsageError(f"{message} (see {PROGRAM} {args.command} --help)")
+    return args
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -65,6 +65,8 @@ TRAINING: tuple[tuple[str, dict[str, Any]], ...] = (
     ("--activation-checkpointing", {"activation_checkpointing": True}),
     ("--micro-batch-size 1", {"micro_batch_size": 1}),
 )
+# What keeps state and weights in less memory, where it is not asked for.
+USUAL: dict[str, Any] = {"optimizer": ADAMW, "weights": FLOAT32, "offload": False}
 READING: tuple[tuple[str, dict[str, Any]], ...] = (NARROW, ("--batch 1", {"batch_size": 1}))
 
 
@@ -261,7 +263,14 @@ def alternatives(work: Work) -> Iterator[tuple[str, Work]]:
             yield " ".join(options), work
     for option, other in (*_less_state(work), *_less_trained(work), *_more_and_shorter(work)):
         if other != work:
-            yield " ".join([*options, option]), other
+            yield " ".join([*options, option, *_left_out(work, other)]), other
+
+
+def _left_out(work: Work, other: Work) -> Iterator[str]:
+    """Which options of the work another way does not go with."""
+    for name, usual in USUAL.items():
+        if getattr(other.config, name) == usual != getattr(work.config, name):
+            yield f"without --{name}"
 
 
 def _less_state(work: Work) -> Iterator[tuple[str, Work]]:
@@ -285,16 +294,15 @@ def _less_state(work: Work) -> Iterator[tuple[str, Work]]:
 
 
 def _less_trained(work: Work) -> Iterator[tuple[str, Work]]:
-    plain = {"optimizer": ADAMW, "weights": FLOAT32, "offload": False}
     if work.method == FULL:
-        yield f"--method {LORA}", _changed(work, method=LORA, **plain)
+        yield f"--method {LORA}", _changed(work, method=LORA, **USUAL)
     if work.stage.model_class is not None:  # a class of one's own is not quantised
         return
     if work.method in (FULL, LORA) and work.stage.shape.n_embd % GROUP_SIZE == 0:
         quantized = _quantized(work, "int4")
         yield (
             f"--method {QLORA}, of what kogpt convert --quantize int4 writes",
-            _changed(quantized, method=QLORA, **plain),
+            _changed(quantized, method=QLORA, **USUAL),
         )
     if work.method == INFERENCE and work.stage.quantization is None:
         yield "--quantize int8", _quantized(work, "int8")

@@ -430,7 +430,11 @@ def test_kernels_are_not_looked_for_in_a_checkpoint():
         ),
         (("nonsense",), "argument COMMAND: invalid choice: 'nonsense'"),
         (("generate", "가", "--seed", "abc"), "argument --seed: invalid int value: 'abc'"),
-        (("generate", "가", "나"), "unrecognized arguments: 나 (see kogpt --help)"),
+        (
+            ("generate", "가", "나", "다"),
+            "unrecognized arguments: 나 다; what has spaces goes in quotes (see kogpt generate --h",
+        ),
+        (("verify", "x", "--deep"), "unrecognized arguments: --deep (see kogpt verify --help)"),
     ],
 )
 def test_wrong_usage_is_one_line_and_exit_code_2(args, told):

@@ -159,6 +159,16 @@ def test_several_gpus_are_not_offered_what_one_process_alone_can_do():
     assert not any("8bit" in option or "bfloat16-" in option for option in options)
 
 
+def test_what_another_way_does_not_go_with_is_told():
+    options = offered(
+        "--gpus", "1", "--offload", "--weights", "bfloat16-master", "--precision", "bfloat16"
+    )
+    without = "without --weights without --offload"
+    assert f"--method lora {without}" in " ".join(options)
+    assert "--offload without --weights" in " ".join(options)
+    assert "without" not in " ".join(offered("--gpus", "1"))
+
+
 @pytest.mark.parametrize("method", ["full", "lora", "inference"])
 def test_a_class_of_ones_own_is_offered_neither_integers_nor_gpus(method):
     own = ("--architecture", f"{SWAPS}:WithSwiGLU", "--sequence", "512")
