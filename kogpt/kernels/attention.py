@@ -73,7 +73,8 @@ def sdpa(
 ) -> Tensor:
     """`attention` by PyTorch's `scaled_dot_product_attention`."""
     T, S = q.size(1), k.size(1)
-    causal = starts is None and T == S and T > 1
+    # True or False, not what the sizes' comparison gives: they may be symbols, and it one too.
+    causal = True if starts is None and T == S and T > 1 else False
     mask = None if causal or (starts is None and T == 1) else attention_mask(T, S, starts, q.device)
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # (B, H, T or S, D)
     out = F.scaled_dot_product_attention(
@@ -93,7 +94,7 @@ def attention_mask(T: int, S: int, starts: Tensor | None, device: torch.device) 
     mask = (key <= query)[None, None]  # (1, 1, T, S)
     if starts is None:
         return mask
-    first = starts.view(len(starts), 1, -1, 1)  # (B, 1, 1 or T, 1)
+    first = starts.view(starts.size(0), 1, -1, 1)  # (B, 1, 1 or T, 1)
     return mask & ((key >= first) | (key == query))
 
 

@@ -133,7 +133,7 @@ class Transformer(nn.Module):
         positions = torch.arange(first, last, device=input_ids.device)[None]  # (1, T)
         if starts is None:
             return positions
-        return (positions - starts.view(len(starts), -1)).clamp(min=0)  # (B, T)
+        return (positions - starts.view(starts.size(0), -1)).clamp(min=0)  # (B, T)
 
 
 class KoGPT(nn.Module):

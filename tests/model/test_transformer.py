@@ -205,6 +205,26 @@ def test_the_network_compiles_without_a_graph_break():
     assert explanation.graph_break_count == 0, explanation.break_reasons
 
 
+@pytest.mark.parametrize("padded", [False, True])
+def test_one_graph_serves_any_batch_and_length(padded):
+    """Sizes are symbols then, and what is made of them too."""
+    model = KoGPT(CONFIG).eval()
+    B, T = torch.export.Dim("B", max=64), torch.export.Dim("T", min=2, max=CONFIG.n_positions)
+
+    def inputs(rows: int, length: int) -> tuple[torch.Tensor, None, torch.Tensor | None]:
+        ids = torch.randint(CONFIG.vocab_size, (rows, length))
+        return ids, None, torch.arange(rows) % 2 if padded else None
+
+    shapes = ({0: B, 1: T}, None, {0: B} if padded else None)
+    exported = torch.export.export(model, inputs(3, 7), dynamic_shapes=shapes).module()
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    for run, sizes in ((exported, [(2, 9), (5, 2)]), (compiled, [(2, 5), (2, 9), (3, 7)])):
+        for rows, length in sizes:
+            given = inputs(rows, length)
+            with torch.no_grad():
+                torch.testing.assert_close(run(*given), model(*given))
+
+
 @pytest.mark.parametrize("change", [(2, 1), (1, 2)])
 def test_a_cache_of_another_batch_is_refused(model, change):
     (first, then), cache = change, KVCache(20)
