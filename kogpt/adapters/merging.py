@@ -22,6 +22,7 @@ from kogpt.checkpoint.shards import MAX_SHARD_SIZE, TensorSpec
 from kogpt.checkpoint.writer import classifier_spec, describe_classifier, write_folder
 from kogpt.errors import InputRefusedError, ParameterError
 from kogpt.jsonfiles import read_config_object
+from kogpt.kernels.frozen import FrozenLinear
 from kogpt.model import KoGPT
 
 
@@ -35,8 +36,9 @@ def merge(model: KoGPT) -> None:
         model: changed in place.
 
     Raises:
-        ValueError: a layer keeps its weights as integers, which cannot hold an update, or has a
-            weight in common with another; or the model is one prepared for decoding.
+        ValueError: a layer keeps its weights as integers, which cannot hold an update, computes
+            them from others, or has a weight in common with another; or the model is one prepared
+            for decoding. Nothing is changed then.
     """
     refuse_prepared(model)
     layers = [
@@ -44,28 +46,43 @@ def merge(model: KoGPT) -> None:
         for name, layer in model.named_modules()
         if isinstance(layer, LoRALinear) and not name.endswith(".base")  # of another update
     ]
-    for name, layer in layers:
-        _refuse_common(model, name, layer)
-    for name, layer in layers:
-        base, delta = layer.base, layer.scale * (layer.lora_B @ layer.lora_A)
-        while isinstance(base, LoRALinear):
-            delta, base = delta + base.scale * (base.lora_B @ base.lora_A), base.base
-        if not isinstance(base, nn.Linear):
-            raise ParameterError(f"{name} keeps integers: load the model without quantized=True")
-        wide = torch.promote_types(base.weight.dtype, torch.float32)
-        base.weight.copy_(base.weight.to(wide) + delta)
-        model.set_submodule(name, base)
+    bases = [_base(model, name, layer) for name, layer in layers]
+    with torch.autocast(model.device.type, enabled=False):
+        for (name, layer), base in zip(layers, bases, strict=True):
+            wide = torch.promote_types(base.weight.dtype, torch.float32)
+            base.weight.copy_(base.weight.to(wide) + _delta(layer))
+            model.set_submodule(name, base)
 
 
-def _refuse_common(model: KoGPT, name: str, layer: LoRALinear) -> None:
-    """Refuses to change a weight that is another layer's, too."""
+def _delta(layer: nn.Module) -> Tensor | float:
+    """All updates of a layer, added up."""
+    if not isinstance(layer, LoRALinear):
+        return 0.0
+    return layer.scale * (layer.lora_B @ layer.lora_A) + _delta(layer.base)
+
+
+def _base(model: KoGPT, name: str, layer: LoRALinear) -> nn.Linear:
+    """The layer below all updates.
+
+    Raises:
+        ValueError: its weight cannot be changed, or is another layer's, too.
+    """
     base: nn.Module = layer
     while isinstance(base, LoRALinear):
         name, base = f"{name}.base", base.base
+    weight = dict(base.named_parameters(recurse=False)).get("weight")
+    plain = stored_name(f"{name}.").removesuffix(".")
+    if isinstance(base, FrozenLinear):
+        raise ParameterError(f"{plain} keeps integers: load the model without quantized=True")
+    # What is shared out among processes gathers its parts by `full_tensor`.
+    if weight is None or not (type(weight) is nn.Parameter or hasattr(weight, "full_tensor")):
+        raise ParameterError(f"{plain}.weight is no plain parameter, but computed or packed")
     for other, parameter in model.named_parameters(remove_duplicate=False):
-        if parameter is getattr(base, "weight", None) and other != f"{name}.weight":
-            plain = [stored_name(each) for each in (f"{name}.weight", other)]
-            raise ParameterError(f"{plain[0]} cannot be updated alone: {plain[1]} is the same")
+        if parameter is weight and other != f"{name}.weight":
+            same = stored_name(other)
+            raise ParameterError(f"{plain}.weight cannot be updated alone: {same} is the same")
+    assert isinstance(base, nn.Linear), "what has updates is linear"
+    return base
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,13 @@
 """Updates folded into weights, in memory and from folder to folder."""
 
+import copy
 import json
 
 import pytest
 import torch
+from torch import nn
+from torch.nn.utils import parametrizations, prune
+from torch.testing._internal.two_tensor import TwoTensor
 
 import kogpt
 from kogpt.adapters import (
@@ -229,6 +233,44 @@ def test_integers_in_memory_are_not_merged(tmp_path):
     attach_lora(model, LoRAConfig())
     with pytest.raises(ValueError, match="h.0.attn.q_proj keeps integers"):
         merge(model)
+
+
+def packed(layer):
+    """A weight that is a tensor of a kind of its own, as libraries that quantise have them."""
+    layer.weight = nn.Parameter(TwoTensor(layer.weight.detach(), layer.weight.detach()))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        parametrizations.weight_norm,
+        lambda layer: prune.l1_unstructured(layer, "weight", 0.1),
+        packed,
+    ],
+    ids=["computed", "pruned", "packed"],
+)
+def test_weights_that_are_no_plain_parameters_are_not_merged(change):
+    """What is written to them would be lost with them."""
+    model = KoGPT(CONFIG)
+    change(model.transformer.h[1].attn.q_proj)
+    attach_lora(model, LoRAConfig())
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(ValueError, match=r"h\.1\.attn\.q_proj\.weight is no plain parameter"):
+        merge(model)
+    after = model.state_dict()
+    assert before.keys() == after.keys()
+    assert all(value.equal(after[name]) for name, value in before.items())
+
+
+def test_sums_are_float32_under_autocast_too():
+    model = KoGPT(CONFIG)
+    trained_lora(model, LoRAConfig())
+    other = copy.deepcopy(model)
+    merge(model)
+    with torch.autocast("cpu", torch.bfloat16):
+        merge(other)
+    for value, found in zip(model.parameters(), other.parameters(), strict=True):
+        assert value.equal(found)
 
 
 def test_a_prepared_model_is_not_changed(tmp_path, adapters):
