@@ -91,7 +91,7 @@ def load_model(
     for name, first in tied.items():
         path, _, leaf = name.rpartition(".")
         setattr(model.get_submodule(path), leaf, model.get_parameter(first))
-    materialise(model, device)  # what is left is derived: rotary tables
+    materialise(model, lambda _: device)  # what is left is derived: rotary tables
     return model.eval()
 
 

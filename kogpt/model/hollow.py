@@ -85,9 +85,14 @@ def _own_line(error: Exception) -> str:
     return f"{own[-1].filename}:{own[-1].lineno}" if own else "a class of your own"
 
 
-def materialise(model: KoGPT, device: torch.device) -> None:
-    """Brings a model to a device, where what has no contents gets memory, and tables are made anew.
+def materialise(model: KoGPT, place: Callable[[Tensor], torch.device]) -> None:
+    """Brings a model to where each tensor belongs; what has no contents gets memory there.
 
-    As `nn.Module.to_empty` does, which would empty the rest as well.
+    Tables are made anew. As `nn.Module.to_empty` does, which would empty the rest as well.
     """
-    model._apply(lambda t: torch.empty_like(t, device=device) if t.is_meta else t.to(device))
+
+    def bring(tensor: Tensor) -> Tensor:
+        device = place(tensor)
+        return torch.empty_like(tensor, device=device) if tensor.is_meta else tensor.to(device)
+
+    model._apply(bring)

@@ -1,11 +1,12 @@
 """Models of which every process makes and reads its own part, so that nobody holds the whole."""
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from kogpt.adapters.config import stored_name
 from kogpt.adapters.loading import Folders, put_adapter, read_adapters
@@ -17,7 +18,7 @@ from kogpt.checkpoint.resources import require_memory
 from kogpt.model import KoGPT, KoGPTConfig
 from kogpt.model.hollow import hollow, materialise
 from kogpt.model.variants import class_of
-from kogpt.parallel.parts import fill, held
+from kogpt.parallel.parts import fill, held, is_cut
 from kogpt.parallel.processes import Parallel
 from kogpt.parallel.sharding import settle
 from kogpt.parallel.tensor import tensor_parallel
@@ -32,6 +33,7 @@ def load_parallel(
     *,
     adapters: Folders = (),
     cut: Cut | None = None,
+    offload: bool = False,
 ) -> KoGPT:
     """Loads a model, ready to run, of which this process reads its own part.
 
@@ -42,6 +44,7 @@ def load_parallel(
         cut: is given the model without values (on the meta device), to cut it and to add what it
             likes; what it adds has values or is found in the checkpoint. None cuts it by tensor
             parallel alone.
+        offload: `cut` shards the model, and keeps the shards in the memory of the CPU.
 
     Raises:
         InputRefusedError: the checkpoint is damaged, dangerous, or not of this architecture.
@@ -61,7 +64,7 @@ def load_parallel(
             (cut or partial(tensor_parallel, parallel=parallel))(model)
 
         model = _hollow(config, stored if dtype is None else parse_dtype(dtype), prepare)
-        names = _materialise(model, parallel.device, str(reader.path))
+        names = _materialise(model, partial(_place, parallel, offload), str(reader.path))
         for name, parameter in model.named_parameters():
             if name in names:
                 fill(parameter, _rows_of(reader.read, stored_name(name)))
@@ -70,7 +73,12 @@ def load_parallel(
 
 
 def new_parallel(
-    config: KoGPTConfig, parallel: Parallel, generator: torch.Generator, *, cut: Cut | None = None
+    config: KoGPTConfig,
+    parallel: Parallel,
+    generator: torch.Generator,
+    *,
+    cut: Cut | None = None,
+    offload: bool = False,
 ) -> KoGPT:
     """A new model in float32, with the weights that `KoGPT.init_weights` draws for one process.
 
@@ -78,18 +86,16 @@ def new_parallel(
         config: its shape.
         parallel: the processes; the model goes to this one's device.
         generator: of a CPU, in the same state on every process.
-        cut: as for `load_parallel`.
+        cut, offload: as for `load_parallel`.
     """
     model = _hollow(config, torch.float32, cut or partial(tensor_parallel, parallel=parallel))
-    _materialise(model, parallel.device, "the model")
+    _materialise(model, partial(_place, parallel, offload), "the model")
     type(model).init_weights(_Passing(model), generator)
     settle(model)
     return model
 
 
-def _rows_of(
-    read: Callable[[str, slice], torch.Tensor], name: str
-) -> Callable[[slice], torch.Tensor]:
+def _rows_of(read: Callable[[str, slice], Tensor], name: str) -> Callable[[slice], Tensor]:
     return lambda rows: read(name, rows)
 
 
@@ -100,13 +106,22 @@ def _hollow(config: KoGPTConfig, dtype: torch.dtype, cut: Cut) -> KoGPT:
     return model
 
 
-def _materialise(model: KoGPT, device: torch.device, what: str) -> set[str]:
+def _place(parallel: Parallel, offload: bool, tensor: Tensor) -> torch.device:
+    """Where a tensor of a cut model belongs: FSDP wants shards that it offloads on the CPU."""
+    is_shard = parallel.data_size > 1 and is_cut(tensor)
+    return torch.device("cpu") if offload and is_shard else parallel.device
+
+
+def _materialise(model: KoGPT, place: Callable[[Tensor], torch.device], what: str) -> set[str]:
     """Gives memory to what has none; returns the names of those parameters."""
-    names = {name for name, parameter in model.named_parameters() if parameter.is_meta}
-    needed = sum(held(p).nbytes for name, p in model.named_parameters() if name in names)
-    require_memory(device, needed + ROOM_TO_RUN, what)
-    materialise(model, device)
-    return names
+    empty = {name: p for name, p in model.named_parameters() if p.is_meta}
+    needed: Counter[torch.device] = Counter()
+    for parameter in empty.values():
+        needed[place(parameter)] += held(parameter).nbytes
+    for device, size in needed.items():
+        require_memory(device, size + ROOM_TO_RUN, what)
+    materialise(model, place)
+    return set(empty)
 
 
 class _Passing(KoGPT):

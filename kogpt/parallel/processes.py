@@ -34,6 +34,8 @@ _GROUPS = count()  # that this process has been in
 LOST = re.compile(
     r"gloo|nccl|connection (was )?(closed|reset|refused)|broken pipe|timed? ?out|barrier", re.I
 )
+# How NCCL puts faults of this process, or of how it was started.
+OWN_FAULT = re.compile(r"invalid (usage|argument)|unhandled cuda|out of memory|duplicate gpu", re.I)
 
 
 class Parallel:
@@ -133,7 +135,7 @@ class Parallel:
         if error is None or self.device.type == "cpu":
             distributed.destroy_process_group()
             _let_threads_rest()
-        if isinstance(error, RuntimeError) and LOST.search(str(error)):
+        if isinstance(error, RuntimeError) and is_loss(str(error)):
             raise KoGPTError(
                 f"{self}: another process has ended, or kept silent for {self.seconds:.0f} s"
             ) from error
@@ -249,6 +251,11 @@ class Parallel:
         """
         if not self.alone:
             distributed.all_reduce(torch.zeros(1))
+
+
+def is_loss(message: str) -> bool:
+    """Whether torch says that another process is gone or late."""
+    return bool(LOST.search(message)) and not OWN_FAULT.search(message)
 
 
 def _told(name: str, default: int, low: int = 0, below: int = 1 << 31) -> int:

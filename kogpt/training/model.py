@@ -104,7 +104,7 @@ def load_weights(
         add(model)
         share_out(model, config, parallel)
 
-    return load_parallel(path, parallel, dtype, cut=prepare)
+    return load_parallel(path, parallel, dtype, cut=prepare, offload=config.offload)
 
 
 def fingerprint_of_base(config: RunConfig) -> str:
@@ -144,9 +144,8 @@ def _new_model(config: TrainingConfig, tokenizer: Tokenizer, parallel: Parallel)
         _refuse_own_class(config)
         from kogpt.parallel.loading import new_parallel  # slow to import
 
-        return new_parallel(
-            shape, parallel, generator, cut=partial(share_out, config=config, parallel=parallel)
-        )
+        cut = partial(share_out, config=config, parallel=parallel)
+        return new_parallel(shape, parallel, generator, cut=cut, offload=config.offload)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)  # of what a class of one's own draws
         model = unwritten(model_class, shape)

@@ -13,6 +13,7 @@ from torch import distributed
 
 from kogpt.errors import KoGPTError
 from kogpt.parallel import Parallel
+from kogpt.parallel.processes import is_loss
 from tests.parallel.launch import run
 
 ROOT = Path(__file__).parents[2]
@@ -119,3 +120,16 @@ def test_a_pipe_that_is_closed_is_no_process_that_ended(monkeypatch):
     assert Parallel(0, 2).__exit__(type(closed), closed, None) is None
     with pytest.raises(KoGPTError, match="process 0 of 2: another process has ended"):
         Parallel(0, 2).__exit__(type(lost), lost, None)
+
+
+@pytest.mark.parametrize(
+    ("message", "loss"),
+    [
+        ("NCCL error: remote process exited or there was a network error, ncclRemoteError", True),
+        ("[1] is setting up NCCL communicator ... wait timeout after 1800000ms", True),
+        ("NCCL error: invalid usage\nDuplicate GPU detected : rank 0 and rank 1 both on", False),
+        ("NCCL error: unhandled cuda error, Cuda failure 2 'out of memory'", False),
+    ],
+)
+def test_what_is_a_processes_own_fault_is_not_told_as_another_s(message, loss):
+    assert is_loss(message) is loss

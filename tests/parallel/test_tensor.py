@@ -10,7 +10,7 @@ from kogpt.checkpoint import load_model, write_checkpoint
 from kogpt.errors import InputRefusedError, NotEnoughResourcesError
 from kogpt.model import KVCache
 from kogpt.parallel import Parallel, loading
-from kogpt.parallel.loading import load_parallel
+from kogpt.parallel.loading import _place, load_parallel
 from kogpt.parallel.parts import held
 from kogpt.parallel.tensor import check_divides, plan, tensor_parallel
 from tests.parallel.launch import run
@@ -106,6 +106,20 @@ def test_one_process_alone_holds_the_whole_model(tmp_path):
     ):
         assert torch.equal(p, q), name
     assert torch.equal(model(some_ids()), expected.eval()(some_ids()))
+
+
+def test_shards_that_are_offloaded_lie_on_the_cpu_and_all_else_on_the_device():
+    """FSDP refuses parameters on a GPU that it shall offload; a name stands for a GPU here."""
+    shards, columns = (Parallel(0, 4, tensor_size=n, device="cuda:3") for n in (2, 4))
+    table, weight = torch.empty(0), torch.empty(0)
+    weight.full_tensor = lambda: weight  # as parameters that are cut have it
+    places = {
+        (rows.data_size, offload): [_place(rows, offload, t).type for t in (table, weight)]
+        for rows in (shards, columns)
+        for offload in (False, True)
+    }
+    assert places.pop((2, True)) == ["cuda", "cpu"]
+    assert set(map(tuple, places.values())) == {("cuda", "cuda")}
 
 
 def test_a_damaged_checkpoint_is_refused(tmp_path):
