@@ -40,6 +40,19 @@ class Range(NamedTuple):
         return " ".join(words)
 
 
+def set_number(config: object, name: str, allowed: Range) -> None:
+    """Checks a field of a frozen dataclass, and keeps it as Python's own number.
+
+    NumPy's cannot be written as JSON, and torch takes some of them for no numbers.
+
+    Raises:
+        ValueError: as `Range.check`.
+    """
+    value = getattr(config, name)
+    allowed.check(name, value)
+    object.__setattr__(config, name, int(value) if allowed.kind is Integral else float(value))
+
+
 AT_LEAST_ZERO, AT_LEAST_ONE = Range(Integral, 0), Range(Integral, 1)
 ABOVE_ZERO = Range(Real, 0, low_excluded=True)
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from kogpt.errors import ParameterError
 from kogpt.model import KoGPT
-from kogpt.ranges import ABOVE_ZERO, AT_LEAST_ONE, Range, check_choice
+from kogpt.ranges import ABOVE_ZERO, AT_LEAST_ONE, Range, check_choice, set_number
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc_in", "fc_out")
 ENCODERS = ("none", "mlp", "lstm")
@@ -39,16 +39,16 @@ class LoRAConfig:
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        if isinstance(self.targets, str):
-            object.__setattr__(self, "targets", (self.targets,))
+        targets = (self.targets,) if isinstance(self.targets, str) else tuple(self.targets)
+        object.__setattr__(self, "targets", targets)
         for target in self.targets:
             if target not in TARGETS:
                 raise ParameterError(f"targets names {target!r}, there are {', '.join(TARGETS)}")
         if not self.targets:
             raise ParameterError(f"targets is empty, there are {', '.join(TARGETS)}")
-        AT_LEAST_ONE.check("rank", self.rank)
-        ABOVE_ZERO.check("alpha", self.alpha)
-        Range(Real, 0, 1, high_excluded=True).check("dropout", self.dropout)
+        set_number(self, "rank", AT_LEAST_ONE)
+        set_number(self, "alpha", ABOVE_ZERO)
+        set_number(self, "dropout", Range(Real, 0, 1, high_excluded=True))
 
 
 @dataclass(frozen=True)
@@ -71,10 +71,10 @@ class PromptConfig:
     hidden: int | None = None
 
     def __post_init__(self) -> None:
-        AT_LEAST_ONE.check("tokens", self.tokens)
+        set_number(self, "tokens", AT_LEAST_ONE)
         check_choice("encoder", self.encoder, ENCODERS)
         if self.hidden is not None:
-            AT_LEAST_ONE.check("hidden", self.hidden)
+            set_number(self, "hidden", AT_LEAST_ONE)
 
 
 def freeze(model: nn.Module) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from kogpt.errors import InputRefusedError, ParameterError
 from kogpt.evaluation.task import read_toml
-from kogpt.ranges import AT_LEAST_ONE, AT_LEAST_ZERO
+from kogpt.ranges import AT_LEAST_ONE, AT_LEAST_ZERO, set_number
 
 PRESETS = Path(__file__).with_name("presets")
 
@@ -49,11 +49,10 @@ class Protocol:
     batch_size: int = 32
 
     def __post_init__(self) -> None:
-        AT_LEAST_ZERO.check("seed", self.seed)
+        set_number(self, "seed", AT_LEAST_ZERO)
         for name in ("sets", "batch_size", "limit", "max_shot_tokens"):
-            value = getattr(self, name)
-            if value is not None or name in ("sets", "batch_size"):
-                AT_LEAST_ONE.check(name, value)
+            if getattr(self, name) is not None or name in ("sets", "batch_size"):
+                set_number(self, name, AT_LEAST_ONE)
         for name in ("shots", "scoring"):
             values = getattr(self, name)
             untold = values is None and name == "scoring"
@@ -61,6 +60,7 @@ class Protocol:
                 raise ParameterError(f"{name} is {values!r}, it must be a tuple of at least one")
         for number in self.shots:
             AT_LEAST_ZERO.check("shots", number)
+        object.__setattr__(self, "shots", tuple(map(int, self.shots)))
         for name in ("shots", "scoring"):
             values = getattr(self, name) or ()
             if len(set(values)) < len(values):

@@ -7,7 +7,7 @@ from numbers import Integral, Real
 from typing import Literal
 
 from kogpt.errors import ParameterError
-from kogpt.ranges import AT_LEAST_ONE, AT_LEAST_ZERO, Range
+from kogpt.ranges import AT_LEAST_ONE, AT_LEAST_ZERO, Range, set_number
 from kogpt.tokenizer.text import normalize_text
 
 SEED_LIMIT = 2**64
@@ -111,10 +111,8 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         for name, allowed in RANGES.items():
-            value = getattr(self, name)
-            if not (value is None and name in OPTIONAL):
-                allowed.check(name, value)
-                self._set(name, int(value) if allowed.kind is Integral else float(value))
+            if not (getattr(self, name) is None and name in OPTIONAL):
+                set_number(self, name, allowed)
         if self.min_new_tokens > self.max_new_tokens:
             raise ParameterError(
                 f"min_new_tokens is {self.min_new_tokens}, it must be at most "

@@ -1,7 +1,8 @@
 """What a run is told: every setting, its meaning and its range."""
 
 import dataclasses
-from collections.abc import Mapping
+import os
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from numbers import Integral, Real
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 from kogpt.adapters import LoRAConfig, PromptConfig
 from kogpt.errors import ParameterError
-from kogpt.ranges import ABOVE_ZERO, AT_LEAST_ONE, AT_LEAST_ZERO, Range, check_choice
+from kogpt.ranges import ABOVE_ZERO, AT_LEAST_ONE, AT_LEAST_ZERO, Range, check_choice, set_number
 from kogpt.training.documents import COLUMN
 
 # Settings that may change on resume: where things lie, how a run is watched and shared, and what
@@ -165,7 +166,9 @@ class RunConfig:
     license_notice: str = "not stated"
 
     def __post_init__(self) -> None:
-        _check_numbers(self, OF_ANY_RUN)
+        object.__setattr__(self, "out", Path(self.out))
+        object.__setattr__(self, "device", str(self.device))
+        _set_numbers(self, OF_ANY_RUN)
         check_choice("precision", self.precision, PRECISIONS)
         check_choice("weights", self.weights, WEIGHTS)
         check_choice("optimizer", self.optimizer, OPTIMIZERS)
@@ -233,9 +236,10 @@ class TrainingConfig(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        object.__setattr__(self, "data", tuple(map(Path, _files(self.data))))
         if not self.data:
             raise ParameterError("data names no file to train on")
-        _check_numbers(self, OF_PRETRAINING)
+        _set_numbers(self, OF_PRETRAINING)
 
 
 FULL, LORA, QLORA, P_TUNING, PROMPT_TUNING = METHODS = (
@@ -315,6 +319,7 @@ class FinetuningConfig(RunConfig):
         if self.learning_rate is None:
             object.__setattr__(self, "learning_rate", LEARNING_RATES[self.method])
         super().__post_init__()
+        object.__setattr__(self, "data", tuple(map(os.fspath, _files(self.data))))
         if not self.data:
             raise ParameterError("data names nothing to train on")
         others = [name for name in self.data if not name.endswith(EXAMPLES)]
@@ -325,8 +330,10 @@ class FinetuningConfig(RunConfig):
         if self.objective is not None:
             check_choice("objective", self.objective, OBJECTIVES)
         check_choice("encoder", self.encoder, ENCODERS)
-        _check_numbers(self, OF_FINETUNING)
-        _ = self.lora, self.soft_prompt  # which check their values
+        _set_numbers(self, OF_FINETUNING)
+        _ = self.soft_prompt  # which checks its values
+        for name in ("targets", "rank", "alpha", "dropout"):
+            object.__setattr__(self, name, getattr(self.lora, name))
         check_choice("keep_weights", self.keep_weights, KEPT)
         if self.weights != FLOAT32 and self.method != FULL:
             raise ParameterError(
@@ -355,11 +362,15 @@ class FinetuningConfig(RunConfig):
         return PromptConfig(self.virtual_tokens, encoder, self.encoder_width)
 
 
-def _check_numbers(config: RunConfig, ranges: Mapping[str, Range]) -> None:
+def _set_numbers(config: RunConfig, ranges: Mapping[str, Range]) -> None:
     for name, allowed in ranges.items():
-        value = getattr(config, name)
-        if value is not None or name not in MAY_BE_NONE:
-            allowed.check(name, value)
+        if getattr(config, name) is not None or name not in MAY_BE_NONE:
+            set_number(config, name, allowed)
+
+
+def _files(data: Any) -> Iterable[Any]:
+    """The files, also of a single one."""
+    return (data,) if isinstance(data, str | os.PathLike) else data
 
 
 def _to_json(value: Any) -> Any:
