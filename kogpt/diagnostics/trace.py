@@ -107,6 +107,8 @@ def places_of(other: nn.Module) -> Places:
     """
     if isinstance(other, KoGPT):
         return OURS
+    if hasattr(other, "_orig_mod"):
+        raise InputRefusedError("a compiled model has no tensors to see: give what was compiled")
     kind = getattr(getattr(other, "config", None), "model_type", None)
     if kind == KoGPTConfig.released_type:
         return GPTJ

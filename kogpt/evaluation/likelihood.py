@@ -17,16 +17,19 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import groupby, islice
+from itertools import chain, groupby, islice
+from numbers import Integral
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from kogpt.checkpoint.resources import require_memory
+from kogpt.errors import ParameterError
 from kogpt.generation.requests import read
 from kogpt.generation.scoring import refuse_unusable
 from kogpt.model import KoGPT, KVCache
+from kogpt.ranges import AT_LEAST_ONE, Range
 
 Ids = tuple[int, ...]
 
@@ -105,7 +108,19 @@ def log_likelihoods(
         model: any model, in evaluation mode.
         queries: none longer than the context of the model.
         batch_size: queries read at once. The cache holds that many copies of the shared prefix.
+
+    Raises:
+        ValueError: a query has no context or no continuation, or ids that the model has not.
     """
+    AT_LEAST_ONE.check("batch_size", batch_size)
+    ids = Range(Integral, 0, model.config.vocab_size - 1)
+    for index, query in enumerate(queries):
+        if not query.context or not query.continuations:
+            what = "continuation" if query.context else "context"
+            raise ParameterError(f"query {index} has no {what}")
+        asked = set(chain(query.context, *query.continuations))
+        for id in (min(asked), max(asked)):
+            ids.check(f"an id of query {index}", id)
     results: list[list[Likelihood]] = [[] for _ in queries]
     if not queries:
         return results

@@ -195,12 +195,12 @@ def stream_scores(
     texts = [texts] if isinstance(texts, str) else list(texts)
     if not all(isinstance(text, str) for text in texts):
         raise ParameterError("what is scored must be texts")
-    if names and len(names) != len(texts):
+    if names is not None and len(names) != len(texts):
         raise ParameterError(f"there are {len(texts)} texts and {len(names)} names")
     bos = bos and tokenizer.bos_id is not None
     how: dict[str, Any] = {"bos": bos, "normalize": normalize}
     for index, text in enumerate(texts):
-        name = names[index] if names else f"text {index}"
+        name = f"text {index}" if names is None else names[index]
         row = encode(text, name, tokenizer, **how)
         refuse_unreadable(row, name, model, tokenizer)
         if len(row) < 2:

@@ -195,3 +195,25 @@ def test_what_does_not_go_at_once_is_read_and_judged_in_parts(model, monkeypatch
     for query, found in zip(queries, log_likelihoods(model, queries), strict=True):
         expected = [value for value, _ in one_by_one(model, query)]
         assert [x.value for x in found] == pytest.approx(expected, rel=1e-6, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("query", "told"),
+    [
+        (Query((), ((7,),)), "query 1 has no context"),
+        (Query((7,), ()), "query 1 has no continuation"),
+        (
+            Query((7,), ((8,), (8000,))),
+            "an id of query 1 is 8000, it must be a whole number .* 7999",
+        ),
+        (Query((7, -1), ((8,),)), "an id of query 1 is -1"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused_by_its_number(model, query, told):
+    with pytest.raises(ValueError, match=told):
+        log_likelihoods(model, [Query((7,), ((8,),)), query])
+
+
+def test_a_batch_holds_one_query_at_least(model):
+    with pytest.raises(ValueError, match="batch_size is 0, it must be"):
+        log_likelihoods(model, [Query((7,), ((8,),))], batch_size=0)

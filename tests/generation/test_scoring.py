@@ -63,6 +63,8 @@ def test_other_things_than_texts_and_other_names_are_refused(model, tokenizer):
         score(model, tokenizer, [[5, 6]])
     with pytest.raises(ValueError, match="there are 2 texts and 1 names"):
         score(model, tokenizer, ["한국", "가나다"], names=["a.txt"])
+    with pytest.raises(ValueError, match="there are 1 texts and 0 names"):
+        score(model, tokenizer, ["한국"], names=[])
 
 
 def test_a_text_is_called_by_its_name_if_it_has_one(model, tokenizer):
