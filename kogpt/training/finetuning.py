@@ -87,7 +87,7 @@ def finetune(config: FinetuningConfig, stream: TextIO | None = None) -> dict[str
         InputRefusedError: data, model, tokenizer or an earlier run cannot be used.
         KoGPTError: the loss is no longer a number, another process trains in the same folder, or
             an extra is missing.
-        NotEnoughResourcesError: no room for the model or a checkpoint.
+        NotEnoughResourcesError: no room for the model, a step or a checkpoint.
         ValueError: a setting does not fit the model or the data.
     """
     use_huge_pages()

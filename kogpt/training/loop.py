@@ -4,6 +4,7 @@ import io
 import math
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from kogpt.architecture import source_fingerprint
-from kogpt.checkpoint.resources import require_disk
+from kogpt.checkpoint.resources import require_disk, require_memory
 from kogpt.errors import InputRefusedError, KoGPTError, NotFiniteError, ParameterError
 from kogpt.model.source import network_fingerprint
 from kogpt.parallel import Parallel
@@ -148,16 +149,26 @@ class Trainer(Generic[C, B]):
         self.step, self.tokens = state.step, state.tokens
 
     def require_room(self) -> None:
-        """Refuses a run of which the disk could not even hold one checkpoint.
+        """Refuses a run whose first step or checkpoint there is certainly no room for.
 
         Raises:
-            NotEnoughResourcesError: it could not.
+            NotEnoughResourcesError: the disk could not even hold one checkpoint, or a device not
+                what a step keeps beside the weights.
         """
         moments = 2 if self.config.optimizer == EIGHT_BITS else 8  # bytes for each weight
         moments += 4 if self.config.weights == MASTER else 0  # which lie beside them
         weights = trained(self.job.model).values()
         needed = sum(weight.numel() * (weight.itemsize + moments) for weight in weights)
         require_disk(self.config.folder, needed)
+        kept: Counter[torch.device] = Counter()
+        for weight in map(held, weights):
+            kept[weight.device] += weight.nbytes  # the gradient
+            if not self.optimizer.state:
+                place = torch.device("cpu") if self.config.offload else weight.device
+                kept[place] += weight.numel() * moments
+        for device, size in kept.items():
+            what = "gradients and the optimizer's state (kogpt plan tells what takes less)"
+            require_memory(device, size, what)
 
     def progress(self, stream: TextIO) -> Progress:
         """What tells of the run, if this process does."""

@@ -11,8 +11,10 @@ from pathlib import Path
 import torch
 
 from kogpt.architecture import load_architecture
+from kogpt.box import BOX
 from kogpt.checkpoint import load_model, open_checkpoint
-from kogpt.checkpoint.names import expand, refuse_unsavable
+from kogpt.checkpoint.names import count_parameters, expand, refuse_unsavable
+from kogpt.checkpoint.resources import require_memory
 from kogpt.checkpoint.writer import raw_bytes
 from kogpt.errors import InputRefusedError, ParameterError
 from kogpt.jsonfiles import read_config_object, to_json
@@ -48,8 +50,8 @@ def load_start(
     is_new = begins_new(config)
     if is_new and config.tokenizer is None:
         raise InputRefusedError(
-            f"{config.model} is a shape without a tokenizer: name one by --tokenizer, such as"
-            " kogpt/nano"
+            f"{config.model} is a shape without a tokenizer: name the folder of one by"
+            f" --tokenizer, such as {BOX}"
         )
     if not is_new:
         require_checkpoint(config)
@@ -146,6 +148,8 @@ def _new_model(config: TrainingConfig, tokenizer: Tokenizer, parallel: Parallel)
 
         cut = partial(share_out, config=config, parallel=parallel)
         return new_parallel(shape, parallel, generator, cut=cut, offload=config.offload)
+    size = 4 * count_parameters(shape, own)
+    require_memory(torch.device("cpu"), size, f"new weights of {config.model}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)  # of what a class of one's own draws
         model = unwritten(model_class, shape)

@@ -46,7 +46,7 @@ def train(config: TrainingConfig, stream: TextIO | None = None) -> Path:
         InputRefusedError: data, model, tokenizer or an earlier run cannot be used.
         KoGPTError: the loss is no longer a number, another process trains in the same folder, or
             what an option needs is missing.
-        NotEnoughResourcesError: no room for a checkpoint.
+        NotEnoughResourcesError: no room for the model, a step or a checkpoint.
         ValueError: a setting does not fit the model.
     """
     use_huge_pages()

@@ -324,6 +324,18 @@ def test_the_disk_has_to_hold_weights_moments_and_master_weights(make_trainer, m
     assert sizes == [4 + 8, 4 + 2, 4 + 8 + 4]
 
 
+def test_the_memory_has_to_hold_gradients_and_moments(make_trainer, monkeypatch):
+    asked: list[float] = []
+    monkeypatch.setattr(
+        loop, "require_memory", lambda _, size, what: asked.append(size / TINY.num_parameters)
+    )
+    trainer = make_trainer()
+    trainer.require_room()
+    trainer.take_step()
+    trainer.require_room()  # as after a resume: the moments are there
+    assert asked == [4 + 8, 4]
+
+
 def test_a_model_drops_out_while_it_trains_whatever_was_done_with_it_before(
     make_trainer, monkeypatch
 ):

@@ -117,6 +117,21 @@ def test_a_shape_is_meant_by_its_name_though_a_folder_has_it_too(settings, monke
 
 
 @pytest.mark.parametrize(
+    ("weights", "what"), [(0.9, "new weights of"), (2.9, "gradients and the optimizer's state")]
+)
+def test_a_model_for_which_there_is_no_memory_is_refused_before_it_takes_any(
+    settings, monkeypatch, weights, what
+):
+    """Room for the weights so many times: they need it once, and with the step thrice more."""
+    config = settings()
+    size = 4 * load_start(config, None, Parallel())[0].config.num_parameters
+    monkeypatch.setattr(resources, "available_memory", lambda device: int(weights * size))
+    with pytest.raises(NotEnoughResourcesError, match=f"^{what}.*: not enough memory on cpu"):
+        train(config, io.StringIO())
+    assert not config.out.exists()
+
+
+@pytest.mark.parametrize(
     ("change", "error", "message"),
     [
         ({"tokenizer": None}, InputRefusedError, "is a shape without a tokenizer"),
