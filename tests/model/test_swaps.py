@@ -4,10 +4,12 @@ import inspect
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import ModuleType
 from typing import ClassVar
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from kogpt import SamplingParams, generate
@@ -16,7 +18,7 @@ from kogpt.checkpoint.writer import write_checkpoint
 from kogpt.errors import InputRefusedError
 from kogpt.kernels.attention import attention_mask
 from kogpt.model import KoGPT, KoGPTConfig, KVCache, transformer
-from kogpt.model.variants import parts
+from kogpt.model.variants import gpt2, gpt_neox, parts
 from kogpt.tokenizer import load_tokenizer
 from kogpt.training.loss import next_token_loss
 from tests.model import swaps
@@ -255,6 +257,11 @@ def test_the_readme_shows_this_code_and_counts_its_lines():
     assert {name: int(lines) for name, lines in rows} == {
         name: sum(map(lines_of, classes)) for name, classes in CLASSES_OF.items()
     }
+    neighbours = re.findall(r"^\| \[([\w-]+)\][^|]+\| (\d+) \+ (\d+)\b", section, re.MULTILINE)
+    assert {name: (int(lines), int(config)) for name, lines, config in neighbours} == {
+        "GPT-2": lines_in(gpt2),
+        "GPT-NeoX": lines_in(gpt_neox),
+    }
 
 
 CLASSES_OF = {
@@ -277,6 +284,16 @@ CLASSES_OF = {
     ],
     "tied head": [parts.TiedHead, swaps.WithTiedHead],
 }
+
+
+def lines_in(module: ModuleType) -> tuple[int, int]:
+    """Lines of the classes of a neighbour's file: of the network, and of its config."""
+    own = [
+        part for part in vars(module).values() if getattr(part, "__module__", "") == module.__name__
+    ]
+    networks = [part for part in own if isinstance(part, type) and issubclass(part, nn.Module)]
+    configs = [part for part in own if isinstance(part, type) and issubclass(part, KoGPTConfig)]
+    return sum(map(lines_of, networks)), sum(map(lines_of, configs))
 
 
 def lines_of(part: type) -> int:
