@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from typing import NoReturn
 
 import kogpt
+from kogpt.box import BOX
 from kogpt.errors import (
     DISK_FULL,
     KoGPTError,
@@ -538,7 +539,10 @@ def add_lens(commands: Commands) -> None:
 def add_train(commands: Commands) -> None:
     parser = add_command(commands, "train", "train on the next token, from scratch or a checkpoint")
     parser.add_argument(
-        "data", nargs="+", metavar="FILE", help=".txt or .tsv files, as they are or as .xz"
+        "data",
+        nargs="+",
+        metavar="FILE",
+        help=".txt with a text a line, or .tsv with a header; as they are or as .xz",
     )
     parser.add_argument("--out", required=True, metavar="DIR", help="folder of the run")
     parser.add_argument(
@@ -556,11 +560,16 @@ def add_train(commands: Commands) -> None:
         "--tokenizer", metavar="DIR", help="needed from scratch; a checkpoint brings its own"
     )
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint")
-    add_schedule_arguments(parser, batch_size=8, warmup="100 steps", rate="0.001")
+    add_schedule_arguments(parser, batch_size=8, warmup="100 steps", rate="0.001", decay=0.1)
     add = parser.add_argument
     add("--short-length", type=int, metavar="N", help="cut sequences to this length at first")
     add("--short-part", type=float, metavar="X", help="share of steps cut so (default: 0.5)")
-    add("--validation-documents", type=int, metavar="N", help="0: all held out (default: 1000)")
+    add(
+        "--validation-documents",
+        type=int,
+        metavar="N",
+        help="to measure on, of every 100th text, which is held out; 0: all those (default: 1000)",
+    )
     add_computing_arguments(parser)
     add_watching_arguments(parser)
 
@@ -568,14 +577,19 @@ def add_train(commands: Commands) -> None:
 def add_finetune(commands: Commands) -> None:
     parser = add_command(commands, "finetune", "train a model on a task or on examples")
     add = parser.add_argument
-    add("--model", required=True, metavar="DIR", help="checkpoint folder to begin with")
+    add(
+        "--model",
+        default=str(BOX),
+        metavar="DIR",
+        help="checkpoint folder to begin with (default: the model in the box)",
+    )
     add_architecture_argument(parser)
     add(
         "--data",
         required=True,
         nargs="+",
         metavar="FILE|TASK",
-        help=".jsonl files with prompt and completion, or a task such as nsmc",
+        help=".jsonl files, or .jsonl.xz, with prompt and completion; or a task: nsmc, TASK.toml",
     )
     add("--data-dir", metavar="DIR", help="folder of the tasks' data (default: data)")
     add(
@@ -588,7 +602,9 @@ def add_finetune(commands: Commands) -> None:
     add("--resume", action="store_true", help="go on from the newest checkpoint")
     add_method_arguments(parser)
     add_objective_arguments(parser)
-    add_schedule_arguments(parser, batch_size=32, warmup="a tenth of all", rate="by method")
+    add_schedule_arguments(
+        parser, batch_size=32, warmup="a tenth of all", rate="by method", decay=0.01
+    )
     add_computing_arguments(parser)
     add_watching_arguments(parser)
     add_json_argument(parser, "the results")
@@ -629,13 +645,18 @@ def add_objective_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--prompt", metavar="NAME", help="of the task (default: its first)")
     add("--pack", action="store_true", default=None, help="several examples in a row, kept apart")
-    add("--validation-rows", type=int, metavar="N", help="held out to choose by (default: 1000)")
+    add(
+        "--validation-rows",
+        type=int,
+        metavar="N",
+        help="about so many, at most a tenth, are held out to choose by (default: 1000)",
+    )
     add("--test-rows", type=int, metavar="N", help="of the test split; 0: none (default: all)")
     add("--keep-weights", choices=("best", "last"), help="by validation (default: best)")
 
 
 def add_schedule_arguments(
-    parser: argparse.ArgumentParser, batch_size: int, warmup: str, rate: str
+    parser: argparse.ArgumentParser, batch_size: int, warmup: str, rate: str, decay: float
 ) -> None:
     add = parser.add_argument_group("what is computed").add_argument
     add("--epochs", type=float, metavar="X", help="passes over the data (default: 1)")
@@ -645,7 +666,8 @@ def add_schedule_arguments(
     add("--learning-rate", type=float, metavar="X", help=f"peak (default: {rate})")
     add("--final-learning-rate", type=float, metavar="X", help="share of the peak (default: 0)")
     add("--warmup-steps", type=int, metavar="N", help=f"linear rise (default: {warmup})")
-    add("--weight-decay", type=float, metavar="X", help="of AdamW, on matrices")
+    decayed = f"of AdamW, on matrices (default: {decay})"
+    add("--weight-decay", type=float, metavar="X", help=decayed)
     add("--gradient-clip", type=float, metavar="X", help="largest gradient norm (default: 1)")
     add("--seed", type=int, metavar="N", help="of weights, data order, dropout (default: 0)")
 
@@ -659,7 +681,7 @@ def add_computing_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_memory_arguments(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group("what memory it takes (kogpt plan tells)").add_argument
+    add = parser.add_argument_group("what memory it takes, as kogpt plan tells").add_argument
     add("--precision", choices=("float32", "bfloat16"), help="of products (default: float32)")
     add(
         "--weights",
@@ -719,7 +741,9 @@ def add_plan(commands: Commands) -> None:
     )
     add("--gpus", type=int, metavar="N", help="0 is the CPU (default: 1 where there is one)")
     add(
-        "--memory", metavar="SIZE", help="of each GPU, such as 80GB (default: that of this machine)"
+        "--memory",
+        metavar="SIZE",
+        help="of each GPU, or of the CPU, such as 80GB (default: that of this machine)",
     )
     add("--quantize", choices=("int8", "int4"), help="unless it is stored so already")
     add("--pack", action="store_true", default=None, help="several examples in a row, kept apart")

@@ -1,4 +1,4 @@
-"""Trains the vocabulary of the model in the box.
+"""Trains a vocabulary on texts, as that of the model in the box was.
 
     python scripts/train_tokenizer.py reviews.tsv.xz kogpt/nano --column document --vocab-size 8000
 

@@ -122,6 +122,8 @@ def read_adapter(
     path = folder / WEIGHTS_NAME
     if not path.exists() and (folder / PICKLE_NAME).exists():
         raise InputRefusedError(f"{folder / PICKLE_NAME}: a pickle; only safetensors are read")
+    if folder.is_dir() and not (folder / CONFIG_NAME).exists():
+        raise InputRefusedError(f"{folder}: no adapter: it has no {CONFIG_NAME}")
     for each in (folder / CONFIG_NAME, path):
         require_regular(each)
     refuse_foreign(path)

@@ -111,6 +111,11 @@ def verify(path: str | os.PathLike[str], *, quiet: bool = False) -> Verification
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a folder, its form checked; InputRefusedError where that is bad."""
     path = folder / MANIFEST_NAME
+    if folder.is_dir() and not path.exists():
+        raise InputRefusedError(
+            f"{folder}: no {MANIFEST_NAME}, which kogpt convert writes, to compare it with; kogpt"
+            " inspect looks at other folders"
+        )
     require_regular(path)
     data = read_limited(path, MAX_MANIFEST)
     try:

@@ -105,7 +105,7 @@ def find(file: DataFile, folder: Path) -> Path:
     for path in _places(file, folder):
         if path.is_file():
             return path
-    raise InputRefusedError(f"{folder / file.file}: no such file")
+    raise _missing(file, folder)
 
 
 def is_there(file: DataFile, folder: Path) -> bool:
@@ -126,7 +126,12 @@ def find_first(files: tuple[DataFile, ...], folder: Path) -> DataFile:
     for file in files:
         if is_there(file, folder):
             return file
-    raise InputRefusedError(f"{folder / files[0].file}: no such file")
+    raise _missing(files[0], folder)
+
+
+def _missing(file: DataFile, folder: Path) -> InputRefusedError:
+    where = "evaluate takes its folder by --data, finetune by --data-dir"
+    return InputRefusedError(f"{folder / file.file}: no such file; {where}")
 
 
 def _rows(file: DataFile, path: Path) -> Iterator[Row]:

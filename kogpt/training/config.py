@@ -221,7 +221,8 @@ class TrainingConfig(RunConfig):
             change costs loss at first: leave enough steps, and enough learning rate, behind it.
             None for full length throughout.
         short_part: share of the steps, from the first, that use `short_length`.
-        validation_documents: held-out documents to validate on, the first ones; 0 for all.
+        validation_documents: held-out documents to validate on, the first ones; 0 for all. Every
+            hundredth document is held out.
 
     Raises: as `RunConfig`.
     """
@@ -282,7 +283,8 @@ class FinetuningConfig(RunConfig):
         encoder: network of p-tuning, "lstm" or "mlp".
         encoder_width: inside that network; None for the model's.
         pack: lay as many examples into a row as fit `sequence_length`; they do not see each other.
-        validation_rows: held-out rows, where the data bring none; they choose the result.
+        validation_rows: held-out rows, where the data bring none: about so many, at most a tenth.
+            They choose the result.
         test_rows: rows of the task's test split to measure in the end; None for all, 0 for none.
         keep_weights: "best" by validation, or "last".
         license_notice: of the result; None for that of the model.
@@ -326,7 +328,10 @@ class FinetuningConfig(RunConfig):
         if others and len(self.data) > 1:
             raise ParameterError(f"data is one task or files of examples: {others[0]} is no .jsonl")
         if others and Path(others[0]).suffix not in ("", ".toml"):
-            raise ParameterError(f"data is {others[0]}: no task, and no {' or '.join(EXAMPLES)}")
+            raise ParameterError(
+                f"data is {others[0]}: neither a task nor {' or '.join(EXAMPLES)} with"
+                ' {"prompt": "...", "completion": "..."} a line'
+            )
         if self.objective is not None:
             check_choice("objective", self.objective, OBJECTIVES)
         check_choice("encoder", self.encoder, ENCODERS)

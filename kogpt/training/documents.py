@@ -32,7 +32,7 @@ def read_documents(paths: Iterable[Path], column: str) -> Iterator[str]:
         kind = Path(path.name.removesuffix(".xz")).suffix
         if kind not in (".txt", ".tsv"):
             wrong = "must be .txt or .tsv, or either with .xz" if path.exists() else "no such file"
-            raise InputRefusedError(f"{path}: {wrong}")
+            raise InputRefusedError(f"{path}: {'name its files' if path.is_dir() else wrong}")
         if kind == ".tsv" or _is_table(path, column):
             yield from (cell for (cell,) in read_table(path, [column]))
         else:

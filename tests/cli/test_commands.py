@@ -448,6 +448,8 @@ def test_wrong_usage_is_one_line_and_exit_code_2(args, told):
         (("generate", "가", "--model", "/nonexistent"), b"", "/nonexistent"),
         (("inspect", "/nonexistent"), b"", "/nonexistent"),
         (("verify", "/nonexistent"), b"", "/nonexistent"),
+        (("verify", "tests"), b"", "tests: no manifest.json, which kogpt convert writes"),
+        (("generate", "가", "--adapter", "tests"), b"", "tests: no adapter: it has no adapter_co"),
         (("convert", "/nonexistent", "x"), b"", "/nonexistent"),
         (("generate", "가나다라마 " * 1024), b"", "1024"),
         (("score", "-"), b"", "no text"),

@@ -82,7 +82,7 @@ def test_an_interrupted_run_wants_to_be_resumed(finetune):
         ),
         (
             ("--data", "texts.txt"),
-            "argument --data: is texts.txt: no task, and no .jsonl or .jsonl.xz",
+            "argument --data: is texts.txt: neither a task nor .jsonl or .jsonl.xz with",
         ),
         (("--encoder", "mlp"), "argument --encoder: only with --method p-tuning"),
         (("--objective", "head", "--prompt", "short"), "--prompt: only with --objective label-wo"),

@@ -77,3 +77,5 @@ def test_a_missing_file_or_a_folder_is_refused(tmp_path):
         read(tmp_path / "none.txt")
     with pytest.raises(InputRefusedError, match="folder.txt: Is a directory"):
         read(tmp_path / "folder.txt")
+    with pytest.raises(InputRefusedError, match=f"{tmp_path}: name its files"):
+        read(tmp_path)
