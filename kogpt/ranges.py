@@ -50,7 +50,13 @@ def set_number(config: object, name: str, allowed: Range) -> None:
     """
     value = getattr(config, name)
     allowed.check(name, value)
-    object.__setattr__(config, name, int(value) if allowed.kind is Integral else float(value))
+    try:
+        number: float = int(value) if allowed.kind is Integral else float(value)
+    except OverflowError:
+        number = math.inf
+    if not allowed.holds(number):  # as rounded
+        raise ParameterError(f"{name} is {value!r}, it must be {allowed}")
+    object.__setattr__(config, name, number)
 
 
 AT_LEAST_ZERO, AT_LEAST_ONE = Range(Integral, 0), Range(Integral, 1)

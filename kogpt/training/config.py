@@ -8,6 +8,8 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from kogpt.adapters import LoRAConfig, PromptConfig
 from kogpt.errors import ParameterError
 from kogpt.ranges import ABOVE_ZERO, AT_LEAST_ONE, AT_LEAST_ZERO, Range, check_choice, set_number
@@ -58,6 +60,7 @@ OF_ANY_RUN = {
     "beta2": Range(Real, 0, 1, high_excluded=True),
     "gradient_clip": ABOVE_ZERO,
     "seed": Range(Integral, 0, LARGEST_SEED),
+    "tensor_parallel": AT_LEAST_ONE,
     "log_every": AT_LEAST_ONE,
     "validate_every": AT_LEAST_ZERO,
     "save_every": AT_LEAST_ZERO,
@@ -166,8 +169,7 @@ class RunConfig:
     license_notice: str = "not stated"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "out", Path(self.out))
-        object.__setattr__(self, "device", str(self.device))
+        self._set_plain()
         _set_numbers(self, OF_ANY_RUN)
         check_choice("precision", self.precision, PRECISIONS)
         check_choice("weights", self.weights, WEIGHTS)
@@ -180,6 +182,19 @@ class RunConfig:
             )
         if self.optimizer == EIGHT_BITS and self.offload:
             raise ParameterError(f"optimizer {EIGHT_BITS} has no offload: choose either")
+
+    def _set_plain(self) -> None:
+        """Keeps names of files as paths and switches as Python's own, such as of NumPy's."""
+        for name in ("out", "data_dir", "tokenizer"):
+            value = getattr(self, name, None)
+            if value == "":
+                raise ParameterError(f"{name} is empty")
+            if value is not None:
+                object.__setattr__(self, name, Path(value))
+        for field in dataclasses.fields(self):
+            if isinstance(getattr(self, field.name), np.bool_):
+                object.__setattr__(self, field.name, bool(getattr(self, field.name)))
+        object.__setattr__(self, "device", str(self.device))
 
     @property
     def folder(self) -> Path:
@@ -374,7 +389,9 @@ def _set_numbers(config: RunConfig, ranges: Mapping[str, Range]) -> None:
 
 
 def _files(data: Any) -> Iterable[Any]:
-    """The files, also of a single one."""
+    """The files, also of a single one; none where its name is empty."""
+    if data == "":
+        return ()
     return (data,) if isinstance(data, str | os.PathLike) else data
 
 

@@ -1,7 +1,8 @@
 """Settings and their ranges."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, fields
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,10 @@ from kogpt.training import FinetuningConfig, TrainingConfig
     ("change", "message"),
     [
         ({"data": ()}, "data names no file"),
+        ({"data": ""}, "data names no file"),
+        ({"out": ""}, "out is empty"),
+        ({"weight_decay": 10**400}, "weight_decay is 1000"),
+        ({"beta1": 1 - Fraction(1, 10**30)}, "beta1 is Fraction.* below 1"),
         ({"batch_size": 0}, "batch_size is 0, it must be a whole number of at least 1"),
         ({"steps": 0}, "steps is 0, it must be a whole number of at least 1"),
         ({"epochs": 0.0}, "epochs is 0.0, it must be a finite number above 0"),
@@ -44,31 +49,22 @@ def test_a_value_out_of_range_is_refused_with_the_range(change, message):
         TrainingConfig(**given)
 
 
-OTHERS = {
-    "model": "nano",
-    "seed": np.int64(3),
-    "learning_rate": np.float32(0.5),
-    "device": torch.device("cpu"),
-}
-
-
-@pytest.mark.parametrize(
-    "config",
-    [
-        TrainingConfig(
-            data="a.txt", out="run", keep=np.int8(2), short_part=np.float64(0), **OTHERS
-        ),
-        FinetuningConfig(
-            data=Path("a.jsonl"), out="run", method="lora", rank=np.int64(4), **OTHERS
-        ),
-    ],
-)
-def test_numbers_and_names_of_other_kinds_become_pythons(config):
+@pytest.mark.parametrize("kind", [TrainingConfig, FinetuningConfig])
+def test_settings_may_be_numpys_and_names_of_files_texts_or_paths(kind):
     """As sweeps have them; what a run is told is written as JSON."""
-    told = json.loads(json.dumps(config.to_dict()))
-    assert (told["seed"], told["learning_rate"], told["device"]) == (3, 0.5, "cpu")
-    assert (told["out"], len(told["data"])) == ("run", 1)
-    assert config == type(config)(**{**told, "data": tuple(told["data"])})
+    given = {"model": "nano", "out": "run", "data": "a.jsonl", "device": "cpu"}
+    more = {"method": "lora", "data_dir": "tasks"} if kind is FinetuningConfig else {}
+    usual = kind(**given, **more)
+    others = {bool: np.bool_, int: np.int64, float: np.float64}
+    numbers = {
+        field.name: others[type(value)](value)
+        for field in fields(kind)
+        if type(value := getattr(usual, field.name)) in others
+    }
+    given |= {"out": Path("run"), "data": [Path("a.jsonl")], "device": torch.device("cpu")}
+    config = kind(**{**given, **more, **numbers})
+    assert len(numbers) > 20 and config == usual
+    assert json.dumps(config.to_dict()) == json.dumps(usual.to_dict())
 
 
 def test_numbers_of_an_adapter_become_pythons():
