@@ -70,18 +70,20 @@ def _base(model: KoGPT, name: str, layer: LoRALinear) -> nn.Linear:
     base: nn.Module = layer
     while isinstance(base, LoRALinear):
         name, base = f"{name}.base", base.base
-    weight = dict(base.named_parameters(recurse=False)).get("weight")
+    weight = base._parameters.get("weight")
     plain = stored_name(f"{name}.").removesuffix(".")
     if isinstance(base, FrozenLinear):
         raise ParameterError(f"{plain} keeps integers: load the model without quantized=True")
-    # What is shared out among processes gathers its parts by `full_tensor`.
-    if weight is None or not (type(weight) is nn.Parameter or hasattr(weight, "full_tensor")):
-        raise ParameterError(f"{plain}.weight is no plain parameter, but computed or packed")
+    if not isinstance(base, nn.Linear):
+        raise ParameterError(f"{plain} is no nn.Linear, but a {type(base).__name__}")
+    # Tensors of other kinds are put together of parts; those of several processes may be written.
+    packs = hasattr(weight, "__tensor_flatten__") and not hasattr(weight, "full_tensor")
+    if weight is None or packs:
+        raise ParameterError(f"{plain}.weight is no parameter of numbers: computed, or packed")
     for other, parameter in model.named_parameters(remove_duplicate=False):
         if parameter is weight and other != f"{name}.weight":
             same = stored_name(other)
             raise ParameterError(f"{plain}.weight cannot be updated alone: {same} is the same")
-    assert isinstance(base, nn.Linear), "what has updates is linear"
     return base
 
 

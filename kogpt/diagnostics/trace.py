@@ -72,8 +72,12 @@ def trace(
         The errors of every site that both have, and where they part, if they do.
 
     Raises:
-        InputRefusedError: `other` is of an unknown kind, or a tensor has another shape there.
+        InputRefusedError: `other` is of an unknown kind, a tensor has another shape there, or one
+            of both is compiled.
     """
+    for network in (model, other):
+        if hasattr(network, "_orig_mod"):
+            raise InputRefusedError("a compiled model shows no tensors: give what was compiled")
     places = places_of(other) if places is None else places
     rows = list(rows_of(OURS, model))
     with evaluation_mode(model, other):
@@ -107,8 +111,6 @@ def places_of(other: nn.Module) -> Places:
     """
     if isinstance(other, KoGPT):
         return OURS
-    if hasattr(other, "_orig_mod"):
-        raise InputRefusedError("a compiled model has no tensors to see: give what was compiled")
     kind = getattr(getattr(other, "config", None), "model_type", None)
     if kind == KoGPTConfig.released_type:
         return GPTJ

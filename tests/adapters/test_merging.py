@@ -6,6 +6,7 @@ import json
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 from torch.nn.utils import parametrizations, prune
 from torch.testing._internal.two_tensor import TwoTensor
 
@@ -255,11 +256,31 @@ def test_weights_that_are_no_plain_parameters_are_not_merged(change):
     change(model.transformer.h[1].attn.q_proj)
     attach_lora(model, LoRAConfig())
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    with pytest.raises(ValueError, match=r"h\.1\.attn\.q_proj\.weight is no plain parameter"):
+    with pytest.raises(ValueError, match=r"h\.1\.attn\.q_proj\.weight is no parameter of num"):
         merge(model)
     after = model.state_dict()
     assert before.keys() == after.keys()
     assert all(value.equal(after[name]) for name, value in before.items())
+
+
+class Doubling(nn.Module):
+    """Called as a linear layer is, but none."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.weight, self.in_features, self.out_features = layer.weight, *layer.weight.shape
+
+    def forward(self, x):
+        return 2 * F.linear(x, self.weight)
+
+
+def test_what_is_only_called_as_a_linear_layer_is_not_merged():
+    model = KoGPT(CONFIG)
+    attention = model.transformer.h[0].attn
+    attention.q_proj = Doubling(attention.q_proj)
+    attach_lora(model, LoRAConfig())
+    with pytest.raises(ValueError, match=r"h\.0\.attn\.q_proj is no nn.Linear, but a Doubling"):
+        merge(model)
 
 
 def test_sums_are_float32_under_autocast_too():

@@ -376,8 +376,10 @@ def test_networks_that_cannot_be_compared_are_refused():
         trace(random_model(), wider, INPUT_IDS)
     with pytest.raises(InputRefusedError, match="model_type is None; it can be one of gptj"):
         trace(random_model(), nn.Identity(), INPUT_IDS)
-    with pytest.raises(InputRefusedError, match="give what was compiled"):
-        trace(random_model(), torch.compile(random_model(), backend="eager"), INPUT_IDS)
+    compiled = torch.compile(random_model(), backend="eager")
+    for pair in ((random_model(), compiled), (compiled, random_model())):
+        with pytest.raises(InputRefusedError, match="give what was compiled"):
+            trace(*pair, INPUT_IDS)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
