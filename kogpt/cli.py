@@ -8,6 +8,7 @@ import argparse
 import importlib
 import io
 import os
+import shlex
 import signal
 import sys
 import threading
@@ -173,8 +174,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     """
     args, unknown = build_parser().parse_known_args(argv)
     if unknown:
-        quotes = "" if unknown[0].startswith("-") else "; what has spaces goes in quotes"
-        message = f"unrecognized arguments: {' '.join(unknown)}{quotes}"
+        message = f"unrecognized arguments: {shlex.join(unknown)}"
+        takes_text = getattr(args, "prompt", None) is not None
+        if takes_text and not any(argument.startswith("-") for argument in unknown):
+            message += "; a text with spaces goes in quotes"
         raise UsageError(f"{message} (see {PROGRAM} {args.command} --help)")
     return args
 

@@ -263,14 +263,17 @@ def alternatives(work: Work) -> Iterator[tuple[str, Work]]:
             yield " ".join(options), work
     for option, other in (*_less_state(work), *_less_trained(work), *_more_and_shorter(work)):
         if other != work:
-            yield " ".join([*options, option, *_left_out(work, other)]), other
+            yield " ".join([*options, option]) + _left_out(work, other), other
 
 
-def _left_out(work: Work, other: Work) -> Iterator[str]:
+def _left_out(work: Work, other: Work) -> str:
     """Which options of the work another way does not go with."""
-    for name, usual in USUAL.items():
-        if getattr(other.config, name) == usual != getattr(work.config, name):
-            yield f"without --{name}"
+    names = [
+        f"--{name}"
+        for name, usual in USUAL.items()
+        if getattr(other.config, name) == usual != getattr(work.config, name)
+    ]
+    return f"; without {', '.join(names)}" if names else ""
 
 
 def _less_state(work: Work) -> Iterator[tuple[str, Work]]:

@@ -432,7 +432,7 @@ def test_kernels_are_not_looked_for_in_a_checkpoint():
         (("generate", "가", "--seed", "abc"), "argument --seed: invalid int value: 'abc'"),
         (
             ("generate", "가", "나", "다"),
-            "unrecognized arguments: 나 다; what has spaces goes in quotes (see kogpt generate --h",
+            "unrecognized arguments: '나' '다'; a text with spaces goes in quotes (see kogpt gen",
         ),
         (("verify", "x", "--deep"), "unrecognized arguments: --deep (see kogpt verify --help)"),
     ],

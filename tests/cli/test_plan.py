@@ -163,9 +163,10 @@ def test_what_another_way_does_not_go_with_is_told():
     options = offered(
         "--gpus", "1", "--offload", "--weights", "bfloat16-master", "--precision", "bfloat16"
     )
-    without = "without --weights without --offload"
-    assert f"--method lora {without}" in " ".join(options)
-    assert "--offload without --weights" in " ".join(options)
+    lora, qlora = (next(o for o in options if f"--method {m}" in o) for m in ("lora", "qlora"))
+    assert lora == "--activation-checkpointing --method lora; without --weights, --offload"
+    assert qlora.endswith("--quantize int4 writes; without --weights, --offload")
+    assert any(option.endswith("--offload; without --weights") for option in options)
     assert "without" not in " ".join(offered("--gpus", "1"))
 
 
