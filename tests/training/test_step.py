@@ -324,16 +324,42 @@ def test_the_disk_has_to_hold_weights_moments_and_master_weights(make_trainer, m
     assert sizes == [4 + 8, 4 + 2, 4 + 8 + 4]
 
 
-def test_the_memory_has_to_hold_gradients_and_moments(make_trainer, monkeypatch):
+@pytest.mark.parametrize(
+    ("change", "there", "on_the_cpu"),
+    [
+        ({}, 4 + 8, 0),
+        ({"offload": True}, 4, 8),
+        ({"weights": "bfloat16-master"}, 4 + 8 + 4, 0),
+        ({"optimizer": "adamw-8bit"}, 4 + 2, 0),
+    ],
+)
+def test_the_memory_has_to_hold_gradients_and_moments(
+    make_trainer, monkeypatch, change, there, on_the_cpu
+):
+    """The meta device stands for a GPU."""
+    asked: dict[str, float] = {}
+    monkeypatch.setattr(loop, "require_disk", lambda *_: None)
+    monkeypatch.setattr(
+        loop,
+        "require_memory",
+        lambda device, size, _: asked.update({device.type: size / TINY.num_parameters}),
+    )
+    trainer = make_trainer()
+    trainer.config = SimpleNamespace(**{**vars(trainer.config), "folder": None, **change})
+    trainer.job.model.to("meta")
+    trainer.require_room()
+    assert asked == {"meta": there} | ({"cpu": on_the_cpu} if on_the_cpu else {})
+
+
+def test_moments_that_are_there_take_no_more_memory(make_trainer, monkeypatch):
     asked: list[float] = []
     monkeypatch.setattr(
         loop, "require_memory", lambda _, size, what: asked.append(size / TINY.num_parameters)
     )
     trainer = make_trainer()
-    trainer.require_room()
     trainer.take_step()
-    trainer.require_room()  # as after a resume: the moments are there
-    assert asked == [4 + 8, 4]
+    trainer.require_room()  # as after a resume
+    assert asked == [4]
 
 
 def test_a_model_drops_out_while_it_trains_whatever_was_done_with_it_before(
