@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -96,6 +97,9 @@ def _train(texts: Iterable[str], vocab_size: int, model_type: str, coverage: flo
             minloglevel=2,
         )
     except RuntimeError as error:
+        if few := re.search(r"required_chars\. (\d+) vs (\d+)", str(error)):
+            message = f"vocab_size is {vocab_size}, these texts take at least {few[2]}"
+            raise ParameterError(message) from error
         raise ParameterError(f"no vocabulary of {vocab_size} pieces: {one_line(error)}") from error
     return model.getvalue()
 

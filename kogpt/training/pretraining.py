@@ -100,6 +100,12 @@ class Pretraining(Job[TrainingConfig, Sequences]):
     ) -> "Pretraining":
         """The job at its beginning, or where checkpoint `last` was written."""
         model, tokenizer = load_start(config, last, parallel)
+        ids, rows = tokenizer.vocab_size, model.config.vocab_size
+        if begins_new(config) and last is None and ids < 0.9 * rows:
+            note = (
+                f"note: the tokenizer has {ids:,} ids, the shape {rows:,}: its others stay unused"
+            )
+            print(note, file=stream, flush=True)
         print(f"reading {', '.join(map(str, config.data))}", file=stream, flush=True)
         documents = read_documents(config.data, config.column)
         return cls(config, model, tokenizer, *encode_documents(documents, tokenizer), parallel)

@@ -91,6 +91,8 @@ def test_a_vocabulary_that_the_texts_cannot_fill_is_refused_with_a_reason(tmp_pa
     with pytest.raises(ValueError, match="no vocabulary of 5000 pieces: .*too high") as refused:
         train_sentencepiece(SENTENCES, tmp_path, 5000)
     assert "\n" not in str(refused.value)
+    with pytest.raises(ValueError, match=r"vocab_size is 270, these texts take at least \d{3}$"):
+        train_sentencepiece(SENTENCES, tmp_path, 270)
     with pytest.raises(ValueError, match="no vocabulary of 300 pieces"):
         train_sentencepiece([], tmp_path, 300)
     assert list(tmp_path.iterdir()) == []

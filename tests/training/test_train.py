@@ -116,6 +116,17 @@ def test_a_shape_is_meant_by_its_name_though_a_folder_has_it_too(settings, monke
         assert found.config.n_layer == layers
 
 
+@pytest.mark.parametrize(("rows", "noted"), [(440, False), (480, False), (500, True)])
+def test_ids_that_a_shape_has_and_its_tokenizer_has_not_are_told(settings, tmp_path, rows, noted):
+    """A few are usual: rows are rounded up."""
+    shape = dataclasses.replace(PRESETS["nano"], n_layer=1, n_embd=32, n_head=2, rotary_dim=8)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(dataclasses.replace(shape, vocab_size=rows).to_dict()))
+    train(settings(model=str(path), steps=1, sequence_length=32), told := io.StringIO())
+    words = f"note: the tokenizer has 440 ids, the shape {rows}: its others stay unused\n"
+    assert (words in told.getvalue()) is noted
+
+
 @pytest.mark.parametrize(
     ("weights", "what"), [(0.9, "new weights of"), (2.9, "gradients and the optimizer's state")]
 )
