@@ -189,7 +189,10 @@ def evaluate(works: list[Work], args: argparse.Namespace, parallel: Parallel) ->
         output = args.output and Path(args.output)
         rank = parallel.data_rank if parallel.leads else None
         if parallel.first and has_head(model, folders[0]):
-            say("note: there is the head of a classifier, which no prompt asks")
+            say(
+                "note: there is the head of a classifier, which no prompt asks:"
+                " kogpt.load_classifier reads it in Python"
+            )
         with closing(Journal(output, repr(computed_by), rank)) as journal:
             if output:
                 refuse_existing(output)  # another run may have ended meanwhile

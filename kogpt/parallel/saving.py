@@ -11,7 +11,7 @@ that `kogpt generate --model` and `kogpt convert` open.
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor
@@ -178,6 +178,7 @@ def export(
     *,
     files: Mapping[str, Content] | None = None,
     license_notice: str = "not stated",
+    labels: Sequence[str] | None = None,
 ) -> None:
     """Writes the weights of a model that is cut as an ordinary checkpoint folder.
 
@@ -187,7 +188,7 @@ def export(
         dst: the folder; must not exist (or be empty).
         config: the shape of the model.
         parallel: the processes.
-        tensors, files, license_notice: as for `write_checkpoint`.
+        tensors, files, license_notice, labels: as for `write_checkpoint`.
 
     Raises:
         InputRefusedError: wrong names or shapes, NaN or infinity, or `dst` exists.
@@ -208,5 +209,13 @@ def export(
             last = (name, whole(tensors[name].detach()))
         return last[1][rows].cpu()
 
-    write_checkpoint(dst, config, tensors, files=files, license_notice=license_notice, read=read)
+    write_checkpoint(
+        dst,
+        config,
+        tensors,
+        files=files,
+        license_notice=license_notice,
+        labels=labels,
+        read=read,
+    )
     parallel.wait()

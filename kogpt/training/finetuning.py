@@ -393,6 +393,8 @@ def publish(job: Finetuning) -> None:
 def write_result(staged: Path, job: Finetuning, notice: str) -> None:
     """Writes all weights as a checkpoint."""
     files = {path.name: path for path in job.tokenizer.files}
+    objective = job.objective
+    labels = objective.task.labels if isinstance(objective, Classification) else None
     if job.parallel.alone:
         tensors = job.model.state_dict()
         write_checkpoint(
@@ -401,13 +403,22 @@ def write_result(staged: Path, job: Finetuning, notice: str) -> None:
             tensors,
             files=files,
             license_notice=notice,
+            labels=labels,
             model_class=own_class(job.config),
         )
         return
     from kogpt.parallel.saving import export  # slow to import
 
     parameters = dict(job.model.named_parameters())
-    export(staged, job.model.config, parameters, job.parallel, files=files, license_notice=notice)
+    export(
+        staged,
+        job.model.config,
+        parameters,
+        job.parallel,
+        files=files,
+        license_notice=notice,
+        labels=labels,
+    )
 
 
 def replace(staged: Path, out: Path) -> None:

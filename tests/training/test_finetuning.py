@@ -93,6 +93,9 @@ def test_training_goes_on_with_the_head_that_there_is(finetuning, tmp_path):
         tensors = load_file(config.out / f"{name}.safetensors")
         (head,) = (value for key, value in tensors.items() if "score" in key)
         torch.testing.assert_close(head, load_classifier(first.out).score.weight)
+        if method == "full":  # what is told of the head there
+            described = json.loads((config.out / "config.json").read_text(encoding="utf-8"))
+            assert list(described["id2label"].values()) == list(load_task(config.task).labels)
     pairs = {"objective": "regression", "data": (str(write_pairs(tmp_path)),)}
     other = finetuning(**again | pairs, out=tmp_path / "other")
     finetune(other, told := io.StringIO())
