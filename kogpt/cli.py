@@ -782,7 +782,8 @@ def add_evaluate(commands: Commands) -> None:
         "tasks",
         nargs="*",
         metavar="TASK",
-        help="nsmc, ynat, klue_sts, kobest_boolq, ..., all, or a .toml file (--list tells all)",
+        help="nsmc, ynat, klue_sts, kobest_boolq, ..., all, or a .toml file (--list tells all);"
+        " before options that take several values",
     )
     add_model_arguments(parser)
     add_reference_argument(parser)

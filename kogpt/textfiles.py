@@ -1,10 +1,11 @@
 """Text files and tables: data, where a fault is told by line, and what a terminal shows."""
 
 import lzma
+import re
 import reprlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from unicodedata import east_asian_width
+from unicodedata import east_asian_width, normalize
 
 from kogpt.errors import InputRefusedError
 
@@ -89,7 +90,8 @@ def display_width(text: str) -> int:
 def read_table(path: Path, columns: list[str]) -> Iterator[list[str]]:
     """Cells of some columns of a tab-separated file with a header, row by row.
 
-    Nothing is quoted: a quotation mark is a character like any other.
+    Nothing is quoted: a quotation mark is a character like any other. Names of columns are the
+    same however their Hangul is composed.
 
     Raises:
         InputRefusedError: as `read_lines`; or the file is empty, there is no such column or more
@@ -99,11 +101,14 @@ def read_table(path: Path, columns: list[str]) -> Iterator[list[str]]:
     first = next(lines, None)
     if first is None:
         raise InputRefusedError(f"{path}: is empty")
-    header = first.split("\t")
+    header = [composed(name) for name in first.split("\t")]
+    columns = list(map(composed, columns))
     for column in columns:
         if column not in header:
-            there = abridged(", ".join(header))
-            raise InputRefusedError(f"{path}: no column {column!r}; there are {there}")
+            there = f"there are {abridged(', '.join(header))}"
+            if len(header) == 1 and re.search("[,;]", first):
+                there = f"tabs part columns here, not commas: {abridged(first)}"
+            raise InputRefusedError(f"{path}: no column {column!r}; {there}")
         if header.count(column) > 1:
             raise InputRefusedError(f"{path}: several columns {column!r}")
     places = [header.index(column) for column in columns]
@@ -111,6 +116,12 @@ def read_table(path: Path, columns: list[str]) -> Iterator[list[str]]:
         cells = line.split("\t")
         if len(cells) != len(header):
             raise InputRefusedError(
-                f"{path}: line {number} has {len(cells)} columns, the header {len(header)}"
+                f"{path}: line {number} has {len(cells)} columns, the header {len(header)}; tabs"
+                " part them, and nothing is quoted"
             )
         yield [cells[place] for place in places]
+
+
+def composed(name: str) -> str:
+    """A name as it is compared: Hangul may be stored as letters (NFD), as by macOS."""
+    return normalize("NFC", name)

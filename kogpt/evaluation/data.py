@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +12,10 @@ from typing import Any
 from kogpt.errors import InputRefusedError
 from kogpt.evaluation.task import DEGREE, LABEL, DataFile, Field
 from kogpt.jsonfiles import read_json, read_json_lines
-from kogpt.textfiles import abridged, read_table
+from kogpt.textfiles import abridged, composed, read_table
 from kogpt.tokenizer.text import normalize_text
 
+QUOTED = re.compile(r'"(.*"".*)"')  # a text that was quoted, and the marks in it doubled
 DATA = Path("data")  # where the files of tasks lie, unless told
 
 
@@ -78,7 +80,18 @@ def read_rows(file: DataFile, folder: Path, num_labels: int) -> Rows:
         raise InputRefusedError(f"{path}: there are no rows")
     counts = tuple(sum(row.label == label for row in rows) for label in range(num_labels))
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-    return Rows(path, sha256, rows, counts, tuple(_notes(file, path, counts)))
+    notes = (*_notes(file, path, counts), *_notes_of_quotes(path, rows))
+    return Rows(path, sha256, rows, counts, notes)
+
+
+def _notes_of_quotes(path: Path, rows: list[Row]) -> Iterator[str]:
+    if not _is_json(path):
+        quoted = sum(any(map(QUOTED.fullmatch, row.text)) for row in rows)
+        if quoted:
+            yield (
+                f"{quoted:,} rows of {path.name} look quoted, as by a program that writes CSV;"
+                " their quotation marks are read as they are"
+            )
 
 
 def _notes(file: DataFile, path: Path, counts: tuple[int, ...]) -> Iterator[str]:
@@ -140,7 +153,7 @@ def _rows(file: DataFile, path: Path) -> Iterator[Row]:
         for name, field in file.fields.items()
         if field.is_content and name not in (LABEL, DEGREE)
     )
-    is_json = path.suffix in (".json", ".jsonl")
+    is_json = _is_json(path)
     read = _json_cells if is_json else _table_cells
     for index, cells in enumerate(read(file, path)):
         try:
@@ -162,9 +175,13 @@ def _table_cells(file: DataFile, path: Path) -> Iterator[dict[str, str]]:
 def _json_cells(file: DataFile, path: Path) -> Iterator[dict[str, str]]:
     for index, row in enumerate(_json(path)):
         try:
-            yield {name: _at(row, field.column) for name, field in file.fields.items()}
+            yield {name: _at(row, composed(field.column)) for name, field in file.fields.items()}
         except LookupError as error:
             raise InputRefusedError(f"{path}: row {index}: {error.args[0]}") from None
+
+
+def _is_json(path: Path) -> bool:
+    return path.suffix in (".json", ".jsonl")
 
 
 def _json(path: Path) -> list[Any]:
@@ -177,11 +194,16 @@ def _json(path: Path) -> list[Any]:
 
 
 def _at(row: Any, path: str) -> str:
-    """The cell at a path of keys; LookupError if there is none."""
-    for key in path.split("."):
-        if not isinstance(row, dict) or key not in row:
-            raise LookupError(f"no key {path!r}")
-        row = row[key]
+    """The cell at a key, or at a path of keys; LookupError if there is none."""
+    keys, where = path.split("."), row
+    if isinstance(row, dict) and path in map(composed, row):
+        keys = [path]  # as tables are written that were nested
+    for key in keys:
+        names = {composed(name): name for name in row} if isinstance(row, dict) else {}
+        if key not in names:
+            there = f"; there are {abridged(', '.join(where))}" if isinstance(where, dict) else ""
+            raise LookupError(f"no key {path!r}{there}")
+        row = row[names[key]]
     if row is None or isinstance(row, list | dict):
         raise LookupError(f"{path} is {json.dumps(row, ensure_ascii=False)}, no text")
     return json.dumps(row) if isinstance(row, bool) else str(row)

@@ -13,7 +13,8 @@ before an answer and one template for each answer, whose `{names}` are fields:
     context = "{document} 한마디로"
     targets = [" 최악", " 최고"]
 
-`kogpt/evaluation/tasks/` holds those that come along; any other file is named by its path.
+`kogpt/evaluation/tasks/` holds those that come along; any other file is named by its path. All keys
+are told in `docs/tasks.md`.
 """
 
 import hashlib
@@ -290,7 +291,9 @@ def _make(kind: type[T], table: Mapping[str, Any], where: str, **more: Any) -> T
 
 def _check_type(value: Any, hint: Any, where: str) -> None:
     if not _is(value, hint):
-        raise _FileError(f"{where}: {value!r} is no {_name(hint)}")
+        nested = isinstance(value, dict) and any(isinstance(each, dict) for each in value.values())
+        quotes = "; names with dots go in quotes" if nested else ""
+        raise _FileError(f"{where}: {value!r} is no {_name(hint)}{quotes}")
 
 
 def _is(value: Any, hint: Any) -> bool:
@@ -398,6 +401,8 @@ def _check_labels(task: Task) -> None:
         field = file.fields[LABEL]
         if field.is_content:
             raise _FileError(f"fields.{LABEL}: lacks values or at_least")
+        if field.at_least is not None and labels != 2:
+            raise _FileError(f"fields.{LABEL}.at_least: makes two labels, there are {labels}")
         for value in (field.values or {}).values():
             if value not in range(labels):
                 raise _FileError(f"fields.{LABEL}.values: {value!r} is none of {labels} labels")

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from kogpt.errors import InputRefusedError
-from kogpt.textfiles import read_lines, read_table
+from kogpt.textfiles import composed, read_lines, read_table
 
 HOLD_OUT_EVERY = 100
 COLUMN = "document"  # of tables, unless another is named
@@ -41,5 +41,5 @@ def read_documents(paths: Iterable[Path], column: str) -> Iterator[str]:
 
 def _is_table(path: Path, column: str) -> bool:
     """Whether the first line of a file is a header: it names the column, or should."""
-    header = next(read_lines(path), "").split("\t")
-    return column != COLUMN or (len(header) > 1 and column in header)
+    header = [composed(name) for name in next(read_lines(path), "").split("\t")]
+    return column != COLUMN or (len(header) > 1 and composed(column) in header)

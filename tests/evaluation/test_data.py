@@ -49,6 +49,10 @@ COUNTS = [
 
 ODD = "{} is not the official file: it has {} rows of each label, that one {}"
 YNAT = "7,852/6,028/2,061/6,022/8,034/7,688/7,993", "5,235/6,118/5,133/5,751/8,320/7,742/7,379"
+QUOTED = (
+    "{} rows of {} look quoted, as by a program that writes CSV; their quotation marks are read as"
+    " they are"
+)
 NOTES = {
     ("nsmc", "shots"): (ODD.format("ratings_train.txt", "75,000/75,000", "75,173/74,827"),),
     ("ynat", "scored"): (
@@ -57,6 +61,8 @@ NOTES = {
     ),
     ("ynat", "shots"): (ODD.format("ynat-v1.1_train.json", *YNAT),),
     ("klue_sts", "shots"): (KOREAN_STS,),
+    ("kobest_hellaswag", "scored"): (QUOTED.format(3, "test.tsv"),),
+    ("kobest_hellaswag", "shots"): (QUOTED.format(7, "train.tsv"),),
 }
 
 
@@ -198,8 +204,11 @@ def test_ends_of_lines_and_byte_order_marks_are_no_text(end, mark, last, task, t
     [
         (b"", "is empty"),
         (b"id\tdocument\n", "no column 'label'; there are id, document"),
-        (b"id,document,label\n1,a,1\n", "no column 'document'; there are id,document,label"),
-        (b"document\tlabel\na\t1\nb\n", "line 3 has 1 columns, the header 2"),
+        (
+            b"id,document,label\n1,a,1\n",
+            "no column 'document'; tabs part columns here, not commas: id,document,label",
+        ),
+        (b"document\tlabel\na\t1\nb\n", "line 3 has 1 columns, the header 2; tabs part them"),
         (b"document\tlabel\na\t1\nb\t1\t0\n", "line 3 has 3 columns, the header 2"),
         (b"document\tlabel\na\t1\n\nb\t1\n", "line 3 has 1 columns, the header 2"),
         (b"document\tlabel\na\t1\nb\t2\n", "line 3: label is '2'; known are 0, 1"),
@@ -256,6 +265,32 @@ def test_true_and_false_are_written_as_in_the_file(tmp_path):
     assert [row.label for row in read(load_task(str(path)), tmp_path).rows] == [1, 0]
 
 
+def test_names_are_what_is_read_however_their_hangul_is_spelt(tmp_path):
+    """In tables and objects, and where a key that holds a dot is no path."""
+    text = TASK.replace('document = "document"', 'document = "본문.글"')
+    tasks = [
+        load_task(str(write_task(tmp_path, text.replace("scored.tsv", f"scored.{kind}"))))
+        for kind in ("tsv", "json")
+    ]
+    for form in ("NFC", "NFD"):
+        name = unicodedata.normalize(form, "본문.글")
+        (tmp_path / "reviews" / "scored.tsv").write_text(f"{name}\tlabel\n좋다\t1\n")
+        rows = json.dumps([{name: "좋다", "label": 1}])
+        (tmp_path / "reviews" / "scored.json").write_text(rows)
+        for task in tasks:
+            assert read(task, tmp_path).rows[0].fields["document"] == "좋다"
+
+
+def test_texts_that_look_quoted_are_noted(task, tmp_path):
+    path = tmp_path / "reviews" / "scored.tsv"
+    for cell, noted in (('"그는 ""안녕"" 했다"', True), ('"그는 안녕 했다"', False)):
+        path.write_text(f"document\tlabel\n{cell}\t1\n좋다\t0\n")
+        found = read(task, tmp_path)
+        assert found.rows[0].fields["document"] == cell
+        words = "1 rows of scored.tsv look quoted, as by a program that writes CSV; their quotation"
+        assert any(note.startswith(words) for note in found.notes) is noted
+
+
 @pytest.mark.parametrize("mark", ["", "\ufeff"])
 def test_keys_of_objects_are_paths(mark, tmp_path):
     task = load_task(str(write_task(tmp_path, JSON_TASK)))
@@ -282,7 +317,7 @@ def test_keys_of_objects_are_paths(mark, tmp_path):
         (json.dumps([GOOD, {**GOOD, "text": {"said": None}}]), "row 1: text.said is null, no text"),
         (json.dumps([{**GOOD, "text": {"said": ["a"]}}]), "row 0: text.said is \\[.a.\\], no text"),
         (json.dumps([GOOD, {**GOOD, "text": {"said": "\ud800"}}]), "row 1: .*surrogate"),
-        (json.dumps([GOOD, {"text": GOOD["text"]}]), "row 1: no key 'stars.mean'"),
+        (json.dumps([GOOD, {"text": GOOD["text"]}]), "row 1: no key 'stars.mean'; there are text"),
         (json.dumps([{**GOOD, "stars": {"mean": "x"}}]), "row 0: stars.mean is 'x', no number"),
         (json.dumps([{**GOOD, "stars": {"mean": None}}]), "row 0: stars.mean is null, no text"),
         (json.dumps([{**GOOD, "stars": {"mean": float("nan")}}]), "row 0: stars.mean is 'nan', no"),

@@ -2,6 +2,9 @@
 
 import json
 import re
+import subprocess
+import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -19,6 +22,7 @@ from kogpt.evaluation import (
 )
 from kogpt.evaluation.data import read_rows
 from kogpt.evaluation.prompting import ask, example
+from kogpt.evaluation.task import DataFile, Field, Prompt
 from tests.evaluation.tiny import TASK, write_table, write_task
 
 PUBLISHED = """[[published]]
@@ -428,6 +432,11 @@ def test_a_value_of_the_wrong_type_is_refused_by_its_key(old, new, where, tmp_pa
         ("{ 0 = 0, 1 = 1 }", '{ 0 = "0", 1 = 1 }', "fields.label.values: '0' is none of 2 labels"),
         ('{ column = "label", values = { 0 = 0, 1 = 1 } }', '"label"', "fields.label: lacks"),
         ("[[shots]]\n", "[[shots]]\nofficial = [1]\n", "shots.official: 1 for 2 labels"),
+        (
+            '["bad", "good"]',
+            '["bad", "good", "best"]',
+            "prompts.short.targets: 2 for 3 labels",
+        ),
         ('["accuracy"]', "[]", "metrics: there are none"),
         ('["bad", "good"]', "[]", "labels: there are none"),
     ],
@@ -435,6 +444,45 @@ def test_a_value_of_the_wrong_type_is_refused_by_its_key(old, new, where, tmp_pa
 def test_labels_that_no_answer_belongs_to_are_refused(old, new, words, tmp_path):
     with pytest.raises(InputRefusedError, match=f"reviews.toml: {re.escape(words)}"):
         load_task(str(write_task(tmp_path, TASK.replace(old, new, 1))))
+
+
+def test_a_number_parts_two_labels_and_no_more(tmp_path):
+    three = TASK.replace('["bad", "good"]', '["bad", "good", "best"]')
+    for targets in re.findall(r"targets = \[(.*)\]", TASK):
+        three = three.replace(targets, f'{targets}, " 몰라"')
+    path = write_task(tmp_path, three.replace("values = { 0 = 0, 1 = 1 }", "at_least = 3"))
+    with pytest.raises(InputRefusedError, match="fields.label.at_least: makes two labels, there a"):
+        load_task(str(path))
+
+
+def test_names_with_dots_go_in_quotes(tmp_path):
+    path = write_task(tmp_path, TASK.replace("{ 0 = 0, 1 = 1 }", "{ 0.0 = 0, 1.0 = 1 }"))
+    with pytest.raises(InputRefusedError, match=r"fields.label.values: .*; names with dots go in"):
+        load_task(str(path))
+    path.write_text(TASK.replace("{ 0 = 0, 1 = 1 }", '{ "0.0" = 0, "1.0" = 1 }'))
+    assert load_task(str(path)).scored.fields["label"].values == {"0.0": 0, "1.0": 1}
+
+
+def test_the_task_of_the_page_is_one(tmp_path):
+    page = (Path(__file__).parents[2] / "docs" / "tasks.md").read_text(encoding="utf-8")
+    (text,) = re.findall(r"^```toml\n(.*?)^```$", page, flags=re.MULTILINE | re.DOTALL)
+    (command,) = re.findall(r"^```sh\n(.*?)^```$", page, flags=re.MULTILINE | re.DOTALL)
+    path = tmp_path / "reviews.toml"
+    path.write_text(text, encoding="utf-8")
+    task = load_task(str(path))
+    (tmp_path / "my.csv").write_text('text,stars\n"좋다, ""정말""",5\n', encoding="utf-8")
+    command = command.replace("python -c", f"{sys.executable} -c", 1)
+    subprocess.run(command, shell=True, cwd=tmp_path, check=True)
+    (tmp_path / "test.tsv").write_text('text\tstars\n좋다, "정말"\t5\n', encoding="utf-8")
+    row = json.loads((tmp_path / "my.jsonl").read_text(encoding="utf-8"))
+    nested = json.dumps({"review": {**row, "stars": 5}})
+    (tmp_path / "validation.jsonl").write_text(nested, encoding="utf-8")
+    for file in (task.scored, task.validation):
+        (found,) = read_rows(file, tmp_path, 5).rows
+        assert (found.fields["text"], found.label, found.degree) == ('좋다, "정말"', 4, 5.0)
+    keys = {field.name for kind in (DataFile, Field, Prompt) for field in fields(kind)}
+    told = set(re.findall(r"`\W*(\w+)", page))
+    assert keys - told == {"name", "mark", "fields"} - told
 
 
 def test_f1_of_the_positive_class_needs_two_classes(tmp_path):
