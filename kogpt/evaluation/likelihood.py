@@ -17,7 +17,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain, groupby, islice
+from itertools import groupby, islice
 from numbers import Integral
 from typing import NamedTuple
 
@@ -113,13 +113,13 @@ def log_likelihoods(
         ValueError: a query has no context or no continuation, or ids that the model has not.
     """
     AT_LEAST_ONE.check("batch_size", batch_size)
-    ids = Range(Integral, 0, model.config.vocab_size - 1)
+    ids, virtual = Range(Integral, 0, model.config.vocab_size - 1), set(model.prefix_ids)
     for index, query in enumerate(queries):
         if not query.context or not query.continuations:
             what = "continuation" if query.context else "context"
             raise ParameterError(f"query {index} has no {what}")
-        asked = set(chain(query.context, *query.continuations))
-        for id in (min(asked), max(asked)):
+        asked = (set(query.context) - virtual).union(*query.continuations)
+        for id in (min(asked, default=0), max(asked, default=0)):
             ids.check(f"an id of query {index}", id)
     results: list[list[Likelihood]] = [[] for _ in queries]
     if not queries:

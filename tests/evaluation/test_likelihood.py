@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import kogpt
+from kogpt.adapters import PromptConfig, attach_prompt
 from kogpt.checkpoint import resources
 from kogpt.errors import NotEnoughResourcesError, NotFiniteError
 from kogpt.evaluation import likelihood
@@ -212,6 +213,16 @@ def test_what_does_not_go_at_once_is_read_and_judged_in_parts(model, monkeypatch
 def test_what_cannot_be_asked_is_refused_by_its_number(model, query, told):
     with pytest.raises(ValueError, match=told):
         log_likelihoods(model, [Query((7,), ((8,),)), query])
+
+
+def test_virtual_tokens_of_a_soft_prompt_may_be_read_and_not_asked():
+    model = kogpt.load_model()
+    attach_prompt(model, PromptConfig(2))
+    prefix = tuple(model.prefix_ids)
+    ((found,),) = log_likelihoods(model, [Query((*prefix, 7), ((8,),))])
+    assert math.isfinite(found.value)
+    with pytest.raises(ValueError, match=f"an id of query 0 is {prefix[1]}"):
+        log_likelihoods(model, [Query((7,), (prefix,))])
 
 
 def test_a_batch_holds_one_query_at_least(model):
