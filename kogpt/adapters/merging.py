@@ -54,11 +54,10 @@ def merge(model: KoGPT) -> None:
             model.set_submodule(name, base)
 
 
-def _delta(layer: nn.Module) -> Tensor | float:
-    """All updates of a layer, added up."""
-    if not isinstance(layer, LoRALinear):
-        return 0.0
-    return layer.scale * (layer.lora_B @ layer.lora_A) + _delta(layer.base)
+def _delta(layer: LoRALinear) -> Tensor:
+    """All updates of a layer, added up, (N, K)."""
+    delta = layer.scale * (layer.lora_B @ layer.lora_A)
+    return delta + _delta(layer.base) if isinstance(layer.base, LoRALinear) else delta
 
 
 def _base(model: KoGPT, name: str, layer: LoRALinear) -> nn.Linear:
