@@ -1,5 +1,6 @@
 """Text files and tables: data, where a fault is told by line, and what a terminal shows."""
 
+import csv
 import lzma
 import re
 import reprlib
@@ -87,39 +88,64 @@ def display_width(text: str) -> int:
     return sum(2 if east_asian_width(each) in "WF" else 1 for each in text)
 
 
-def read_table(path: Path, columns: list[str]) -> Iterator[list[str]]:
-    """Cells of some columns of a tab-separated file with a header, row by row.
+def read_table(path: Path, columns: list[str], *, quoted: bool = False) -> Iterator[list[str]]:
+    """Cells of some columns of a table with a header, row by row.
 
-    Nothing is quoted: a quotation mark is a character like any other. Names of columns are the
-    same however their Hangul is composed.
+    Columns are parted by tabs, those of `.csv` by commas. Names of columns are the same however
+    their Hangul is composed.
+
+    Args:
+        path: of the file.
+        columns: names of those to read.
+        quoted: whether cells may be quoted as CSV has them (RFC 4180), as those of `.csv` always
+            may; else a quotation mark is a character like any other.
 
     Raises:
         InputRefusedError: as `read_lines`; or the file is empty, there is no such column or more
-            than one, or a row has other columns than the header.
+            than one, a row has other columns than the header, or quotes that end nowhere.
     """
-    lines = read_lines(path)
-    first = next(lines, None)
+    is_csv = path.suffix == ".csv"
+    table = _quoted_rows(path, "," if is_csv else "\t") if quoted or is_csv else _plain_rows(path)
+    first = next(table, None)
     if first is None:
         raise InputRefusedError(f"{path}: is empty")
-    header = [composed(name) for name in first.split("\t")]
-    columns = list(map(composed, columns))
-    for column in columns:
-        if column not in header:
-            there = f"there are {abridged(', '.join(header))}"
-            if len(header) == 1 and re.search("[,;]", first):
-                there = f"tabs part columns here, not commas: {abridged(first)}"
-            raise InputRefusedError(f"{path}: no column {column!r}; {there}")
-        if header.count(column) > 1:
-            raise InputRefusedError(f"{path}: several columns {column!r}")
-    places = [header.index(column) for column in columns]
-    for number, line in enumerate(lines, start=2):
-        cells = line.split("\t")
+    header = list(map(composed, first[1]))
+    parted = "commas" if is_csv else "tabs"
+    places = [_place_of(composed(column), header, path, parted) for column in columns]
+    for number, cells in table:
         if len(cells) != len(header):
+            hint = "" if quoted or is_csv else "; tabs part them, and nothing is quoted"
             raise InputRefusedError(
-                f"{path}: line {number} has {len(cells)} columns, the header {len(header)}; tabs"
-                " part them, and nothing is quoted"
+                f"{path}: line {number} has {len(cells)} columns, the header {len(header)}{hint}"
             )
         yield [cells[place] for place in places]
+
+
+def _plain_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
+    for number, line in enumerate(read_lines(path), start=1):
+        yield number, line.split("\t")
+
+
+def _quoted_rows(path: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+    """Rows with the number of their last line; a cell may hold line breaks."""
+    lines = (line + "\n" for line in read_lines(path))
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
+    try:
+        for cells in reader:
+            yield reader.line_num, cells
+    except csv.Error as error:
+        raise InputRefusedError(f"{path}: line {reader.line_num}: {error}") from None
+
+
+def _place_of(column: str, header: list[str], path: Path, parted: str) -> int:
+    if column not in header:
+        there = f"there are {abridged(', '.join(header))}"
+        if len(header) == 1 and re.search("[,;\t]", header[0]):
+            there = f"{parted} part columns here: {abridged(header[0])}"
+        raise InputRefusedError(f"{path}: no column {column!r}; {there}")
+    if header.count(column) > 1:
+        raise InputRefusedError(f"{path}: several columns {column!r}")
+    return header.index(column)
 
 
 def composed(name: str) -> str:

@@ -15,7 +15,7 @@ from kogpt.jsonfiles import read_json, read_json_lines
 from kogpt.textfiles import abridged, composed, read_table
 from kogpt.tokenizer.text import normalize_text
 
-QUOTED = re.compile(r'"(.*"".*)"')  # a text that was quoted, and the marks in it doubled
+QUOTED = re.compile(r'".*"".*"')  # a text that was quoted, and the marks in it doubled
 DATA = Path("data")  # where the files of tasks lie, unless told
 
 
@@ -80,12 +80,12 @@ def read_rows(file: DataFile, folder: Path, num_labels: int) -> Rows:
         raise InputRefusedError(f"{path}: there are no rows")
     counts = tuple(sum(row.label == label for row in rows) for label in range(num_labels))
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-    notes = (*_notes(file, path, counts), *_notes_of_quotes(path, rows))
+    notes = (*_notes(file, path, counts), *_notes_of_quotes(file, path, rows))
     return Rows(path, sha256, rows, counts, notes)
 
 
-def _notes_of_quotes(path: Path, rows: list[Row]) -> Iterator[str]:
-    if not _is_json(path):
+def _notes_of_quotes(file: DataFile, path: Path, rows: list[Row]) -> Iterator[str]:
+    if not _is_json(path) and not file.quoted and path.suffix != ".csv":
         quoted = sum(any(map(QUOTED.fullmatch, row.text)) for row in rows)
         if quoted:
             yield (
@@ -160,7 +160,8 @@ def _rows(file: DataFile, path: Path) -> Iterator[Row]:
             values = {name: _value(file.fields[name], cells[name]) for name in file.fields}
             degree = _number(file.fields[DEGREE], cells[DEGREE]) if DEGREE in values else None
         except (ValueError, InputRefusedError) as error:
-            where = f"row {index}" if is_json else f"line {index + 2}"  # after the header
+            one_line = not (is_json or file.quoted or path.suffix == ".csv")
+            where = f"line {index + 2}" if one_line else f"row {index}"  # behind the header
             raise InputRefusedError(f"{path}: {where}: {error}") from None
         shown = {k: str(v) for k, v in values.items() if k not in (LABEL, DEGREE)}
         yield Row(index, shown, content, int(values[LABEL]), degree)
@@ -168,7 +169,7 @@ def _rows(file: DataFile, path: Path) -> Iterator[Row]:
 
 def _table_cells(file: DataFile, path: Path) -> Iterator[dict[str, str]]:
     columns = [field.column for field in file.fields.values()]
-    for cells in read_table(path, columns):
+    for cells in read_table(path, columns, quoted=file.quoted):
         yield dict(zip(file.fields, cells, strict=True))
 
 

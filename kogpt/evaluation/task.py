@@ -87,6 +87,7 @@ class DataFile:
         official: rows of each label in the publisher's file; None where that is unknown.
         mark: a key of every row of the publisher's JSON, by which substitutes are told; or None.
         note: what a reader of results should know of it.
+        quoted: whether cells of a table may be quoted as CSV has them; those of `.csv` may.
     """
 
     file: str
@@ -94,6 +95,7 @@ class DataFile:
     official: tuple[int, ...] | None = None
     mark: str | None = None
     note: str | None = None
+    quoted: bool = False
 
 
 @dataclass(frozen=True)

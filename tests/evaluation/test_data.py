@@ -1,6 +1,8 @@
 """The real files as they are read, and files that are not what they should be."""
 
+import csv
 import hashlib
+import io
 import json
 import unicodedata
 from functools import cache
@@ -49,10 +51,6 @@ COUNTS = [
 
 ODD = "{} is not the official file: it has {} rows of each label, that one {}"
 YNAT = "7,852/6,028/2,061/6,022/8,034/7,688/7,993", "5,235/6,118/5,133/5,751/8,320/7,742/7,379"
-QUOTED = (
-    "{} rows of {} look quoted, as by a program that writes CSV; their quotation marks are read as"
-    " they are"
-)
 NOTES = {
     ("nsmc", "shots"): (ODD.format("ratings_train.txt", "75,000/75,000", "75,173/74,827"),),
     ("ynat", "scored"): (
@@ -61,8 +59,6 @@ NOTES = {
     ),
     ("ynat", "shots"): (ODD.format("ynat-v1.1_train.json", *YNAT),),
     ("klue_sts", "shots"): (KOREAN_STS,),
-    ("kobest_hellaswag", "scored"): (QUOTED.format(3, "test.tsv"),),
-    ("kobest_hellaswag", "shots"): (QUOTED.format(7, "train.tsv"),),
 }
 
 
@@ -206,7 +202,7 @@ def test_ends_of_lines_and_byte_order_marks_are_no_text(end, mark, last, task, t
         (b"id\tdocument\n", "no column 'label'; there are id, document"),
         (
             b"id,document,label\n1,a,1\n",
-            "no column 'document'; tabs part columns here, not commas: id,document,label",
+            "no column 'document'; tabs part columns here: id,document,label",
         ),
         (b"document\tlabel\na\t1\nb\n", "line 3 has 1 columns, the header 2; tabs part them"),
         (b"document\tlabel\na\t1\nb\t1\t0\n", "line 3 has 3 columns, the header 2"),
@@ -289,6 +285,51 @@ def test_texts_that_look_quoted_are_noted(task, tmp_path):
         assert found.rows[0].fields["document"] == cell
         words = "1 rows of scored.tsv look quoted, as by a program that writes CSV; their quotation"
         assert any(note.startswith(words) for note in found.notes) is noted
+
+
+def write_quoted(name, content, folder):
+    """A task whose scored file, of that name, is quoted."""
+    lines = f'file = "reviews/{name}"' + ("" if name.endswith(".csv") else "\nquoted = true")
+    path = write_task(folder, TASK.replace('file = "reviews/scored.tsv"', lines))
+    (folder / "reviews" / name).write_text(content, encoding="utf-8", newline="")
+    return load_task(str(path))
+
+
+@pytest.mark.parametrize(("name", "comma"), [("scored.csv", ","), ("scored.tsv", "\t")])
+def test_quoted_cells_are_what_was_written(name, comma, tmp_path):
+    cells = [f'그는 "안녕"{comma} 했다', "두\n줄", '"', "", "보통"]
+    table = io.StringIO()
+    csv.writer(table, delimiter=comma).writerows([["document", "label"], *([c, 1] for c in cells)])
+    found = read(write_quoted(name, "\ufeff" + table.getvalue(), tmp_path), tmp_path)
+    assert [row.fields["document"] for row in found.rows] == cells
+    assert found.notes == ()
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ('document,label\n"가,1\n', "line 2: unexpected end of data"),
+        ('document,label\n"가"나,1\n', "line 2: ',' expected after '\"'"),
+        ('document,label\n"가\n나",1\n다\n', "line 4 has 1 columns, the header 2"),
+        ('document,label\n"가\n나",1\n다,3\n', "row 1: label is '3'; known are 0, 1"),
+        ("document\tlabel\n가\t1\n", "no column 'document'; commas part columns here: document"),
+    ],
+)
+def test_a_quoted_table_that_is_damaged_is_refused_by_its_line(content, words, tmp_path):
+    task = write_quoted("scored.csv", content, tmp_path)
+    with pytest.raises(InputRefusedError) as refusal:
+        read(task, tmp_path)
+    assert str(refusal.value).startswith(f"{tmp_path / 'reviews' / 'scored.csv'}: {words}")
+
+
+def test_the_quoted_sentences_of_hellaswag_lose_their_quotes():
+    """As by the publisher's own loader, https://huggingface.co/datasets/skt/kobest_v1."""
+    endings = [text for row in real("kobest_hellaswag").rows for text in row.text]
+    assert (
+        '플레이어가 점수판에서 5칸을 연속으로 덮었다면 모두가 알 수 있게 "빙고"라고 외쳐야 한다.'
+        in endings
+    )
+    assert not any('""' in text for text in endings)
 
 
 @pytest.mark.parametrize("mark", ["", "\ufeff"])
