@@ -116,13 +116,11 @@ def device_of(args: argparse.Namespace) -> "torch.device":
     return device
 
 
-@contextmanager
-def processes(args: argparse.Namespace) -> Iterator["Parallel"]:
+def processes(args: argparse.Namespace) -> "Parallel":
     """The processes that torchrun started, as `--tensor-parallel` and `--device` ask for."""
     from kogpt.parallel import Parallel
 
-    with Parallel.launched(args.tensor_parallel, device_of(args)) as parallel:
-        yield parallel
+    return Parallel.launched(args.tensor_parallel, device_of(args))
 
 
 def speculation(

@@ -24,12 +24,13 @@ def run(args: argparse.Namespace) -> None:
     params = sampling_params(args)
     if params.num_beams > 1 and (args.speculate or args.draft_model):
         raise UsageError("argument --beams: not allowed with --speculate or --draft-model")
-    with processes(args) as parallel:
-        if parallel.data_size > 1:
-            raise UsageError(
-                f"{parallel.world_size} processes were started to write one text: argument"
-                f" --tensor-parallel must be {parallel.world_size}, is {parallel.tensor_size}"
-            )
+    parallel = processes(args)
+    if parallel.data_size > 1:  # told before they meet, so that none leaves while another comes
+        raise UsageError(
+            f"{parallel.world_size} processes were started to write one text: argument"
+            f" --tensor-parallel must be {parallel.world_size}, is {parallel.tensor_size}"
+        )
+    with parallel:
         write(args, params, parallel)
 
 

@@ -6,9 +6,11 @@ Each process calls `worker(parallel, *arguments)` with its `Parallel` entered.
 """
 
 import json
+import secrets
 import socket
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +31,11 @@ def environment(process: int, processes: int, port: int) -> dict[str, str]:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """A port that is free and stays so: below those that the system gives to whoever asks."""
+    while True:
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", secrets.choice(range(15_000, 32_000))))
+            return probe.getsockname()[1]
 
 
 def start(processes: int, function: Callable[..., Any], *arguments: Any) -> list[Forked]:
