@@ -85,7 +85,7 @@ def read_rows(file: DataFile, folder: Path, num_labels: int) -> Rows:
 
 
 def _notes_of_quotes(file: DataFile, path: Path, rows: list[Row]) -> Iterator[str]:
-    if not _is_json(path) and not file.quoted and path.suffix != ".csv":
+    if _is_plain(file, path):
         quoted = sum(any(map(QUOTED.fullmatch, row.text)) for row in rows)
         if quoted:
             yield (
@@ -153,15 +153,14 @@ def _rows(file: DataFile, path: Path) -> Iterator[Row]:
         for name, field in file.fields.items()
         if field.is_content and name not in (LABEL, DEGREE)
     )
-    is_json = _is_json(path)
-    read = _json_cells if is_json else _table_cells
+    read = _json_cells if _is_json(path) else _table_cells
     for index, cells in enumerate(read(file, path)):
         try:
             values = {name: _value(file.fields[name], cells[name]) for name in file.fields}
             degree = _number(file.fields[DEGREE], cells[DEGREE]) if DEGREE in values else None
         except (ValueError, InputRefusedError) as error:
-            one_line = not (is_json or file.quoted or path.suffix == ".csv")
-            where = f"line {index + 2}" if one_line else f"row {index}"  # behind the header
+            # Behind the header.
+            where = f"line {index + 2}" if _is_plain(file, path) else f"row {index}"
             raise InputRefusedError(f"{path}: {where}: {error}") from None
         shown = {k: str(v) for k, v in values.items() if k not in (LABEL, DEGREE)}
         yield Row(index, shown, content, int(values[LABEL]), degree)
@@ -183,6 +182,11 @@ def _json_cells(file: DataFile, path: Path) -> Iterator[dict[str, str]]:
 
 def _is_json(path: Path) -> bool:
     return path.suffix in (".json", ".jsonl")
+
+
+def _is_plain(file: DataFile, path: Path) -> bool:
+    """Whether it is a table with a row a line, nothing quoted."""
+    return not (_is_json(path) or file.quoted or path.suffix == ".csv")
 
 
 def _json(path: Path) -> list[Any]:
