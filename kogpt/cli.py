@@ -403,6 +403,12 @@ def add_score(commands: Commands) -> None:
     add("--data", nargs="+", metavar="FILE", help=".txt or .tsv files, as they are or as .xz")
     add("--column", metavar="NAME", help="column of the text in tables (default: document)")
     add("--limit", type=int, metavar="N", help="score the first N texts")
+    parser.add_argument(
+        "--stride",
+        type=int,
+        metavar="N",
+        help="read texts longer than the context in windows, each N tokens behind the one before",
+    )
     add_model_arguments(parser)
     add_reference_argument(parser)
     add_text_arguments(parser)

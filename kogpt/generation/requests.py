@@ -75,8 +75,13 @@ def context_of(model: KoGPT) -> int:
     return model.config.n_positions - len(model.prefix_ids)
 
 
-def refuse_unreadable(ids: Sequence[int], name: str, model: KoGPT, tokenizer: Tokenizer) -> None:
-    """Raises InputRefusedError, naming `name`, if the model cannot read `ids` whole."""
+def refuse_unreadable(
+    ids: Sequence[int], name: str, model: KoGPT, tokenizer: Tokenizer, advice: str = ""
+) -> None:
+    """Raises InputRefusedError, naming `name`, if the model cannot read `ids` whole.
+
+    The advice is for ids that are too many.
+    """
     rows, pieces = model.config.vocab_size, Vocabulary.of(tokenizer).pieces
     if len(pieces) > rows:
         raise InputRefusedError(
@@ -87,7 +92,7 @@ def refuse_unreadable(ids: Sequence[int], name: str, model: KoGPT, tokenizer: To
         less = f", {virtual} of them for its soft prompt" if virtual else ""
         raise InputRefusedError(
             f"{name} has {len(ids)} tokens, the context of the model holds "
-            f"{model.config.n_positions}{less}"
+            f"{model.config.n_positions}{less}{advice}"
         )
     for id in ids:
         if not 0 <= id < len(pieces) or pieces[id] is None:

@@ -8,16 +8,23 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from itertools import chain
+from numbers import Integral
 from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from kogpt.errors import InputRefusedError, NotFiniteError, ParameterError
-from kogpt.generation.requests import encode, evaluation_mode, read, refuse_unreadable
+from kogpt.generation.requests import (
+    context_of,
+    encode,
+    evaluation_mode,
+    read,
+    refuse_unreadable,
+)
 from kogpt.generation.sample import TokenLogprob
 from kogpt.model import KoGPT, KVCache
-from kogpt.ranges import AT_LEAST_ONE
+from kogpt.ranges import AT_LEAST_ONE, Range
 from kogpt.tokenizer import Tokenizer
 
 SYLLABLE = re.compile("[\uac00-\ud7a3]")
@@ -148,6 +155,7 @@ def score(
     batch_size: int = 8,
     normalize: str = "auto",
     names: Sequence[str] | None = None,
+    stride: int | None = None,
 ) -> list[Score]:
     """Scores texts under the model.
 
@@ -160,20 +168,24 @@ def score(
         batch_size: texts the model reads at once. Scores do not depend on it.
         normalize: what `Tokenizer.encode` makes of decomposed Hangul.
         names: what errors call the texts; None counts them from 0.
+        stride: tokens that each window over a text longer than the context lies behind the one
+            before. A token is scored in the first window that holds it, behind at least
+            context - stride others: a smaller stride takes longer and tells more. Shorter texts
+            do not depend on it. None refuses longer ones.
+            Source: Hugging Face, "Perplexity of fixed-length models".
 
     Returns:
         One score for each text, in order.
 
     Raises:
-        InputRefusedError: a text is longer than the context (with both counts; nothing is cut),
-            or leaves nothing to score.
+        InputRefusedError: a text is longer than the context (with both counts; nothing is cut)
+            and there is no stride, or it leaves nothing to score.
         KoGPTError: the model computes NaN or infinity.
-        ValueError: `batch_size` is below 1, something is no text, or there are other names.
+        ValueError: `batch_size` is below 1, `stride` not from 1 to the context less 1, something
+            is no text, or there are other names.
     """
-    scores = stream_scores(
-        model, tokenizer, texts, bos=bos, batch_size=batch_size, normalize=normalize, names=names
-    )
-    return list(scores)
+    how: dict[str, Any] = {"normalize": normalize, "names": names, "stride": stride}
+    return list(stream_scores(model, tokenizer, texts, bos=bos, batch_size=batch_size, **how))
 
 
 def stream_scores(
@@ -185,6 +197,7 @@ def stream_scores(
     batch_size: int = 8,
     normalize: str = "auto",
     names: Sequence[str] | None = None,
+    stride: int | None = None,
 ) -> Iterator[Score]:
     """The scores of `score`, as they are known: those of 256 texts at a time are held.
 
@@ -192,6 +205,8 @@ def stream_scores(
     are made twice, as to hold them all would take more than the texts.
     """
     AT_LEAST_ONE.check("batch_size", batch_size)
+    if stride is not None:
+        Range(Integral, 1, context_of(model) - 1).check("stride", stride)
     texts = [texts] if isinstance(texts, str) else list(texts)
     if not all(isinstance(text, str) for text in texts):
         raise ParameterError("what is scored must be texts")
@@ -202,30 +217,55 @@ def stream_scores(
     for index, text in enumerate(texts):
         name = f"text {index}" if names is None else names[index]
         row = encode(text, name, tokenizer, **how)
-        refuse_unreadable(row, name, model, tokenizer)
+        for window, _ in windows(row, context_of(model), stride):
+            refuse_unreadable(window, name, model, tokenizer, "; --stride reads it in windows")
         if len(row) < 2:
             raise InputRefusedError(f"{name} is too short: it leaves no token to score")
     parts = (texts[first : first + TEXTS_AT_ONCE] for first in range(0, len(texts), TEXTS_AT_ONCE))
     return chain.from_iterable(
-        _score_rows(model, tokenizer, [tokenizer.encode(t, **how) for t in part], batch_size)
+        _score_rows(
+            model, tokenizer, [tokenizer.encode(t, **how) for t in part], batch_size, stride
+        )
         for part in parts
     )
 
 
+def windows(row: list[int], context: int, stride: int | None) -> Iterator[tuple[list[int], int]]:
+    """Parts of a row that are read by themselves, each with how many first ids it does not score.
+
+    Args:
+        row: ids.
+        context: how many a part holds at most.
+        stride: how far a part begins behind the one before; None for the whole row at once.
+    """
+    if stride is None or len(row) <= context:
+        yield row, 1
+        return
+    yield row[:context], 1
+    for first in range(stride, len(row) - context + stride, stride):
+        yield row[first : first + context], context - stride
+
+
 def _score_rows(
-    model: KoGPT, tokenizer: Tokenizer, rows: list[list[int]], batch_size: int
+    model: KoGPT,
+    tokenizer: Tokenizer,
+    rows: list[list[int]],
+    batch_size: int,
+    stride: int | None,
 ) -> list[Score]:
-    by_length = sorted(range(len(rows)), key=lambda index: len(rows[index]))
-    logprobs: dict[int, list[TokenLogprob]] = {}
+    context = context_of(model)
+    parts = [(i, *part) for i, row in enumerate(rows) for part in windows(row, context, stride)]
+    by_length = sorted(range(len(parts)), key=lambda part: len(parts[part][1]))
+    found: dict[int, list[TokenLogprob]] = {}
     with evaluation_mode(model):
-        for first in range(0, len(rows), batch_size):
+        for first in range(0, len(parts), batch_size):
             chosen = by_length[first : first + batch_size]
-            scored = sequence_logprobs(model, [rows[index] for index in chosen])
-            logprobs.update(zip(chosen, scored, strict=True))
-    return [
-        _score(row, [item.logprob for item in logprobs[index]], tokenizer)
-        for index, row in enumerate(rows)
-    ]
+            scored = sequence_logprobs(model, [parts[part][1] for part in chosen])
+            found.update(zip(chosen, scored, strict=True))
+    logprobs: list[list[float]] = [[] for _ in rows]
+    for part, (index, _, given) in enumerate(parts):
+        logprobs[index] += [item.logprob for item in found[part][given - 1 :]]
+    return [_score(row, values, tokenizer) for row, values in zip(rows, logprobs, strict=True)]
 
 
 def _score(row: list[int], logprobs: list[float], tokenizer: Tokenizer) -> Score:

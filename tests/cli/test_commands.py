@@ -249,7 +249,13 @@ def test_a_text_that_cannot_be_scored_is_named_by_file_and_row(tmp_path):
     told = refusal("score", "--data", str(path), str(other), code=3)
     assert f"{other}: row 3 has " in told and "the context of the model holds 1024" in told
     told = refusal("score", "-", input="별로\n\n" + "정말 " * 2000, code=3)
-    assert "line 3 has " in told
+    assert "line 3 has " in told and told.endswith("holds 1024; --stride reads it in windows")
+    asked = ("score", "-", "--json", "--stride")
+    done = kogpt(*asked, "512", input="별로\n\n" + "정말 " * 600)
+    _, long, both = map(json.loads, done.stdout.splitlines())
+    assert long["num_eojeols"] == 600 and both["num_texts"] == 2
+    told = refusal(*asked, "1024", input="별로", code=2)
+    assert "argument --stride: is 1024, it must be" in told
     absent = tmp_path / "absent"
     assert f"{absent}: no such file" in refusal("score", "--data", str(absent), code=3)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 import kogpt
 from kogpt.errors import InputRefusedError, KoGPTError
@@ -149,8 +150,59 @@ def test_scores_do_not_depend_on_the_chunks_they_are_computed_in(model, chunk):
             assert list(item.top) == list(again.top)
 
 
+def likelihood_by_strides(model, ids, stride):
+    """As "Perplexity of fixed-length models" of Hugging Face's documentation computes it."""
+    total, end_before = 0.0, 0
+    for begin in range(0, len(ids), stride):
+        end = min(begin + model.config.n_positions, len(ids))
+        window = torch.tensor(ids[begin:end])
+        labels = window.clone()
+        labels[: len(window) - (end - end_before)] = -100
+        logits = model(window[None])[0].double()
+        total -= F.cross_entropy(logits[:-1], labels[1:], reduction="sum").item()
+        end_before = end
+        if end == len(ids):
+            return total
+    return total
+
+
+@pytest.mark.parametrize("stride", [1, 16, 63])
+@pytest.mark.parametrize("length", [64, 65, 80, 81, 127, 128, 200])
+def test_a_text_longer_than_the_context_is_read_in_windows(model, tokenizer, stride, length):
+    rest, text = "".join(COUNTED) * 5, "뷁"
+    while len(tokenizer.encode(text, bos=True)) < length:
+        text, rest = text + rest[0], rest[1:]
+    ids = tokenizer.encode(text, bos=True)
+    short, long = score(model, tokenizer, ["한국", text], stride=stride, batch_size=3)
+    (alone,) = score(model, tokenizer, ["한국"])
+    assert short.log_likelihood == pytest.approx(alone.log_likelihood, rel=1e-5)
+    assert long.token_ids == ids
+    assert long.num_tokens == len(ids) - 1 == len(list(filter(None, long.logprobs)))
+    wanted = likelihood_by_strides(model, ids, stride)
+    assert long.log_likelihood == pytest.approx(wanted, rel=1e-5)
+
+
+def test_a_window_behind_a_soft_prompt_is_shorter(model, tokenizer, monkeypatch):
+    monkeypatch.setattr(model, "prefix_ids", (5, 6), raising=False)
+    (result,) = score(model, tokenizer, "뷁" * 40, stride=30)
+    ids = tokenizer.encode("뷁" * 40, bos=True)
+    windows = [(ids[:62], 1), (ids[30:92], 32), (ids[60:], 32)]
+    total = 0.0
+    for window, given in windows:
+        logprobs = model(torch.tensor([[5, 6, *window]]))[0, 2:].double().log_softmax(-1)
+        rest = range(given, len(window))
+        total += sum(logprobs[index - 1, window[index]].item() for index in rest)
+    assert result.log_likelihood == pytest.approx(total, rel=1e-5)
+
+
+@pytest.mark.parametrize("stride", [0, 64, 1.5])
+def test_a_stride_that_leaves_a_token_nothing_to_stand_behind_is_refused(model, tokenizer, stride):
+    with pytest.raises(ValueError, match=f"stride is {stride}, it must be .* and at most 63"):
+        score(model, tokenizer, ["한"], stride=stride)
+
+
 def test_a_text_too_long_or_too_short_to_score_is_refused_by_its_place(model, tokenizer):
-    with pytest.raises(InputRefusedError, match="text 1 has 65 tokens.* holds 64$"):
+    with pytest.raises(InputRefusedError, match="text 1 has 65 tokens.* holds 64; --stride"):
         score(model, tokenizer, ["한", "뷁" * 16 + "뷁" * 5 + "가"])
     with pytest.raises(InputRefusedError, match="text 0 is too short"):
         score(model, tokenizer, [""])
