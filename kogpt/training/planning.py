@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from kogpt.checkpoint.convert import GROUP_SIZE
-from kogpt.checkpoint.names import expand
+from kogpt.checkpoint.names import count_parameters, expand
 from kogpt.checkpoint.quantization import Quantization
 from kogpt.checkpoint.resources import human
 from kogpt.errors import ParameterError
@@ -395,7 +395,8 @@ def gathered(work: Work) -> int:
     shapes = expand(shape, work.stage.model_class)
     rest = sum(math.prod(shapes[name]) for name in TABLES if name in shapes)
     integers = bytes_of_integers(work.stage)
-    block = 0 if integers else (shape.num_parameters - rest) // shape.n_layer
+    count = count_parameters(shape, work.stage.model_class)
+    block = 0 if integers else (count - rest) // shape.n_layer
     size = rest * dtype.itemsize + 2 * block * passed
     if work.method == FULL:
         size += rest * dtype.itemsize + block * (passed + torch.float32.itemsize)
