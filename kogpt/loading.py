@@ -56,8 +56,8 @@ def load(
         device: where the model goes, a number for that GPU; None for the CPU.
         fast: the model prepared for decoding (`kogpt.fast`): the same function, several times as
             fast; weights stay as they are stored, in 16, 8 or 4 bits, or are packed without loss.
-            Not to train or take apart. Only GPT-J's block has such a form: other models, and a
-            `model_class`, come as without.
+            Not to train or take apart. Classes of one's own have no such form: a `model_class`
+            comes as without.
         adapter: folder of an adapter of the model, or of several: updates add up, soft prompts
             follow one another, the head of a classifier becomes `model.score`. None for none.
         model_class: a subclass of `KoGPT` to load into; None for the class that belongs to the

@@ -13,7 +13,7 @@ from kogpt.checkpoint.names import aliases, count_parameters
 from kogpt.checkpoint.quantization import parse_quantization
 from kogpt.checkpoint.reader import CheckpointReader, open_checkpoint
 from kogpt.checkpoint.resources import human
-from kogpt.model import KoGPT, KoGPTConfig, KVCache
+from kogpt.model import KoGPT, KVCache
 from kogpt.model.hollow import NO_CONTENTS, hollow
 
 ON_A_CPU = "on a CPU"
@@ -129,7 +129,7 @@ def _memory(reader: CheckpointReader) -> dict[str, int]:
     if reader.quantization is not None:
         memory["as stored"] = reader.nbytes + 2 * cached
     computed = compute_dtype(reader.stored_dtype, torch.device("cpu")).itemsize
-    is_prepared = reader.model_class is None and type(reader.config) is KoGPTConfig
+    is_prepared = reader.model_class is None and reader.config is not None
     memory[ON_A_CPU] = cached * computed + (reader.nbytes if is_prepared else weights * computed)
     return memory
 

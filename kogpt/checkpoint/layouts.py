@@ -5,6 +5,7 @@ A table goes from our layers to theirs, in network order; what follows a layer's
 `gpt_neox`.
 """
 
+import threading
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from torch import Tensor
 from kogpt.checkpoint.dtypes import check_float
 from kogpt.checkpoint.names import expand, missing
 from kogpt.checkpoint.shards import TensorSpec
-from kogpt.checkpoint.sources import Source
+from kogpt.checkpoint.sources import LookUp, Source, map_tensor, stored_rows
 from kogpt.errors import InputRefusedError
 from kogpt.model import variants
 from kogpt.model.config import KoGPTConfig
@@ -218,7 +219,7 @@ class ReleasedTensors:
                 self._hold(twin, shape)
                 self._twins[name] = twin
         self.parts = {theirs for _, theirs in self._rows.values()} | {*self._twins.values()}
-        self._last: tuple[str, Tensor] | None = None
+        self._kept = threading.local()  # the last tensor that was read whole, of each thread
 
     def read(self, name: str, rows: slice = slice(None)) -> Tensor:
         """Rows of a tensor of ours.
@@ -235,6 +236,22 @@ class ReleasedTensors:
         if name in self._twins:
             self._compare(theirs, self._twins[name], rows, values)
         return values
+
+    def map(self, name: str) -> Tensor | None:
+        """A tensor of ours where it lies in its file; None where it does not lie there as it is."""
+        theirs = self._alike(name)
+        return None if theirs is None else map_tensor(self._owner[theirs], theirs)
+
+    def rows(self, name: str) -> LookUp | None:
+        """Looks up rows of such a tensor in its file; None likewise."""
+        theirs = self._alike(name)
+        return None if theirs is None else stored_rows(self._owner[theirs], theirs)
+
+    def _alike(self, name: str) -> str | None:
+        """The stored tensor that one of ours is, element by element, and that lies there once."""
+        row, theirs = self._rows[name]
+        is_part = row.transposed or row.third is not None
+        return None if is_part or name in self._twins else theirs
 
     def stored_name(self, name: str) -> str:
         """The name of the tensor that one of ours lies in."""
@@ -258,10 +275,11 @@ class ReleasedTensors:
 
     def _whole(self, theirs: str) -> Tensor:
         """A tensor of theirs, kept for what else lies in it: its columns cannot be read alone."""
-        if self._last is None or self._last[0] != theirs:
-            self._last = None  # before the next is read
-            self._last = theirs, self._owner[theirs].read(theirs)
-        return self._last[1]
+        last: tuple[str, Tensor] | None = getattr(self._kept, "last", None)
+        if last is None or last[0] != theirs:
+            self._kept.last = last = None  # before the next is read
+            self._kept.last = last = theirs, self._owner[theirs].read(theirs)
+        return last[1]
 
     def _compare(self, name: str, twin: str, rows: slice, values: Tensor) -> None:
         other = self._owner[twin].read(twin, rows)

@@ -97,8 +97,7 @@ def measure(bench: Bench, plan: Plan, args: argparse.Namespace) -> Report:
 def about_model(bench: Bench, args: argparse.Namespace) -> dict[str, Any]:
     model, config = bench.model, bench.model.config
     if isinstance(model, FastKoGPT):  # whose weights may be integers, several in one
-        parameters = config.num_parameters
-        weights = parameters - config.vocab_size * config.n_embd  # of the embedding
+        parameters, weights = config.num_parameters, model.num_streamed
     else:
         parameters = sum(parameter.numel() for parameter in model.parameters())
         weights = sum(weight.numel() for weight in streamed(model))

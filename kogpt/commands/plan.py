@@ -21,7 +21,6 @@ from kogpt.commands.common import (
     run_settings,
 )
 from kogpt.errors import NotEnoughResourcesError, ParameterError, UsageError
-from kogpt.model import KoGPTConfig
 from kogpt.parallel.tensor import check_divides
 from kogpt.training.config import FULL, P_TUNING, PROMPT_TUNING, QLORA, FinetuningConfig
 from kogpt.training.planning import INFERENCE, Work, plan
@@ -62,8 +61,7 @@ def find_work(args: argparse.Namespace, gpus: int) -> Work:
     if args.method == INFERENCE:
         given["method"] = FULL  # of a config that counts for batch, length and precision alone
         computed = compute_dtype(stored, torch.device("cuda" if gpus else "cpu"))
-        is_prepared = own is None and type(shape) is KoGPTConfig
-        as_stored = is_prepared and "precision" not in given and computed != stored
+        as_stored = own is None and "precision" not in given and computed != stored
         given.setdefault("precision", "bfloat16" if computed.itemsize == 2 else "float32")
     config = FinetuningConfig(**given)
     check_length(config, shape.n_positions)

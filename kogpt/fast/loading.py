@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -33,12 +34,14 @@ from kogpt.fast.model import (
     Norm,
     has_product_kernel,
 )
+from kogpt.fast.neighbours import FastSequentialBlock, FastTwoNormBlock
 from kogpt.kernels import Weight, extension_available
 from kogpt.kernels.linear import packs
 from kogpt.kernels.packing import pack, row_bytes
 from kogpt.model import KoGPT, KoGPTConfig
+from kogpt.model.rotary import RotaryEmbedding
 from kogpt.model.source import change
-from kogpt.model.variants import class_of
+from kogpt.model.variants import GPTNeoXConfig, class_of
 
 # A matrix of so many bytes stays in its file. It need not be copied, which for billions of weights
 # takes seconds, and memory for all of them; but then each matrix of a block is a product of its
@@ -55,8 +58,8 @@ def load_fast(
     device: str | int | torch.device | None = None,
     adapters: Folders = (),
 ) -> KoGPT:
-    """Loads a model prepared for decoding; one of another block than GPT-J's as `load_model` does,
-    and GPT-J's too where `kogpt/model/` was changed: then that is the network to run.
+    """Loads a model prepared for decoding; where `kogpt/model/` was changed, which then is the
+    network to run, as `load_model` does.
 
     On a CPU, large matrices of safetensors files are not read but mapped: their memory is that of
     the system's cache of the file. Those of bfloat16 are packed instead where that makes decoding
@@ -81,27 +84,15 @@ def load_fast(
         device = torch.device("cuda", torch.cuda.current_device())
     with open_checkpoint(BOX if path is None else path) as reader:
         config = reader.require_config()
-        if class_of(config) is not KoGPT:
-            return _unprepared(path, dtype, device, adapters)
-        if changed := change():
+        if changed := change(class_of(config)):
             print(f"kogpt: {changed} was changed: running the readable network", file=sys.stderr)
-            return _unprepared(path, dtype, device, adapters)
+            model = load_model(path, dtype, device)
+            load_adapters(model, adapters)
+            return model
         reader.check(config)
         loader = _Loader(reader, config, dtype, device, read_adapters(adapters, config))
         require_memory(device, loader.nbytes + ROOM_TO_RUN, str(reader.path))
         return loader.model().eval()
-
-
-def _unprepared(
-    path: str | os.PathLike[str] | None,
-    dtype: str | torch.dtype | None,
-    device: torch.device,
-    adapters: Folders,
-) -> KoGPT:
-    """The readable network, whose products and attention are those that there are for any block."""
-    model = load_model(path, dtype, device)
-    load_adapters(model, adapters)
-    return model
 
 
 class Place(NamedTuple):
@@ -129,6 +120,8 @@ class _Loader:
     ) -> None:
         self.adapters = adapters
         self.reader, self.config, self.device = reader, config, device
+        self.names = frozenset(reader.names)
+        self.is_tied = "lm_head.weight" not in self.names
         stored = reader.stored_dtype
         self.dtype = compute_dtype(stored, device) if dtype is None else parse_dtype(dtype)
         # A CPU's kernels widen weights as they read them; PyTorch's products do not.
@@ -148,11 +141,17 @@ class _Loader:
     def model(self) -> FastKoGPT:
         with ThreadPoolExecutor(READERS) as pool:
             # The largest matrix is first, so that no thread waits for another at the end.
-            heads = pool.submit(self.linears, [["lm_head"]], self.vector("lm_head.bias"))
+            heads = pool.submit(self.linears, [["transformer.wte" if self.is_tied else "lm_head"]])
             blocks = list(pool.map(self.block, range(self.config.n_layer)))
         (head,) = heads.result()
-        norm = self.norm("transformer.ln_f")
-        network = FastTransformer(self.config, self.embedding(), blocks, norm)
+        network = FastTransformer(
+            self.config,
+            self.embedding(head),
+            blocks,
+            ln_f=self.norm("transformer.ln_f"),
+            rotary=self.rotary(),
+            wpe=self.wpe(),
+        )
         model = FastKoGPT(self.config, network, head)
         model.prefix_ids = virtual_ids(self.adapters, self.config)
         for adapter in self.adapters:
@@ -160,7 +159,7 @@ class _Loader:
                 put_head(model, adapter.head)
         return model.requires_grad_(False)
 
-    def embedding(self) -> LookUp:
+    def embedding(self, head: Linear) -> LookUp:
         """Looks up embeddings: of the tokens, and behind them of virtual ones, (V + n, C)."""
         prompts = [adapter.prompt for adapter in self.adapters if adapter.prompt is not None]
         name = "transformer.wte"
@@ -168,48 +167,73 @@ class _Loader:
             stored = self.reader.stored_rows(f"{name}.weight")
             if stored is not None:
                 return stored
+        if self.is_tied and not prompts and head.weight.values.is_floating_point():
+            return Embedding(head.weight.values)
         wte = self.matrix([[name]], spare=sum(map(len, prompts))).values
         if prompts:
             wte[self.config.vocab_size :] = torch.cat(prompts)
         return Embedding(wte)
 
+    def wpe(self) -> Embedding | None:
+        """Looks up embeddings of positions, where they are learned."""
+        name = "transformer.wpe.weight"
+        return Embedding(self.vector(name)) if name in self.names else None
+
+    def rotary(self) -> RotaryEmbedding:
+        """Angles for neighbouring dims; blocks that pair others put these side by side."""
+        config = self.config
+        base = config.rotary_base if isinstance(config, GPTNeoXConfig) else 10000.0
+        with self.device:
+            return RotaryEmbedding(config.rotary_width, config.n_positions, base)
+
     def block(self, layer: int) -> FastBlock:
-        C, F = self.config.n_embd, self.config.inner_dim
-        attn, mlp = f"transformer.h.{layer}.attn", f"transformer.h.{layer}.mlp"
-        enter = [[f"{attn}.q_proj"], [f"{attn}.k_proj"], [f"{attn}.v_proj"], [f"{mlp}.fc_in"]]
-        leave = [[f"{attn}.out_proj", f"{mlp}.fc_out"]]
-        inner, outer = self.vector(f"{mlp}.fc_in.bias"), self.vector(f"{mlp}.fc_out.bias")
-        return FastBlock(
-            layer=layer,
-            head_dim=self.config.head_dim,
-            norm=self.norm(f"transformer.h.{layer}.ln_1"),
-            enter=Enter(self.linears(enter, inner), (C, C, C, F)),
-            leave=Leave(self.linears(leave, outer)),
-        )
+        C, F, D = self.config.n_embd, self.config.inner_dim, self.config.head_dim
+        h, attn, mlp = (f"transformer.h.{layer}{part}" for part in ("", ".attn", ".mlp"))
+        qkv, fc_in = [[f"{attn}.{name}_proj"] for name in "qkv"], [f"{mlp}.fc_in"]
+        out_proj, fc_out = f"{attn}.out_proj", f"{mlp}.fc_out"
+        ln_1 = self.norm(f"{h}.ln_1")
+        if f"{h}.ln_2.weight" not in self.names:
+            enter = Enter(self.linears([*qkv, fc_in]), (C, C, C, F))
+            return FastBlock(layer, D, ln_1, enter, Leave(self.linears([[out_proj, fc_out]])))
+        enter, ln_2 = Enter(self.linears(qkv), (C, C, C)), self.norm(f"{h}.ln_2")
+        (inner,) = self.linears([fc_in])
+        if isinstance(self.config, GPTNeoXConfig):
+            leave = Leave(self.linears([[out_proj, fc_out]]))
+            return FastTwoNormBlock(layer, D, ln_1, enter, leave, ln_2, inner, "none", self.order)
+        leave = Leave((*self.linears([[out_proj]]), *self.linears([[fc_out]])))
+        return FastSequentialBlock(layer, D, ln_1, enter, leave, ln_2, inner, "tanh", None)
 
-    def linears(self, grid: Sequence[Sequence[str]], bias: Tensor) -> tuple[Linear, ...]:
-        """Linear layers, each where it lies in its file; or as one, if one of them cannot.
+    @cached_property
+    def order(self) -> Tensor:
+        """Dims of a head, those side by side that GPT-NeoX has half of the rotated ones apart."""
+        R, D = self.config.rotary_width, self.config.head_dim
+        halves = torch.arange(R, device=self.device).view(2, -1)
+        return torch.cat((halves.T.flatten(), torch.arange(R, D, device=self.device)))
 
-        Args:
-            grid: their names.
-            bias: of the last; the others have none.
-        """
+    def linears(self, grid: Sequence[Sequence[str]]) -> tuple[Linear, ...]:
+        """Linear layers, each where it lies in its file; or as one, if one of them cannot."""
         packed = self.packed(grid)
         if packed is not None:
-            return (self.linear(packed, padded(bias, packed), grid),)
+            return (self.linear(packed, grid),)
         names = [name for row in grid for name in row]
         mapped = [self.mapped(name) for name in names]
         weights = [weight for weight in mapped if weight is not None]
         if len(weights) == len(names):
-            biases = [*(None for _ in names[1:]), bias]
-            layers = zip(weights, biases, names, strict=True)
-            return tuple(self.linear(w, b, [[name]]) for w, b, name in layers)
-        whole = self.matrix(grid)
-        return (self.linear(whole, padded(bias, whole), grid),)
+            return tuple(self.linear(w, [[name]]) for w, name in zip(weights, names, strict=True))
+        return (self.linear(self.matrix(grid), grid),)
 
-    def linear(self, weight: Weight, bias: Tensor | None, grid: Sequence[Sequence[str]]) -> Linear:
-        """A layer, with the updates that are not in its weight."""
-        return Linear(weight, bias, self.low_rank(grid), has_product_kernel(weight, self.dtype))
+    def linear(self, weight: Weight, grid: Sequence[Sequence[str]]) -> Linear:
+        """A layer, with its biases, and with the updates that are not in its weight."""
+        is_ready = has_product_kernel(weight, self.dtype)
+        return Linear(weight, self.bias(grid), self.low_rank(grid), is_ready)
+
+    def bias(self, grid: Sequence[Sequence[str]]) -> Tensor | None:
+        """The bias of the layer that a grid becomes: of those side by side, the sum."""
+        total = torch.zeros(self.height(grid), dtype=torch.float32, device="cpu")
+        places = [place for place in self.places(grid) if f"{place.name}.bias" in self.names]
+        for place in places:
+            total[place.rows] += self.reader.read(f"{place.name}.bias")
+        return total.to(self.device, self.dtype) if places else None
 
     def mapped(self, name: str) -> Weight | None:
         """A large matrix where it lies in its file; None where it has to be copied or changed."""
@@ -324,11 +348,6 @@ class _Loader:
 
     def vector(self, name: str) -> Tensor:
         return self.reader.read(name).to(self.device, self.dtype)
-
-
-def padded(bias: Tensor, weight: Weight) -> Tensor:
-    """The bias of the last outputs of a weight, and zeros for the others."""
-    return torch.cat((bias.new_zeros(weight.shape[0] - len(bias)), bias))
 
 
 def _empty_like(weight: Weight, outputs: int) -> Weight:

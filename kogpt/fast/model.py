@@ -1,15 +1,17 @@
 """KoGPT prepared for decoding: what `kogpt.model.KoGPT` computes, with as little as possible to do.
 
 GPT-J's parallel residual lets a block be two products: q, k, v and fc_in read the same normed input
-and are one matrix, out_proj and fc_out add into the same sum and are another. Weights stay as they
-are stored, in 16, 8 or 4 bits; on a CPU large ones also where they are stored, in the file, each on
-its own, or packed into fewer bits without loss. The model to read, and the oracle of this one, is
-`kogpt/model/transformer.py`; both are called in the same way.
+and are one matrix, out_proj and fc_out add into the same sum and are another. (Blocks of its
+neighbours are more products: `neighbours.py`.) Weights stay as they are stored, in 16, 8 or 4 bits;
+on a CPU large ones also where they are stored, in the file, each on its own, or packed into fewer
+bits without loss. The model to read, and the oracle of this one, is `kogpt/model/transformer.py`;
+both are called in the same way.
 
 Dimension key as there: `B` batch, `T` new tokens, `S` cached + new tokens, `H` heads, `D` head dim,
 `C` n_embd, `F` inner dim, `V` vocabulary.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -181,6 +183,14 @@ class FastBlock:
         ready = attend.in_place(self.layer, q, k, v)
         return step_linear(y[:, 2 * C :], *leave[:2], residual=x, late=C, ready=ready)
 
+    def norms(self) -> Iterator[Norm]:
+        """All that it has, in the order of what they precede."""
+        yield self.norm
+
+    def linears(self) -> Iterator[Linear]:
+        """All that it has, in the order in which they are multiplied by."""
+        yield from (*self.enter.linears, *self.leave.linears)
+
     @cached_property
     def parts(self) -> tuple[Norm, Layers, Layers]:
         """What `step_block` takes, which a CPU with kernels has for whatever `has_chain` allows."""
@@ -188,8 +198,7 @@ class FastBlock:
 
     def has_chain(self, x: Tensor) -> bool:
         """Whether there are kernels for a chain on rows (B T, C)."""
-        linears = (*self.enter.linears, *self.leave.linears)
-        if any(each.update is not None for each in linears):
+        if any(each.update is not None for each in self.linears()):
             return False
         enter, leave = ([each.weight for each in part.linears] for part in (self.enter, self.leave))
         one_format = len({weight.format for weight in enter}) == 1
@@ -265,23 +274,25 @@ class FastTransformer(Transformer):
 
     Attributes:
         embedding: gives the embeddings (B, T, C) of tokens, from a table or from a file.
+        rotary: pairs neighbouring dims.
+        wpe: embeddings of positions, where they are learned.
     """
 
     def __init__(
         self,
         config: KoGPTConfig,
         embedding: Callable[[Tensor], Tensor],
-        blocks: list[FastBlock],
+        blocks: Sequence[FastBlock],
         ln_f: Norm,
+        rotary: RotaryEmbedding,
+        wpe: Embedding | None = None,
     ) -> None:
         nn.Module.__init__(self)  # what the base class would make is made
         self.n_positions = config.n_positions
         self.n_head, self.head_dim = config.n_head, config.head_dim
-        self.embedding, self.blocks, self.norm = embedding, blocks, ln_f
+        self.embedding, self.wpe, self.blocks, self.norm = embedding, wpe, blocks, ln_f
         self.device = ln_f.weight.device
-        with self.device:
-            self.rotary = RotaryEmbedding(config.rotary_width, config.n_positions)
-        self.angles = self.rotary.table  # (2, n_positions, R/2)
+        self.rotary, self.angles = rotary, rotary.table  # (2, n_positions, R/2)
         self.has_kernel = has_decode_kernel(config, self.device, ln_f.weight.dtype)
         row = ln_f.weight[None]  # (1, C)
         self.has_chain = self.has_kernel and all(block.has_chain(row) for block in blocks)
@@ -308,7 +319,7 @@ class FastTransformer(Transformer):
         if cache is None or not self.takes(input_ids, cache, starts):
             positions = self.positions(input_ids, cache, starts)
             attend = ManyTokens(self.rotary(positions), cache, starts)
-            hidden = self.read(self.look_up(input_ids), attend)
+            hidden = self.read(self.embed(input_ids, positions), attend)
         else:
             lengths = torch.full((B,), cache.length, device=input_ids.device)
             step = StepInput(input_ids, lengths, row_starts(starts, lengths))
@@ -337,7 +348,7 @@ class FastTransformer(Transformer):
         counters, flags = torch.zeros(sum(sizes), dtype=torch.int32, device=device).split(sizes)
         cos, sin = self.angles
         attend = FewTokens(step, cache, cos, sin, counters.view(B, -1), flags.split(1))
-        x = self.look_up(step.input_ids)
+        x = self.embed(step.input_ids, positions_of(step) if self.wpe else None)
         rows = x.flatten(0, 1)  # (B T, C)
         if not self.has_chain or len(rows) > MAX_ROWS:
             return self.read(x, attend)
@@ -348,7 +359,7 @@ class FastTransformer(Transformer):
     def read_rows(self, step: StepInput, cache: KVCache) -> Tensor:
         """The same where a block is one op."""
         input_ids, lengths, starts = step
-        x, (cos, sin) = self.look_up(input_ids), self.angles
+        x, (cos, sin) = self.embed(input_ids), self.angles
         rows = x.flatten(0, 1)  # (B T, C)
         new = x.new_empty(x.size(0), 0, self.n_head, self.head_dim)
         for block in self.blocks:
@@ -362,9 +373,20 @@ class FastTransformer(Transformer):
             x = block(x, attend)
         return self.norm(x)
 
-    def look_up(self, input_ids: Tensor) -> Tensor:
-        """The tokens' embeddings (B, T, C)."""
-        return self.embedding(input_ids).to(self.norm.weight.dtype)
+    def embed(self, input_ids: Tensor, positions: Tensor | None = None) -> Tensor:
+        """The tokens' embeddings (B, T, C), and those of their positions where they are learned."""
+        x = self.embedding(input_ids).to(self.norm.weight.dtype)
+        if self.wpe is None:
+            return x
+        assert positions is not None, "who reads tokens knows where they stand"
+        return x + self.wpe(positions)
+
+
+def positions_of(step: StepInput) -> Tensor:
+    """Positions (B, T) of a step's tokens in their texts; padding counts as position 0."""
+    input_ids, lengths, starts = step
+    first = lengths if starts is None else lengths - starts
+    return (first[:, None] + torch.arange(input_ids.size(1), device=first.device)).clamp(min=0)
 
 
 def row_starts(starts: Tensor | None, lengths: Tensor) -> Tensor | None:
@@ -424,11 +446,26 @@ class FastKoGPT(KoGPT):
 
     def streamed(self) -> Iterator[Tensor]:
         """Every tensor that a token reads whole: all but the embedding, of which it reads a row."""
-        transformer = self.transformer
-        norms = [transformer.norm, *(block.norm for block in transformer.blocks)]
-        for norm in norms:
+        for norm in self.norms():
             yield from (norm.weight, norm.bias)
-        for block in transformer.blocks:
-            for each in (*block.enter.linears, *block.leave.linears):
-                yield from each.tensors()
-        yield from self.lm_head.tensors()
+        for each in self.linears():
+            yield from each.tensors()
+
+    @property
+    def num_streamed(self) -> int:
+        """How many weights these are, in however many bits, with biases."""
+        norms = sum(norm.weight.numel() + norm.bias.numel() for norm in self.norms())
+        biases = sum(len(each.bias) for each in self.linears() if each.bias is not None)
+        return norms + biases + sum(math.prod(each.weight.shape) for each in self.linears())
+
+    def norms(self) -> Iterator[Norm]:
+        """All that it has."""
+        for block in self.transformer.blocks:
+            yield from block.norms()
+        yield self.transformer.norm
+
+    def linears(self) -> Iterator[Linear]:
+        """All that it has, in the order in which they are multiplied by."""
+        for block in self.transformer.blocks:
+            yield from block.linears()
+        yield self.lm_head

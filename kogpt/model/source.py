@@ -7,6 +7,16 @@ from types import FunctionType
 
 from kogpt.model.rotary import RotaryEmbedding
 from kogpt.model.transformer import MLP, Attention, Block, KoGPT, Transformer
+from kogpt.model.variants.gpt2 import GPT2, GPT2Block
+from kogpt.model.variants.gpt_neox import GELUMLP, GPTNeoX, GPTNeoXBlock
+from kogpt.model.variants.parts import (
+    BiasedAttention,
+    HalfRotaryEmbedding,
+    LearnedPositions,
+    SequentialBlock,
+    TiedHead,
+    TwoNormBlock,
+)
 
 HERE = Path(__file__).resolve().parent
 # The sources that say what the network prepared for decoding computes, too. Whoever edits one of
@@ -14,18 +24,36 @@ HERE = Path(__file__).resolve().parent
 SOURCES = {
     "transformer.py": "2dbe77c506dd01acaed32bde1cf43e328c6d90926623ea4b4c6644a681f23453",
     "rotary.py": "aae030b30d4ee7ed230327bb972e48abc523925ae7df2a4b5642bb841ba0c614",
+    "variants/parts.py": "af27ef8b9789c2fc62af0776c3056f78664f80d8706706fbaeef7b03f534a2f2",
+    "variants/gpt2.py": "5bdd94c6555c4f3e4bd7a985d040f44254f27a255e568864c71ded53a623f08c",
+    "variants/gpt_neox.py": "213291a344c7b08981ed402b906630dc233db7c35b64720cbc86335710e23e08",
+}
+# What models are made of: KoGPT, and its neighbours of that and more.
+PARTS: dict[type[KoGPT], tuple[type, ...]] = {
+    KoGPT: (KoGPT, Transformer, Block, Attention, MLP, RotaryEmbedding),
+    GPT2: (
+        *(GPT2, GPT2Block, SequentialBlock, TwoNormBlock),
+        *(BiasedAttention, LearnedPositions, TiedHead),
+    ),
+    GPTNeoX: (GPTNeoX, GPTNeoXBlock, TwoNormBlock, BiasedAttention, GELUMLP, HalfRotaryEmbedding),
 }
 HOMES = ("kogpt.model.", "torch.nn.")  # where all is from that it is made of
 
 
-def change() -> str | None:
-    """What of the network is not as it was released; None for nothing.
+def change(model_class: type[KoGPT] = KoGPT) -> str | None:
+    """What of a network is not as it was released; None for nothing.
 
     A file that was edited, or a function or class that took the place of another.
+
+    Args:
+        model_class: one of `kogpt.model.variants.CLASSES`.
     """
-    if edited := edited_source():
-        return edited
-    for made in (KoGPT, Transformer, Block, Attention, MLP, RotaryEmbedding):
+    parts = dict.fromkeys((*PARTS[KoGPT], *PARTS[model_class]))
+    homes = dict.fromkeys(part.__module__.removeprefix("kogpt.model.") for part in parts)
+    for home in homes:
+        if is_edited(name := home.replace(".", "/") + ".py"):
+            return str(HERE / name)
+    for made in parts:
         for name, part in vars(made).items():
             if isinstance(part, type | FunctionType) and not part.__module__.startswith(HOMES):
                 return f"{made.__name__}.{name}"
@@ -33,13 +61,10 @@ def change() -> str | None:
 
 
 @functools.cache
-def edited_source() -> str | None:
-    """The first of the sources that has another hash."""
-    for name, sha256 in SOURCES.items():
-        source = (HERE / name).read_bytes().replace(b"\r\n", b"\n")  # as git writes it on Windows
-        if hashlib.sha256(source).hexdigest() != sha256:
-            return str(HERE / name)
-    return None
+def is_edited(name: str) -> bool:
+    """Whether one of the sources has another hash."""
+    source = (HERE / name).read_bytes().replace(b"\r\n", b"\n")  # as git writes it on Windows
+    return hashlib.sha256(source).hexdigest() != SOURCES[name]
 
 
 @functools.cache

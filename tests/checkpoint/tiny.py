@@ -6,7 +6,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from kogpt.model import KoGPT, KoGPTConfig
+from kogpt.model import KoGPTConfig
+from kogpt.model.variants import class_of
 
 CONFIG = KoGPTConfig(
     vocab_size=97, n_positions=32, n_embd=16, n_layer=2, n_head=2, rotary_dim=4, n_inner=40
@@ -15,7 +16,7 @@ CONFIG = KoGPTConfig(
 
 def tiny_state(config: KoGPTConfig = CONFIG, dtype: torch.dtype = torch.float32) -> dict:
     """The weights of a random model."""
-    model = KoGPT(config)
+    model = class_of(config)(config)
     generator = torch.Generator().manual_seed(1)
     for parameter in model.parameters():
         parameter.data.normal_(0.0, 0.2, generator=generator)

@@ -10,12 +10,13 @@ from kogpt.box import BOX
 from kogpt.checkpoint import ConversionOptions, convert, load_model, write_checkpoint
 from kogpt.fast import FastKoGPT, load_fast
 from kogpt.model import KoGPT, KoGPTConfig
+from kogpt.model.variants import GPT2Config, GPTNeoXConfig
 from tests.checkpoint.tiny import tiny_state
 
 Pair = tuple[KoGPT, FastKoGPT]
 
 BASE = {"vocab_size": 333, "n_positions": 48, "n_layer": 2, "rotary_dim": 16}
-SHAPES = {
+GPTJS = {
     "heads of 64": {"n_embd": 128, "n_head": 2},
     "heads of 256": {"n_embd": 256, "n_head": 1, "rotary_dim": 64},
     "heads of 24": {"n_embd": 384, "n_head": 16, "rotary_dim": 8, "n_layer": 1},
@@ -28,6 +29,21 @@ SHAPES = {
     "widths of no block": {"n_embd": 80, "n_head": 2, "n_inner": 72},
     "a vocabulary of 1": {"n_embd": 128, "n_head": 2, "vocab_size": 1},
 }
+NEOXES = {
+    "GPT-NeoX": {"n_embd": 128, "n_head": 2},
+    "GPT-NeoX, all rotary": {"n_embd": 128, "n_head": 2, "rotary_dim": None, "rotary_base": 500.0},
+    "GPT-NeoX, no rotary": {"n_embd": 128, "n_head": 2, "rotary_dim": 0},
+    "GPT-NeoX, heads of 12": {"n_embd": 48, "n_head": 4, "rotary_dim": 8, "n_inner": 72},
+}
+GPT2S = {
+    "GPT-2": {"n_embd": 128, "n_head": 2},
+    "GPT-2, heads of 12": {"n_embd": 48, "n_head": 4, "n_inner": 72},
+}
+SHAPES = {
+    **{name: KoGPTConfig(**{**BASE, **sizes}) for name, sizes in GPTJS.items()},
+    **{name: GPTNeoXConfig(**{**BASE, **sizes}) for name, sizes in NEOXES.items()},
+    **{name: GPT2Config(**{**BASE, **sizes, "rotary_dim": 0}) for name, sizes in GPT2S.items()},
+}
 
 
 @pytest.fixture(scope="session")
@@ -38,8 +54,7 @@ def tiny(tmp_path_factory) -> Callable[[str], Pair]:
     def load(shape: str) -> Pair:
         if shape not in made:
             folder = tmp_path_factory.mktemp("tiny") / "model"
-            config = KoGPTConfig(**{**BASE, **SHAPES[shape]})
-            write_checkpoint(folder, config, tiny_state(config))
+            write_checkpoint(folder, SHAPES[shape], tiny_state(SHAPES[shape]))
             made[shape] = load_model(folder), load_fast(folder)
         return made[shape]
 

@@ -28,7 +28,7 @@ from kogpt.checkpoint import load_model, open_checkpoint, write_checkpoint
 from kogpt.errors import InputRefusedError, NotEnoughResourcesError
 from kogpt.fast import FastKoGPT, load_fast
 from kogpt.fast.graph import Graphs, Recording, StepInput, _stream
-from kogpt.fast.model import Linear, Norm
+from kogpt.fast.model import Norm
 from kogpt.generation import PromptLookup, SamplingParams, generate
 from kogpt.kernels import DecodeStep, Weight, building, extension_available
 from kogpt.kernels.decode import decode_attention_reference
@@ -37,7 +37,7 @@ from kogpt.model import KoGPT, KoGPTConfig, KVCache
 from tests.adapters.filled import trained_lora
 from tests.checkpoint.test_convert import write_hollow
 from tests.checkpoint.tiny import tiny_state
-from tests.fast.conftest import BASE, FORMATS, SHAPES
+from tests.fast.conftest import FORMATS, GPTJS, SHAPES
 from tests.kernels import budget
 from tests.kernels.products import rounded
 from tests.scale import scaled
@@ -149,7 +149,7 @@ DEFINITIONS = {"step_norm": norm, "step_linear": product, "step_attention": atte
 
 
 @pytest.mark.parametrize("padded", [False, True], ids=["whole", "padded"])
-@on_every_shape
+@pytest.mark.parametrize("shape", GPTJS)
 def test_a_chain_of_kernels_has_the_same_logits(tiny, shape, padded, monkeypatch):
     """By the definitions of its ops; the kernels of a CPU serve it in all other tests."""
     model, fast = tiny(shape)
@@ -371,13 +371,6 @@ def rounds_its_inputs(model: KoGPT, fast: FastKoGPT) -> KoGPT:
     return model
 
 
-def products_of(fast: FastKoGPT) -> list[Linear]:
-    blocks = fast.transformer.blocks
-    return [
-        each for block in blocks for part in (block.enter, block.leave) for each in part.linears
-    ]
-
-
 QUANTISED = [name for name in FORMATS if name.startswith("int")]
 
 
@@ -412,7 +405,7 @@ def test_integers_stay_in_memory_as_they_are_stored(box, name):
     head = fast.lm_head.weight
     assert (head.bits == 8) == (stored["lm_head.weight"] == "int8")
     # Beside them: scales, norms and biases, which are a small part, and the head where it is float.
-    values = sum(product.weight.values.nbytes for product in products_of(fast))
+    values = sum(product.weight.values.nbytes for product in list(fast.linears())[:-1])
     others = sum(x.nbytes for x in fast.streamed()) - values - head.values.nbytes
     assert others < 0.2 * (values + head.values.nbytes)
 
@@ -422,7 +415,7 @@ def test_a_float16_folder_is_kept_and_computed_with_in_float32(box):
         pytest.skip("no kernels for this processor, see above")
     folder = box("float16")
     model, fast = load_model(folder), load_fast(folder)
-    for product in (*products_of(fast), fast.lm_head):
+    for product in fast.linears():
         assert product.weight.values.dtype == torch.float16 and product.bias.dtype == torch.float32
     assert fast.dtype == torch.float32
     cache = KVCache(8)
@@ -582,7 +575,7 @@ def test_a_graph_recorded_in_inference_mode_is_replayed_out_of_it():
 
 
 def test_matrices_read_in_pieces_are_those_read_at_once(tmp_path, monkeypatch):
-    config = KoGPTConfig(**{**BASE, **SHAPES["an inner width of its own"]})
+    config = SHAPES["an inner width of its own"]
     write_checkpoint(tmp_path / "model", config, tiny_state(config))
     model = load_model(tmp_path / "model")
     trained_lora(model, LoRAConfig(TARGETS, rank=3), 1)
@@ -597,7 +590,7 @@ def test_matrices_read_in_pieces_are_those_read_at_once(tmp_path, monkeypatch):
 
 
 def test_a_checkpoint_of_other_shapes_is_refused(tmp_path):
-    config = KoGPTConfig(**{**BASE, **SHAPES["heads of 8"]})
+    config = SHAPES["heads of 8"]
     write_checkpoint(tmp_path / "model", config, tiny_state(config))
     other = dataclasses.replace(config, vocab_size=300)
     (tmp_path / "model" / "config.json").write_text(json.dumps(other.to_dict()))

@@ -6,6 +6,8 @@ takes several steps of every kind.
 Dimension key: `B` rows, `T` new tokens.
 """
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
@@ -16,6 +18,7 @@ from kogpt.checkpoint import load_model, write_checkpoint
 from kogpt.fast import FastKoGPT, load_fast
 from kogpt.generation import PromptLookup, SamplingParams, generate
 from kogpt.model import KoGPT, KoGPTConfig, KVCache
+from kogpt.model.variants import GPT2Config, GPTNeoXConfig
 from tests.checkpoint.tiny import tiny_state
 from tests.fast.conftest import FORMATS
 from tests.fast.test_fast import PROMPTS
@@ -27,6 +30,10 @@ pytestmark = pytest.mark.gpu
 CONFIG = KoGPTConfig(
     vocab_size=999, n_positions=320, n_embd=512, n_layer=2, n_head=2, rotary_dim=64
 )
+NEOX = GPTNeoXConfig(
+    vocab_size=999, n_positions=320, n_embd=512, n_layer=2, n_head=4, rotary_dim=64
+)
+GPT2 = GPT2Config(vocab_size=999, n_positions=320, n_embd=512, n_layer=2, n_head=8)
 Models = tuple[FastKoGPT, KoGPT, KoGPT]
 
 
@@ -39,8 +46,11 @@ def kernels() -> None:
 def models(request, tmp_path_factory) -> Models:
     """Prepared; the model to read in the same dtype; the truth in float64."""
     test_gpu.require_kernels()
-    folder = tmp_path_factory.mktemp("gpu") / "model"
-    write_checkpoint(folder, CONFIG, tiny_state(CONFIG, request.param))
+    return load(CONFIG, request.param, tmp_path_factory.mktemp("gpu") / "model")
+
+
+def load(config: KoGPTConfig, dtype: torch.dtype, folder: Path) -> Models:
+    write_checkpoint(folder, config, tiny_state(config, dtype))
     truth = load_model(folder, dtype=torch.float32, device=DEVICE).double()
     return load_fast(folder, device=DEVICE), load_model(folder, device=DEVICE), truth
 
@@ -69,6 +79,16 @@ def test_replayed_steps_are_within_the_error_budget(models, padded, T):
     sizes = [200, *[T] * (40 // T)]
     fast, plain, truth = (read(model, ids, sizes, starts) for model in models)
     budget.check("logits", fast, truth, plain, factor=budget.FORWARD)
+
+
+@pytest.mark.parametrize("T", [1, 5])
+@pytest.mark.parametrize("padded", [False, True], ids=["whole", "padded"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
+@pytest.mark.parametrize("config", [NEOX, GPT2], ids=["GPT-NeoX", "GPT-2"])
+def test_so_are_those_of_the_neighbours(config, dtype, padded, T, tmp_path):
+    models = load(config, dtype, tmp_path / "model")
+    assert models[0].transformer.has_kernel
+    test_replayed_steps_are_within_the_error_budget(models, padded, T)
 
 
 def test_steps_replay_a_graph_of_the_kernels(models):

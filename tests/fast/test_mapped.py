@@ -19,7 +19,7 @@ from kogpt.checkpoint import ConversionOptions, convert, load_model
 from kogpt.checkpoint.safetensors_file import SafetensorsFile, StoredRows
 from kogpt.errors import InputRefusedError
 from kogpt.fast import FastKoGPT, load_fast
-from kogpt.fast.model import Embedding, Linear
+from kogpt.fast.model import Embedding
 from kogpt.kernels import Weight, extension_available
 from kogpt.kernels.packing import pack, unpack
 from kogpt.model import KVCache
@@ -38,18 +38,9 @@ def mapping(monkeypatch):
     monkeypatch.setattr("kogpt.fast.loading.packs", lambda K: False)
 
 
-def linears(fast: FastKoGPT) -> list[Linear]:
-    """The products of the blocks in order, and the head."""
-    blocks = fast.transformer.blocks
-    return [
-        *(each for b in blocks for part in (b.enter, b.leave) for each in part.linears),
-        fast.lm_head,
-    ]
-
-
 def files_of(fast: FastKoGPT) -> list[str | None]:
     """The file of each matrix: of the blocks in order, and the head."""
-    matrices = [each.weight.values for each in linears(fast)]
+    matrices = [each.weight.values for each in fast.linears()]
     ranges = []
     for line in Path("/proc/self/maps").read_text().splitlines():
         addresses, *_, path = line.split(maxsplit=5)
@@ -174,9 +165,9 @@ def test_embeddings_are_looked_up_in_the_file(mapping, box, dtype):
     fast, plain = load_fast(box("float16"), dtype), load_model(box("float16"), dtype)
     assert isinstance(fast.transformer.embedding, StoredRows)
     ids = torch.tensor([[0, 7999, 5], [5, 5, 0]])
-    found = fast.transformer.look_up(ids)
+    found = fast.transformer.embed(ids)
     assert found.equal(plain.transformer.wte(ids).to(found.dtype))
-    assert fast.transformer.look_up(ids[:, :0]).shape == (2, 0, fast.config.n_embd)
+    assert fast.transformer.embed(ids[:, :0]).shape == (2, 0, fast.config.n_embd)
 
 
 def test_a_model_with_embeddings_in_a_file_is_copied_and_sent_elsewhere(mapping, single, tmp_path):
@@ -360,7 +351,7 @@ def test_matrices_may_be_read_in_pieces(box, packed, monkeypatch):
     for name in ("PIECE", "PACKED_PIECE"):
         monkeypatch.setattr(f"kogpt.fast.loading.{name}", 100_000)
     pieces = load_fast(box("bfloat16"))
-    for a, b in zip(linears(whole), linears(pieces), strict=True):
+    for a, b in zip(whole.linears(), pieces.linears(), strict=True):
         assert (b.weight.bits == 12) == packed
         wanted, found = (
             unpack(each) if packed else each for each in (a.weight.values, b.weight.values)

@@ -30,8 +30,9 @@ from kogpt.errors import InputRefusedError
 from kogpt.fast import FastKoGPT, load_fast
 from kogpt.model import MLP, Attention, Block, KoGPT, KoGPTConfig, KVCache, source
 from kogpt.model.rotary import RotaryEmbedding, Rotation
-from kogpt.model.source import SOURCES, edited_source
+from kogpt.model.source import SOURCES, change, is_edited
 from kogpt.model.transformer import Transformer
+from kogpt.model.variants import GPT2, GPTNeoX
 from kogpt.training import loss
 from kogpt.training.loss import next_token_loss
 from kogpt.training.shared_prefix import hidden_states
@@ -709,11 +710,16 @@ def test_an_edited_network_is_not_passed_over(tmp_path, monkeypatch):
     for name, sha256 in SOURCES.items():
         text = (source.HERE / name).read_bytes()
         assert hashlib.sha256(text).hexdigest() == sha256, f"kogpt/fast is of another {name}"
+        (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(text)
     monkeypatch.setattr(source, "HERE", folder)
-    assert edited_source.__wrapped__() is None
+    monkeypatch.setattr(source, "is_edited", is_edited.__wrapped__)
+    assert change(KoGPT) is change(GPT2) is change(GPTNeoX) is None
+    edited = folder / "variants" / "gpt2.py"
+    edited.write_bytes(b"")
+    assert change(GPT2) == str(edited) and change(KoGPT) is change(GPTNeoX) is None
     (folder / "rotary.py").write_bytes(b"")
-    assert edited_source.__wrapped__() == str(folder / "rotary.py")
+    assert change(KoGPT) == change(GPTNeoX) == str(folder / "rotary.py")
 
 
 class Mistaken(MLP):
