@@ -15,6 +15,7 @@ from kogpt.adapters.lora import LoRALinear
 from kogpt.box import BOX
 from kogpt.checkpoint import CheckpointReader, open_checkpoint
 from kogpt.checkpoint.convert import companions, license_of, tokenizer_class
+from kogpt.checkpoint.dtypes import dtype_name
 from kogpt.checkpoint.layouts import layout_of
 from kogpt.checkpoint.names import CLASSIFIER, aliases, expand
 from kogpt.checkpoint.resources import human
@@ -24,6 +25,8 @@ from kogpt.errors import InputRefusedError, ParameterError
 from kogpt.jsonfiles import read_config_object
 from kogpt.kernels.frozen import FrozenLinear
 from kogpt.model import KoGPT
+
+WORTH_TELLING = 0.01  # a smaller share that rounding undoes is not told
 
 
 @torch.no_grad()
@@ -95,6 +98,8 @@ class MergeReport:
         adapters: folders of what was added to it.
         destination: the folder written.
         matrices: how many weights were changed.
+        rounded_away: the share of their numbers that the update would have changed, had the dtype
+            not rounded it away.
         has_head: whether a classifier's head lies beside the weights.
         nbytes: bytes of the weights.
         license: the notice written to the result: that of the source.
@@ -104,6 +109,7 @@ class MergeReport:
     adapters: list[str]
     destination: str
     matrices: int
+    rounded_away: float
     has_head: bool
     nbytes: int
     license: str
@@ -114,9 +120,14 @@ class MergeReport:
 
     def __str__(self) -> str:
         head = ", with the head of a classifier" if self.has_head else ""
+        lost = (
+            f"rounding undid {self.rounded_away:.1%} of the changes; with a copy in float32 (kogpt"
+            f" convert {self.source} WIDE --dtype float32) it does not\n"
+        )
         return (
             f"{self.destination}: wrote {human(self.nbytes)}, {self.source} with"
             f" {self.matrices} matrices changed by {', '.join(self.adapters)}{head}\n"
+            f"{lost if self.rounded_away >= WORTH_TELLING else ''}"
             f"licence of the weights: {self.license}"
         )
 
@@ -146,7 +157,7 @@ def merge_checkpoint(
 
     Raises:
         InputRefusedError: the source is quantised, an adapter is a soft prompt, one of them cannot
-            be used, or `dst` exists.
+            be used, a sum is beyond the dtype, or `dst` exists.
         NotEnoughResourcesError: the disk has no room.
     """
     with open_checkpoint(BOX if src is None else src, model_class) as reader:
@@ -167,6 +178,9 @@ class _Merge:
         self.head = next((a.head for a in adapters if a.head is not None), None)
         if self.head is None and CLASSIFIER in reader.ignored:
             self.head = reader.read(CLASSIFIER)
+        self.changes = self.undone = (
+            0  # numbers that updates change, and that rounding changes back
+        )
 
     def specs(self) -> list[TensorSpec]:
         shapes = expand(self.config, self.reader.model_class).items()
@@ -179,7 +193,24 @@ class _Merge:
             assert self.head is not None, "it is among the tensors"
             return self.head[rows]
         values = self.reader.read(name, rows)
-        return updated(values, self.adapters, name.removesuffix(".weight"), rows)
+        sums = updated(values, self.adapters, name.removesuffix(".weight"), rows)
+        return values if sums is values else self._rounded(name, sums, values)
+
+    def _rounded(self, name: str, sums: Tensor, values: Tensor) -> Tensor:
+        """Sums in the dtype of the values that they change."""
+        rounded = sums.to(values.dtype)
+        if not rounded.isfinite().all() and values.isfinite().all():
+            stored, dtype = self.reader.stored_name(name), dtype_name(values.dtype)
+            path, names = self.reader.path, ", ".join(str(each.folder) for each in self.adapters)
+            wider = f"; kogpt convert {path} WIDE --dtype float32 makes a copy that may hold them"
+            raise InputRefusedError(
+                f"{path}: {stored} with {names} has values that {dtype} cannot hold"
+                f"{wider if values.dtype != torch.float32 else ''}"
+            )
+        changed = sums != values
+        self.changes += int(changed.sum())
+        self.undone += int((changed & (rounded == values)).sum())
+        return rounded
 
     def _describe(self, head: Tensor) -> dict[str, Any]:
         """What `config.json` says of a head; of its own, what the source says."""
@@ -211,6 +242,7 @@ class _Merge:
             adapters=[str(adapter.folder) for adapter in self.adapters],
             destination=str(self.dst),
             matrices=len({layer for adapter in self.adapters for layer in adapter.updates}),
+            rounded_away=self.undone / max(1, self.changes),
             has_head=self.head is not None,
             nbytes=nbytes,
             license=notice,

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -99,6 +100,49 @@ def test_a_merged_folder_holds_the_sums_rounded_once(base, adapters, tmp_path):
         else:  # sums in float32, and one rounding
             spacing = torch.finfo(stored).eps * exact.abs() / 2
             assert ((value.double() - exact).abs() <= spacing + 1e-6).all(), name
+
+
+def scaled_adapter(folder: Path, factor: float) -> Path:
+    """An adapter whose matrices B are all of one number, and A of ones."""
+    model = KoGPT(CONFIG)
+    attach_lora(model, LoRAConfig(targets=("q_proj",), rank=1, alpha=1.0))
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            parameter.data.fill_(factor if "lora_B" in name else 1.0)
+    write_adapter(folder, model, folder.parent)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("dtype", "lost"), [(torch.float32, 0.0), (torch.bfloat16, 1.0), (torch.float16, 0.5)]
+)
+def test_what_rounding_undoes_is_told(tmp_path, dtype, lost):
+    """Weights of 1 and 1/16: an update of 0.0003 is too small for both in bfloat16."""
+    state = tiny_state(CONFIG, dtype)
+    for name, tensor in state.items():
+        if "q_proj" in name:
+            tensor.fill_(1.0)[::2] = 1 / 16
+    write_checkpoint(tmp_path / "base", CONFIG, state)
+    adapter = scaled_adapter(tmp_path / "small", 0.0001)
+    report = merge_checkpoint(tmp_path / "base", adapter, tmp_path / "out", quiet=True)
+    assert report.rounded_away == lost == report.to_dict()["rounded_away"]
+    told = f"rounding undid {lost:.1%} of the changes; with a copy in float32"
+    assert (told in str(report)) == (lost > 0)
+    before, after = (load_model(tmp_path / name, torch.float32) for name in ("base", "out"))
+    changed = [a != b for a, b in zip(before.parameters(), after.parameters(), strict=True)]
+    assert sum(int(each.sum()) for each in changed) == (1 - lost) * 2 * CONFIG.n_embd**2
+
+
+def test_sums_that_the_dtype_cannot_hold_are_refused_with_a_way_out(tmp_path):
+    write_checkpoint(tmp_path / "base", CONFIG, tiny_state(CONFIG, torch.float16))
+    adapter = scaled_adapter(tmp_path / "large", 1e5)
+    told = (
+        r"base: transformer.h.0.attn.q_proj.weight with .*large has values that float16 cannot "
+        r"hold; kogpt convert .*base WIDE --dtype float32 makes a copy"
+    )
+    with pytest.raises(InputRefusedError, match=told):
+        merge_checkpoint(tmp_path / "base", adapter, tmp_path / "out", quiet=True)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_merged_folder_keeps_what_belongs_to_the_weights(base, adapters, tmp_path):
