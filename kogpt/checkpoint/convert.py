@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
@@ -178,9 +179,7 @@ class _Job:
         # What is rounded keeps our names: others could not read it anyway.
         self.layout = None if self.quantization is not None else layout_of(self.config)
         shapes = expand(self.config)
-        self.rounded = Quantizer(
-            self._read, self.quantization, shapes, self.dtype, reader.stored_name
-        )
+        self.rounded = Quantizer(self._read, self.quantization, shapes, self.dtype, self._called)
         self.stored = AssembledTensors(
             self.rounded.specs, self.rounded.read, self.config, self.layout
         )
@@ -260,6 +259,7 @@ class _Job:
                 self.metadata,
                 allow_nonfinite=self.options.allow_nonfinite,
                 progress=progress,
+                where=str(self.reader.path),
             )
         hashes = source.result()
         self._refuse_changed()
@@ -276,6 +276,10 @@ class _Job:
             quantization=self.quantization,
             further=self.further,
         )
+
+    def _called(self, name: str) -> str:
+        """What messages call a tensor."""
+        return f"{self.reader.path}: {self.reader.stored_name(name)}"
 
     def _read(self, name: str, rows: slice) -> Tensor:
         values = self.reader.read(name, rows)
@@ -367,7 +371,7 @@ class _Job:
             left_out=self.extra,
             copied=list(self.companions),
             overflowed=self.misfits.too_large,
-            vanished=self.misfits.vanished,
+            vanished=self.misfits.vanished if self.dtype == torch.float16 else 0,
             memory_needed=MEMORY + self.stored.memory,
         )
 
@@ -381,8 +385,20 @@ def license_of(folder: Path, config: KoGPTConfig) -> str:
     if (folder / MANIFEST_NAME).exists() and not _is_foreign(folder / MANIFEST_NAME):
         return read_manifest(folder)["license"]
     release = KoGPTConfig()
-    is_release = all(getattr(config, size) == getattr(release, size) for size in SIZES)
-    return KOGPT_LICENSE if is_release else OTHER_LICENSE
+    if all(getattr(config, size) == getattr(release, size) for size in SIZES):
+        return KOGPT_LICENSE
+    named = _named_in_card(folder / "README.md")
+    return f"{named}, as README.md of the source names it" if named else OTHER_LICENSE
+
+
+def _named_in_card(card: Path) -> str | None:
+    """The licence in the table that a model's card on a hub begins with, if there is one."""
+    if not card.is_file() or card.stat().st_size > MAX_COMPANION:
+        return None
+    text = read_limited(card, MAX_COMPANION).decode(errors="replace")
+    table = text.split("\n---", maxsplit=1)[0] if text.startswith("---") else ""
+    found = re.search(r"^license:[ \t]*(\S.{,99})$", table, re.MULTILINE)
+    return found and found[1].strip()
 
 
 def _is_foreign(manifest: Path) -> bool:

@@ -7,6 +7,8 @@ import torch
 
 from kogpt.errors import InputRefusedError, ParameterError
 
+QUANTISED_COPY = "so this is a quantised copy; convert the original weights instead"
+
 
 @dataclass(frozen=True)
 class FloatFormat:
@@ -66,5 +68,5 @@ def check_float(dtype: torch.dtype, name: str, where: str) -> None:
         return
     reason = "not a floating-point format that weights come in"
     if dtype in (torch.int8, torch.uint8, torch.int32):
-        reason = "so this is a quantised copy; convert the original weights instead"
+        reason = QUANTISED_COPY
     raise InputRefusedError(f"{where}: {name} is {dtype_name(dtype)}, {reason}")

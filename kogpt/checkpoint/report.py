@@ -39,7 +39,7 @@ class ConversionReport:
         left_out: unknown tensors left behind as allowed.
         copied: tokenizer and other files that were copied.
         overflowed: finite values that float16 cannot hold.
-        vanished: values other than zero that became zero in float16.
+        vanished: values other than zero that became zero, where it is stored in float16.
         memory_needed: bytes of memory that it takes beside the interpreter and torch.
     """
 
@@ -104,4 +104,6 @@ class ConversionReport:
     def _losses(self) -> list[str]:
         if not self.overflowed and not self.vanished:
             return []
+        if any(line.dtype == "bfloat16" for line in self.tensors):
+            return [f"stored as bfloat16: {self.overflowed} values are too large for float16"]
         return [f"float16: {self.overflowed} values too large, {self.vanished} rounded to zero"]

@@ -26,6 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kogpt.checkpoint.dtypes import QUANTISED_COPY
 from kogpt.checkpoint.files import read_exactly, read_rows
 from kogpt.errors import InputRefusedError
 from kogpt.jsonfiles import parse_json
@@ -48,6 +49,7 @@ DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
+NARROW = ("F8_", "F6_", "F4")  # floats of 8 bits and fewer
 CODES = {dtype: code for code, dtype in DTYPES.items()}
 
 
@@ -229,6 +231,8 @@ def parse_header(raw: bytes, data_size: int, where: str) -> Header:
         metadata = _metadata(table.pop("__metadata__", {}))
         entries = {name: _entry(name, value) for name, value in table.items()}
         entries = _tiled(entries, data_size)
+    except InputRefusedError as error:  # of what the header says, which is in order
+        raise InputRefusedError(f"{where}: {error}") from None
     except ValueError as error:
         raise InputRefusedError(f"{where}: bad safetensors header: {error}") from None
     return Header(entries, metadata, 8 + len(raw))
@@ -246,6 +250,8 @@ def _entry(name: str, value: object) -> Entry:
     if not isinstance(value, dict) or value.keys() != {"dtype", "shape", "data_offsets"}:
         raise ValueError(f"{name!r} is not described by dtype, shape and data_offsets")
     dtype = value["dtype"]
+    if isinstance(dtype, str) and dtype.startswith(NARROW):
+        raise InputRefusedError(f"{name} is {dtype}, {QUANTISED_COPY}")
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise ValueError(f"{name!r} has the unknown dtype {brief(dtype)}")
     shape, offsets = _sizes(name, value["shape"]), _sizes(name, value["data_offsets"])

@@ -211,6 +211,7 @@ def write_shards(
     *,
     allow_nonfinite: Collection[str] = (),
     progress: Progress = lambda count: None,
+    where: str = "",
 ) -> dict[str, TensorRecord]:
     """Writes the data of all shards that are not done yet; `finish` writes their headers.
 
@@ -221,6 +222,7 @@ def write_shards(
         metadata: of the headers to come; here only the lengths of its texts matter.
         allow_nonfinite: patterns of names of tensors that may hold NaN or infinity.
         progress: told the number of bytes of each finished slice.
+        where: what the tensors are of, for messages.
 
     Returns:
         What is known of every tensor, in order.
@@ -234,7 +236,9 @@ def write_shards(
         path, start = staging.folder / shard.name, len(shard.header(metadata))
         if done is None or not path.exists() or path.stat().st_size != start + shard.nbytes:
             with writing(path):
-                written = _write_data(path, shard, start, read, allow_nonfinite, progress)
+                written = _write_data(path, shard, start, read, progress)
+            for name, record in written.items():
+                _check_finite(name, record, allow_nonfinite, where)
             staging.mark_done(shard.name, {n: record.to_dict() for n, record in written.items()})
         else:
             written = {name: TensorRecord.from_dict(record) for name, record in done.items()}
@@ -248,7 +252,6 @@ def _write_data(
     shard: Shard,
     offset: int,
     read: Read,
-    allow_nonfinite: Collection[str],
     progress: Progress,
 ) -> dict[str, TensorRecord]:
     """Streams the tensors of one shard to its file, from `offset` on."""
@@ -267,8 +270,6 @@ def _write_data(
                 progress(len(data))
         lanes.wait()
         output.sync()
-    for name, statistics in seen.items():
-        _check_finite(name, statistics, allow_nonfinite)
     return {
         spec.name: TensorRecord.of(
             shard.name, spec.dtype, spec.shape, digests[spec.name].hexdigest(), seen[spec.name]
@@ -277,11 +278,11 @@ def _write_data(
     }
 
 
-def _check_finite(name: str, seen: Statistics, allowed: Collection[str]) -> None:
+def _check_finite(name: str, seen: TensorRecord, allowed: Collection[str], where: str) -> None:
     if (seen.nan or seen.inf) and not any(fnmatchcase(name, pattern) for pattern in allowed):
         raise InputRefusedError(
-            f"{name} holds {seen.nan} NaN and {seen.inf} infinite values, which only"
-            " `kogpt convert --allow-nonfinite` lets pass"
+            f"{where and f'{where}: '}{name} holds {seen.nan} NaN and {seen.inf} infinite values,"
+            " which only `kogpt convert --allow-nonfinite` lets pass"
         )
 
 

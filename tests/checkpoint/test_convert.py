@@ -247,7 +247,7 @@ def test_nonfinite_weights_pass_only_where_named(tmp_path):
     state["lm_head.bias"][:3] = torch.tensor([float("nan"), float("inf"), -float("inf")])
     write_released(tmp_path / "src", state)
     for allowed in ((), ("lm_head.weight",)):
-        with pytest.raises(InputRefusedError, match="lm_head.bias holds 1 NaN and 2 infinite"):
+        with pytest.raises(InputRefusedError, match="src: lm_head.bias holds 1 NaN and 2 infinite"):
             convert(tmp_path / "src", tmp_path / "dst", ConversionOptions(allow_nonfinite=allowed))
         assert os.listdir(tmp_path) == ["src"]
     options = ConversionOptions(allow_nonfinite=("lm_head.*",))
@@ -319,6 +319,15 @@ def test_a_notice_commands_no_terminal(tmp_path):
     assert report.license == verify(tmp_path / "b").license == notice
     for told in (str(report), str(verify(tmp_path / "b"))):
         assert told.endswith("weights: MIT \\x1b[2J\\x1b]0;x\\x07\n  한국어도\n  kogpt: all fine")
+
+
+def test_the_licence_that_a_card_names_is_carried(tmp_path):
+    src = write_released(tmp_path / "src")
+    (src / "README.md").write_text("---\nlanguage: ko\nlicense: cc-by-nc-nd-4.0\n---\n# 모델\n")
+    notice = "cc-by-nc-nd-4.0, as README.md of the source names it"
+    assert convert(src, tmp_path / "a").license == notice == verify(tmp_path / "a").license
+    (src / "README.md").write_text("# A model\n---\nlicense: none of a card\n")
+    assert convert(src, tmp_path / "b").license.startswith("not stated here")
 
 
 def test_the_released_shape_carries_the_released_licence(tmp_path):

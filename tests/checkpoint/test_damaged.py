@@ -216,6 +216,15 @@ for name in ("pytorch_model.fp16.bin", "model.fp16.safetensors", "consolidated.0
         "holds no weights",
         f"if the file is given: '{name}'",
     )
+kind(
+    "floats of 8 bits",
+    lambda d: safetensors.torch.save_file(
+        {name: x.to(torch.float8_e4m3fn) for name, x in tiny_state().items()},
+        d / "model.safetensors",
+    ),
+    "model.safetensors: ",
+    "is F8_E4M3, so this is a quantised copy",
+)
 kind("only TensorFlow", lambda d: (d / "tf_model.h5").touch(), "tf_model.h5")
 
 # Indexes that are honest, but wrong.

@@ -130,7 +130,9 @@ def test_overflow_can_be_clamped(too_large):
 def test_overflow_can_lead_to_bfloat16(too_large):
     root, state = too_large
     options = ConversionOptions(dtype="float16", on_overflow="bfloat16")
-    convert(root / "src", root / "dst", options)
+    report = convert(root / "src", root / "dst", options)
+    assert (report.overflowed, report.vanished) == (3, 0)
+    assert "\nstored as bfloat16: 3 values are too large for float16\n" in str(report)
     assert json.loads((root / "dst" / "config.json").read_text())["dtype"] == "bfloat16"
     with open_checkpoint(root / "dst") as reader:
         assert torch.equal(reader.read("lm_head.bias"), state["lm_head.bias"].bfloat16())
