@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from os import PathLike
 from typing import TYPE_CHECKING, TypeVar, overload
 
-from kogpt.checkpoint import load_model
+from kogpt.box import BOX
+from kogpt.checkpoint import load_model, open_checkpoint
 from kogpt.tokenizer import Tokenizer, load_tokenizer
 
 if TYPE_CHECKING:
@@ -72,6 +73,8 @@ def load(
         NotEnoughResourcesError: the memory does not hold the model.
     """
     adapters = () if adapter is None else adapter
+    with open_checkpoint(BOX if path is None else path, model_class):
+        tokenizer = load_tokenizer(path)  # what is wrong with it is soon known, before all weights
     if fast and model_class is None:
         from kogpt.fast import load_fast
 
@@ -81,4 +84,4 @@ def load(
 
         model = load_model(path, dtype=dtype, device=device, model_class=model_class)
         load_adapters(model, adapters)
-    return model, load_tokenizer(path)
+    return model, tokenizer

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -178,6 +179,18 @@ def test_a_typed_special_token_is_text_unless_asked_for():
     typed = json.loads(kogpt("tokenize", "[EOS]", "--json").stdout)["ids"]
     special = json.loads(kogpt("tokenize", "[EOS]", "--json", "--special").stdout)["ids"]
     assert len(special) == 1 and len(typed) > 1 and special[0] not in typed
+
+
+def test_a_missing_tokenizer_is_told_before_weights_are_loaded(tmp_path, monkeypatch):
+    for name in ("config.json", "model-00001-of-00001.safetensors", "model.safetensors.index.json"):
+        shutil.copy(BOX / name, tmp_path)
+    for name in ("kogpt.loading.load_model", "kogpt.fast.load_fast"):
+        monkeypatch.setattr(name, lambda *_, **more: pytest.fail("weights were loaded"))
+    for how in ([], ["--reference"]):
+        told = refusal("generate", "가", "--model", str(tmp_path), *how, code=3)
+        assert told.endswith("holds neither tokenizer.model nor tokenizer.json")
+    # What is no checkpoint at all is told as that.
+    assert "holds no weights" in refusal("generate", "가", "--model", str(tmp_path.parent), code=3)
 
 
 def test_scores_come_one_per_line_and_prefer_korean_to_noise():
