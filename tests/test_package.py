@@ -11,7 +11,7 @@ import kogpt
 ROOT = Path(kogpt.__file__).parent
 MODULES = sorted(path for path in ROOT.rglob("*.py"))
 
-OPEN_TO_ALL = {"errors", "box", "textfiles", "jsonfiles", "pictures", "ranges"}
+OPEN_TO_ALL = {"errors", "box", "textfiles", "jsonfiles", "pictures", "ranges", "notes"}
 # Which other rooms a room may import from.
 MAY_IMPORT = {
     "kernels": set(),

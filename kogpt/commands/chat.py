@@ -18,7 +18,6 @@ from kogpt.commands.common import (
     is_number,
     load,
     memory_errors,
-    say,
     speculation,
 )
 from kogpt.errors import InputRefusedError
@@ -27,6 +26,7 @@ from kogpt.generation.params import SEED_LIMIT
 from kogpt.generation.requests import context_of
 from kogpt.generation.speculative import Speculation, refuse_speculation
 from kogpt.model import KoGPT
+from kogpt.notes import say
 from kogpt.tokenizer import Tokenizer
 
 T = TypeVar("T")
@@ -140,7 +140,7 @@ def ask(question: str, read: Callable[[str], T]) -> T:
 def read_line(question: str) -> str:
     if sys.stdin.isatty() and sys.stdout.isatty():
         return input(question)  # readline has to know the question to redraw the line
-    print(question, end="", file=sys.stderr, flush=True)
+    say(question, end="")
     # Some files begin with a mark and end lines in two characters, neither of them text.
     return input().removeprefix("\ufeff").removesuffix("\r")
 

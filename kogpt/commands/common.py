@@ -1,4 +1,4 @@
-"""What several commands do alike: read text, load a model, speak on the right stream."""
+"""What several commands do alike: read text, load a model, print results."""
 
 import argparse
 import json
@@ -258,11 +258,6 @@ def print_report(report: Report, as_json: bool) -> None:
         print_json(report.to_dict())
     else:
         print(report)
-
-
-def say(message: str) -> None:
-    """A line for the person, on standard error."""
-    print(message, file=sys.stderr, flush=True)
 
 
 def parse_size(text: str, option: str) -> int:

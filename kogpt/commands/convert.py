@@ -4,9 +4,10 @@ import argparse
 from pathlib import Path
 
 from kogpt.checkpoint import ConversionOptions, convert
-from kogpt.commands.common import parse_size, print_report, say
+from kogpt.commands.common import parse_size, print_report
 from kogpt.errors import KoGPTError
 from kogpt.model.variants import find_config
+from kogpt.notes import say
 from kogpt.tokenizer import load_tokenizer
 
 TEMPLATES = "additional_chat_templates"  # of transformers; a folder, and what is written has none

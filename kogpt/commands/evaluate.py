@@ -30,7 +30,6 @@ from kogpt.commands.common import (
     print_json,
     processes,
     refuse_below,
-    say,
 )
 from kogpt.errors import ParameterError, UsageError
 from kogpt.evaluation import (
@@ -63,6 +62,7 @@ from kogpt.fast import FastKoGPT
 from kogpt.jsonfiles import to_json
 from kogpt.model import KoGPT
 from kogpt.model.variants import read_config
+from kogpt.notes import say
 from kogpt.parallel import Parallel
 from kogpt.pictures import require_matplotlib
 from kogpt.tokenizer import Tokenizer, load_tokenizer

@@ -11,11 +11,11 @@ from kogpt.commands.common import (
     print_report,
     read_text,
     refuse_below,
-    say,
 )
 from kogpt.diagnostics.lens import look
 from kogpt.diagnostics.lens_page import write_page
 from kogpt.diagnostics.lens_picture import draw_picture
+from kogpt.notes import say
 from kogpt.pictures import require_matplotlib
 
 

@@ -21,6 +21,7 @@ from kogpt.evaluation.likelihood import Ids, Likelihood, Query, log_likelihoods
 from kogpt.generation import SamplingParams, generate
 from kogpt.generation.requests import context_of
 from kogpt.loading import load
+from kogpt.notes import say
 
 try:
     from lm_eval.api.instance import Instance
@@ -257,10 +258,9 @@ def tell_cut(lost: Sequence[int]) -> None:
     """Says how many requests lost ids, and how many; the harness itself cuts without a word."""
     cut = list(filter(None, lost))
     if cut:
-        print(
+        say(
             f"kogpt: {len(cut)} of {len(lost)} requests exceed the context and lost their left "
-            f"end, {sum(cut)} tokens in all",
-            file=sys.stderr,
+            f"end, {sum(cut)} tokens in all"
         )
 
 
@@ -273,12 +273,12 @@ def main() -> None:
     try:
         cli_evaluate()
     except (KoGPTError, ValueError) as error:
-        print(f"kogpt: {error}", file=sys.stderr)
+        say(f"kogpt: {error}")
         sys.exit(getattr(error, "exit_code", 2))
     except AssertionError as error:
         if "number of fewshot samples" not in str(error):
             raise
-        print(f"kogpt: {TOO_FEW}", file=sys.stderr)
+        say(f"kogpt: {TOO_FEW}")
         sys.exit(2)
 
 

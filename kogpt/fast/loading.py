@@ -2,7 +2,6 @@
 
 import math
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -42,6 +41,7 @@ from kogpt.model import KoGPT, KoGPTConfig
 from kogpt.model.rotary import RotaryEmbedding
 from kogpt.model.source import change
 from kogpt.model.variants import GPTNeoXConfig, class_of
+from kogpt.notes import say
 
 # A matrix of so many bytes stays in its file. It need not be copied, which for billions of weights
 # takes seconds, and memory for all of them; but then each matrix of a block is a product of its
@@ -85,7 +85,7 @@ def load_fast(
     with open_checkpoint(BOX if path is None else path) as reader:
         config = reader.require_config()
         if changed := change(class_of(config)):
-            print(f"kogpt: {changed} was changed: running the readable network", file=sys.stderr)
+            say(f"kogpt: {changed} was changed: running the readable network")
             model = load_model(path, dtype, device)
             load_adapters(model, adapters)
             return model

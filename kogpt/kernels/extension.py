@@ -25,6 +25,7 @@ import torch
 from kogpt.kernels import building
 from kogpt.kernels.building import CannotBuildError, Record
 from kogpt.kernels.targets import Cpu, Gpu, Target
+from kogpt.notes import say
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ def load(target: Target) -> bool:
     try:
         library = obtain(target)
     except CannotBuildError as reason:
-        say(f"no {target.name} kernels, using PyTorch's slower operators: {reason}")
+        say(f"kogpt: no {target.name} kernels, using PyTorch's slower operators: {reason}")
         return False
     try:
         torch.ops.load_library(library.path)
@@ -105,7 +106,7 @@ def load(target: Target) -> bool:
         cause = error.__cause__ or error  # torch's own error says only which file it was
         if re.search(FORBIDDEN, str(cause)):  # nothing is wrong with the library
             why = f"{cause}; is its folder mounted noexec? XDG_CACHE_HOME can name another"
-            say(f"no {target.name} kernels, using PyTorch's slower operators: {why}")
+            say(f"kogpt: no {target.name} kernels, using PyTorch's slower operators: {why}")
             return False
         raise broken(library.path, f"cannot be loaded: {cause}") from error
     return True
@@ -266,7 +267,7 @@ def compile_library(target: Target, folder: Path, architectures: str) -> None:
     for leftover in folder.parent.glob(f"{folder.name}.partial-*"):
         shutil.rmtree(leftover, ignore_errors=True)  # of a process that was killed
     what = f"the {target.name} kernels for {architectures}"
-    say(f"compiling {what}, once; this takes about {target.patience}")
+    say(f"kogpt: compiling {what}, once; this takes about {target.patience}")
     partial = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
     partial.mkdir()
     try:
@@ -317,11 +318,6 @@ def run_compiler(target: Target, partial: Path, architectures: str, log: Path) -
         raise CannotBuildError(f"compiling it failed; see {log}")
 
 
-def say(message: str) -> None:
-    """A line for the person, on standard error."""
-    print(f"kogpt: {message}", file=sys.stderr, flush=True)
-
-
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
     """Waits for a lock that ends with the process, however it ends."""
@@ -329,6 +325,6 @@ def _locked(path: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            say("waiting for another process that compiles kernels")
+            say("kogpt: waiting for another process that compiles kernels")
             fcntl.flock(file, fcntl.LOCK_EX)
         yield

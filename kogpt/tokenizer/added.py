@@ -5,7 +5,6 @@ ids, and then those that are only named special, which get the ids that are free
 """
 
 import re
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ import tokenizers
 from tokenizers import AddedToken
 
 from kogpt.errors import InputRefusedError
+from kogpt.notes import say
 from kogpt.tokenizer.text import SURROGATE
 
 # Who names special tokens, in the order in which they get ids.
@@ -152,10 +152,9 @@ class Matcher:
 def _tell_left_out(out: Mapping[str, Path], rows: int | None) -> None:
     text, path = next(iter(out.items()))
     more = f" and {len(out) - 1} more" if len(out) > 1 else ""
-    print(
+    say(
         f"kogpt: {path}: left out the token {text[:60]!r}{more}: its id would be beyond the"
-        f" {rows} rows of the model",
-        file=sys.stderr,
+        f" {rows} rows of the model"
     )
 
 

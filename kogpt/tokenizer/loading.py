@@ -1,12 +1,12 @@
 """Finds out which kind of tokenizer a folder holds."""
 
-import sys
 from collections.abc import Iterable
 from os import PathLike
 from pathlib import Path
 
 from kogpt.box import BOX
 from kogpt.errors import InputRefusedError
+from kogpt.notes import say
 from kogpt.tokenizer.base import Tokenizer
 from kogpt.tokenizer.bytelevel import ByteLevelTokenizer
 from kogpt.tokenizer.files import read_ids
@@ -48,10 +48,9 @@ def _tell_unsettled(directory: Path, tokenizer: Tokenizer, roles: Iterable[str])
     for role in sorted(roles):
         id = tokenizer.bos_id if role == "bos" else tokenizer.eos_id
         done = "there is none" if id is None else f"taken for the next, {id}"
-        print(
+        say(
             f"kogpt: {directory}: the {role}_token named there is not in the vocabulary, and no"
-            f" file states its id: {done}",
-            file=sys.stderr,
+            f" file states its id: {done}"
         )
 
 

@@ -1,7 +1,6 @@
 """The tokenizer of models trained in the project: a sentencepiece `tokenizer.model`."""
 
 import codecs
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import sentencepiece
 from tokenizers import AddedToken
 
 from kogpt.errors import InputRefusedError
+from kogpt.notes import say
 from kogpt.tokenizer.added import Matcher, by_id, settle
 from kogpt.tokenizer.base import Tokenizer
 from kogpt.tokenizer.files import (
@@ -118,10 +118,9 @@ class SentencePieceTokenizer(Tokenizer):
         """
         texts = [t.content for t in tokens if not t.special and t.content in self._added]
         if texts and not self.spaces.keeps_text:
-            print(
+            say(
                 f"kogpt: {path}: rewrites spaces, so the added token {texts[0][:60]!r} is not"
-                " looked for in texts",
-                file=sys.stderr,
+                " looked for in texts"
             )
 
     def _make_matchers(self, tokens: Iterable[AddedToken]) -> dict[bool, Matcher]:

@@ -77,7 +77,8 @@ class Package:
         self.kernels, self.toolkit = folder / "kogpt" / "kernels", toolkit
         self.cache = folder / "a cache" / "kogpt" / "kernels"
         shutil.copytree(ROOT / "kogpt" / "kernels", self.kernels, ignore=lambda *_: ["csrc"])
-        shutil.copy(ROOT / "kogpt" / "__init__.py", folder / "kogpt")
+        for name in ("__init__.py", "notes.py"):
+            shutil.copy(ROOT / "kogpt" / name, folder / "kogpt")
         self.source("kernel.cu", "int one;")
         self.source("bindings.cpp", "int two;")
         self.source("cpu/bindings.cpp", "int three;")
