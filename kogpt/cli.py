@@ -25,6 +25,7 @@ from kogpt.errors import (
     ParameterError,
     UsageError,
 )
+from kogpt.notes import say
 
 DESCRIPTION = """\
 KoGPT, the Korean GPT-J. Started without a command, it asks for prompts.
@@ -104,9 +105,9 @@ def exit_code(action: Callable[[], int | None], program: str = PROGRAM) -> int:
         program: who speaks.
     """
     prepare_streams()
-    if sys.stdout is None:
-        return fail("standard output is closed", FAILED, program)
     try:
+        if sys.stdout is None:
+            raise KoGPTError("standard output is closed")
         code = action() or 0
         sys.stdout.flush()  # while there is an exit code to tell of what goes wrong
         return code
@@ -121,15 +122,15 @@ def exit_code(action: Callable[[], int | None], program: str = PROGRAM) -> int:
     except KeyboardInterrupt:
         return fail("interrupted", INTERRUPTED, program)
     except BrokenPipeError:  # whoever read the output has left
-        let_go_of_output()
         return FAILED
     except MemoryError as error:  # torch's own out-of-memory errors arrive as commands' KoGPTError
         return fail(f"not enough memory: {error}", SHORTAGE, program)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         full = error.errno in DISK_FULL
-        let_go_of_output()
         return fail(f"{where}{error.strerror or error}", SHORTAGE if full else FAILED, program)
+    finally:
+        let_go_of_output()
 
 
 def prepare_streams() -> None:
@@ -141,11 +142,12 @@ def prepare_streams() -> None:
 
 
 def let_go_of_output() -> None:
-    """Where standard output cannot be written, gives the interpreter's last flush a place to go."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    """Where a stream cannot be written, gives the interpreter's last flush of it a place to go."""
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def fail(message: str, code: int, program: str = PROGRAM) -> int:
@@ -153,8 +155,7 @@ def fail(message: str, code: int, program: str = PROGRAM) -> int:
     several = os.environ.get("WORLD_SIZE", "1") != "1"
     process = os.environ.get("RANK", "0") if several else "0"  # as torchrun counts them
     who = program if process == "0" else f"{program} (process {process})"
-    line = f"{who}: {' '.join(message.split())}\n"
-    print(line, end="", file=sys.stderr)  # at once, or lines of several processes run together
+    say(f"{who}: {' '.join(message.split())}")
     return code
 
 
