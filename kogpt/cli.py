@@ -135,7 +135,8 @@ def exit_code(action: Callable[[], int | None], program: str = PROGRAM) -> int:
 
 def prepare_streams() -> None:
     """Lets nothing that is told fail for how it is told."""
-    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+    usual = ("strict", "surrogateescape")  # Python's own, the second in the C locale
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors in usual:
         sys.stdout.reconfigure(errors="replace")  # where the locale has no such character
     if sys.stderr is None:  # closed; `print` would take standard output instead
         sys.stderr = open(os.devnull, "w")

@@ -121,3 +121,17 @@ sys.exit(exit_code(act))
             [sys.executable, "-c", code], stdout=stdout, stderr=subprocess.PIPE, env=BUFFERED
         )
     assert (done.returncode, done.stderr) == (3, b"kogpt: it is damaged\n")
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+        {"PYTHONIOENCODING": "latin-1:surrogateescape"},
+    ],
+    ids=["POSIX", "latin-1"],
+)
+def test_hangul_is_question_marks_where_an_output_has_none(environment):
+    asked = ("tokenize", "-")
+    code, text = kogpt(*asked, input="이 영화는", stderr=subprocess.DEVNULL, **environment)
+    assert code == 0 and "??" in text and text.isascii()
