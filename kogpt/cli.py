@@ -5,6 +5,7 @@ command's own module is imported when it runs.
 """
 
 import argparse
+import errno
 import importlib
 import io
 import os
@@ -44,6 +45,7 @@ exit codes:
 PROGRAM = "kogpt"
 FAILED, USAGE = KoGPTError.exit_code, ParameterError.exit_code
 SHORTAGE, INTERRUPTED = NotEnoughResourcesError.exit_code, 130
+UNMAPPED = ("failed to map segment", os.strerror(errno.ENOMEM))  # of a library, by its loader
 
 
 class Parser(argparse.ArgumentParser):
@@ -119,6 +121,10 @@ def exit_code(action: Callable[[], int | None], program: str = PROGRAM) -> int:
         if error.name is None or error.name.partition(".")[0] == PROGRAM:
             raise
         return fail(f"{error.name} is not installed, which this needs", FAILED, program)
+    except ImportError as error:
+        if (reason := shortage_behind(error)) is None:
+            raise
+        return fail(f"not enough memory: {reason}", SHORTAGE, program)
     except KeyboardInterrupt:
         return fail("interrupted", INTERRUPTED, program)
     except BrokenPipeError:  # whoever read the output has left
@@ -131,6 +137,15 @@ def exit_code(action: Callable[[], int | None], program: str = PROGRAM) -> int:
         return fail(f"{where}{error.strerror or error}", SHORTAGE if full else FAILED, program)
     finally:
         let_go_of_output()
+
+
+def shortage_behind(error: ImportError) -> str | None:
+    """What a library's loader said, where an import failed for want of address space."""
+    errors: list[BaseException] = [error]
+    while cause := errors[-1].__cause__:
+        errors.append(cause)
+    told = map(str, reversed(errors))  # what others make of it may have many lines
+    return next((words for words in told if any(sign in words for sign in UNMAPPED)), None)
 
 
 def prepare_streams() -> None:

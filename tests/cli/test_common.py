@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import re
 import subprocess
 import sys
 
@@ -87,6 +88,47 @@ def test_a_fault_of_a_class_is_no_wrong_usage():
     with pytest.raises(ValueError, match="math domain error"):
         exit_code(fault)
     assert exit_code(lambda: SamplingParams(temperature=-1) and None) == 2
+
+
+UNMAPPED = "libtorch_cpu.so: failed to map segment from shared object"
+
+
+@pytest.mark.parametrize(
+    ("message", "cause"),
+    [
+        (UNMAPPED, None),
+        ("Importing the numpy C-extensions failed.\n\nThere are many reasons.", UNMAPPED),
+        (f"Importing failed.\n\nOriginal error was: {UNMAPPED}", UNMAPPED),
+    ],
+)
+def test_a_library_that_finds_no_address_space_is_a_shortage(message, cause, capsys):
+    def load() -> None:
+        raise ImportError(message) from cause and ImportError(cause)
+
+    assert exit_code(load) == 4
+    assert capsys.readouterr().err == f"kogpt: not enough memory: {UNMAPPED}\n"
+
+
+@pytest.mark.parametrize(
+    "message",
+    ["libgomp.so.1: cannot allocate memory in static TLS block", "cannot import name 'it'"],
+)
+def test_a_library_that_cannot_be_loaded_otherwise_is_a_fault(message):
+    """The first is for the order in which libraries are loaded, however much memory there is."""
+
+    def load() -> None:
+        raise ImportError(message)
+
+    with pytest.raises(ImportError, match=message):
+        exit_code(load)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="address space is limited on Linux alone")
+def test_a_process_that_has_no_address_space_for_torch_says_so_in_one_line():
+    line = f'ulimit -v 300000; "{sys.executable}" -m kogpt generate 이'
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (4, "")
+    assert re.fullmatch("kogpt: not enough memory: .+\n", done.stderr)
 
 
 def test_ctrl_c_ends_what_imports(tmp_path):
