@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,8 +39,13 @@ class Row:
 
     @property
     def text(self) -> tuple[str, ...]:
-        """Its free texts: rows of equal texts are taken for the same."""
-        return tuple(text for name, text in self.fields.items() if name in self.content)
+        """Its free texts."""
+        return self.texts(self.content)
+
+    def texts(self, names: Container[str]) -> tuple[str, ...]:
+        """Those of its free texts that are named, in the order of `fields`."""
+        read = (name for name in self.fields if name in self.content)
+        return tuple(self.fields[name] for name in read if name in names)
 
 
 @dataclass(frozen=True)

@@ -45,10 +45,10 @@ def ask(prompt: Prompt, row: Row) -> Question:
     return _fill(prompt, row.fields)
 
 
-def shown(prompt: Prompt, row: Row) -> Question:
-    """What is shown of a row's free texts: rows of which it is equal are taken for the same."""
-    free = {name: row.fields[name] for name in row.content}
-    return _fill(prompt, {**dict.fromkeys(row.fields, ""), **free})
+def shown(prompt: Prompt, row: Row) -> tuple[str, ...]:
+    """A row's free texts as they are shown: rows of which they are equal are taken for the same."""
+    texts = row.texts(prompt.names)
+    return tuple(map(detokenize, texts)) if prompt.detokenize else texts
 
 
 def ask_nothing(prompt: Prompt, row: Row) -> list[Question]:

@@ -125,6 +125,11 @@ class Prompt:
         """Whether all rows have the same answers."""
         return not any(map(template_names, self.targets))
 
+    @cached_property
+    def names(self) -> set[str]:
+        """The fields that a row is asked with."""
+        return set().union(*map(template_names, (self.context, *self.targets)))
+
     @property
     def sha256(self) -> str:
         """Of all that decides what a model reads."""

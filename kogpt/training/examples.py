@@ -1,7 +1,7 @@
 """What finetuning learns from, chooses by and is measured on: rows of a task, or of files."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, NamedTuple, TypeVar
@@ -26,13 +26,13 @@ class Completion(NamedTuple):
     prompt: str
     completion: str
 
-    @property
-    def text(self) -> tuple[str, ...]:
+    def texts(self) -> tuple[str, ...]:
         """By which examples are taken for the same: as the tokenizer composes them."""
         return tuple(normalize_text(part, "auto") for part in self)
 
 
 R = TypeVar("R", Row, Completion)
+Texts = Callable[[R], tuple[str, ...]]  # what is read of a row: equal, they are taken for the same
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,13 @@ def fingerprint(examples: Sequence[NamedTuple], validation: Sequence[R]) -> str:
     return digest.hexdigest()
 
 
-def read_task(task: Task, config: FinetuningConfig) -> Splits[Row]:
+def read_task(task: Task, config: FinetuningConfig, texts: Texts[Row]) -> Splits[Row]:
     """The rows of a task.
+
+    Args:
+        task: of which.
+        config: of the run.
+        texts: what its objective reads of a row.
 
     Raises:
         InputRefusedError: its files are missing or damaged, or leave nothing to learn from.
@@ -70,16 +75,16 @@ def read_task(task: Task, config: FinetuningConfig) -> Splits[Row]:
     test = read_rows(task.scored, folder, labels)
     learnt = read_rows(find_first(task.shots, folder), folder, labels)
     notes = [*learnt.notes, *test.notes]
-    training = _without(learnt.rows, test.rows, test.path.name, notes)
+    training = _without(learnt.rows, test.rows, texts, test.path.name, notes)
     if task.validation is None:
-        training, validation = hold_out(training, config.validation_rows)
+        training, validation = hold_out(training, config.validation_rows, texts)
     else:
         own = read_rows(task.validation, folder, labels)
         validation = own.rows  # whole, as its publisher has it
-        same = len(validation) - len(_others(validation, test.rows))
+        same = len(validation) - len(_others(validation, test.rows, texts))
         if same:
             notes.append(f"{same:,} rows choose that are measured too: both files have their text")
-        training = _without(training, validation, own.path.name, notes)
+        training = _without(training, validation, texts, own.path.name, notes)
         notes += own.notes
     _refuse_empty(training, learnt.path)
     scored = sample_rows(test.rows, config.test_rows) if config.test_rows != 0 else []
@@ -94,36 +99,38 @@ def read_examples(config: FinetuningConfig) -> Splits[Completion]:
     """
     paths = list(map(Path, config.data))
     rows = [row for path in paths for row in _completions(path)]
-    training, validation = hold_out(rows, config.validation_rows)
+    training, validation = hold_out(rows, config.validation_rows, Completion.texts)
     _refuse_empty(training, paths[0])
     return Splits(training, validation, [])
 
 
-def hold_out(rows: Sequence[R], count: int) -> tuple[list[R], list[R]]:
+def hold_out(rows: Sequence[R], count: int, texts: Texts[R]) -> tuple[list[R], list[R]]:
     """Parts about `count` rows from the others, at most a tenth, the same whatever the seed.
 
     Rows of equal texts stay together, so that none is learnt and held out. A text's place is its
     hash: rows that are added later move no other.
     """
-    places = [hashlib.sha256("\0".join(row.text).encode()).digest() for row in rows]
+    places = [hashlib.sha256("\0".join(texts(row)).encode()).digest() for row in rows]
     last = min(count, len(rows) // 10)
     border = sorted(places)[last] if rows else b""
     training = [row for row, place in zip(rows, places, strict=True) if place >= border]
     return training, [row for row, place in zip(rows, places, strict=True) if place < border]
 
 
-def _without(rows: Sequence[R], others: Sequence[R], where: str, notes: list[str]) -> list[R]:
+def _without(
+    rows: Sequence[R], others: Sequence[R], texts: Texts[R], where: str, notes: list[str]
+) -> list[R]:
     """Rows whose text is none of the others'; notes how many there were."""
-    kept = _others(rows, others)
+    kept = _others(rows, others, texts)
     if len(kept) < len(rows):
         notes.append(f"{len(rows) - len(kept):,} rows are not learnt: {where} has their text")
     return kept
 
 
-def _others(rows: Sequence[R], known: Sequence[R]) -> list[R]:
+def _others(rows: Sequence[R], known: Sequence[R], texts: Texts[R]) -> list[R]:
     """Rows whose text no known one has."""
-    texts = {row.text for row in known}
-    return [row for row in rows if row.text not in texts]
+    found = set(map(texts, known))
+    return [row for row in rows if texts(row) not in found]
 
 
 def _refuse_empty(training: Sequence[R], path: Path) -> None:

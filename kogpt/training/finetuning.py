@@ -154,7 +154,11 @@ class Finetuning(Job[FinetuningConfig, ExampleBatch]):
             with stored_tensors(last / WEIGHTS_NAME) as tensors:
                 restore(learnt(model, config.method), tensors)
         objective = make_objective(kind, config, model, tokenizer, task)
-        splits = read_examples(config) if task is None else read_task(task, config)
+        splits: Splits[Any]
+        if isinstance(objective, TaskObjective):
+            splits = read_task(objective.task, config, objective.texts)
+        else:
+            splits = read_examples(config)
         print(f"encoding {len(splits.training):,} examples", file=stream, flush=True)
         return cls(config, model, tokenizer, objective, splits, parallel)
 

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from kogpt.evaluation.data import Row, Rows
 from kogpt.evaluation.likelihood import Ids, Query, log_likelihoods
 from kogpt.evaluation.metrics import Outcome, measure
-from kogpt.evaluation.prompting import Encoder, Question, ask
+from kogpt.evaluation.prompting import Encoder, Question, ask, shown
 from kogpt.evaluation.protocol import SUM, Protocol
 from kogpt.evaluation.running import Evaluator, Run, TaskData
 from kogpt.evaluation.task import LABEL, Prompt, Task
@@ -180,6 +180,10 @@ class TaskObjective(Objective[Row, E]):
     task: Task
 
     @abstractmethod
+    def texts(self, row: Row) -> tuple[str, ...]:
+        """What is read of a row's free texts: equal, rows are taken for the same."""
+
+    @abstractmethod
     def judge(self, model: KoGPT, rows: Sequence[Row]) -> tuple[Outcome, float]:
         """What rows are taken for, and the mean loss."""
 
@@ -208,6 +212,9 @@ class LabelWords(Causal[Row], TaskObjective[CausalExample]):
         super().__init__(tokenizer, prefix, room)
         self.task, self.prompt, self.main = task, prompt, task.metrics[0]
         self.n_positions = n_positions  # the context of the model
+
+    def texts(self, row: Row) -> tuple[str, ...]:
+        return shown(self.prompt, row)
 
     def example(self, row: Row) -> CausalExample | None:
         encoder = Encoder(self.tokenizer, self.room, prefix=self.prefix)
@@ -257,6 +264,9 @@ class LastToken(TaskObjective[HeadExample]):
     def __init__(self, tokenizer: Tokenizer, prefix: Ids, room: int, task: Task) -> None:
         super().__init__(tokenizer, prefix, room)
         self.task, self.main = task, task.metrics[0]
+
+    def texts(self, row: Row) -> tuple[str, ...]:
+        return row.text
 
     @abstractmethod
     def goal(self, row: Row) -> float:

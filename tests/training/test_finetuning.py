@@ -5,6 +5,8 @@ import json
 import math
 import random
 import unicodedata
+from itertools import starmap
+from operator import attrgetter
 
 import numpy as np
 import pytest
@@ -27,7 +29,7 @@ from kogpt.training.examples import Completion, hold_out, read_task
 from kogpt.training.finetuning import Finetuning
 from kogpt.training.log import read_log
 from kogpt.training.objectives import LabelWords
-from tests.training.examples import PAIRS, reviews, write_jsonl, write_pairs, write_task
+from tests.training.examples import PAIRS, TASK, reviews, write_jsonl, write_pairs, write_task
 
 METHODS = ["full", "lora", "p-tuning", "prompt-tuning"]
 # In 60 steps; of a network as narrow as this, virtual tokens move little.
@@ -202,6 +204,34 @@ def test_no_text_is_in_two_splits(finetuning, tmp_path):
     assert results["validation"]["rows"] % 2 == 0  # both of a pair, or none
 
 
+def numbered(rows, name):
+    """Lines of a table with a number for each row, in which every second mark stands apart."""
+    ends = (" .", ".")
+    return [
+        "id\tdocument\tlabel",
+        *(f"{name}{i}\t{text}{ends[i % 2]}\t{label}" for i, (text, label) in enumerate(rows)),
+    ]
+
+
+def test_rows_that_a_prompt_shows_alike_are_the_same(finetuning, tmp_path):
+    """They differ by a number that it does not show, and by a space that it drops."""
+    train = [row for row in reviews(80, 0) for _ in range(2)] + reviews(9, 1001)
+    text = TASK.replace("[fields]\n", '[fields]\nid = "id"\n') + "detokenize = true\n"
+    path = write_task(tmp_path, [], [])
+    path.write_text(text, encoding="utf-8")
+    dev = '[validation]\nfile = "dev.tsv"\n'
+    for name, rows in (("train", train), ("test", reviews(40, 1000)), ("dev", reviews(9, 1035))):
+        (tmp_path / f"{name}.tsv").write_text("\n".join(numbered(rows, name)), encoding="utf-8")
+    results = run(finetuning(data=(str(path),), steps=1))
+    assert "9 rows are not learnt: test.tsv has their text" in results["notes"]
+    assert results["examples"] + results["validation"]["rows"] == 160
+    assert results["validation"]["rows"] % 2 == 0  # both of a pair, or none
+    path.write_text(text + dev, encoding="utf-8")
+    results = run(finetuning(data=(str(path),), steps=1, out=tmp_path / "own"))
+    note = "5 rows choose that are measured too: both files have their text"
+    assert note in results["notes"]
+
+
 def test_the_best_weights_by_validation_are_kept(finetuning):
     config = finetuning(steps=30, validate_every=3, learning_rate=3e-2)
     results = run(config)
@@ -237,7 +267,7 @@ def test_texts_that_are_read_alike_are_held_out_together():
 
     rows = [Completion(f"{n}번 영화는", " 좋다") for n in range(100)]
     rows += [Completion(*map(decomposed, row)) for row in rows]
-    training, held_out = hold_out(rows, 1000)
+    training, held_out = hold_out(rows, 1000, Completion.texts)
     assert len(held_out) == 20
     composed = {unicodedata.normalize("NFC", row.prompt) for row in held_out}
     assert len(composed) == 10 and not composed & {
@@ -248,12 +278,13 @@ def test_texts_that_are_read_alike_are_held_out_together():
 @pytest.mark.parametrize("held_out", [0, 1])
 def test_held_out_rows_of_which_nothing_can_be_told_are_noted(finetuning, tmp_path, held_out):
     """Of these rows the empty one is held out, and of twice as many another one as well."""
+
+    def is_held_out(row, rows):
+        return Completion(*row) in hold_out([*starmap(Completion, rows)], 1000, Completion.texts)[1]
+
     rows = [(text, "나") for text, _ in reviews(12 + 10 * held_out, 0)]
-    empty = next(
-        row
-        for row in ((str(i), "") for i in range(1000))
-        if Completion(*row) in hold_out([Completion(*each) for each in (*rows, row)], 1000)[1]
-    )
+    empties = [(str(i), "") for i in range(1000)]
+    empty = next(row for row in empties if is_held_out(row, [*rows, row]))
     data = write_jsonl(tmp_path / "rows.jsonl", [*rows, empty])
     results = run(finetuning(data=(str(data),), steps=1))
     assert results["examples"] == len(rows) - held_out
@@ -303,11 +334,11 @@ def test_a_regression_wants_a_label_that_is_cut_out_of_the_degree(finetuning, tm
 
 def test_rows_that_choose_and_are_measured_are_noted_and_stay(finetuning, tmp_path):
     data = write_pairs(tmp_path)
-    before = read_task(load_task(str(data)), finetuning(data_dir=tmp_path))
+    before = read_task(load_task(str(data)), finetuning(data_dir=tmp_path), attrgetter("text"))
     head, *rows = (tmp_path / "pairs-test.tsv").read_text(encoding="utf-8").splitlines()
     with (tmp_path / "pairs-dev.tsv").open("a", encoding="utf-8") as file:
         file.write("\n".join(rows[:3]) + "\n")
-    found = read_task(load_task(str(data)), finetuning(data_dir=tmp_path))
+    found = read_task(load_task(str(data)), finetuning(data_dir=tmp_path), attrgetter("text"))
     assert len(found.validation) == len(before.validation) + 3
     assert "3 rows choose that are measured too: both files have their text" in found.notes
 
