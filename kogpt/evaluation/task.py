@@ -198,6 +198,11 @@ class Task:
     finetuned: tuple[Published, ...]
     sha256: str
 
+    @cached_property
+    def names(self) -> set[str]:
+        """The fields that any prompt shows."""
+        return set().union(*(prompt.names for prompt in self.prompts.values()))
+
     def prompt(self, name: str | None) -> Prompt:
         """The prompt of that name, or the default.
 

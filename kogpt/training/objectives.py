@@ -255,8 +255,9 @@ class HeadExample(NamedTuple):
 class LastToken(TaskObjective[HeadExample]):
     """What objectives have in common that put a head on the last token of a text.
 
-    The mean of its outputs counts where there are several texts. Several contents of a row are
-    one text, each between begin and end: `[BOS] a [EOS] [BOS] b [EOS]`.
+    The mean of its outputs counts where there are several texts. Several contents of a row that
+    prompts of the task show are one text, each between begin and end:
+    `[BOS] a [EOS] [BOS] b [EOS]`.
     """
 
     both_orders: ClassVar[bool] = False
@@ -266,7 +267,7 @@ class LastToken(TaskObjective[HeadExample]):
         self.task, self.main = task, task.metrics[0]
 
     def texts(self, row: Row) -> tuple[str, ...]:
-        return row.text
+        return row.texts(self.task.names)
 
     @abstractmethod
     def goal(self, row: Row) -> float:
@@ -283,7 +284,9 @@ class LastToken(TaskObjective[HeadExample]):
     def example(self, row: Row) -> HeadExample | None:
         encode = self.tokenizer.encode
         eos = self.tokenizer.eos_id is not None
-        parts = [encode(text, bos=self.tokenizer.bos_id is not None, eos=eos) for text in row.text]
+        parts = [
+            encode(text, bos=self.tokenizer.bos_id is not None, eos=eos) for text in self.texts(row)
+        ]
         orders = [parts, parts[::-1]] if self.both_orders and len(parts) > 1 else [parts]
         texts = [(*self.prefix, *(id for part in order for id in part)) for order in orders]
         fits = len(texts[0]) <= self.room

@@ -292,6 +292,15 @@ def test_only_prompts_whose_numbers_were_made_so_change_a_rows_text():
     }
 
 
+@pytest.mark.parametrize("name", TASKS)
+def test_each_prompt_shows_all_free_texts_and_so_heads_read_them(name):
+    task = load_task(name)
+    for file in (task.scored, *task.shots, *([task.validation] if task.validation else [])):
+        texts = {key for key, field in file.fields.items() if field.is_content} - {"degree"}
+        assert texts <= task.names
+        assert all(texts <= prompt.names for prompt in task.prompts.values())
+
+
 def test_published_rows_are_those_of_the_upstream_table():
     for name, (metric, values) in README.items():
         first = load_task(name).published[0]

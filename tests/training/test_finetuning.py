@@ -31,6 +31,7 @@ from kogpt.training.log import read_log
 from kogpt.training.objectives import LabelWords
 from tests.training.examples import PAIRS, TASK, reviews, write_jsonl, write_pairs, write_task
 
+NUMBERED = '[fields]\nid = "id"\n'
 METHODS = ["full", "lora", "p-tuning", "prompt-tuning"]
 # In 60 steps; of a network as narrow as this, virtual tokens move little.
 FALLS_TO = {"full": 0.6, "lora": 0.6, "p-tuning": 0.9, "prompt-tuning": 0.93}
@@ -216,7 +217,7 @@ def numbered(rows, name):
 def test_rows_that_a_prompt_shows_alike_are_the_same(finetuning, tmp_path):
     """They differ by a number that it does not show, and by a space that it drops."""
     train = [row for row in reviews(80, 0) for _ in range(2)] + reviews(9, 1001)
-    text = TASK.replace("[fields]\n", '[fields]\nid = "id"\n') + "detokenize = true\n"
+    text = TASK.replace("[fields]\n", NUMBERED) + "detokenize = true\n"
     path = write_task(tmp_path, [], [])
     path.write_text(text, encoding="utf-8")
     dev = '[validation]\nfile = "dev.tsv"\n'
@@ -293,6 +294,28 @@ def test_held_out_rows_of_which_nothing_can_be_told_are_noted(finetuning, tmp_pa
     assert ("validation" in results) == bool(held_out)
     if held_out:
         assert results["validation"]["rows"] == 1
+
+
+@pytest.mark.parametrize("objective", ["head", "regression"])
+def test_heads_read_only_what_prompts_show(finetuning, tmp_path, objective):
+    """A text that none shows changes neither what is learnt nor which rows are the same."""
+    path = write_pairs(tmp_path)
+    known = (tmp_path / "pairs-test.tsv").read_text(encoding="utf-8").splitlines()[1:4]
+    results = []
+    for number, text in enumerate((PAIRS, PAIRS.replace("[fields]\n", NUMBERED))):
+        write_pairs(tmp_path)
+        with (tmp_path / "pairs-train.tsv").open("a", encoding="utf-8") as file:
+            file.write("\n".join(known) + "\n")
+        for name in ("train", "dev", "test"):
+            table = tmp_path / f"pairs-{name}.tsv"
+            head, *rows = table.read_text(encoding="utf-8").splitlines()
+            lines = [f"id\t{head}", *(f"{name} {i}\t{row}" for i, row in enumerate(rows))]
+            table.write_text("\n".join(lines), encoding="utf-8")
+        path.write_text(text, encoding="utf-8")
+        out = tmp_path / str(number)
+        results.append(run(finetuning(data=(str(path),), objective=objective, steps=2, out=out)))
+    assert {**results[0], "settings": {}} == {**results[1], "settings": {}}
+    assert "3 rows are not learnt: pairs-test.tsv has their text" in results[1]["notes"]
 
 
 def test_heads_count_only_the_held_out_rows_that_they_read(finetuning, tmp_path):
