@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import accumulate, takewhile
 from typing import NamedTuple
 
@@ -60,7 +60,7 @@ def ask_nothing(prompt: Prompt, row: Row) -> list[Question]:
 
 def example(prompt: Prompt, row: Row) -> str:
     """The row with its answer, as a shot."""
-    context, answers = _fill(replace(prompt, targets=prompt.shot_targets), row.fields)
+    context, answers = ask(prompt.in_shots, row)
     return context + answers[row.label]
 
 

@@ -24,7 +24,7 @@ class Protocol:
         sets: draws of examples; without examples there is one.
         seed: of the draws.
         balanced: draw equally many examples of each label.
-        max_shot_tokens: draw only examples whose texts have at most so many tokens.
+        max_shot_tokens: draw only examples whose texts that are shown have at most so many tokens.
         separator: between examples.
         scoring: how an answer's log-likelihood becomes its score, the main way first: `sum` of its
             tokens; `per-token` and `per-character`, that sum divided; `calibrated`, that sum less

@@ -153,7 +153,8 @@ def draw_set(
     def suits(row: Row) -> bool:
         if shown(prompt, row) in scored:
             return False
-        return limit is None or sum(len(tokenizer.encode(part)) for part in row.text) <= limit
+        texts = row.texts(prompt.in_shots.names)
+        return limit is None or sum(len(tokenizer.encode(text)) for text in texts) <= limit
 
     labels = len(task.labels) if protocol.balanced else None
     try:

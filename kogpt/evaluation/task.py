@@ -21,7 +21,7 @@ import hashlib
 import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from string import Formatter
@@ -129,6 +129,11 @@ class Prompt:
     def names(self) -> set[str]:
         """The fields that a row is asked with."""
         return set().union(*map(template_names, (self.context, *self.targets)))
+
+    @cached_property
+    def in_shots(self) -> "Prompt":
+        """How a row is put as an example."""
+        return replace(self, targets=self.shot_targets)
 
     @property
     def sha256(self) -> str:

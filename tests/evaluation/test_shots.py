@@ -192,6 +192,17 @@ def test_only_examples_as_short_as_asked_are_drawn(folder):
         drawn(folder, shots=(len(short) + 1,), max_shot_tokens=limit)
 
 
+def test_texts_that_no_prompt_shows_make_no_example_longer(folder):
+    limit = max(len(tokenizer().encode(text)) for text, _ in SHOTS)
+    numbered = [(f"{'긴 이름 ' * 20}{i}", *row) for i, row in enumerate(SHOTS)]
+    write_table(folder / "reviews" / "shots.tsv", [("id", "document", "label"), *numbered])
+    text = TASK.replace("[fields]\n", '[fields]\nid = "id"\n')
+    assert len(drawn(folder, text, shots=(7,), max_shot_tokens=limit)[1]) == 7
+    only_in_shots = text.replace(' 최고"]', ' 최고"]\nshot_targets = [" {id}", " {id}"]', 1)
+    with pytest.raises(InputRefusedError, match="there are 0 rows to draw"):
+        drawn(folder, only_in_shots, shots=(7,), max_shot_tokens=limit)
+
+
 def test_texts_of_two_fields_are_the_same_only_if_both_are(tmp_path):
     task = load_task("kobest_boolq")
     header = ("ID", "Text", "Question", "Answer")
