@@ -141,6 +141,8 @@ def draw_set(
 ) -> list[Row]:
     """The examples of one set, of a protocol of one number of shots; never a text that is scored.
 
+    Nor a row whose right answer is empty: as an example it shows none.
+
     Raises:
         InputRefusedError: too few rows suit; names their file.
     """
@@ -151,7 +153,8 @@ def draw_set(
     scored, limit = {shown(prompt, row) for row in data.sample}, protocol.max_shot_tokens
 
     def suits(row: Row) -> bool:
-        if shown(prompt, row) in scored:
+        answer = ask(prompt.in_shots, row).answers[row.label]
+        if shown(prompt, row) in scored or not answer.strip():
             return False
         texts = row.texts(prompt.in_shots.names)
         return limit is None or sum(len(tokenizer.encode(text)) for text in texts) <= limit
@@ -162,7 +165,7 @@ def draw_set(
     except InputRefusedError as error:
         short = "" if limit is None else f", of at most {limit} tokens"
         raise InputRefusedError(
-            f"{data.shots.path}: {error} (texts that are not scored{short})"
+            f"{data.shots.path}: {error} (texts that are not scored and have an answer{short})"
         ) from None
 
 

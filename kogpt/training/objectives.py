@@ -218,12 +218,17 @@ class LabelWords(Causal[Row], TaskObjective[CausalExample]):
 
     def example(self, row: Row) -> CausalExample | None:
         encoder = Encoder(self.tokenizer, self.room, prefix=self.prefix)
-        return self._example(encoder.encode(ask(self.prompt, row)), row.label)
+        question = ask(self.prompt, row)
+        if not question.answers[row.label].strip():
+            return None
+        return self._example(encoder.encode(question), row.label)
 
     def usable(self, rows: Sequence[Row]) -> list[Row]:
-        """By the evaluation's own rule: all that the model's context has room for."""
+        """By the evaluation's own rules: no answer is empty, and the model's context has room."""
         encoder = Encoder(self.tokenizer, self.n_positions, prefix=self.prefix)
-        return [row for row in rows if encoder.fit(ask(self.prompt, row)) is not None]
+        asked = [(row, ask(self.prompt, row)) for row in rows]
+        told = [(row, question) for row, question in asked if all(map(str.strip, question.answers))]
+        return [row for row, question in told if encoder.fit(question) is not None]
 
     def judge(self, model: KoGPT, rows: Sequence[Row]) -> tuple[Outcome, float]:
         """As `kogpt evaluate` does it; the loss is of the right answers, in nats per token."""

@@ -180,7 +180,9 @@ def test_inputs_that_cannot_be_used_are_one_line_and_exit_code_3(reviews, tmp_pa
         "evaluate", "nsmc", "--data", data, code=3
     )
     told = refusal(*reviews, "--shots", "0", "8", code=3)
-    assert told.endswith(": there are 7 rows to draw 8 shots from (texts that are not scored)")
+    assert told.endswith(
+        ": there are 7 rows to draw 8 shots from (texts that are not scored and have an answer)"
+    )
     missing = str(tmp_path / "absent")
     assert missing in refusal(*reviews, "--model", missing, code=3)
     write_task(tmp_path, TASK.replace("{document}", "{text}"))

@@ -203,6 +203,23 @@ def test_texts_that_no_prompt_shows_make_no_example_longer(folder):
         drawn(folder, only_in_shots, shots=(7,), max_shot_tokens=limit)
 
 
+@pytest.mark.parametrize("key", ["targets", "shot_targets"])
+def test_a_row_whose_right_answer_is_empty_is_no_example(folder, key):
+    rows = [(i, f"글 {i}", i % 2, "" if i in (1, 2) else "답") for i in range(6)]
+    names = ("id", "document", "label", "own")
+    write_table(folder / "reviews" / "shots.tsv", [names, *rows])
+    scored = 'file = "reviews/scored.tsv"\n'
+    text = TASK.replace("[fields]\n", '[fields]\nown = "own"\n')
+    text = text.replace(scored, f'{scored}fields = {{ own = "id" }}\n')
+    own = '[" 최악", " {own}"]'
+    more = own if key == "targets" else f'[" 최악", " 최고"]\nshot_targets = {own}'
+    text = text.replace('[" 최악", " 최고"]', more)
+    _, shots = drawn(folder, text, shots=(5,))
+    assert set(indices(shots)) == {0, 2, 3, 4, 5}  # the answer of row 2 is the other one
+    with pytest.raises(InputRefusedError, match="draw 6 shots from .*scored and have an answer"):
+        drawn(folder, text, shots=(6,))
+
+
 def test_texts_of_two_fields_are_the_same_only_if_both_are(tmp_path):
     task = load_task("kobest_boolq")
     header = ("ID", "Text", "Question", "Answer")

@@ -262,6 +262,24 @@ def test_rows_that_cannot_be_learnt_are_counted(finetuning, tmp_path):
     assert "(5 left out: too long, or nothing to learn)" in told.getvalue()
 
 
+def test_rows_whose_answer_is_empty_are_left_out(finetuning, tmp_path):
+    """In training where it is the right one, else whichever it is."""
+    path = write_task(tmp_path, reviews(80, 0), reviews(20, 1000))
+    text = TASK.replace("[fields]\n", '[fields]\nown = "own"\n')
+    path.write_text(text.replace('" 최고"]', '" {own}"]'), encoding="utf-8")
+    for name in ("train", "test"):
+        head, *rows = (tmp_path / f"{name}.tsv").read_text(encoding="utf-8").splitlines()
+        lines = [f"{row}\t{'최고' * (i >= 10)}" for i, row in enumerate(rows)]
+        (tmp_path / f"{name}.tsv").write_text("\n".join([f"{head}\town", *lines]), "utf-8")
+    results = run(finetuning(data=(str(path),), steps=1))
+    assert (results["examples"], results["left_out"]) == (68, 4)  # one that is right is held out
+    assert (results["validation"]["rows"], results["test"]["rows"]) == (6, 10)
+    assert [note.partition(" are left out")[0] for note in results["notes"]] == [
+        "2 rows of the validation split",
+        "10 rows of the test split",
+    ]
+
+
 def test_texts_that_are_read_alike_are_held_out_together():
     def decomposed(text):
         return unicodedata.normalize("NFD", text)
