@@ -128,6 +128,7 @@ def _run(run: Run) -> Json:
         "examples": _file(data.shots) if data.shots and run.shots else None,
         "published": [asdict(published) for published in task.published],
         "too_long": run.too_long,
+        "equal_answers": run.equal_answers,
         "rows": [row.index for row in run.rows],
         "gold": [row.label for row in run.rows],
         "degrees": [row.degree for row in run.rows if row.degree is not None],
@@ -218,6 +219,8 @@ def _notes_of(run: Json) -> Iterator[str]:
         yield f"prompt {prompt['name']}: {prompt['note']}"
     if too_long:
         yield f"prompt {prompt['name']}: left out {too_long} rows that alone exceed the context"
+    if equal := len(run.get("equal_answers", ())):  # older reports do not tell
+        yield f"prompt {prompt['name']}: {equal} rows have equal answers, the first of which counts"
     fitted = [count for answers in run["sets"] for count in answers["fitted"]]
     fewer = sum(count < shots for count in fitted)
     if fewer:

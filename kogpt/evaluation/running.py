@@ -108,6 +108,16 @@ class Run:
         return self.protocol.shots[0]
 
     @property
+    def equal_answers(self) -> list[int]:
+        """Indices of rows of which two answers are equal, so that none of these is the likelier."""
+        labels, asked = len(self.task.labels), [ask(self.prompt, row) for row in self.rows]
+        return [
+            row.index
+            for row, question in zip(self.rows, asked, strict=True)
+            if len(set(question.answers)) < labels
+        ]
+
+    @property
     def rules(self) -> tuple[str, ...]:
         """How answers are scored."""
         return rules_of(self.protocol, self.prompt)

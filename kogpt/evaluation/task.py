@@ -410,7 +410,7 @@ def _check_labels(task: Task) -> None:
                 raise _FileError(f"prompts.{prompt.name}.{key}: {count} for {labels} labels")
         if prompt.fixed and not all(target.strip() for target in prompt.targets):
             raise _FileError(f"prompts.{prompt.name}.targets: one is blank")
-        if prompt.fixed and len(set(prompt.targets)) < labels:
+        if len(set(prompt.targets)) < labels:
             raise _FileError(f"prompts.{prompt.name}.targets: two are the same")
     files = [("scored", task.scored), *(("shots", file) for file in task.shots)]
     files += [("validation", task.validation)] if task.validation else []

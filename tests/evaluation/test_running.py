@@ -249,6 +249,22 @@ def test_rows_that_exceed_the_context_are_left_out_and_told(tmp_path, capsys):
         assert f"- prompt {prompt}: left out 1 rows that alone exceed the context" in lines
 
 
+def test_rows_of_equal_answers_are_told(tmp_path, capsys):
+    path = write_task(tmp_path, rows=6)
+    text = path.read_text(encoding="utf-8").replace(
+        '" 그래서 {text} 별로였다."', '" 그래서 {text}"'
+    )
+    path.write_text(text, encoding="utf-8")
+    with (tmp_path / "toy_test.tsv").open("a", encoding="utf-8") as file:
+        file.write("6\t좋았다.\t1\n")
+    report = run(tmp_path, "--prompt", "words", "sentences")
+    assert [one["equal_answers"] for one in report["runs"]] == [[], [6]]
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if "equal" in line] == [
+        "- prompt sentences: 1 rows have equal answers, the first of which counts"
+    ]
+
+
 def test_pictures_are_drawn(toy, tmp_path):
     run(toy, "--plot", str(tmp_path / "pictures"), "--shots", "0", "1")
     names = sorted(path.name for path in (tmp_path / "pictures").iterdir())

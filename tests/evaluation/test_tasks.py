@@ -378,6 +378,11 @@ def test_a_prompts_hash_changes_with_whatever_a_model_reads_and_nothing_else(tmp
         ('["bad", "good"]', '["bad", "good", "fair"]', "prompts.short.targets: 2 for 3 labels"),
         ('[" 최악", " 최고"]', '[" 최악", " "]', "prompts.short.targets: one is blank"),
         ('[" 최악", " 최고"]', '[" 최고", " 최고"]', "prompts.short.targets: two are the same"),
+        (
+            '[" 최악", " 최고"]',
+            '[" {document}", " {document}"]',
+            "prompts.short.targets: two are the same",
+        ),
         ("[scored]", PUBLISHED.format('"f1"', ""), "published.metric: 'f1' is none of the task's"),
         (
             "[scored]",
