@@ -586,7 +586,9 @@ def add_train(commands: Commands) -> None:
         "--tokenizer", metavar="DIR", help="needed from scratch; a checkpoint brings its own"
     )
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint")
-    add_schedule_arguments(parser, batch_size=8, warmup="100 steps", rate="0.001", decay=0.1)
+    add_schedule_arguments(
+        parser, batch_size=8, warmup="100 steps", rate="0.001", decay=0.1, beta2=0.95
+    )
     add = parser.add_argument
     add("--short-length", type=int, metavar="N", help="cut sequences to this length at first")
     add("--short-part", type=float, metavar="X", help="share of steps cut so (default: 0.5)")
@@ -629,7 +631,7 @@ def add_finetune(commands: Commands) -> None:
     add_method_arguments(parser)
     add_objective_arguments(parser)
     add_schedule_arguments(
-        parser, batch_size=32, warmup="a tenth of all", rate="by method", decay=0.01
+        parser, batch_size=32, warmup="a tenth of all", rate="by method", decay=0.01, beta2=0.98
     )
     add_computing_arguments(parser)
     add_watching_arguments(parser)
@@ -682,7 +684,12 @@ def add_objective_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_schedule_arguments(
-    parser: argparse.ArgumentParser, batch_size: int, warmup: str, rate: str, decay: float
+    parser: argparse.ArgumentParser,
+    batch_size: int,
+    warmup: str,
+    rate: str,
+    decay: float,
+    beta2: float,
 ) -> None:
     add = parser.add_argument_group("what is computed").add_argument
     add("--epochs", type=float, metavar="X", help="passes over the data (default: 1)")
@@ -692,7 +699,7 @@ def add_schedule_arguments(
     add("--learning-rate", type=float, metavar="X", help=f"peak (default: {rate})")
     add("--final-learning-rate", type=float, metavar="X", help="share of the peak (default: 0)")
     add("--warmup-steps", type=int, metavar="N", help=f"linear rise (default: {warmup})")
-    decayed = f"of AdamW, on matrices (default: {decay})"
+    decayed = f"of AdamW (betas 0.9 and {beta2}), on matrices (default: {decay})"
     add("--weight-decay", type=float, metavar="X", help=decayed)
     add("--gradient-clip", type=float, metavar="X", help="largest gradient norm (default: 1)")
     add("--seed", type=int, metavar="N", help="of weights, data order, dropout (default: 0)")

@@ -23,6 +23,7 @@ from kogpt.fast import FastKoGPT
 from kogpt.generation.scoring import stream_scores
 from kogpt.kernels import building
 from kogpt.model import KoGPT
+from kogpt.training import FinetuningConfig, TrainingConfig
 from tests.checkpoint.tiny import write_released
 from tests.tokenizer.conftest import write_byte_level
 
@@ -86,6 +87,15 @@ def test_help_of_a_command_imports_neither_torch_nor_numpy(command):
     )
     assert done.returncode == 0, done.stderr
     assert "exit codes:" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("command", "config"), [("train", TrainingConfig), ("finetune", FinetuningConfig)]
+)
+def test_help_tells_how_adamw_is_set(command, config):
+    told = " ".join(kogpt(command, "--help").stdout.split())
+    betas = f"(betas {config.beta1} and {config.beta2})"
+    assert f"of AdamW {betas}, on matrices (default: {config.weight_decay})" in told
 
 
 def test_tokens_are_shown_without_torch():
