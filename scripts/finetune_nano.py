@@ -16,6 +16,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +124,7 @@ def baseline(args: argparse.Namespace) -> None:
 
     settings = {"data_dir": args.data, "validation_rows": VALIDATION}
     config = FinetuningConfig(data=("nsmc",), out=args.work, model="", method="full", **settings)
-    splits = read_task(load_task("nsmc"), config)
+    splits = read_task(load_task("nsmc"), config, attrgetter("text"))
     parts = splits.training, splits.validation, splits.test
     texts = [[row.fields["document"] for row in part] for part in parts]
     labels = [[row.label for row in part] for part in parts]
