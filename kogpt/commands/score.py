@@ -18,12 +18,8 @@ def run(args: argparse.Namespace) -> None:
     names, texts = zip(*read_texts(args), strict=True)
     model, tokenizer = load(args, fast=not args.reference)
     with memory_errors():
-        scores = stream_scores(
-            *(model, tokenizer, texts),
-            normalize=args.normalize,
-            names=names,
-            stride=args.stride,
-        )
+        how = {"normalize": args.normalize, "names": names, "stride": args.stride}
+        scores = stream_scores(model, tokenizer, texts, **how)
         corpus = CorpusScore.of(shown(scores, texts, tokenizer, args))
     if args.data or args.text == "-":
         if args.json:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from itertools import chain
 from numbers import Integral
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -217,8 +217,12 @@ def stream_scores(
     for index, text in enumerate(texts):
         name = f"text {index}" if names is None else names[index]
         row = encode(text, name, tokenizer, **how)
-        for window, _ in windows(row, context_of(model), stride):
-            refuse_unreadable(window, name, model, tokenizer, "; --stride reads it in windows")
+        step = None if stride is None else context_of(model) - 1  # to look at each id once
+        for part in windows(len(row), context_of(model), step):
+            ids = row[part.first : part.stop]
+            refuse_unreadable(
+                ids, name, model, tokenizer, "; a stride (--stride) reads it in windows"
+            )
         if len(row) < 2:
             raise InputRefusedError(f"{name} is too short: it leaves no token to score")
     parts = (texts[first : first + TEXTS_AT_ONCE] for first in range(0, len(texts), TEXTS_AT_ONCE))
@@ -230,20 +234,28 @@ def stream_scores(
     )
 
 
-def windows(row: list[int], context: int, stride: int | None) -> Iterator[tuple[list[int], int]]:
-    """Parts of a row that are read by themselves, each with how many first ids it does not score.
+class Window(NamedTuple):
+    """A part of a row that is read by itself.
 
-    Args:
-        row: ids.
-        context: how many a part holds at most.
-        stride: how far a part begins behind the one before; None for the whole row at once.
+    Attributes:
+        first: where it begins.
+        stop: where it ends.
+        given: how many of its first ids it does not score.
     """
-    if stride is None or len(row) <= context:
-        yield row, 1
+
+    first: int
+    stop: int
+    given: int
+
+
+def windows(length: int, context: int, stride: int | None) -> Iterator[Window]:
+    """The windows of a row: what is no longer than the context, or has no stride, is one."""
+    if stride is None or length <= context:
+        yield Window(0, length, 1)
         return
-    yield row[:context], 1
-    for first in range(stride, len(row) - context + stride, stride):
-        yield row[first : first + context], context - stride
+    yield Window(0, context, 1)
+    for first in range(stride, length - context + stride, stride):
+        yield Window(first, min(first + context, length), context - stride)
 
 
 def _score_rows(
@@ -254,17 +266,18 @@ def _score_rows(
     stride: int | None,
 ) -> list[Score]:
     context = context_of(model)
-    parts = [(i, *part) for i, row in enumerate(rows) for part in windows(row, context, stride)]
-    by_length = sorted(range(len(parts)), key=lambda part: len(parts[part][1]))
-    found: dict[int, list[TokenLogprob]] = {}
+    parts = [(i, part) for i, row in enumerate(rows) for part in windows(len(row), context, stride)]
+    by_length = sorted(parts, key=lambda each: each[1].stop - each[1].first)
+    found: dict[tuple[int, Window], list[float]] = {}
     with evaluation_mode(model):
         for first in range(0, len(parts), batch_size):
             chosen = by_length[first : first + batch_size]
-            scored = sequence_logprobs(model, [parts[part][1] for part in chosen])
-            found.update(zip(chosen, scored, strict=True))
+            ids = [rows[index][part.first : part.stop] for index, part in chosen]
+            for each, scored in zip(chosen, sequence_logprobs(model, ids), strict=True):
+                found[each] = [item.logprob for item in scored[each[1].given - 1 :]]
     logprobs: list[list[float]] = [[] for _ in rows]
-    for part, (index, _, given) in enumerate(parts):
-        logprobs[index] += [item.logprob for item in found[part][given - 1 :]]
+    for each in parts:
+        logprobs[each[0]] += found[each]
     return [_score(row, values, tokenizer) for row, values in zip(rows, logprobs, strict=True)]
 
 

@@ -272,7 +272,9 @@ def test_a_text_that_cannot_be_scored_is_named_by_file_and_row(tmp_path):
     told = refusal("score", "--data", str(path), str(other), code=3)
     assert f"{other}: row 3 has " in told and "the context of the model holds 1024" in told
     told = refusal("score", "-", input="별로\n\n" + "정말 " * 2000, code=3)
-    assert "line 3 has " in told and told.endswith("holds 1024; --stride reads it in windows")
+    assert "line 3 has " in told and told.endswith(
+        "holds 1024; a stride (--stride) reads it in windows"
+    )
     asked = ("score", "-", "--json", "--stride")
     done = kogpt(*asked, "512", input="별로\n\n" + "정말 " * 600)
     _, long, both = map(json.loads, done.stdout.splitlines())

@@ -202,7 +202,7 @@ def test_a_stride_that_leaves_a_token_nothing_to_stand_behind_is_refused(model, 
 
 
 def test_a_text_too_long_or_too_short_to_score_is_refused_by_its_place(model, tokenizer):
-    with pytest.raises(InputRefusedError, match="text 1 has 65 tokens.* holds 64; --stride"):
+    with pytest.raises(InputRefusedError, match="text 1 has 65 tokens.* holds 64; a stride"):
         score(model, tokenizer, ["한", "뷁" * 16 + "뷁" * 5 + "가"])
     with pytest.raises(InputRefusedError, match="text 0 is too short"):
         score(model, tokenizer, [""])
