@@ -5,13 +5,14 @@ import hashlib
 from pathlib import Path
 from types import FunctionType
 
-from kogpt.model.rotary import RotaryEmbedding
+from kogpt.model.rotary import RotaryEmbedding, Rotation
 from kogpt.model.transformer import MLP, Attention, Block, KoGPT, Transformer
 from kogpt.model.variants.gpt2 import GPT2, GPT2Block
 from kogpt.model.variants.gpt_neox import GELUMLP, GPTNeoX, GPTNeoXBlock
 from kogpt.model.variants.parts import (
     BiasedAttention,
     HalfRotaryEmbedding,
+    HalfRotation,
     LearnedPositions,
     SequentialBlock,
     TiedHead,
@@ -30,34 +31,50 @@ SOURCES = {
 }
 # What models are made of: KoGPT, and its neighbours of that and more.
 PARTS: dict[type[KoGPT], tuple[type, ...]] = {
-    KoGPT: (KoGPT, Transformer, Block, Attention, MLP, RotaryEmbedding),
+    KoGPT: (KoGPT, Transformer, Block, Attention, MLP, RotaryEmbedding, Rotation),
     GPT2: (
         *(GPT2, GPT2Block, SequentialBlock, TwoNormBlock),
         *(BiasedAttention, LearnedPositions, TiedHead),
     ),
-    GPTNeoX: (GPTNeoX, GPTNeoXBlock, TwoNormBlock, BiasedAttention, GELUMLP, HalfRotaryEmbedding),
+    GPTNeoX: (
+        *(GPTNeoX, GPTNeoXBlock, TwoNormBlock),
+        *(BiasedAttention, GELUMLP, HalfRotaryEmbedding, HalfRotation),
+    ),
 }
-HOMES = ("kogpt.model.", "torch.nn.")  # where all is from that it is made of
+# Where all is from that it is made of; a named tuple's own functions are from `collections`.
+HOMES = ("kogpt.model.", "torch.nn.", "collections")
+AS_MADE = {part: dict(vars(part)) for parts in PARTS.values() for part in parts}
 
 
 def change(model_class: type[KoGPT] = KoGPT) -> str | None:
     """What of a network is not as it was released; None for nothing.
 
-    A file that was edited, or a function or class that took the place of another.
+    A file that was edited, or a function, class or other attribute that took another's place.
 
     Args:
-        model_class: one of `kogpt.model.variants.CLASSES`.
+        model_class: of the model.
     """
+    if model_class not in PARTS:
+        return model_class.__name__
     parts = dict.fromkeys((*PARTS[KoGPT], *PARTS[model_class]))
     homes = dict.fromkeys(part.__module__.removeprefix("kogpt.model.") for part in parts)
     for home in homes:
         if is_edited(name := home.replace(".", "/") + ".py"):
             return str(HERE / name)
-    for made in parts:
-        for name, part in vars(made).items():
-            if isinstance(part, type | FunctionType) and not part.__module__.startswith(HOMES):
-                return f"{made.__name__}.{name}"
+    for part in parts:
+        for name in AS_MADE[part] | vars(part):
+            if _is_other(part, name):
+                return f"{part.__name__}.{name}"
     return None
+
+
+def _is_other(part: type, name: str) -> bool:
+    """Whether an attribute is another than was made with its class, which may have come earlier."""
+    value = vars(part).get(name)
+    if isinstance(value, type | FunctionType) and not value.__module__.startswith(HOMES):
+        return True
+    is_note = name.startswith("__") and not callable(value)  # Python's own, as `copy` leaves one
+    return value is not AS_MADE[part].get(name) and not is_note
 
 
 @functools.cache

@@ -1,8 +1,10 @@
 """Classes of one's own that the seams do not foresee: every room runs them, or refuses by name."""
 
+import copy
 import dataclasses
 import hashlib
 import inspect
+import pickle
 
 import pytest
 import torch
@@ -715,11 +717,46 @@ def test_an_edited_network_is_not_passed_over(tmp_path, monkeypatch):
     monkeypatch.setattr(source, "HERE", folder)
     monkeypatch.setattr(source, "is_edited", is_edited.__wrapped__)
     assert change(KoGPT) is change(GPT2) is change(GPTNeoX) is None
-    edited = folder / "variants" / "gpt2.py"
-    edited.write_bytes(b"")
-    assert change(GPT2) == str(edited) and change(KoGPT) is change(GPTNeoX) is None
-    (folder / "rotary.py").write_bytes(b"")
-    assert change(KoGPT) == change(GPTNeoX) == str(folder / "rotary.py")
+    known = {"transformer.py", "rotary.py"}
+    neighbours = {"variants/parts.py"}
+    for name in SOURCES:
+        whole = (folder / name).read_bytes()
+        (folder / name).write_bytes(b"")
+        found = {each for each in (KoGPT, GPT2, GPTNeoX) if change(each) == str(folder / name)}
+        (folder / name).write_bytes(whole)
+        own = GPT2 if name == "variants/gpt2.py" else GPTNeoX
+        wanted = {KoGPT, GPT2, GPTNeoX} if name in known else {GPT2, GPTNeoX}
+        assert found == (wanted if name in known | neighbours else {own}), name
+
+
+@pytest.mark.parametrize("model_class", source.PARTS, ids=lambda each: each.__name__)
+def test_every_part_of_a_network_is_looked_at(model_class, monkeypatch):
+    sizes = {"vocab_size": 9, "n_positions": 8, "n_embd": 128, "n_head": 2, "n_layer": 1}
+    model, parts = model_class(model_class.config_class(**sizes)), source.PARTS[model_class]
+    used = {each for module in model.modules() for each in type(module).__mro__}
+    used |= {*type(model.transformer.rotary(torch.arange(3)[None])).__mro__}
+    ours = {each for each in used if each.__module__.startswith("kogpt.model.")}
+    assert {*parts} <= ours <= {*parts, *source.PARTS[KoGPT]}
+    for part in parts:
+        for name, value in vars(part).items():
+            if name.startswith("__") or not callable(getattr(part, name)):
+                continue
+            with monkeypatch.context() as patch:
+                # A function of this package too: another one's place is not its own.
+                other = KoGPT.init_weights if value is not KoGPT.init_weights else KoGPT.logits
+                patch.setattr(part, name, staticmethod(other))
+                assert change(model_class) == f"{part.__name__}.{name}"
+    assert change(model_class) is None
+
+
+def test_a_class_that_is_not_known_is_another_network():
+    assert change(type("Own", (GPTNeoX,), {})) == "Own"
+
+
+def test_what_python_notes_in_a_class_is_no_change():
+    copy.deepcopy(made(KoGPT))
+    pickle.dumps(RotaryEmbedding(4, 8))
+    assert change() is None
 
 
 class Mistaken(MLP):
