@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -40,7 +40,7 @@ from kogpt.kernels.packing import pack, row_bytes
 from kogpt.model import KoGPT, KoGPTConfig
 from kogpt.model.rotary import RotaryEmbedding
 from kogpt.model.source import change
-from kogpt.model.variants import GPTNeoXConfig, class_of
+from kogpt.model.variants import GPTNeoX, GPTNeoXConfig, class_of
 from kogpt.notes import say
 
 # A matrix of so many bytes stays in its file. It need not be copied, which for billions of weights
@@ -58,8 +58,8 @@ def load_fast(
     device: str | int | torch.device | None = None,
     adapters: Folders = (),
 ) -> KoGPT:
-    """Loads a model prepared for decoding; where `kogpt/model/` was changed, which then is the
-    network to run, as `load_model` does.
+    """Loads a model prepared for decoding. Where `kogpt/model/` was changed, that is the network to
+    run, and this does what `load_model` does.
 
     On a CPU, large matrices of safetensors files are not read but mapped: their memory is that of
     the system's cache of the file. Those of bfloat16 are packed instead where that makes decoding
@@ -181,27 +181,33 @@ class _Loader:
 
     def rotary(self) -> RotaryEmbedding:
         """Angles for neighbouring dims; blocks that pair others put these side by side."""
-        config = self.config
-        base = config.rotary_base if isinstance(config, GPTNeoXConfig) else 10000.0
+        sizes = self.config.rotary_width, self.config.n_positions
         with self.device:
-            return RotaryEmbedding(config.rotary_width, config.n_positions, base)
+            if isinstance(self.config, GPTNeoXConfig):
+                return RotaryEmbedding(*sizes, base=self.config.rotary_base)
+            return RotaryEmbedding(*sizes)
 
     def block(self, layer: int) -> FastBlock:
-        C, F, D = self.config.n_embd, self.config.inner_dim, self.config.head_dim
+        C, F = self.config.n_embd, self.config.inner_dim
         h, attn, mlp = (f"transformer.h.{layer}{part}" for part in ("", ".attn", ".mlp"))
         qkv, fc_in = [[f"{attn}.{name}_proj"] for name in "qkv"], [f"{mlp}.fc_in"]
         out_proj, fc_out = f"{attn}.out_proj", f"{mlp}.fc_out"
         ln_1 = self.norm(f"{h}.ln_1")
-        if f"{h}.ln_2.weight" not in self.names:
-            enter = Enter(self.linears([*qkv, fc_in]), (C, C, C, F))
-            return FastBlock(layer, D, ln_1, enter, Leave(self.linears([[out_proj, fc_out]])))
-        enter, ln_2 = Enter(self.linears(qkv), (C, C, C)), self.norm(f"{h}.ln_2")
+        own: dict[str, Any] = {"layer": layer, "head_dim": self.config.head_dim, "norm": ln_1}
+        if class_of(self.config) is KoGPT:
+            return FastBlock(
+                **own,
+                enter=Enter(self.linears([*qkv, fc_in]), (C, C, C, F)),
+                leave=Leave(self.linears([[out_proj, fc_out]])),
+            )
         (inner,) = self.linears([fc_in])
-        if isinstance(self.config, GPTNeoXConfig):
+        own |= {"norm_2": self.norm(f"{h}.ln_2"), "inner": inner}
+        own |= {"enter": Enter(self.linears(qkv), (C, C, C))}
+        if class_of(self.config) is GPTNeoX:
             leave = Leave(self.linears([[out_proj, fc_out]]))
-            return FastTwoNormBlock(layer, D, ln_1, enter, leave, ln_2, inner, "none", self.order)
+            return FastTwoNormBlock(**own, leave=leave, approximate="none", order=self.order)
         leave = Leave((*self.linears([[out_proj]]), *self.linears([[fc_out]])))
-        return FastSequentialBlock(layer, D, ln_1, enter, leave, ln_2, inner, "tanh", None)
+        return FastSequentialBlock(**own, leave=leave, approximate="tanh", order=None)
 
     @cached_property
     def order(self) -> Tensor:

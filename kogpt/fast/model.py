@@ -108,10 +108,10 @@ class Linear(NamedTuple):
 
 
 class Enter(NamedTuple):
-    """Linear layers that read the same input: q_proj, k_proj, v_proj and fc_in.
+    """Linear layers that read the same input: q_proj, k_proj, v_proj, and GPT-J's fc_in.
 
     Attributes:
-        linears: the layers, or one that is all of them, (3C + F, C).
+        linears: the layers, or one that is all of them, (3C + F, C) or (3C, C).
         widths: of what they give.
     """
 
@@ -378,7 +378,7 @@ class FastTransformer(Transformer):
         x = self.embedding(input_ids).to(self.norm.weight.dtype)
         if self.wpe is None:
             return x
-        assert positions is not None, "who reads tokens knows where they stand"
+        assert positions is not None, "they are computed where they are learned"
         return x + self.wpe(positions)
 
 

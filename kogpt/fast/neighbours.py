@@ -47,14 +47,14 @@ class FastTwoNormBlock(FastBlock):
         yield from (*self.enter.linears, self.inner, *self.leave.linears)
 
     def has_chain(self, x: Tensor) -> bool:
-        return False  # those that there are read one norm
+        return False  # the kernels of a chain read one norm
 
 
 @dataclass
 class FastSequentialBlock(FastTwoNormBlock):
     """First attention, then the MLP, which reads what attention has added: GPT-2, in four.
 
-    `leave` is out_proj and fc_out, each on its own.
+    `leave` is out_proj and fc_out, each on its own; it is not called, which would add them up.
     """
 
     def __call__(self, x: Tensor, attend: Attend) -> Tensor:

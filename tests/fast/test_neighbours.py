@@ -2,9 +2,11 @@
 
 import copy
 import math
+import shutil
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 from torch import nn
 
@@ -20,6 +22,7 @@ from kogpt.adapters import (
 )
 from kogpt.checkpoint import ConversionOptions, convert, inspect, load_model, open_checkpoint
 from kogpt.checkpoint.safetensors_file import StoredRows
+from kogpt.errors import InputRefusedError
 from kogpt.fast import FastKoGPT, load_fast
 from kogpt.generation import PromptLookup, SamplingParams, generate
 from kogpt.model import KVCache
@@ -215,6 +218,51 @@ def test_a_tied_head_is_the_embedding_in_memory_too(converted):
     assert table.data_ptr() == fast.lm_head.weight.values.data_ptr()
 
 
+@pytest.fixture
+def twins(released, tmp_path) -> Path:
+    """A release of GPT-2 whose head lies beside the embedding once more, in bfloat16."""
+    folder = tmp_path / "twins"
+    shutil.copytree(released("GPT-2")[1], folder)
+    state = safetensors.torch.load_file(folder / "model.safetensors")
+    state = {name: tensor.bfloat16() for name, tensor in state.items()}
+    state["lm_head.weight"] = state["transformer.wte.weight"].clone()
+    safetensors.torch.save_file(state, folder / "model.safetensors")
+    return folder
+
+
+@pytest.fixture
+def packing(monkeypatch):
+    monkeypatch.setattr("kogpt.fast.loading.MAPPED", 0)
+    monkeypatch.setattr("kogpt.fast.loading.packs", lambda K: True)
+
+
+def test_a_packed_head_is_not_looked_up_in(twins, packing):
+    fast = load_fast(twins)
+    assert fast.lm_head.weight.bits == 12
+    assert fast.transformer.embedding.weight.dtype == torch.bfloat16
+    found, wanted = read(fast, [40]), read(load_model(twins), [40])
+    assert (found - wanted).norm() <= 1e-2 * wanted.norm()
+
+
+def test_a_head_that_is_not_the_embedding_is_refused_where_it_would_be_mapped(twins, packing):
+    state = safetensors.torch.load_file(twins / "model.safetensors")
+    state["lm_head.weight"][5, 6] += 1
+    safetensors.torch.save_file(state, twins / "model.safetensors")
+    with pytest.raises(InputRefusedError, match=r"lm_head\.weight differs from transformer\.wte"):
+        load_fast(twins)
+
+
+@on_both
+def test_a_soft_prompt_stands_behind_a_table_that_would_be_mapped(
+    converted, name, tmp_path, packing
+):
+    model = load_model(converted(name))
+    attach_prompt(model, PromptConfig(6), torch.Generator().manual_seed(1))
+    write_adapter(tmp_path / "prompt", model)
+    fast = load_fast(converted(name), adapters=tmp_path / "prompt")
+    assert (read(fast, [46]) - read(model, [46])).norm() <= 1e-5 * read(model, [46]).norm()
+
+
 @on_both
 @pytest.mark.parametrize("format", ["bfloat16", "int8"])
 def test_what_a_token_reads_and_what_a_cpu_takes(converted, name, format):
@@ -223,9 +271,11 @@ def test_what_a_token_reads_and_what_a_cpu_takes(converted, name, format):
     C, F, V = config.n_embd, config.inner_dim, config.vocab_size
     layers = config.n_layer * (4 * C * C + 2 * C * F)
     assert sum(math.prod(each.weight.shape) for each in fast.linears()) == layers + V * C
-    numbers = sum(tensor.numel() for tensor in fast.streamed())
+    tables = (config.n_positions if name == "GPT-2" else V) * C  # of which a token reads a row
+    summed = config.n_layer * C if name == "GPT-NeoX" else 0  # two biases of a block, as one
+    assert fast.num_streamed == config.num_parameters - tables - summed
     if format == "bfloat16":
-        assert fast.num_streamed == numbers
+        assert fast.num_streamed == sum(tensor.numel() for tensor in fast.streamed())
     described = inspect(folder)
     cached = 2 * config.n_layer * config.n_positions * C * fast.dtype.itemsize
     with open_checkpoint(folder) as reader:
