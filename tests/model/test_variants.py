@@ -363,7 +363,7 @@ def test_a_head_that_is_the_embedding_is_so_with_nan_too(tmp_path):
     [
         (None, {}, r"/model\.safetensors: {} is int8"),
         (1e6, {"dtype": "float16"}, r"1 values in 1 tensors .* \(the first 1 in {}\)"),
-        (math.nan, {"quantize": "int8"}, "^{} holds NaN"),
+        (math.nan, {"quantize": "int8"}, "/src: {} holds NaN"),
     ],
     ids=["integers", "overflow", "NaN"],
 )
