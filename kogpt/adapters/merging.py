@@ -178,9 +178,8 @@ class _Merge:
         self.head = next((a.head for a in adapters if a.head is not None), None)
         if self.head is None and CLASSIFIER in reader.ignored:
             self.head = reader.read(CLASSIFIER)
-        self.changes = self.undone = (
-            0  # numbers that updates change, and that rounding changes back
-        )
+        self.changes = 0  # numbers that updates change
+        self.undone = 0  # those that rounding changes back
 
     def specs(self) -> list[TensorSpec]:
         shapes = expand(self.config, self.reader.model_class).items()

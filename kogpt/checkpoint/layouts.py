@@ -219,9 +219,7 @@ class ReleasedTensors:
                 self._hold(twin, shape)
                 self._twins[name] = twin
         self.parts = {theirs for _, theirs in self._rows.values()} | {*self._twins.values()}
-        self._kept = (
-            threading.local()
-        )  # the last tensor read whole: each thread has its own to go on with
+        self._kept = threading.local()  # each thread's last tensor that was read whole
 
     def read(self, name: str, rows: slice = slice(None)) -> Tensor:
         """Rows of a tensor of ours.

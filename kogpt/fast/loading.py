@@ -201,8 +201,8 @@ class _Loader:
                 leave=Leave(self.linears([[out_proj, fc_out]])),
             )
         (inner,) = self.linears([fc_in])
-        own |= {"norm_2": self.norm(f"{h}.ln_2"), "inner": inner}
-        own |= {"enter": Enter(self.linears(qkv), (C, C, C))}
+        enter = Enter(self.linears(qkv), (C, C, C))
+        own |= {"norm_2": self.norm(f"{h}.ln_2"), "enter": enter, "inner": inner}
         if class_of(self.config) is GPTNeoX:
             leave = Leave(self.linears([[out_proj, fc_out]]))
             return FastTwoNormBlock(**own, leave=leave, approximate="none", order=self.order)
