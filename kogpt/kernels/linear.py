@@ -159,8 +159,11 @@ def slow_dtypes() -> frozenset[torch.dtype]:
     """Those of 16 bits that PyTorch multiplies slower than the kernels do on this processor."""
     if torch.backends.cpu.get_cpu_capability() == "AVX2":
         return frozenset((torch.bfloat16, torch.float16))
-    fast = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_fp16_supported()
-    return frozenset() if fast else frozenset((torch.float16,))
+    has_tiles = torch.cpu._is_amx_tile_supported()  # which PyTorch's product multiplies by
+    pairs = torch.cpu._is_avx512_bf16_supported() and not has_tiles
+    halves = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_fp16_supported()
+    slow = {torch.bfloat16: pairs, torch.float16: not halves}
+    return frozenset(dtype for dtype, is_slow in slow.items() if is_slow)
 
 
 def obstacle(x: Tensor, weight: Weight) -> str | None:

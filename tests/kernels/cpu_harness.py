@@ -23,7 +23,8 @@ from kogpt.kernels.targets import Cpu
 
 HERE = Path(__file__).resolve().parent
 SOURCES = building.SOURCES["cpu"]
-ISAS = ("plain", "avx2", "avx512", "vnni")  # enum Isa of cpu.h
+ISAS = ("plain", "avx2", "avx512", "vnni", "bf16")  # enum Isa of cpu.h
+WIDE_ISAS = ISAS[2:]
 # enum Element
 ELEMENTS = (torch.float32, torch.bfloat16, torch.float16, torch.int8, torch.int32, torch.uint8)
 KERNELS = [SOURCES / f"{isa}.cpp" for isa in ISAS]
@@ -78,14 +79,14 @@ def build_foreign(folder: Path) -> ctypes.CDLL:
 
 
 def build_wide(folder: Path) -> ctypes.CDLL:
-    """The kernels for AVX-512 and VNNI, on any processor: see wide/immintrin.h."""
+    """The kernels for AVX-512 and what came after it, on any processor: see wide/immintrin.h."""
     sources = folder / "wide"
     shutil.copytree(SOURCES, sources)
     # The compiler must neither use those instructions itself, nor have names for their registers.
     (sources / "target.h").write_text("#define KOGPT_BEGIN_TARGET\n#define KOGPT_END_TARGET\n")
     vectors = sources / "vectors_avx512.h"
     vectors.write_text(re.sub(r"asm\(.*\);", "", vectors.read_text()))
-    names = (sources / "avx512.cpp", sources / "vnni.cpp", HERE / "wide" / "kernels.cpp")
+    names = (*(sources / f"{isa}.cpp" for isa in WIDE_ISAS), HERE / "wide" / "kernels.cpp")
     flags = ("-I", HERE / "wide", "-O1", "-shared", "-fPIC", "-D__x86_64__", "-Wno-psabi")
     return ctypes.CDLL(
         str(compile_to(folder / "wide.so", *flags, *names, HERE / "cpu_harness.cpp"))

@@ -28,6 +28,7 @@ from .cpu_harness import (
     ISAS,
     KERNELS,
     SOURCES,
+    WIDE_ISAS,
     Kernels,
     build_foreign,
     build_real,
@@ -91,7 +92,7 @@ def wide(folder):
     return build_wide(folder)
 
 
-@pytest.fixture(params=[*ISAS, "foreign", "wide avx512", "wide vnni"])
+@pytest.fixture(params=[*ISAS, "foreign", *(f"wide {isa}" for isa in WIDE_ISAS)])
 def kernels(request) -> Kernels:
     """The kernels of one instruction set, or as they run on processors of other kinds."""
     if request.param == "foreign":

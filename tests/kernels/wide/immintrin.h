@@ -1,4 +1,5 @@
-// The intrinsics that the kernels for AVX-512 and VNNI use, in plain C++, for processors without.
+// The intrinsics that the kernels for AVX-512, VNNI and products of bfloat16 use, in plain C++, for
+// processors without.
 //
 // It takes the place of the compiler's header, so that the kernels' own sources run anywhere. Loops
 // say what Intel's manual says of each lane; the compiler may make of them what it likes.
@@ -12,6 +13,7 @@ typedef long long __m256i __attribute__((vector_size(32), may_alias));
 typedef long long __m512i __attribute__((vector_size(64), may_alias));
 typedef float __m128 __attribute__((vector_size(16), may_alias));
 typedef float __m512 __attribute__((vector_size(64), may_alias));
+typedef int16_t __m512bh __attribute__((vector_size(64), may_alias));
 typedef int32_t __v16si __attribute__((vector_size(64)));
 typedef int8_t __v64qi __attribute__((vector_size(64)));
 typedef int16_t __v32hi __attribute__((vector_size(64)));
@@ -214,6 +216,19 @@ __m512i _mm512_dpwssd_epi32(__m512i sums, __m512i a, __m512i b) {
 }
 __m512i _mm512_dpbusd_epi32(__m512i sums, __m512i a, __m512i b) {
   return dot<uint8_t, int8_t>(sums, a, b);
+}
+
+// Adds the products of pairs, each rounded once with the sum; what has no whole fraction is zero.
+__m512 _mm512_dpbf16_ps(__m512 sums, __m512bh a, __m512bh b) {
+  const auto flushed = [](float x) { return __builtin_fabsf(x) < 0x1p-126f ? 0 * x : x; };
+  const auto wide = [&](int16_t bits) {
+    return flushed(same_bits<float>(static_cast<uint32_t>(static_cast<uint16_t>(bits)) << 16));
+  };
+  for (int i = 0; i < 32; ++i) {
+    const int at = i ^ 1;  // the second of a pair is first
+    sums[i / 2] = flushed(__builtin_fmaf(wide(a[at]), wide(b[at]), sums[i / 2]));
+  }
+  return sums;
 }
 
 }  // namespace

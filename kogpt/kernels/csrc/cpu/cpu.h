@@ -10,7 +10,7 @@
 namespace kogpt::cpu {
 
 // Instruction sets with kernels of their own, each better than those before it.
-enum class Isa : int32_t { kPlain, kAvx2, kAvx512, kVnni };
+enum class Isa : int32_t { kPlain, kAvx2, kAvx512, kVnni, kBf16 };
 
 struct Kernels {
   // Brings the rows [first, last) of x into the form that `linear` reads; all before any call of

@@ -54,7 +54,8 @@ constexpr int64_t kTileRows = 6;
 // Many rows and what fills up their last tile.
 inline int64_t padded_rows(int64_t M) { return (M + kTileRows - 1) / kTileRows * kTileRows; }
 
-// 32-bit words of one of them: a float or four bytes each.
+// 32-bit words that there is room for in one of them: a float or four bytes each. Pairs of bfloat16
+// fill half.
 inline int64_t many_row_words(const LinearParams& params) {
   return params.scale.data ? params.K / 4 : params.K;
 }

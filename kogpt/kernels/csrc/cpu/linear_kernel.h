@@ -5,7 +5,8 @@
 // are exact over those 128, and floats from there on. For weights of 8 bits the integers have 16
 // bits, finer than bfloat16 everywhere. For weights of 4 bits, which are coarse themselves, they
 // have 8, or arithmetic would be slower than memory. Floating-point weights are widened to float,
-// exactly, and x to float; those of bfloat16 may be packed into 12 bits (packed.h).
+// exactly, and x to float; those of bfloat16 may be packed into 12 bits (packed.h). A processor that
+// multiplies pairs of bfloat16 does so where x has them too: such products are exact as well.
 //
 // A tile of a few outputs by up to kMostRows rows stays in registers; weights are read from memory
 // once and x from a near cache. Outputs of a tile lie apart, so that the tiles of a panel read a
@@ -16,10 +17,11 @@
 // bytes, `Sums` kLanes 32-bit integers, `Floats` kLanes floats. `Nibbles` holds what products of
 // 4-bit weights and bytes come to over kNibbleVectors vectors at least. Of 1, 2, 3 and 4 rows,
 // kFloatOutputs, kPackedOutputs, kInt8Outputs and kInt4Outputs are the outputs of a tile: more are
-// more streams, which memory is read faster by, until registers that do not suffice for their
-// products (kFewRegisters: there are 16) cost more than that. kAhead are the bytes that each stream
-// is asked for ahead: what such processors read fastest with. Of many rows, a tile has kVectors
-// vectors of outputs; dot_bytes kSaturates above 16 bits for a pair.
+// more streams. How many memory is read fastest by, and how many bytes of each are then asked for
+// ahead, the `ahead` of so many outputs, depends on the processor; where registers are few
+// (kFewRegisters: there are 16), so do the products. Of many rows, a tile has kVectors vectors of
+// outputs; dot_bytes kSaturates above 16 bits for a pair. With kPairs there is dot_pairs,
+// of bfloat16.
 #pragma once
 
 #include <algorithm>
@@ -56,6 +58,7 @@ struct Linear {
   // One row of x as the kernel reads it.
   struct Row {
     float* wide;    // K floats
+    int16_t* pairs;  // in the place of wide, where pairs of bfloat16 are multiplied: K of them
     int16_t* q;     // weights of 8 bits: K integers
     int8_t* bytes;  // weights of 4 bits, in the place of q: K, ordered as the weights' vectors are
     float* unit;    // integer weights: what the integers count, for each grain
@@ -68,6 +71,7 @@ struct Linear {
     char* bytes = static_cast<char*>(params.scratch) + m * linear_row_bytes(K);
     Row row = {};
     row.wide = reinterpret_cast<float*>(bytes);
+    row.pairs = reinterpret_cast<int16_t*>(bytes);
     row.q = reinterpret_cast<int16_t*>(bytes + 4 * K);
     row.bytes = reinterpret_cast<int8_t*>(bytes + 4 * K);
     row.unit = reinterpret_cast<float*>(bytes + 6 * K);
@@ -80,6 +84,12 @@ struct Linear {
     if (p.M > kFewRows) return Many<Simd>::prepare(p, first, last);
     for (int64_t m = first; m < last; ++m) {
       const Row to = row(p, m);
+      if (in_pairs<Simd>(p)) {
+        std::memcpy(to.pairs, static_cast<const int16_t*>(p.x.data) + m * p.K, 2 * p.K);
+        if (p.weight.element == Element::kBFloat16) continue;
+        for (int64_t k = 0; k < p.K; k += 4 * kLanes) order_as_unpacked(to.pairs + k);
+        continue;
+      }
       Numbers::widen(p.x, m * p.K, p.K, to.wide);
       if (p.weight.element == Element::kInt8) {
         round(p, to, to.q);
@@ -91,16 +101,23 @@ struct Linear {
         // So has a 32-bit word.
         for (int64_t k = 0; k < p.K; k += 2 * kLanes) split_pairs<2 * kLanes>(to.wide + k);
       } else if (p.weight.element == Element::kPacked) {
-        for (int64_t k = 0; k < p.K; k += 4 * kLanes) order_as_unpacked(to.wide + k);
+        for (int64_t k = 0; k < p.K; k += 4 * kLanes) {
+          order_as_unpacked(to.wide + k);
+          // A vector gets the first of each pair, the next one the second.
+          for (int64_t i = 0; i < 4 * kLanes; i += 2 * kLanes) {
+            split_pairs<2 * kLanes>(to.wide + k + i);
+          }
+        }
       }
     }
   }
 
-  static void order_as_unpacked(float* x) {
-    float ordered[4 * kLanes];
+  // Of every 16 the first eight, and then the others.
+  template <class Number>
+  static void order_as_unpacked(Number* x) {
+    Number ordered[4 * kLanes];
     for (int64_t i = 0; i < 4 * kLanes; ++i) {
-      const int64_t vector = i / 8 % 2 * 2 + i % 2, lane = i / 16 * 4 + i % 8 / 2;
-      ordered[vector * kLanes + lane] = x[i];
+      ordered[i / 8 % 2 * 2 * kLanes + i / 16 * 8 + i % 8] = x[i];
     }
     std::memcpy(x, ordered, sizeof ordered);
   }
@@ -194,8 +211,12 @@ struct Linear {
 
   // Asks for what a stream will read after these weights, which the processor alone would not do
   // across pages.
-  static void ahead(const char* at, int64_t bytes) {
-    for (int64_t i = 0; i < bytes; i += kLine) __builtin_prefetch(at + Simd::kAhead + i, 0, 2);
+  template <int kOutputs>
+  static void ask_ahead(const char* at, int64_t bytes) {
+    constexpr int64_t kAhead = Simd::ahead(kOutputs);
+    for (int64_t i = 0; i < bytes; i += kLine) {
+      __builtin_prefetch(at + kAhead + i, 0, Simd::kLocality);
+    }
   }
 
   // Inputs of a tile's rows that fill kNear.
@@ -275,10 +296,16 @@ struct Linear {
   template <Element kWeight, int kRows, int kOutputs>
   static void multiply(const LinearParams& p, const Tile<kRows, kOutputs>& tile, int64_t first,
                        int64_t last, Floats (&totals)[kRows][kOutputs]) {
+    if constexpr (Simd::kPairs && kWeight == Element::kBFloat16) {
+      if (in_pairs<Simd>(p)) return pairs(tile, first, last, totals);
+    }
     if constexpr (kWeight == Element::kInt4) {
       int4(p, tile, first, last, totals);
     } else if constexpr (kWeight == Element::kPacked) {
-      packed(p, tile, first, last, totals);
+      if constexpr (Simd::kPairs) {
+        if (in_pairs<Simd>(p)) return packed<true>(p, tile, first, last, totals);
+      }
+      packed<false>(p, tile, first, last, totals);
     } else if constexpr (kWeight != Element::kInt8) {
       floats<kWeight>(tile, first, last, totals);
     } else if (one_scale(p)) {
@@ -297,7 +324,7 @@ struct Linear {
     for (int64_t k = first; k < last; k += 2 * kLanes) {
       for (int j = 0; j < kOutputs; ++j) {
         Floats w0, w1;
-        ahead(tile.weight[j] + k * kBytes, 2 * kLanes * kBytes);
+        ask_ahead<kOutputs>(tile.weight[j] + k * kBytes, 2 * kLanes * kBytes);
         Simd::template widen<kWeight>(tile.weight[j] + k * kBytes, w0, w1);
         for (int i = 0; i < kRows; ++i) {
           sums[i][j] = Simd::fma(w0, Simd::load(tile.x[i].wide + k), sums[i][j]);
@@ -308,7 +335,25 @@ struct Linear {
     std::memcpy(totals, sums, sizeof sums);
   }
 
+  // The same where both have bfloat16.
   template <int kRows, int kOutputs>
+  static void pairs(const Tile<kRows, kOutputs>& tile, int64_t first, int64_t last,
+                    Floats (&totals)[kRows][kOutputs]) {
+    Floats sums[kRows][kOutputs];
+    std::memcpy(sums, totals, sizeof sums);
+    for (int64_t k = first; k < last; k += 2 * kLanes) {
+      for (int j = 0; j < kOutputs; ++j) {
+        ask_ahead<kOutputs>(tile.weight[j] + 2 * k, 4 * kLanes);
+        const Words w = Simd::load(static_cast<const void*>(tile.weight[j] + 2 * k));
+        for (int i = 0; i < kRows; ++i) {
+          sums[i][j] = Simd::dot_pairs(sums[i][j], w, Simd::load(tile.x[i].pairs + k));
+        }
+      }
+    }
+    std::memcpy(totals, sums, sizeof sums);
+  }
+
+  template <bool kInPairs, int kRows, int kOutputs>
   static void packed(const LinearParams& p, const Tile<kRows, kOutputs>& tile, int64_t first,
                      int64_t last, Floats (&totals)[kRows][kOutputs]) {
     Floats sums[kRows][kOutputs];
@@ -319,18 +364,27 @@ struct Linear {
     }
     for (int64_t k = first; k < last; k += kBlock) {
       for (int j = 0; j < kOutputs; ++j) {
-        ahead(reinterpret_cast<const char*>(blocks[j]), sizeof *blocks[j]);
+        ask_ahead<kOutputs>(reinterpret_cast<const char*>(blocks[j]), sizeof *blocks[j]);
       }
 #pragma GCC unroll 4  // or sums would be stored anew each time
       for (int64_t i = 0; i < kBlock; i += 4 * kLanes) {
         for (int j = 0; j < kOutputs; ++j) {
           Words words[2];
           Simd::unpack(tile.weight[j], *blocks[j], i, words);
-          for (int v = 0; v < 4; ++v) {
-            const Floats w = Simd::to_floats(words[v / 2], v % 2);
-            for (int m = 0; m < kRows; ++m) {
-              const float* x = tile.x[m].wide + k + i + v * kLanes;
-              sums[m][j] = Simd::fma(w, Simd::load(x), sums[m][j]);
+          if constexpr (kInPairs) {
+            for (int v = 0; v < 2; ++v) {
+              for (int m = 0; m < kRows; ++m) {
+                const int16_t* x = tile.x[m].pairs + k + i + v * 2 * kLanes;
+                sums[m][j] = Simd::dot_pairs(sums[m][j], words[v], Simd::load(x));
+              }
+            }
+          } else {
+            for (int v = 0; v < 4; ++v) {
+              const Floats w = Simd::to_floats(words[v / 2], v % 2);
+              for (int m = 0; m < kRows; ++m) {
+                const float* x = tile.x[m].wide + k + i + v * kLanes;
+                sums[m][j] = Simd::fma(w, Simd::load(x), sums[m][j]);
+              }
             }
           }
         }
@@ -426,7 +480,7 @@ struct Linear {
         Words q[kVectors];
         for (int v = 0; v < kVectors; ++v) q[v] = inputs<kWeight>(tile.x[i], k + v * kVector);
         for (int j = 0; j < kOutputs; ++j) {
-          if (i == 0) ahead(tile.weight[j] + bytes, kStep / kPerByte);
+          if (i == 0) ask_ahead<kOutputs>(tile.weight[j] + bytes, kStep / kPerByte);
           Products<kWeight> products = {};
           for (int v = 0; v < kVectors; ++v) {
             products = dot<kWeight>(products, weights<kWeight>(tile.weight[j] + bytes, v), q[v]);
@@ -437,7 +491,7 @@ struct Linear {
     } else {
       Products<kWeight> products[kRows][kOutputs];
       for (int j = 0; j < kOutputs; ++j) {
-        ahead(tile.weight[j] + bytes, kStep / kPerByte);
+        ask_ahead<kOutputs>(tile.weight[j] + bytes, kStep / kPerByte);
         for (int i = 0; i < kRows; ++i) products[i][j] = Products<kWeight>{};
       }
       for (int v = 0; v < kVectors; ++v) {

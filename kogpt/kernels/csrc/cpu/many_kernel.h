@@ -1,8 +1,8 @@
 // Products of many rows, for any instruction set: see linear_kernel.h.
 //
 // Arithmetic is the limit, so both sides are laid out for it. What is multiplied is a 32-bit word:
-// a float, or four bytes where weights are integers: a row of x is rounded to 8 bits then, one unit
-// for 128 inputs or more. A vector has a word of each of kLanes outputs and meets a word of x that
+// a float, a pair of bfloat16, or four bytes where weights are integers: a row of x is rounded to 8
+// bits then, one unit for 128 inputs or more. A vector has a word of each of kLanes outputs and meets a word of x that
 // all lanes read, so sums never have to be added across lanes.
 //
 // A panel of weights is laid out so for a grain of inputs at a time, which share a unit of x and a
@@ -21,6 +21,13 @@
 
 namespace kogpt::cpu {
 namespace {
+
+// Whether pairs of bfloat16 are multiplied.
+template <class Simd>
+bool in_pairs(const LinearParams& p) {
+  const bool weights = p.weight.element == Element::kBFloat16 || p.weight.element == Element::kPacked;
+  return Simd::kPairs && weights && p.x.element == Element::kBFloat16;
+}
 
 template <class Simd>
 struct Many {
@@ -41,7 +48,9 @@ struct Many {
   struct Format {
     using Number = Type;
     static constexpr Element kWeight = kElement;
-    static constexpr bool kFloats = std::is_same_v<Number, float>;
+    static constexpr bool kWhole = std::is_same_v<Number, float>;
+    static constexpr bool kPairs = std::is_same_v<Number, uint16_t>;
+    static constexpr bool kFloats = kWhole || kPairs;
     static constexpr int64_t kInputs = sizeof(int32_t) / sizeof(Number);  // of a word
     static constexpr int64_t kBits = kWeight == Element::kInt4      ? 4
                                      : kWeight == Element::kInt8    ? 8
@@ -51,15 +60,38 @@ struct Many {
     static constexpr int64_t kWords = kStored / kInputs;            // that these become
     static constexpr int kRaised = kFloats ? 0 : 1 << (kBits - 1);  // to have weights unsigned
 
-    // What products come to over kRun words.
-    using Products = std::conditional_t<kWeight == Element::kInt4, typename Simd::Nibbles, Sums>;
+    // What products of integers come to over kRun words.
+    using Integers = std::conditional_t<kWeight == Element::kInt4, typename Simd::Nibbles, Sums>;
     static constexpr int64_t kRun = kWeight == Element::kInt4 ? Simd::kNibbleVectors : 1 << 20;
 
-    static Products dot(Products products, Words w, Words x) {
-      if constexpr (kWeight == Element::kInt4)
-        return Simd::dot_nibbles(products, w, x);
+    // A vector of words.
+    static auto load(const int32_t* words) {
+      if constexpr (kWhole)
+        return Simd::load(reinterpret_cast<const float*>(words));
       else
-        return Simd::dot_bytes(products, w, x);
+        return Simd::load(reinterpret_cast<const int16_t*>(words));
+    }
+
+    // A vector of the same word.
+    static auto repeat(const int32_t* word) {
+      if constexpr (kWhole)
+        return Simd::template spread<1>(reinterpret_cast<const float*>(word));
+      else
+        return Simd::repeat_words(*word);
+    }
+
+    static Floats dot(Floats sums, Floats w, Floats x) { return Simd::fma(w, x, sums); }
+    static Floats dot(Floats sums, Words w, Words x) { return Simd::dot_pairs(sums, w, x); }
+    static Integers dot(Integers sums, Words w, Words x) {
+      if constexpr (kWeight == Element::kInt4)
+        return Simd::dot_nibbles(sums, w, x);
+      else
+        return Simd::dot_bytes(sums, w, x);
+    }
+
+    // The n-th word that 32 bits in memory become.
+    static Words word(Words stored, int n) {
+      return kPairs ? stored : Simd::template word<kWeight>(stored, n);
     }
   };
 
@@ -90,6 +122,9 @@ struct Many {
         return function(Format<float, Element::kFloat32>());
       case Element::kBFloat16:
       case Element::kPacked:
+        if constexpr (Simd::kPairs) {
+          if (in_pairs<Simd>(p)) return function(Format<uint16_t, Element::kBFloat16>());
+        }
         return function(Format<float, Element::kBFloat16>());
       case Element::kFloat16:
         return function(Format<float, Element::kFloat16>());
@@ -145,7 +180,7 @@ struct Many {
   template <class Format>
   static float round(const float* x, int64_t count, typename Format::Number* q) {
     if constexpr (Format::kFloats) {
-      std::memcpy(q, x, count * sizeof *q);
+      Numbers::narrow(Format::kPairs ? Element::kBFloat16 : Element::kFloat32, x, count, q, 0);
       return 1;
     } else if constexpr (Format::kBits == 8 && Simd::kSaturates) {
       return Rounding::quantize_pairs(x, count, q);
@@ -201,7 +236,7 @@ struct Many {
         for (int64_t n = 0; n < columns; n += kOutputs) {
           float* totals = part.totals + m * kPanel + n;
           if constexpr (Format::kFloats) {
-            multiply(x.words + at * words, part.words + n * words, words, totals);
+            multiply<Format>(x.words + at * words, part.words + n * words, words, totals);
           } else {
             multiply<Format>(x.words + at * words, part.words + n * words, words, x.starts + at,
                              x.units + at, part.scales + n, totals);
@@ -242,7 +277,7 @@ struct Many {
       Simd::columns(rows, b, stored);
       for (int j = 0; j < 4; ++j) {
         for (int i = 0; i < Format::kWords; ++i, to += kOutputs) {
-          Simd::store(to, Simd::template word<Format::kWeight>(stored[j], i));
+          Simd::store(to, Format::word(stored[j], i));
         }
       }
     }
@@ -267,24 +302,29 @@ struct Many {
   }
 
   // Adds a tile's products of floats to its totals.
-  static void multiply(const int32_t* x_words, const int32_t* weights, int64_t words,
-                       float* totals) {
-    const float* x = reinterpret_cast<const float*>(x_words);
-    const float* weight = reinterpret_cast<const float*>(weights);
+  template <class Format>
+  static void multiply(const int32_t* x, const int32_t* weights, int64_t words, float* totals) {
     Floats sums[kRows][kVectors];
     for (int i = 0; i < kRows; ++i) {
       for (int v = 0; v < kVectors; ++v) sums[i][v] = Simd::load(totals + i * kPanel + v * kLanes);
     }
     for (int64_t n = 0; n < words; ++n) {
-      Floats w[kVectors];
-      for (int v = 0; v < kVectors; ++v) w[v] = Simd::load(weight + n * kOutputs + v * kLanes);
-      for (int i = 0; i < kRows; ++i) {
-        const Floats same = Simd::template spread<1>(x + n * kRows + i);
-        for (int v = 0; v < kVectors; ++v) sums[i][v] = Simd::fma(w[v], same, sums[i][v]);
-      }
+      add_products<Format>(x + n * kRows, weights + n * kOutputs, sums);
     }
     for (int i = 0; i < kRows; ++i) {
       for (int v = 0; v < kVectors; ++v) Simd::store(totals + i * kPanel + v * kLanes, sums[i][v]);
+    }
+  }
+
+  // Adds the products of one word of each row and of each output.
+  template <class Format, class Totals>
+  static void add_products(const int32_t* x, const int32_t* weights,
+                           Totals (&sums)[kRows][kVectors]) {
+    decltype(Format::load(weights)) w[kVectors];
+    for (int v = 0; v < kVectors; ++v) w[v] = Format::load(weights + v * kLanes);
+    for (int i = 0; i < kRows; ++i) {
+      const auto same = Format::repeat(x + i);
+      for (int v = 0; v < kVectors; ++v) sums[i][v] = Format::dot(sums[i][v], w[v], same);
     }
   }
 
@@ -298,16 +338,9 @@ struct Many {
       for (int v = 0; v < kVectors; ++v) sums[i][v] = Simd::repeat(starts[i]);
     }
     for (int64_t n = 0; n < words;) {
-      typename Format::Products products[kRows][kVectors] = {};
+      typename Format::Integers products[kRows][kVectors] = {};
       for (const int64_t end = std::min(words, n + Format::kRun); n < end; ++n) {
-        Words w[kVectors];
-        for (int v = 0; v < kVectors; ++v) w[v] = load(weights + n * kOutputs + v * kLanes);
-        for (int i = 0; i < kRows; ++i) {
-          const Words same = Simd::repeat_words(x[n * kRows + i]);
-          for (int v = 0; v < kVectors; ++v) {
-            products[i][v] = Format::dot(products[i][v], w[v], same);
-          }
-        }
+        add_products<Format>(x + n * kRows, weights + n * kOutputs, products);
       }
       for (int i = 0; i < kRows; ++i) {
         for (int v = 0; v < kVectors; ++v) sums[i][v] = Simd::add(sums[i][v], products[i][v]);
@@ -333,10 +366,6 @@ struct Many {
         Simd::store(total, Simd::fma(Simd::load(offsets + v * kLanes), sum, Simd::load(total)));
       }
     }
-  }
-
-  static Words load(const int32_t* words) {
-    return Simd::load(reinterpret_cast<const int16_t*>(words));
   }
 
   static void finish(const LinearParams& p, int64_t first, int64_t last, const float* totals) {

@@ -15,7 +15,7 @@ constexpr Kernels kPlainKernels = {Linear<Plain>::prepare, Linear<Plain>::output
 }  // namespace
 
 #ifdef __x86_64__
-extern const Kernels kAvx2Kernels, kAvx512Kernels, kVnniKernels;
+extern const Kernels kAvx2Kernels, kAvx512Kernels, kVnniKernels, kBf16Kernels;
 
 Isa best_isa() {
   // What has AVX2 and FMA has F16C too, for which clang 16 and older cannot ask.
@@ -23,7 +23,8 @@ Isa best_isa() {
   const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
   if (!avx512) return Isa::kAvx2;
-  return __builtin_cpu_supports("avx512vnni") ? Isa::kVnni : Isa::kAvx512;
+  if (!__builtin_cpu_supports("avx512vnni")) return Isa::kAvx512;
+  return __builtin_cpu_supports("avx512bf16") ? Isa::kBf16 : Isa::kVnni;
 }
 
 const Kernels& kernels(Isa isa) {
@@ -34,6 +35,8 @@ const Kernels& kernels(Isa isa) {
       return kAvx512Kernels;
     case Isa::kVnni:
       return kVnniKernels;
+    case Isa::kBf16:
+      return kBf16Kernels;
     default:
       return kPlainKernels;
   }

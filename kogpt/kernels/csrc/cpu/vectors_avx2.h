@@ -24,8 +24,11 @@ struct Avx2 {
   static constexpr int kInt8Outputs[] = {4, 2, 4, 4};
   static constexpr int kInt4Outputs[] = {4, 2, 2, 2};
   static constexpr int kPackedOutputs[] = {4, 4, 2, 2};
-  static constexpr int64_t kAhead = 1280;
+  static constexpr int kLocality = 2;
   static constexpr bool kSaturates = true;  // dot_bytes, above 16 bits for a pair
+  static constexpr bool kPairs = false;
+
+  static constexpr int64_t ahead(int /* streams */) { return 1280; }
 
   static float from_half(uint16_t bits) { return _cvtsh_ss(bits); }
   static uint16_t to_half(float value) { return _cvtss_sh(value, _MM_FROUND_TO_NEAREST_INT); }

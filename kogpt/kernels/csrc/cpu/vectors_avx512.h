@@ -20,12 +20,15 @@ struct Avx512 {
   static constexpr int kVectors = 4;
   static constexpr bool kFewRegisters = false;
   static constexpr int kNibbleVectors = 8;  // 8 x 2 products of at most 15 x 127 are below 2^15
-  static constexpr int kFloatOutputs[] = {8, 8, 4, 4};
-  static constexpr int kInt8Outputs[] = {8, 8, 4, 4};
-  static constexpr int kInt4Outputs[] = {8, 4, 4, 2};
-  static constexpr int kPackedOutputs[] = {8, 4, 4, 4};
-  static constexpr int64_t kAhead = 1280;
+  static constexpr int kFloatOutputs[] = {2, 2, 2, 4};
+  static constexpr int kInt8Outputs[] = {2, 2, 4, 4};
+  static constexpr int kInt4Outputs[] = {2, 2, 2, 2};
+  static constexpr int kPackedOutputs[] = {2, 2, 2, 2};
+  static constexpr int kLocality = 3;
   static constexpr bool kSaturates = true;  // dot_bytes, above 16 bits for a pair
+  static constexpr bool kPairs = false;
+
+  static constexpr int64_t ahead(int streams) { return 8192 / streams; }
 
   static float from_half(uint16_t bits) { return _cvtsh_ss(bits); }
   static uint16_t to_half(float value) { return _cvtss_sh(value, _MM_FROUND_TO_NEAREST_INT); }

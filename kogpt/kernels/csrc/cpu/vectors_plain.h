@@ -21,8 +21,9 @@ struct Plain {
   static constexpr int kInt8Outputs[] = {2, 8, 4, 4};
   static constexpr int kInt4Outputs[] = {2, 4, 4, 2};
   static constexpr int kPackedOutputs[] = {4, 4, 2, 2};
-  static constexpr int64_t kAhead = 1280;
+  static constexpr int kLocality = 2;
   static constexpr bool kSaturates = false;
+  static constexpr bool kPairs = false;
   struct Words {
     int16_t lanes[2 * kLanes];
   };
@@ -36,6 +37,8 @@ struct Plain {
     float lanes[kLanes];
   };
   using Nibbles = Sums;
+
+  static constexpr int64_t ahead(int /* streams */) { return 1280; }
 
   static float from_half(uint16_t bits) {
     const uint32_t sign = static_cast<uint32_t>(bits & 0x8000) << 16;

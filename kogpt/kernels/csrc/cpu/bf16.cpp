@@ -1,0 +1,42 @@
+// The kernels for AVX-512 with VNNI and products of bfloat16.
+#ifdef __x86_64__
+#include <immintrin.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <functional>
+#include <limits>
+#include <type_traits>
+
+#include "cpu.h"
+#define KOGPT_TARGET "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16,avx2,fma,f16c"
+#include "target.h"
+
+KOGPT_BEGIN_TARGET
+#include "decode_kernel.h"
+#include "linear_kernel.h"
+#include "norm_kernel.h"
+#include "packing_kernel.h"
+#include "vectors_vnni.h"
+
+namespace kogpt::cpu {
+namespace {
+
+struct Bf16 : Vnni {
+  static constexpr bool kPairs = true;
+
+  static Floats dot_pairs(Floats sums, Words a, Words b) {
+    return _mm512_dpbf16_ps(sums, reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b));
+  }
+};
+
+}  // namespace
+
+extern const Kernels kBf16Kernels = {Linear<Bf16>::prepare, Linear<Bf16>::outputs,
+                                     Decode<Bf16>::heads, Norm<Bf16>::rows, Packing<Bf16>::rows};
+
+}  // namespace kogpt::cpu
+KOGPT_END_TARGET
+#endif
