@@ -87,7 +87,8 @@ void linear(Isa isa, Element x_element, Element weight_element, int64_t M, int64
   params.gelu_from = M <= kFewRows ? N / 3 : N;
   params.y = y.data;
   params.M = M, params.N = N, params.K = K, params.G = G;
-  const Aligned scratch = aligned(linear_scratch(params)), part = aligned(linear_part(params));
+  const Aligned scratch = aligned(kernels(isa).linear_scratch(params)),
+                part = aligned(linear_part(params));
   params.scratch = scratch.get();
   kernels(isa).linear_prepare(params, 0, M / 2);
   kernels(isa).linear_prepare(params, M / 2, M);

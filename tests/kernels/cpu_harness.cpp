@@ -19,7 +19,9 @@ void struct_sizes(int64_t* sizes) {
   sizes[2] = sizeof(NormParams);
 }
 
-int64_t linear_scratch_bytes(const LinearParams* params) { return linear_scratch(*params); }
+int64_t linear_scratch_bytes(int32_t isa, const LinearParams* params) {
+  return kernels(static_cast<Isa>(isa)).linear_scratch(*params);
+}
 
 int64_t norm_scratch_floats(int64_t C) { return norm_scratch(C); }
 

@@ -163,7 +163,7 @@ class Kernels:
         arrays = [array(part) for part in (x, *weight, bias, residual)]
         sizes = (M, N, K, K // weight.group_size, N if gelu_from is None else gelu_from)
         params = LinearParams(*arrays, y.data_ptr(), None, *sizes)
-        size = self.library.linear_scratch_bytes(byref(params))
+        size = self.library.linear_scratch_bytes(self.isa, byref(params))
         scratch = torch.full((size + 64,), 255, dtype=torch.uint8)  # NaN in every format
         params.scratch = -(-scratch.data_ptr() // 64) * 64
         self.library.run_linear(self.isa, byref(params), c_int64(share))

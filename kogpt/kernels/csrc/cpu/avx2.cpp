@@ -23,8 +23,9 @@ KOGPT_BEGIN_TARGET
 
 namespace kogpt::cpu {
 
-extern const Kernels kAvx2Kernels = {Linear<Avx2>::prepare, Linear<Avx2>::outputs,
-                                     Decode<Avx2>::heads, Norm<Avx2>::rows, Packing<Avx2>::rows};
+extern const Kernels kAvx2Kernels = {Linear<Avx2>::scratch, Linear<Avx2>::prepare,
+                                     Linear<Avx2>::outputs, Decode<Avx2>::heads,
+                                     Norm<Avx2>::rows,      Packing<Avx2>::rows};
 
 }  // namespace kogpt::cpu
 KOGPT_END_TARGET

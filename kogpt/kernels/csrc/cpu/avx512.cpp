@@ -23,9 +23,9 @@ KOGPT_BEGIN_TARGET
 
 namespace kogpt::cpu {
 
-extern const Kernels kAvx512Kernels = {Linear<Avx512>::prepare, Linear<Avx512>::outputs,
-                                       Decode<Avx512>::heads, Norm<Avx512>::rows,
-                                       Packing<Avx512>::rows};
+extern const Kernels kAvx512Kernels = {Linear<Avx512>::scratch, Linear<Avx512>::prepare,
+                                       Linear<Avx512>::outputs, Decode<Avx512>::heads,
+                                       Norm<Avx512>::rows,      Packing<Avx512>::rows};
 
 }  // namespace kogpt::cpu
 KOGPT_END_TARGET

@@ -34,8 +34,9 @@ struct Bf16 : Vnni {
 
 }  // namespace
 
-extern const Kernels kBf16Kernels = {Linear<Bf16>::prepare, Linear<Bf16>::outputs,
-                                     Decode<Bf16>::heads, Norm<Bf16>::rows, Packing<Bf16>::rows};
+extern const Kernels kBf16Kernels = {Linear<Bf16>::scratch, Linear<Bf16>::prepare,
+                                     Linear<Bf16>::outputs, Decode<Bf16>::heads,
+                                     Norm<Bf16>::rows,      Packing<Bf16>::rows};
 
 }  // namespace kogpt::cpu
 KOGPT_END_TARGET

@@ -165,7 +165,8 @@ Tensor product(const Tensor& x_given, const std::vector<Layer>& layers, int64_t 
   const int64_t M = x.size(0), K = x.size(1);
   const std::array<int64_t, 2> shape = {M, N};
   const Tensor y = torch::stable::new_empty(x, {shape.data(), shape.size()});
-  const Scratch scratch(linear_scratch(parts[0]));
+  const Kernels& chosen = kernels(best_isa());
+  const Scratch scratch(chosen.linear_scratch(parts[0]));
   // Each part is described as if its outputs lay where they do in the row.
   std::vector<int64_t> ends;
   for (LinearParams& part : parts) {
@@ -185,7 +186,6 @@ Tensor product(const Tensor& x_given, const std::vector<Layer>& layers, int64_t 
     part.scratch = scratch.data();
   }
 
-  const Kernels& chosen = kernels(best_isa());
   torch::stable::parallel_for(0, M, kGrain / K + 1, [&](int64_t first, int64_t last) {
     chosen.linear_prepare(parts[0], first, last);
   });

@@ -13,6 +13,8 @@ namespace kogpt::cpu {
 enum class Isa : int32_t { kPlain, kAvx2, kAvx512, kVnni, kBf16 };
 
 struct Kernels {
+  // Bytes of `scratch`, which `linear_prepare` fills: a multiple of 64.
+  int64_t (*linear_scratch)(const LinearParams& params);
   // Brings the rows [first, last) of x into the form that `linear` reads; all before any call of
   // it.
   void (*linear_prepare)(const LinearParams& params, int64_t first, int64_t last);

@@ -21,7 +21,7 @@ struct LinearParams {
   Array bias;       // (N,), floating point; null data for none
   Array residual;   // (M, N), floating point; null data for none
   void* y;          // (M, N), of the element of x
-  void* scratch;    // linear_scratch(...) bytes, on 64
+  void* scratch;    // as many bytes as the kernels say, on 64
   int64_t M, N, K;  // K is a multiple of kBlock
   int64_t G;        // K / G is a multiple of kBlock, or of 32 for int4
   int64_t gelu_from;  // N for none
@@ -54,22 +54,9 @@ constexpr int64_t kTileRows = 6;
 // Many rows and what fills up their last tile.
 inline int64_t padded_rows(int64_t M) { return (M + kTileRows - 1) / kTileRows * kTileRows; }
 
-// 32-bit words that there is room for in one of them: a float or four bytes each. Pairs of bfloat16
-// fill half.
-inline int64_t many_row_words(const LinearParams& params) {
-  return params.scale.data ? params.K / 4 : params.K;
-}
-
-// Bytes of what a kernel makes of one row of x, a multiple of 64: K floats, K 16-bit integers, and
-// three times K / kGroup floats and a vector of them.
+// Bytes of what a kernel makes of one of few rows of x, a multiple of 64: K floats, K 16-bit
+// integers, and three times K / kGroup floats and a vector of them.
 inline int64_t linear_row_bytes(int64_t K) { return (6 * K + 12 * K / kGroup + 127) / 64 * 64; }
-
-// Bytes that all rows take, a multiple of 64.
-inline int64_t linear_scratch(const LinearParams& params) {
-  if (params.M <= kFewRows) return params.M * linear_row_bytes(params.K);
-  const int64_t words = many_row_words(params) + 3 * params.K / kGroup;
-  return (padded_rows(params.M) * words * 4 + 63) / 64 * 64;
-}
 
 // Bytes that each call of a kernel has to itself: of many rows, floats for every output of a panel,
 // its scale and offset, and its weights of kBlock inputs.

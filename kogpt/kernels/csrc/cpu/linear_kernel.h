@@ -5,8 +5,8 @@
 // are exact over those 128, and floats from there on. For weights of 8 bits the integers have 16
 // bits, finer than bfloat16 everywhere. For weights of 4 bits, which are coarse themselves, they
 // have 8, or arithmetic would be slower than memory. Floating-point weights are widened to float,
-// exactly, and x to float; those of bfloat16 may be packed into 12 bits (packed.h). A processor that
-// multiplies pairs of bfloat16 does so where x has them too: such products are exact as well.
+// exactly, and x to float; those of bfloat16 may be packed into 12 bits (packed.h). A processor
+// that multiplies pairs of bfloat16 does so where x has them too: such products are exact as well.
 //
 // A tile of a few outputs by up to kMostRows rows stays in registers; weights are read from memory
 // once and x from a near cache. Outputs of a tile lie apart, so that the tiles of a panel read a
@@ -57,13 +57,13 @@ struct Linear {
 
   // One row of x as the kernel reads it.
   struct Row {
-    float* wide;    // K floats
+    float* wide;     // K floats
     int16_t* pairs;  // in the place of wide, where pairs of bfloat16 are multiplied: K of them
-    int16_t* q;     // weights of 8 bits: K integers
-    int8_t* bytes;  // weights of 4 bits, in the place of q: K, ordered as the weights' vectors are
-    float* unit;    // integer weights: what the integers count, for each grain
-    float* start;   // weights of 4 bits: what sums of products begin with, for each grain
-    float* sum;     // with offsets: minus what all integers of a grain come to, each grain
+    int16_t* q;      // weights of 8 bits: K integers
+    int8_t* bytes;   // weights of 4 bits, in the place of q: K, ordered as the weights' vectors are
+    float* unit;     // integer weights: what the integers count, for each grain
+    float* start;    // weights of 4 bits: what sums of products begin with, for each grain
+    float* sum;      // with offsets: minus what all integers of a grain come to, each grain
   };
 
   static Row row(const LinearParams& params, int64_t m) {
@@ -78,6 +78,10 @@ struct Linear {
     row.start = row.unit + K / kGroup;
     row.sum = row.start + K / kGroup;
     return row;
+  }
+
+  static int64_t scratch(const LinearParams& p) {
+    return p.M > kFewRows ? Many<Simd>::scratch(p) : p.M * linear_row_bytes(p.K);
   }
 
   static void prepare(const LinearParams& p, int64_t first, int64_t last) {

@@ -2,8 +2,8 @@
 //
 // Arithmetic is the limit, so both sides are laid out for it. What is multiplied is a 32-bit word:
 // a float, a pair of bfloat16, or four bytes where weights are integers: a row of x is rounded to 8
-// bits then, one unit for 128 inputs or more. A vector has a word of each of kLanes outputs and meets a word of x that
-// all lanes read, so sums never have to be added across lanes.
+// bits then, one unit for 128 inputs or more. A vector has a word of each of kLanes outputs and
+// meets a word of x that all lanes read, so sums never have to be added across lanes.
 //
 // A panel of weights is laid out so for a grain of inputs at a time, which share a unit of x and a
 // scale, and then all rows pass. Their sums, floats from one grain to the next, stay in the cache.
@@ -25,7 +25,8 @@ namespace {
 // Whether pairs of bfloat16 are multiplied.
 template <class Simd>
 bool in_pairs(const LinearParams& p) {
-  const bool weights = p.weight.element == Element::kBFloat16 || p.weight.element == Element::kPacked;
+  const bool weights =
+      p.weight.element == Element::kBFloat16 || p.weight.element == Element::kPacked;
   return Simd::kPairs && weights && p.x.element == Element::kBFloat16;
 }
 
@@ -42,6 +43,7 @@ struct Many {
   static constexpr int kRows = kTileRows;
   static constexpr int kVectors = Simd::kVectors;
   static constexpr int64_t kOutputs = kVectors * kLanes;
+  static constexpr int64_t kWordsAhead = 512;  // of x, that are asked for ahead
 
   // What is in a word, and in memory under it.
   template <class Type, Element kElement>
@@ -108,10 +110,19 @@ struct Many {
     Rows rows = {};
     rows.count = padded_rows(p.M);
     rows.words = static_cast<int32_t*>(p.scratch);
-    rows.units = reinterpret_cast<float*>(rows.words + rows.count * many_row_words(p));
+    rows.units = reinterpret_cast<float*>(rows.words + rows.count * row_words(p));
     rows.starts = reinterpret_cast<int32_t*>(rows.units + rows.count * (p.K / kGroup));
     rows.sums = reinterpret_cast<float*>(rows.starts + rows.count * (p.K / kGroup));
     return rows;
+  }
+
+  // Words of a row.
+  static int64_t row_words(const LinearParams& p) {
+    return p.scale.data ? p.K / 4 : in_pairs<Simd>(p) ? p.K / 2 : p.K;
+  }
+
+  static int64_t scratch(const LinearParams& p) {
+    return (padded_rows(p.M) * (row_words(p) + 3 * p.K / kGroup) * 4 + 63) / 64 * 64;
   }
 
   // Calls `function` with the format of the weights.
@@ -320,6 +331,7 @@ struct Many {
   template <class Format, class Totals>
   static void add_products(const int32_t* x, const int32_t* weights,
                            Totals (&sums)[kRows][kVectors]) {
+    __builtin_prefetch(x + kWordsAhead);  // across pages, which the processor alone would not do
     decltype(Format::load(weights)) w[kVectors];
     for (int v = 0; v < kVectors; ++v) w[v] = Format::load(weights + v * kLanes);
     for (int i = 0; i < kRows; ++i) {

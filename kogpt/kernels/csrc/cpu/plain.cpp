@@ -9,8 +9,9 @@
 namespace kogpt::cpu {
 namespace {
 
-constexpr Kernels kPlainKernels = {Linear<Plain>::prepare, Linear<Plain>::outputs,
-                                   Decode<Plain>::heads, Norm<Plain>::rows, Packing<Plain>::rows};
+constexpr Kernels kPlainKernels = {Linear<Plain>::scratch, Linear<Plain>::prepare,
+                                   Linear<Plain>::outputs, Decode<Plain>::heads,
+                                   Norm<Plain>::rows,      Packing<Plain>::rows};
 
 }  // namespace
 

@@ -23,8 +23,9 @@ KOGPT_BEGIN_TARGET
 
 namespace kogpt::cpu {
 
-extern const Kernels kVnniKernels = {Linear<Vnni>::prepare, Linear<Vnni>::outputs,
-                                     Decode<Vnni>::heads, Norm<Vnni>::rows, Packing<Vnni>::rows};
+extern const Kernels kVnniKernels = {Linear<Vnni>::scratch, Linear<Vnni>::prepare,
+                                     Linear<Vnni>::outputs, Decode<Vnni>::heads,
+                                     Norm<Vnni>::rows,      Packing<Vnni>::rows};
 
 }  // namespace kogpt::cpu
 KOGPT_END_TARGET
