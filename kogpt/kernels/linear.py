@@ -147,10 +147,10 @@ def has_kernel_for_many(x: Tensor, weight: Weight) -> bool:
 def packs(K: int) -> bool:
     """Whether a CPU's kernels take packed rows of K for bfloat16, and are faster for it.
 
-    They are where they take many rows too: PyTorch's product would have to have them unpacked.
+    They are where many rows are not slower: PyTorch's product would have to have them unpacked.
     """
     suits = K % packing.BLOCK == 0 and LEAST_INPUTS <= K <= MOST_INPUTS
-    fast = HAS_VECTORS and torch.bfloat16 in slow_dtypes()
+    fast = HAS_VECTORS and (torch.bfloat16 in slow_dtypes() or multiplies_pairs())
     return suits and fast and extension_available(torch.device("cpu"))
 
 
@@ -159,11 +159,17 @@ def slow_dtypes() -> frozenset[torch.dtype]:
     """Those of 16 bits that PyTorch multiplies slower than the kernels do on this processor."""
     if torch.backends.cpu.get_cpu_capability() == "AVX2":
         return frozenset((torch.bfloat16, torch.float16))
-    has_tiles = torch.cpu._is_amx_tile_supported()  # which PyTorch's product multiplies by
-    pairs = torch.cpu._is_avx512_bf16_supported() and not has_tiles
-    halves = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_fp16_supported()
-    slow = {torch.bfloat16: pairs, torch.float16: not halves}
-    return frozenset(dtype for dtype, is_slow in slow.items() if is_slow)
+    fast = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_fp16_supported()
+    return frozenset() if fast else frozenset((torch.float16,))
+
+
+@functools.cache
+def multiplies_pairs() -> bool:
+    """Whether kernels have this processor's products of bfloat16, and PyTorch no faster ones.
+
+    PyTorch's own multiply tiles where there are such (AMX).
+    """
+    return torch.cpu._is_avx512_bf16_supported() and not torch.cpu._is_amx_tile_supported()
 
 
 def obstacle(x: Tensor, weight: Weight) -> str | None:

@@ -3,6 +3,7 @@
 Dimension key: `N` outputs, `K` inputs.
 """
 
+import itertools
 import re
 import time
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from torch.library import opcheck
 from kogpt.box import BOX
 from kogpt.checkpoint import load_model
 from kogpt.kernels import Weight, building, extension_available, linear
-from kogpt.kernels.linear import packs
+from kogpt.kernels.linear import multiplies_pairs, packs
 from kogpt.kernels.packing import (
     BLOCK,
     CODES,
@@ -125,12 +126,21 @@ def test_many_rows_have_the_bits_of_weights_that_are_not_packed(kernels, monkeyp
 
 def test_rows_are_packed_where_that_is_faster(kernels, monkeypatch):
     widths = (384, 512, 576, 640, MOST_INPUTS, MOST_INPUTS + BLOCK)
-    for vectors, slow in ((True, True), (True, False), (False, True)):
+    suits = (False, True, False, True, True, False)
+    for vectors, slow, pairs in itertools.product((True, False), repeat=3):
         monkeypatch.setitem(linear.__globals__, "HAS_VECTORS", vectors)
         dtypes = {torch.bfloat16} if slow else {torch.float16}
         monkeypatch.setitem(linear.__globals__, "slow_dtypes", lambda dtypes=dtypes: dtypes)
-        suits = (False, True, False, True, True, False)
-        assert tuple(map(packs, widths)) == tuple(each and vectors and slow for each in suits)
+        monkeypatch.setitem(linear.__globals__, "multiplies_pairs", lambda pairs=pairs: pairs)
+        fast = vectors and (slow or pairs)
+        assert tuple(map(packs, widths)) == tuple(each and fast for each in suits)
+
+
+def test_pairs_are_multiplied_where_pytorch_has_no_tiles(monkeypatch):
+    for pairs, tiles in itertools.product((True, False), repeat=2):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda pairs=pairs: pairs)
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda tiles=tiles: tiles)
+        assert multiplies_pairs.__wrapped__() == (pairs and not tiles)
 
 
 @pytest.mark.parametrize("K", [128, 4096, 20480])

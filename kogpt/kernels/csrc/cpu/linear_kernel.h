@@ -17,11 +17,11 @@
 // bytes, `Sums` kLanes 32-bit integers, `Floats` kLanes floats. `Nibbles` holds what products of
 // 4-bit weights and bytes come to over kNibbleVectors vectors at least. Of 1, 2, 3 and 4 rows,
 // kFloatOutputs, kPackedOutputs, kInt8Outputs and kInt4Outputs are the outputs of a tile: more are
-// more streams. How many memory is read fastest by, and how many bytes of each are then asked for
-// ahead, the `ahead` of so many outputs, depends on the processor; where registers are few
-// (kFewRegisters: there are 16), so do the products. Of many rows, a tile has kVectors vectors of
-// outputs; dot_bytes kSaturates above 16 bits for a pair. With kPairs there is dot_pairs,
-// of bfloat16.
+// more streams. How many memory is read fastest by depends on the processor, and so do the bytes
+// of each that are asked for ahead (`ahead` of so many streams) and into which cache (kLocality, as
+// for __builtin_prefetch); where registers are few (kFewRegisters: there are 16), products limit
+// the outputs too. Of many rows, a tile has kVectors vectors of outputs; dot_bytes kSaturates above
+// 16 bits for a pair. With kPairs there is dot_pairs, of bfloat16.
 #pragma once
 
 #include <algorithm>
