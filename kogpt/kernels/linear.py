@@ -147,7 +147,7 @@ def has_kernel_for_many(x: Tensor, weight: Weight) -> bool:
 def packs(K: int) -> bool:
     """Whether a CPU's kernels take packed rows of K for bfloat16, and are faster for it.
 
-    They are where many rows are not slower: PyTorch's product would have to have them unpacked.
+    They are where many rows are hardly slower: PyTorch's product would have to have them unpacked.
     """
     suits = K % packing.BLOCK == 0 and LEAST_INPUTS <= K <= MOST_INPUTS
     fast = HAS_VECTORS and (torch.bfloat16 in slow_dtypes() or multiplies_pairs())
