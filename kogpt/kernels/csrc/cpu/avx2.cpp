@@ -15,17 +15,12 @@
 #include "target.h"
 
 KOGPT_BEGIN_TARGET
-#include "decode_kernel.h"
-#include "linear_kernel.h"
-#include "norm_kernel.h"
-#include "packing_kernel.h"
+#include "all_kernels.h"
 #include "vectors_avx2.h"
 
 namespace kogpt::cpu {
 
-extern const Kernels kAvx2Kernels = {Linear<Avx2>::scratch, Linear<Avx2>::prepare,
-                                     Linear<Avx2>::outputs, Decode<Avx2>::heads,
-                                     Norm<Avx2>::rows,      Packing<Avx2>::rows};
+extern const Kernels kAvx2Kernels = kKernelsOf<Avx2>;
 
 }  // namespace kogpt::cpu
 KOGPT_END_TARGET

@@ -15,17 +15,12 @@
 #include "target.h"
 
 KOGPT_BEGIN_TARGET
-#include "decode_kernel.h"
-#include "linear_kernel.h"
-#include "norm_kernel.h"
-#include "packing_kernel.h"
+#include "all_kernels.h"
 #include "vectors_avx512.h"
 
 namespace kogpt::cpu {
 
-extern const Kernels kAvx512Kernels = {Linear<Avx512>::scratch, Linear<Avx512>::prepare,
-                                       Linear<Avx512>::outputs, Decode<Avx512>::heads,
-                                       Norm<Avx512>::rows,      Packing<Avx512>::rows};
+extern const Kernels kAvx512Kernels = kKernelsOf<Avx512>;
 
 }  // namespace kogpt::cpu
 KOGPT_END_TARGET

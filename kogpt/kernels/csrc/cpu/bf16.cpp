@@ -15,10 +15,7 @@
 #include "target.h"
 
 KOGPT_BEGIN_TARGET
-#include "decode_kernel.h"
-#include "linear_kernel.h"
-#include "norm_kernel.h"
-#include "packing_kernel.h"
+#include "all_kernels.h"
 #include "vectors_vnni.h"
 
 namespace kogpt::cpu {
@@ -34,9 +31,7 @@ struct Bf16 : Vnni {
 
 }  // namespace
 
-extern const Kernels kBf16Kernels = {Linear<Bf16>::scratch, Linear<Bf16>::prepare,
-                                     Linear<Bf16>::outputs, Decode<Bf16>::heads,
-                                     Norm<Bf16>::rows,      Packing<Bf16>::rows};
+extern const Kernels kBf16Kernels = kKernelsOf<Bf16>;
 
 }  // namespace kogpt::cpu
 KOGPT_END_TARGET

@@ -1,19 +1,9 @@
 // Which kernels run, and those in plain C++.
+#include "all_kernels.h"
 #include "cpu.h"
-#include "decode_kernel.h"
-#include "linear_kernel.h"
-#include "norm_kernel.h"
-#include "packing_kernel.h"
 #include "vectors_plain.h"
 
 namespace kogpt::cpu {
-namespace {
-
-constexpr Kernels kPlainKernels = {Linear<Plain>::scratch, Linear<Plain>::prepare,
-                                   Linear<Plain>::outputs, Decode<Plain>::heads,
-                                   Norm<Plain>::rows,      Packing<Plain>::rows};
-
-}  // namespace
 
 #ifdef __x86_64__
 extern const Kernels kAvx2Kernels, kAvx512Kernels, kVnniKernels, kBf16Kernels;
@@ -39,13 +29,13 @@ const Kernels& kernels(Isa isa) {
     case Isa::kBf16:
       return kBf16Kernels;
     default:
-      return kPlainKernels;
+      return kKernelsOf<Plain>;
   }
 }
 #else
 Isa best_isa() { return Isa::kPlain; }
 
-const Kernels& kernels(Isa) { return kPlainKernels; }
+const Kernels& kernels(Isa) { return kKernelsOf<Plain>; }
 #endif
 
 }  // namespace kogpt::cpu

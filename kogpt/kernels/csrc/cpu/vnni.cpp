@@ -15,17 +15,12 @@
 #include "target.h"
 
 KOGPT_BEGIN_TARGET
-#include "decode_kernel.h"
-#include "linear_kernel.h"
-#include "norm_kernel.h"
-#include "packing_kernel.h"
+#include "all_kernels.h"
 #include "vectors_vnni.h"
 
 namespace kogpt::cpu {
 
-extern const Kernels kVnniKernels = {Linear<Vnni>::scratch, Linear<Vnni>::prepare,
-                                     Linear<Vnni>::outputs, Decode<Vnni>::heads,
-                                     Norm<Vnni>::rows,      Packing<Vnni>::rows};
+extern const Kernels kVnniKernels = kKernelsOf<Vnni>;
 
 }  // namespace kogpt::cpu
 KOGPT_END_TARGET
