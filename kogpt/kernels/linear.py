@@ -165,9 +165,9 @@ def slow_dtypes() -> frozenset[torch.dtype]:
 
 @functools.cache
 def multiplies_pairs() -> bool:
-    """Whether kernels have this processor's products of bfloat16, and PyTorch no faster ones.
+    """Whether kernels have this processor's products of bfloat16, and PyTorch none of tiles (AMX).
 
-    PyTorch's own multiply tiles where there are such (AMX).
+    With tiles neither packing nor the kernels have been compared with PyTorch.
     """
     return torch.cpu._is_avx512_bf16_supported() and not torch.cpu._is_amx_tile_supported()
 
