@@ -23,7 +23,7 @@ from kogpt.kernels.targets import Cpu
 
 HERE = Path(__file__).resolve().parent
 SOURCES = building.SOURCES["cpu"]
-ISAS = ("plain", "avx2", "avx512", "vnni", "bf16")  # enum Isa of cpu.h
+ISAS = ("plain", "avx2", "avx512", "vnni", "bf16", "zen5")  # enum Isa of cpu.h
 WIDE_ISAS = ISAS[2:]
 # enum Element
 ELEMENTS = (torch.float32, torch.bfloat16, torch.float16, torch.int8, torch.int32, torch.uint8)

@@ -3,12 +3,14 @@
 
 namespace kogpt::cpu {
 
-extern const Kernels kAvx512Kernels, kVnniKernels, kBf16Kernels;
+extern const Kernels kAvx512Kernels, kVnniKernels, kBf16Kernels, kZen5Kernels;
 
-Isa best_isa() { return Isa::kBf16; }
+Isa best_isa() { return Isa::kZen5; }
 
 const Kernels& kernels(Isa isa) {
   switch (isa) {
+    case Isa::kZen5:
+      return kZen5Kernels;
     case Isa::kBf16:
       return kBf16Kernels;
     case Isa::kVnni:

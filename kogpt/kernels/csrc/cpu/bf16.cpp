@@ -16,20 +16,9 @@
 
 KOGPT_BEGIN_TARGET
 #include "all_kernels.h"
-#include "vectors_vnni.h"
+#include "vectors_bf16.h"
 
 namespace kogpt::cpu {
-namespace {
-
-struct Bf16 : Vnni {
-  static constexpr bool kPairs = true;
-
-  static Floats dot_pairs(Floats sums, Words a, Words b) {
-    return _mm512_dpbf16_ps(sums, reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b));
-  }
-};
-
-}  // namespace
 
 extern const Kernels kBf16Kernels = kKernelsOf<Bf16>;
 

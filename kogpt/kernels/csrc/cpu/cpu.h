@@ -9,8 +9,9 @@
 
 namespace kogpt::cpu {
 
-// Instruction sets with kernels of their own, each better than those before it.
-enum class Isa : int32_t { kPlain, kAvx2, kAvx512, kVnni, kBf16 };
+// Instruction sets with kernels of their own, each better than those before it. Zen 5 has the last
+// one's, and reads memory otherwise.
+enum class Isa : int32_t { kPlain, kAvx2, kAvx512, kVnni, kBf16, kZen5 };
 
 struct Kernels {
   // Bytes of `scratch`, which `linear_prepare` fills: a multiple of 64.

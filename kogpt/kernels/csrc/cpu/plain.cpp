@@ -1,4 +1,8 @@
 // Which kernels run, and those in plain C++.
+#ifdef __x86_64__
+#include <cpuid.h>
+#endif
+
 #include "all_kernels.h"
 #include "cpu.h"
 #include "vectors_plain.h"
@@ -6,7 +10,18 @@
 namespace kogpt::cpu {
 
 #ifdef __x86_64__
-extern const Kernels kAvx2Kernels, kAvx512Kernels, kVnniKernels, kBf16Kernels;
+extern const Kernels kAvx2Kernels, kAvx512Kernels, kVnniKernels, kBf16Kernels, kZen5Kernels;
+
+namespace {
+
+// By the number of its family, which is of AMD's alone: compilers older than itself cannot ask.
+bool is_zen5() {
+  unsigned eax = 0, ebx, ecx, edx;
+  __get_cpuid(1, &eax, &ebx, &ecx, &edx);
+  return (eax >> 8 & 15) + (eax >> 20 & 255) == 26;
+}
+
+}  // namespace
 
 Isa best_isa() {
   // What has AVX2 and FMA has F16C too, for which clang 16 and older cannot ask.
@@ -15,7 +30,8 @@ Isa best_isa() {
                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
   if (!avx512) return Isa::kAvx2;
   if (!__builtin_cpu_supports("avx512vnni")) return Isa::kAvx512;
-  return __builtin_cpu_supports("avx512bf16") ? Isa::kBf16 : Isa::kVnni;
+  if (!__builtin_cpu_supports("avx512bf16")) return Isa::kVnni;
+  return is_zen5() ? Isa::kZen5 : Isa::kBf16;
 }
 
 const Kernels& kernels(Isa isa) {
@@ -28,6 +44,8 @@ const Kernels& kernels(Isa isa) {
       return kVnniKernels;
     case Isa::kBf16:
       return kBf16Kernels;
+    case Isa::kZen5:
+      return kZen5Kernels;
     default:
       return kKernelsOf<Plain>;
   }

@@ -20,15 +20,15 @@ struct Avx512 {
   static constexpr int kVectors = 4;
   static constexpr bool kFewRegisters = false;
   static constexpr int kNibbleVectors = 8;  // 8 x 2 products of at most 15 x 127 are below 2^15
-  static constexpr int kFloatOutputs[] = {2, 2, 2, 4};
-  static constexpr int kInt8Outputs[] = {2, 2, 4, 4};
-  static constexpr int kInt4Outputs[] = {2, 2, 2, 2};
-  static constexpr int kPackedOutputs[] = {2, 2, 2, 2};
-  static constexpr int kLocality = 3;
+  static constexpr int kFloatOutputs[] = {8, 8, 4, 4};
+  static constexpr int kInt8Outputs[] = {8, 8, 4, 4};
+  static constexpr int kInt4Outputs[] = {8, 4, 4, 2};
+  static constexpr int kPackedOutputs[] = {8, 4, 4, 4};
+  static constexpr int kLocality = 2;
   static constexpr bool kSaturates = true;  // dot_bytes, above 16 bits for a pair
   static constexpr bool kPairs = false;
 
-  static constexpr int64_t ahead(int streams) { return 8192 / streams; }
+  static constexpr int64_t ahead(int /* streams */) { return 1280; }
 
   static float from_half(uint16_t bits) { return _cvtsh_ss(bits); }
   static uint16_t to_half(float value) { return _cvtss_sh(value, _MM_FROUND_TO_NEAREST_INT); }
@@ -98,7 +98,7 @@ struct Avx512 {
 
   // The n-th weight of every byte.
   static Words nibbles(const void* at, int n) {
-    const Words words = _mm512_srli_epi16(_mm512_loadu_si512(at), 4 * n);
+    const Words words = _mm512_srli_epi16(load(at), 4 * n);
     return _mm512_and_si512(words, _mm512_set1_epi8(15));
   }
 
@@ -177,7 +177,7 @@ struct Avx512 {
     const Words codes = nibbles(block.codes + i % half, i / half);
     const __m128i known = _mm_loadu_si128(static_cast<const __m128i*>(high));
     const Words highs = _mm512_shuffle_epi8(_mm512_broadcast_i32x4(known), codes);
-    const Words lows = _mm512_loadu_si512(block.low + i);
+    const Words lows = load(static_cast<const void*>(block.low + i));
     words[0] = _mm512_unpacklo_epi8(lows, highs);
     words[1] = _mm512_unpackhi_epi8(lows, highs);
   }
