@@ -151,17 +151,33 @@ def test_any_number_of_outputs_is_within_the_budget(kernels, format, group, scal
 
 
 @on_every_format
-def test_a_row_has_the_same_bits_beside_any_others(kernels, format, group, scales):
-    """Among few rows and among many; few and many may differ."""
+def test_any_number_of_outputs_of_one_row_is_within_the_budget(kernels, format, group, scales):
+    """Which longer panels are read for."""
     K = width(group)
-    weight, x = random_weight(format, 35, K, group, scales=scales), random_rows(24, K, FLOATS[0])
+    weight, x = random_weight(format, 390, K, group, scales=scales), random_rows(1, K, FLOATS[1])
+    out = kernels.linear(x, weight)
+    check_product(out, x, weight, pairs=kernels.saturates)
+    for N in (65, 191, 193):
+        assert bits_of(kernels.linear(x, weight.rows(slice(N)))).equal(bits_of(out[:, :N]))
+    assert bits_of(kernels.linear(x, weight, share=130)).equal(bits_of(out))
+
+
+@on_every_format
+@pytest.mark.parametrize("dtype", FLOATS[:2])
+def test_a_row_has_the_same_bits_beside_any_others(kernels, dtype, format, group, scales):
+    """Among few rows and among many; few and many may differ.
+
+    The bias takes away what the last row comes to: what is left shows in which order it was added.
+    """
+    K = width(group)
+    weight = random_weight(format, 35, K, group, scales=scales)
     for sizes in ((1, 2, 3, 4, 6, 7, 8), (9, 10, 11, 12, 17, 24)):
-        out = kernels.linear(x[: sizes[-1]], weight)
+        x = random_rows(sizes[-1], K, dtype)
+        bias = -(x[-1].double() @ weight.dequantize(torch.float64).T).float()
+        out = kernels.linear(x, weight, bias)
         for M in sizes:
-            first = sizes[-1] - M
-            assert bits_of(kernels.linear(x[first : first + M].clone(), weight)).equal(
-                bits_of(out[first:])
-            )
+            some = kernels.linear(x[-M:].clone(), weight, bias)
+            assert bits_of(some).equal(bits_of(out[-M:]))
 
 
 @on_every_format

@@ -17,6 +17,8 @@
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <tuple>
+#include <utility>
 #include <vector>
 
 #include "cpu.h"
@@ -147,6 +149,29 @@ Array moved(const Array& array, int64_t rows, int64_t numbers) {
   return {reinterpret_cast<const void*>(address), array.element};
 }
 
+// Outputs that threads share. Each takes some at a time, few towards the end: one that is held up
+// does not keep the others waiting.
+class Outputs {
+ public:
+  Outputs(int64_t count, int64_t most)
+      : count_(count), most_(most), shares_(2 * torch::stable::get_num_threads()) {}
+
+  // The first, and the one behind the last; the same where there are no more.
+  std::pair<int64_t, int64_t> take() {
+    int64_t first = taken_, last;
+    do {
+      if (first >= count_) return {count_, count_};
+      const int64_t share = (count_ - first) / shares_ / kPanel * kPanel;
+      last = std::min(first + std::clamp(share, kPanel, most_), count_);
+    } while (!taken_.compare_exchange_weak(first, last));
+    return {first, last};
+  }
+
+ private:
+  const int64_t count_, most_, shares_;
+  std::atomic<int64_t> taken_ = 0;
+};
+
 // Layers of the same input and format, their outputs one after the other in one row. `gelu_from`
 // is the number of all outputs for none.
 Tensor product(const Tensor& x_given, const std::vector<Layer>& layers, int64_t gelu_from,
@@ -190,13 +215,17 @@ Tensor product(const Tensor& x_given, const std::vector<Layer>& layers, int64_t 
     chosen.linear_prepare(parts[0], first, last);
   });
   const int64_t grain = std::max<int64_t>(1, kGrain / std::max<int64_t>(1, M * K));
-  // Threads take a panel at a time: one that is held up does not keep the others waiting.
-  std::atomic<int64_t> taken = 0;
+  Outputs outputs(N, panel_outputs(parts[0]));
   torch::stable::parallel_for(0, N, grain, [&](int64_t, int64_t) {
     const Scratch own(linear_part(parts[0]));
-    for (int64_t first; (first = taken.fetch_add(kPanel)) < N;) {
-      const size_t i = std::upper_bound(ends.begin(), ends.end(), first) - ends.begin();
-      chosen.linear(parts[i], first, std::min(first + kPanel, ends[i]), own.data());
+    for (auto [first, last] = outputs.take(); first < last;
+         std::tie(first, last) = outputs.take()) {
+      while (first < last) {
+        const size_t i = std::upper_bound(ends.begin(), ends.end(), first) - ends.begin();
+        const int64_t end = std::min(last, ends[i]);
+        chosen.linear(parts[i], first, end, own.data());
+        first = end;
+      }
     }
   });
   return y;

@@ -45,8 +45,16 @@ constexpr int64_t kGroup = 32;
 // Up to so many rows, memory is the limit; with more, arithmetic.
 constexpr int64_t kFewRows = 8;  // MAX_ROWS of linear.py
 
-// Outputs of a panel, which share what is near of x, and which a thread takes at a time.
+// Outputs of a panel, which share what is near of x. A thread takes at least so many at a time.
 constexpr int64_t kPanel = 64;
+
+// The same of one row, whose streams begin less often then. With four panels, those of packed
+// weights would lie whole pages apart where there are 4096 inputs, and meet in few sets of a cache.
+constexpr int64_t kLongPanel = 3 * kPanel;
+
+inline int64_t panel_outputs(const LinearParams& params) {
+  return params.M == 1 ? kLongPanel : kPanel;
+}
 
 // Rows that many rows are taken by.
 constexpr int64_t kTileRows = 6;

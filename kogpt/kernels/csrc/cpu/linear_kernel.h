@@ -172,8 +172,9 @@ struct Linear {
 
   template <Element kWeight>
   static void panels(const LinearParams& params, int64_t first, int64_t last) {
-    for (int64_t panel = first; panel < last; panel += kPanel) {
-      const int64_t end = std::min(panel + kPanel, last);
+    const int64_t count = panel_outputs(params);
+    for (int64_t panel = first; panel < last; panel += count) {
+      const int64_t end = std::min(panel + count, last);
       for (int64_t m = 0; m < params.M; m += kMostRows) {
         switch (std::min(kMostRows, params.M - m)) {
           case 1:
@@ -235,7 +236,8 @@ struct Linear {
   static void rows(const LinearParams& p, int64_t m, int64_t first, int64_t last) {
     constexpr int kOutputs = tile_outputs(kWeight, kRows);
     using Totals = Floats[kRows][kOutputs];
-    Totals totals[kPanel / kOutputs] = {};
+    constexpr int64_t most = kRows == 1 ? kLongPanel : kPanel;
+    Totals totals[most / kOutputs] = {};
     Tile<kRows, kOutputs> tile;
     tile.grain = grain(p);
     tile.group = p.K / p.G;
@@ -250,7 +252,7 @@ struct Linear {
       }
     }
     for (int i = 0; i < kRows; ++i) {
-      float y[kPanel + 3];
+      float y[most + 3];
       for (int j = 0; j < kOutputs; ++j) {
         // What a last four has too much, the next stream writes over.
         for (int64_t t = 0; t < tiles; t += 4) {
@@ -259,7 +261,9 @@ struct Linear {
         }
       }
       if constexpr (kWeight == Element::kPacked) add_rare(p, m + i, first, last, y);
-      finish(p, m + i, first, last, y);
+      for (int64_t n = first; n < last; n += kPanel) {
+        finish(p, m + i, n, std::min(n + kPanel, last), y + n - first);
+      }
     }
   }
 
