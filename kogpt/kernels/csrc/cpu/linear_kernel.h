@@ -21,7 +21,8 @@
 // of each that are asked for ahead (`ahead` of so many streams) and into which cache (kLocality, as
 // for __builtin_prefetch); where registers are few (kFewRegisters: there are 16), products limit
 // the outputs too. Of many rows, a tile has kVectors vectors of outputs; dot_bytes kSaturates above
-// 16 bits for a pair. With kPairs there is dot_pairs, of bfloat16.
+// 16 bits for a pair. With kPairs there is dot_pairs, of bfloat16, and with kFewPackedPairs that is
+// faster for few rows of packed weights too.
 #pragma once
 
 #include <algorithm>

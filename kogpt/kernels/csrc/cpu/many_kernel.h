@@ -25,8 +25,9 @@ namespace {
 // Whether pairs of bfloat16 are multiplied.
 template <class Simd>
 bool in_pairs(const LinearParams& p) {
-  const bool weights =
-      p.weight.element == Element::kBFloat16 || p.weight.element == Element::kPacked;
+  const bool packed =
+      p.weight.element == Element::kPacked && (Simd::kFewPackedPairs || p.M > kFewRows);
+  const bool weights = packed || p.weight.element == Element::kBFloat16;
   return Simd::kPairs && weights && p.x.element == Element::kBFloat16;
 }
 

@@ -27,6 +27,7 @@ struct Avx2 {
   static constexpr int kLocality = 2;
   static constexpr bool kSaturates = true;  // dot_bytes, above 16 bits for a pair
   static constexpr bool kPairs = false;
+  static constexpr bool kFewPackedPairs = false;
 
   static constexpr int64_t ahead(int /* streams */) { return 1280; }
 

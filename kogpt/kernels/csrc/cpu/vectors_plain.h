@@ -24,6 +24,7 @@ struct Plain {
   static constexpr int kLocality = 2;
   static constexpr bool kSaturates = false;
   static constexpr bool kPairs = false;
+  static constexpr bool kFewPackedPairs = false;
   struct Words {
     int16_t lanes[2 * kLanes];
   };

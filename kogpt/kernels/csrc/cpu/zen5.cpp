@@ -28,6 +28,7 @@ struct Zen5 : Bf16 {
   static constexpr int kInt4Outputs[] = {2, 2, 2, 2};
   static constexpr int kPackedOutputs[] = {2, 2, 2, 2};
   static constexpr int kLocality = 3;
+  static constexpr bool kFewPackedPairs = true;
 
   static constexpr int64_t ahead(int streams) { return 8192 / streams; }
 };
