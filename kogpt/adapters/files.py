@@ -141,9 +141,8 @@ def read_adapter(
 def _read_lora(
     weights: "_Weights", folder: Path, table: LoRATable, config: KoGPTConfig, shapes: LayerShapes
 ) -> Adapter:
-    found = {name.removeprefix(LORA_PREFIX).rpartition(".lora_")[0] for name in weights.names}
     updates = {}
-    for layer in table.layers(shapes, found):
+    for layer in table.layers(shapes):
         (N, K), r = shapes[layer], table.rank(layer)
         A = weights.take(f"{LORA_PREFIX}{layer}.lora_A.weight", (r, K))
         B = weights.take(f"{LORA_PREFIX}{layer}.lora_B.weight", (N, r))

@@ -10,8 +10,9 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
-from typing import Any
+from typing import Any, NoReturn
 
+from kogpt.adapters.expressions import fitting
 from kogpt.adapters.lora import LoRALinear
 from kogpt.errors import InputRefusedError
 from kogpt.model import KoGPTConfig
@@ -72,21 +73,19 @@ class LoRATable:
     values: Mapping[str, Any]
     has_head: bool
 
-    def layers(self, all_layers: Collection[str], found: Collection[str]) -> list[str]:
-        """Which layers have updates, in the order of `all_layers`.
-
-        Args:
-            all_layers: those that can have one.
-            found: those for which the weights' file has some. They tell, where the targets are a
-                regular expression: one out of a file may run for ever.
+    def layers(self, all_layers: Collection[str]) -> list[str]:
+        """Which layers have updates, of all that can have one, in their order.
 
         Raises:
-            InputRefusedError: none has.
+            InputRefusedError: none has, or the targets are no regular expression that can be tried.
         """
         targets = self.values["target_modules"]
         numbers = self._numbers()
         if isinstance(targets, str):
-            chosen = [layer for layer in all_layers if layer in found]
+            try:
+                chosen = fitting(targets, all_layers)
+            except ValueError as error:
+                _refuse(self.where, "target_modules", self.values, str(error))
         else:
             chosen = [layer for layer in all_layers if any(_ends_in(layer, t) for t in targets)]
             if numbers:  # peft takes an empty list for all
@@ -172,6 +171,8 @@ def _check_lora(values: Mapping[str, Any], where: str) -> None:
     if not isinstance(targets, str) and not _is_list_of(targets, str):
         _refuse(where, "target_modules", values, "must be a list of names, or an expression")
     numbers = values.get("layers_to_transform")
+    if isinstance(targets, str) and numbers not in (None, []):
+        _refuse(where, "layers_to_transform", values, "goes with a list of target_modules alone")
     if numbers is not None and type(numbers) is not int and not _is_list_of(numbers, int):
         _refuse(where, "layers_to_transform", values, "must hold numbers of layers")
     for key, check in (("rank_pattern", _check_count), ("alpha_pattern", _check_scale)):
@@ -197,7 +198,7 @@ def _is_list_of(value: object, kind: type) -> bool:
     return isinstance(value, list) and all(type(item) is kind for item in value)
 
 
-def _refuse(where: str, key: str, values: Mapping[str, Any], rule: str) -> None:
+def _refuse(where: str, key: str, values: Mapping[str, Any], rule: str) -> NoReturn:
     raise InputRefusedError(f"{where}: {key} is {brief(values.get(key))}: {rule}")
 
 

@@ -15,6 +15,7 @@ from kogpt.adapters import (
     PromptConfig,
     attach_head,
     attach_prompt,
+    expressions,
     load_adapters,
     read_adapter,
     write_adapter,
@@ -316,6 +317,19 @@ def change(folder: Path, **values: object) -> None:
         ({"target_modules": ["proj"]}, r"target_modules is \['proj'\]: no layer"),
         ({"target_modules": [1]}, "target_modules is .*: must be a list of names"),
         ({"target_modules": None}, "target_modules is None"),
+        ({"target_modules": r".*\.v_proj"}, "h.0.attn.v_proj.lora_A.weight is missing"),
+        ({"target_modules": r".*\.[qv]_proj"}, "h.0.attn.v_proj.lora_A.weight is missing"),
+        ({"target_modules": r".*h\.0\.attn\.q_proj"}, "h.1.attn.q_proj.lora_A.weight is no part"),
+        ({"target_modules": "q_proj"}, "target_modules is 'q_proj': no layer"),
+        ({"target_modules": "((("}, r"target_modules is '\(\(\(': is no expression: missing \)"),
+        (
+            {"target_modules": r".*q_proj", "layers_to_transform": [0]},
+            r"layers_to_transform is \[0\]: goes with a list of target_modules alone",
+        ),
+        (
+            {"layers_to_transform": 0, "target_modules": r".*q_proj"},
+            "layers_to_transform is 0: goes with a list",
+        ),
         ({"r": 0}, "r is 0"),
         ({"r": True}, "r is True"),
         ({"r": None}, "r is None"),
@@ -341,6 +355,13 @@ def test_updates_of_another_kind_are_refused_by_key(values, message, lora):
     with pytest.raises(InputRefusedError, match=message) as caught:
         read_adapter(lora, CONFIG)
     assert str(lora) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_an_expression_that_takes_for_ever_is_refused(lora, monkeypatch):
+    monkeypatch.setattr(expressions, "SECONDS", 0.5)
+    change(lora, target_modules="(.|.|.)*!")
+    with pytest.raises(InputRefusedError, match=r"'\(\.\|.*: takes more than 0.5 seconds"):
+        read_adapter(lora, CONFIG)
 
 
 @pytest.mark.parametrize(
