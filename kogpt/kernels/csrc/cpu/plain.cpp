@@ -21,6 +21,8 @@ bool is_zen5() {
   return (eax >> 8 & 15) + (eax >> 20 & 255) == 26;
 }
 
+const bool kIsZen5 = is_zen5();  // asked once: in a virtual machine, the host answers
+
 }  // namespace
 
 Isa best_isa() {
@@ -31,7 +33,7 @@ Isa best_isa() {
   if (!avx512) return Isa::kAvx2;
   if (!__builtin_cpu_supports("avx512vnni")) return Isa::kAvx512;
   if (!__builtin_cpu_supports("avx512bf16")) return Isa::kVnni;
-  return is_zen5() ? Isa::kZen5 : Isa::kBf16;
+  return kIsZen5 ? Isa::kZen5 : Isa::kBf16;
 }
 
 const Kernels& kernels(Isa isa) {
