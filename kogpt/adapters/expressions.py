@@ -20,7 +20,7 @@ def fitting(expression: str, names: Iterable[str]) -> list[str]:
     Raises:
         ValueError: it is no expression, or takes longer than `SECONDS`.
     """
-    command = [sys.executable, "-I", "-S", "-c", PROGRAM]
+    command = [sys.executable or "python3", "-I", "-S", "-c", PROGRAM]
     given = json.dumps([expression, list(names)])
     try:
         done = subprocess.run(
