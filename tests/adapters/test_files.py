@@ -321,6 +321,7 @@ def change(folder: Path, **values: object) -> None:
         ({"target_modules": r".*\.[qv]_proj"}, "h.0.attn.v_proj.lora_A.weight is missing"),
         ({"target_modules": r".*h\.0\.attn\.q_proj"}, "h.1.attn.q_proj.lora_A.weight is no part"),
         ({"target_modules": "q_proj"}, "target_modules is 'q_proj': no layer"),
+        ({"target_modules": r".*\.q_pro"}, "target_modules is .*: no layer"),
         ({"target_modules": "((("}, r"target_modules is '\(\(\(': is no expression: missing \)"),
         (
             {"target_modules": r".*q_proj", "layers_to_transform": [0]},
