@@ -256,9 +256,8 @@ class Finetuning(Job[FinetuningConfig, ExampleBatch]):
     def _is_best(self, step: int, figures: Mapping[str, float]) -> bool:
         """Whether no validation before was as good; a resumed run has their log."""
         name, sign = self.objective.main, self.objective.better
-        log = read_log(self.config.folder / LOG_NAME)
-        before = [entry[name] for entry in log if name in entry and entry["step"] < step]
-        return all(sign * figures[name] > sign * value for value in before)
+        before = [value for at, value in self._validations().items() if at < step]
+        return all(sign * figures[name] > value for value in before)
 
     def _lost_best(self, step: int) -> Iterator[str]:
         """Notes where another step than this was the best, and its weights are gone.
@@ -267,12 +266,16 @@ class Finetuning(Job[FinetuningConfig, ExampleBatch]):
         """
         if self.config.keep_weights != BEST or not self.parallel.first:
             return
-        name, sign = self.objective.main, self.objective.better
-        log = read_log(self.config.folder / LOG_NAME)
-        values = {entry["step"]: sign * entry[name] for entry in log if name in entry}
+        values, name = self._validations(), self.objective.main
         best = max(values, key=values.__getitem__, default=step)
         if values.get(best) != values.get(step):
             yield f"step {best} was better than step {step} by its {name}; its weights are gone"
+
+    def _validations(self) -> dict[int, float]:
+        """How good each step was that the log tells of, more being better."""
+        name, sign = self.objective.main, self.objective.better
+        log = read_log(self.config.folder / LOG_NAME)
+        return {entry["step"]: sign * entry[name] for entry in log if name in entry}
 
     def _results(self, step: int) -> dict[str, Any]:
         splits = {"validation": self.splits.validation, "test": self.splits.test}
