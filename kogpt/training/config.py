@@ -129,7 +129,6 @@ class RunConfig:
         curve: draw `curve.png` at every checkpoint, which needs matplotlib.
         tensorboard: write events for TensorBoard too; None where it is installed.
         resume: continue from the newest checkpoint in `out`, if there is one.
-        license_notice: of the weights, noted with them.
 
     Raises:
         ValueError: a value is out of its range; names it and the range.
@@ -166,7 +165,6 @@ class RunConfig:
     curve: bool = True
     tensorboard: bool | None = None
     resume: bool = False
-    license_notice: str = "not stated"
 
     def __post_init__(self) -> None:
         self._set_plain()
@@ -224,6 +222,7 @@ class TrainingConfig(RunConfig):
     """A run that trains on whole documents.
 
     Attributes:
+        license_notice: of the weights, noted with them.
         data: files to train on: `.txt` with one document a line, `.tsv` with a header and one
             document a row, unquoted; either may end in `.xz`.
         out: folder of the run: checkpoints `step-*`, `log.jsonl` and `curve.png`.
@@ -242,6 +241,7 @@ class TrainingConfig(RunConfig):
     Raises: as `RunConfig`.
     """
 
+    license_notice: str = "not stated"
     data: tuple[Path, ...]
     model: str = "nano"
     tokenizer: Path | None = None
@@ -277,6 +277,7 @@ class FinetuningConfig(RunConfig):
     """A run that trains on examples.
 
     Attributes:
+        license_notice: of the result; None for that of the model.
         data: a task of the evaluation by its name or `.toml` file, or files of examples: `.jsonl`
             with an object a line, whose `prompt` is read and whose `completion` is learnt.
         data_dir: folder of the tasks' data.
@@ -302,12 +303,12 @@ class FinetuningConfig(RunConfig):
             They choose the result.
         test_rows: rows of the task's test split to measure in the end; None for all, 0 for none.
         keep_weights: "best" by validation, or "last".
-        license_notice: of the result; None for that of the model.
         learning_rate: peak of the schedule; None for one that suits the method.
 
     Raises: as `RunConfig`.
     """
 
+    license_notice: str | None = None
     data: tuple[str, ...]
     data_dir: Path | None = None
     method: str
@@ -324,7 +325,6 @@ class FinetuningConfig(RunConfig):
     validation_rows: int = 1000
     test_rows: int | None = None
     keep_weights: str = BEST
-    license_notice: str | None = None  # type: ignore[assignment]
     batch_size: int = 32
     learning_rate: float = None  # type: ignore[assignment]  # set below
     warmup_steps: int | None = None
