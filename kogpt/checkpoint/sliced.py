@@ -73,13 +73,9 @@ class SlicedTensor:
         for part in self.slices:
             first, last = max(start, part.offsets[0]), min(stop, part.ends[0])
             if first < last:
-                place = values[first - start : last - start]
-                for dim, (begin, width) in enumerate(
-                    zip(part.offsets[1:], part.shape[1:], strict=True), start=1
-                ):
-                    place = place.narrow(dim, begin, width)
+                sides = map(slice, part.offsets[1:], part.ends[1:])
                 within = slice(first - part.offsets[0], last - part.offsets[0])
-                place.copy_(part.file.read(name, within))
+                values[first - start : last - start, *sides] = part.file.read(name, within)
         return values
 
 
