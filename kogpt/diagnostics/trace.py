@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from kogpt.checkpoint.layouts import LAYOUTS
 from kogpt.diagnostics.capture import watching
-from kogpt.diagnostics.trace_errors import Difference, coarser, difference
+from kogpt.diagnostics.trace_errors import Distance, coarser, distance
 from kogpt.diagnostics.trace_report import Compared, Parting, Trace
 from kogpt.diagnostics.trace_sites import (
     BLOCK,
@@ -147,12 +147,12 @@ def compared(
     reference: Mapping[Site, Tensor],
     dtypes: Collection[torch.dtype],
     answer: Callable[[Tensor, Tensor], Tensor | None],
-) -> dict[Site, Difference | None]:
+) -> dict[Site, Distance | None]:
     """How far each site is from the reference; None where that has none.
 
     `answer` says what the network goes on with, from its tensor and the reference.
     """
-    found: dict[Site, Difference | None] = {}
+    found: dict[Site, Distance | None] = {}
 
     def see(site: Site, tensor: Tensor) -> Tensor | None:
         refuse_again(site, found)
@@ -162,7 +162,7 @@ def compared(
         if tensor.shape != reference[site].shape:
             shapes = [" x ".join(map(str, x.shape)) for x in (tensor, reference[site])]
             raise InputRefusedError(f"{site} is {shapes[0]}, and {shapes[1]} on the other side")
-        found[site] = difference(tensor, reference[site], *dtypes)
+        found[site] = distance(tensor, reference[site], *dtypes)
         return answer(tensor, reference[site])
 
     run(model, rows, input_ids, see)
@@ -213,9 +213,9 @@ def tolerance_of(model: KoGPT, other: nn.Module, tokens: int) -> float:
 
 def find_parting(
     order: Iterable[Site],
-    ours: Mapping[Site, Difference | None],
+    ours: Mapping[Site, Distance | None],
     theirs: Mapping[Site, Tensor],
-    own: Mapping[Site, Difference | None],
+    own: Mapping[Site, Distance | None],
     tolerance: float,
     names: tuple[str, str],
 ) -> Parting | None:

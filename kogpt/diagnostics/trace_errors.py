@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Difference:
+class Distance:
     """The distance of a tensor from its reference.
 
     Attributes:
@@ -21,7 +21,7 @@ class Difference:
     absolute: float
 
 
-def difference(value: Tensor, reference: Tensor, *dtypes: torch.dtype) -> Difference:
+def distance(value: Tensor, reference: Tensor, *dtypes: torch.dtype) -> Distance:
     """The distance of tensors of one shape, computed in float64; NaN where either holds one.
 
     Args:
@@ -35,7 +35,7 @@ def difference(value: Tensor, reference: Tensor, *dtypes: torch.dtype) -> Differ
     b = torch.where(b.isfinite(), b, 0.0)  # what errors are measured by
     absolute = error.max().item()
     relative = absolute and (error.norm() / b.norm()).item()
-    return Difference(relative, error_in_ulp(error, b, dtype).max().item(), absolute)
+    return Distance(relative, error_in_ulp(error, b, dtype).max().item(), absolute)
 
 
 def error_in_ulp(error: Tensor, reference: Tensor, dtype: torch.dtype) -> Tensor:

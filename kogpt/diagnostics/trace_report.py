@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from itertools import groupby
 from typing import Any
 
-from kogpt.diagnostics.trace_errors import Difference
+from kogpt.diagnostics.trace_errors import Distance
 from kogpt.diagnostics.trace_sites import Site
 from kogpt.textfiles import aligned
 
@@ -30,8 +30,8 @@ class Compared:
     module: str
     tensor: str
     layer: int | None
-    propagated: Difference
-    own: Difference
+    propagated: Distance
+    own: Distance
 
     @property
     def site(self) -> Site:
@@ -142,7 +142,7 @@ def _order(error: float) -> float:
     return math.inf if math.isnan(error) else error
 
 
-def _cells(error: Difference) -> tuple[str, str]:
+def _cells(error: Distance) -> tuple[str, str]:
     return _number(error.relative), _number(error.ulp)
 
 

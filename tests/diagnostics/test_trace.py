@@ -16,7 +16,7 @@ from kogpt.checkpoint import load_model, write_checkpoint
 from kogpt.cli import main
 from kogpt.diagnostics.capture import watching
 from kogpt.diagnostics.trace import trace
-from kogpt.diagnostics.trace_errors import difference, ulp
+from kogpt.diagnostics.trace_errors import distance, ulp
 from kogpt.diagnostics.trace_plot import draw
 from kogpt.diagnostics.trace_sites import BLOCK, OURS, Place, Site
 from kogpt.errors import InputRefusedError
@@ -395,11 +395,11 @@ def test_a_unit_in_the_last_place_is_the_step_to_the_next_number(dtype):
 
 def test_errors_are_counted_in_units_of_the_coarser_dtype():
     reference = torch.tensor([[1.0, 3.0, -200.0]])
-    found = difference((reference + torch.tensor([0, 0, 2])).bfloat16(), reference)
+    found = distance((reference + torch.tensor([0, 0, 2])).bfloat16(), reference)
     assert found.ulp == 2.0 and found.absolute == 2.0  # bfloat16 steps by 1 from 128 to 256
     assert found.relative == pytest.approx(2 / (1 + 9 + 200**2) ** 0.5, rel=1e-12)
     # 1 is small in its row, whose root mean square lies between 64 and 128: steps of 0.5.
-    small = difference((reference + torch.tensor([0.5, 0, 0])).bfloat16(), reference)
+    small = distance((reference + torch.tensor([0.5, 0, 0])).bfloat16(), reference)
     assert small.ulp == 1.0
 
 
@@ -407,15 +407,15 @@ def test_errors_count_in_units_of_what_was_computed_in():
     """Though both sides widen them, as logits."""
     reference = torch.tensor([1.0, 1.0])
     value = reference + torch.tensor([torch.finfo(torch.bfloat16).eps, 0])
-    assert difference(value, reference).ulp == 2.0**16
-    assert difference(value, reference, torch.bfloat16, torch.float32).ulp == 1.0
+    assert distance(value, reference).ulp == 2.0**16
+    assert distance(value, reference, torch.bfloat16, torch.float32).ulp == 1.0
 
 
 def test_equal_tensors_have_no_error_and_nan_is_none():
     same = torch.tensor([[0.0, math.inf, -1.0]])
-    assert set(vars(difference(same, same)).values()) == {0.0}
-    assert math.isnan(difference(torch.tensor([math.nan]), torch.tensor([1.0])).relative)
-    assert difference(torch.tensor([1.0]), torch.tensor([0.0])).relative == math.inf
+    assert set(vars(distance(same, same)).values()) == {0.0}
+    assert math.isnan(distance(torch.tensor([math.nan]), torch.tensor([1.0])).relative)
+    assert distance(torch.tensor([1.0]), torch.tensor([0.0])).relative == math.inf
 
 
 @pytest.fixture(scope="module")
