@@ -18,6 +18,7 @@ from contextlib import contextmanager, suppress
 from typing import NoReturn
 
 import kogpt
+from kogpt import choices
 from kogpt.box import BOX
 from kogpt.errors import (
     DISK_FULL,
@@ -256,7 +257,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--dtype",
-        choices=("float32", "float16", "bfloat16"),
+        choices=choices.DTYPES,
         help="dtype to compute in (default: the stored one; on a CPU float16 becomes float32)",
     )
     group.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)")
@@ -455,11 +456,7 @@ def add_convert(commands: Commands) -> None:
     add = parser.add_argument
     add("source", metavar="SRC", help="folder or file of the checkpoint to read")
     add("destination", metavar="DST", help="folder to write; must not exist")
-    add(
-        "--dtype",
-        choices=("float32", "float16", "bfloat16"),
-        help="dtype to store (default: the one of the source)",
-    )
+    add("--dtype", choices=choices.DTYPES, help="dtype to store (default: the one of the source)")
     add("--max-shard-size", default="5GB", metavar="SIZE", help="of each file (default: 5GB)")
     add(
         "--config",
@@ -468,7 +465,7 @@ def add_convert(commands: Commands) -> None:
     )
     add(
         "--on-overflow",
-        choices=("error", "clamp", "bfloat16"),
+        choices=choices.ON_OVERFLOW,
         default="error",
         help="what to do with values float16 cannot hold (default: error)",
     )
@@ -494,7 +491,7 @@ def add_quantization_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("quantisation").add_argument
     add(
         "--quantize",
-        choices=("int8", "int4"),
+        choices=choices.INTEGERS,
         help="store matrices as integers: int8 per row, or int4 in groups, the head int8",
     )
     add("--group-size", type=int, metavar="N", help="inputs of one scale (int4; default: 128)")
@@ -620,12 +617,7 @@ def add_finetune(commands: Commands) -> None:
         help=".jsonl files, or .jsonl.xz, with prompt and completion; or a task: nsmc, TASK.toml",
     )
     add("--data-dir", metavar="DIR", help="folder of the tasks' data (default: data)")
-    add(
-        "--method",
-        required=True,
-        choices=("full", "lora", "qlora", "p-tuning", "prompt-tuning"),
-        help="what is trained",
-    )
+    add("--method", required=True, choices=choices.METHODS, help="what is trained")
     add("--output", required=True, dest="out", metavar="DIR", help="folder of the result")
     add("--resume", action="store_true", help="go on from the newest checkpoint")
     add_method_arguments(parser)
@@ -655,7 +647,7 @@ def add_method_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--dropout", type=float, metavar="X", help="LoRA: of the updates' input (default: 0)")
     add("--virtual-tokens", type=int, metavar="N", help="of a soft prompt (default: 20)")
-    add("--encoder", choices=("lstm", "mlp"), help="p-tuning: its network (default: lstm)")
+    add("--encoder", choices=choices.ENCODERS, help="p-tuning: its network (default: lstm)")
     add(
         "--encoder-width",
         type=int,
@@ -668,7 +660,7 @@ def add_objective_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("what is learnt").add_argument
     add(
         "--objective",
-        choices=("completion", "label-words", "head", "regression"),
+        choices=choices.OBJECTIVES,
         help="default: completion of examples, label-words of a task's prompt",
     )
     add("--prompt", metavar="NAME", help="of the task (default: its first)")
@@ -680,7 +672,7 @@ def add_objective_arguments(parser: argparse.ArgumentParser) -> None:
         help="about so many, at most a tenth, are held out to choose by (default: 1000)",
     )
     add("--test-rows", type=int, metavar="N", help="of the test split; 0: none (default: all)")
-    add("--keep-weights", choices=("best", "last"), help="by validation (default: best)")
+    add("--keep-weights", choices=choices.KEPT, help="by validation (default: best)")
 
 
 def add_schedule_arguments(
@@ -715,13 +707,13 @@ def add_computing_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_memory_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("what memory it takes, as kogpt plan tells").add_argument
-    add("--precision", choices=("float32", "bfloat16"), help="of products (default: float32)")
+    add("--precision", choices=choices.PRECISIONS, help="of products (default: float32)")
     add(
         "--weights",
-        choices=("float32", "bfloat16-master", "bfloat16-stochastic"),
+        choices=choices.WEIGHTS,
         help="that are trained: bfloat16 with a float32 copy, or rounded stochastically",
     )
-    add("--optimizer", choices=("adamw", "adamw-8bit"), help="8 bits a moment, by torchao")
+    add("--optimizer", choices=choices.OPTIMIZERS, help="8 bits a moment, by torchao")
     add("--offload", action="store_true", default=None, help="optimizer on the CPU")
     add("--micro-batch-size", type=int, metavar="N", help="sequences at once; gradients accumulate")
     add(
@@ -752,7 +744,7 @@ def add_plan(commands: Commands) -> None:
     add(
         "--method",
         required=True,
-        choices=("full", "lora", "qlora", "p-tuning", "prompt-tuning", "inference"),
+        choices=(*choices.METHODS, choices.INFERENCE),
         help="what is trained; or inference",
     )
     add(
@@ -778,7 +770,7 @@ def add_plan(commands: Commands) -> None:
         metavar="SIZE",
         help="of each GPU, or of the CPU, such as 80GB (default: that of this machine)",
     )
-    add("--quantize", choices=("int8", "int4"), help="unless it is stored so already")
+    add("--quantize", choices=choices.INTEGERS, help="unless it is stored so already")
     add("--pack", action="store_true", default=None, help="several examples in a row, kept apart")
     add_json_argument(parser, "the plan")
     add_method_arguments(parser)
@@ -844,7 +836,7 @@ def add_protocol_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--scoring",
         nargs="+",
-        choices=("sum", "per-token", "per-character", "calibrated"),
+        choices=choices.RULES,
         help="of log-likelihoods of answers (default: sum, and calibrated or per-token)",
     )
     add("--limit", type=int, metavar="N", help="score a sample of N rows, always the same")
@@ -869,7 +861,7 @@ def add_trace(commands: Commands) -> None:
         metavar="FILE.py:CLASS",
         help="class of the reference (default: without --against that of the model)",
     )
-    dtypes = ("float64", "float32", "float16", "bfloat16")
+    dtypes = ("float64", *choices.DTYPES)
     add("--dtype", choices=dtypes, help="of the model (default: as for kogpt generate)")
     add(
         "--against-dtype",

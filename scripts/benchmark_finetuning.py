@@ -39,12 +39,12 @@ from goals import Goal, last_words, versions
 from kogpt.adapters import TARGETS
 from kogpt.benchmarking import describe_machine
 from kogpt.box import BOX
+from kogpt.choices import FULL, LORA, PRECISIONS, QLORA
 from kogpt.cli import FAILED, exit_code
 from kogpt.commands.common import check_file, refuse_below
 from kogpt.errors import InputRefusedError
 from kogpt.model.config import PRESETS
 from kogpt.textfiles import markdown_row
-from kogpt.training.config import FULL, LORA, PRECISIONS, QLORA
 
 WORKER = Path(__file__).with_name("finetuners.py")
 PACKAGES = ("transformers", "peft", "bitsandbytes")

@@ -31,11 +31,12 @@ from kogpt.checkpoint import load_model
 from kogpt.checkpoint.convert import GROUP_SIZE
 from kogpt.checkpoint.quantization import Quantization
 from kogpt.checkpoint.rounding import round_rows
+from kogpt.choices import FULL, QLORA
 from kogpt.kernels import FrozenLinear, Weight
 from kogpt.kernels.linear import pack_int4
 from kogpt.model import KoGPT, KoGPTConfig
 from kogpt.tokenizer import load_tokenizer
-from kogpt.training.config import FULL, QLORA, FinetuningConfig
+from kogpt.training.config import FinetuningConfig
 from kogpt.training.job import Files, Job
 from kogpt.training.loop import Trainer
 from kogpt.training.methods import attach_method

@@ -11,7 +11,9 @@ import kogpt
 ROOT = Path(kogpt.__file__).parent
 MODULES = sorted(path for path in ROOT.rglob("*.py"))
 
-OPEN_TO_ALL = {"errors", "box", "textfiles", "jsonfiles", "pictures", "ranges", "notes"}
+OPEN_TO_ALL = {
+    *("errors", "box", "textfiles", "jsonfiles", "pictures", "ranges", "choices", "notes"),
+}
 # Which other rooms a room may import from.
 MAY_IMPORT = {
     "kernels": set(),

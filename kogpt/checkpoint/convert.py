@@ -49,6 +49,7 @@ from kogpt.checkpoint.writer import (
     plan_shards,
     write_shards,
 )
+from kogpt.choices import INTEGERS, ON_OVERFLOW
 from kogpt.errors import InputRefusedError, ParameterError
 from kogpt.jsonfiles import read_config_object, to_json
 from kogpt.model.config import SIZES, KoGPTConfig
@@ -109,14 +110,14 @@ class ConversionOptions:
         if self.dtype is not None:
             parse_dtype(self.dtype)
         Range(Real, 1).check("max_shard_size", self.max_shard_size)  # such as 5e9
-        check_choice("on_overflow", self.on_overflow, ("error", "clamp", "bfloat16"))
+        check_choice("on_overflow", self.on_overflow, ON_OVERFLOW)
         if self.license_notice is not None and not is_text(self.license_notice):
             raise ParameterError(f"license_notice is {self.license_notice!a}, no text in UTF-8")
         self._check_quantize()
 
     def _check_quantize(self) -> None:
         if self.quantize is not None:
-            check_choice("quantize", self.quantize, ("int8", "int4"))
+            check_choice("quantize", self.quantize, INTEGERS)
         given = {"group_size": self.group_size is not None, "zero_points": self.zero_points}
         for name, is_given in given.items():
             if is_given and self.quantize != "int4":

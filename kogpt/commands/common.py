@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, get_args, get_type_hints
 
+from kogpt.choices import LOW_RANK, P_TUNING, SOFT_PROMPTS
 from kogpt.errors import InputRefusedError, NotEnoughResourcesError, ParameterError, UsageError
 from kogpt.tokenizer import Tokenizer, load_tokenizer
 
@@ -23,11 +24,10 @@ if TYPE_CHECKING:  # torch takes seconds to import, and not every command needs 
 
 TEMPERATURE = 0.8  # the released program's default
 
-LOW_RANK, SOFT_PROMPTS = ("lora", "qlora"), ("p-tuning", "prompt-tuning")
 METHODS_OF = {  # of finetuning, for which an option is
     **dict.fromkeys(("targets", "rank", "alpha", "dropout"), LOW_RANK),
     "virtual_tokens": SOFT_PROMPTS,
-    **dict.fromkeys(("encoder", "encoder_width"), SOFT_PROMPTS[:1]),
+    **dict.fromkeys(("encoder", "encoder_width"), (P_TUNING,)),
 }
 
 NO_MEMORY = "DefaultCPUAllocator: can't allocate memory"  # which is no error of its own on a CPU

@@ -22,6 +22,7 @@ from kogpt.box import BOX
 from kogpt.checkpoint.dtypes import dtype_name
 from kogpt.checkpoint.names import count_parameters
 from kogpt.checkpoint.staging import refuse_existing, write_atomically, writing
+from kogpt.choices import CALIBRATED
 from kogpt.commands.common import (
     check_file,
     load,
@@ -54,7 +55,6 @@ from kogpt.evaluation.data import DATA
 from kogpt.evaluation.metrics import require_sklearn
 from kogpt.evaluation.plot import draw
 from kogpt.evaluation.prompting import CONTENT_FREE, Encoder, ask, example
-from kogpt.evaluation.protocol import CALIBRATED
 from kogpt.evaluation.provenance import code, commit, fingerprint, state
 from kogpt.evaluation.report import name_of
 from kogpt.evaluation.running import draw_set, num_sets, rules_of

@@ -2,6 +2,7 @@
 
 import argparse
 
+from kogpt.choices import LABEL_WORDS
 from kogpt.commands.common import (
     memory_errors,
     option_of,
@@ -13,7 +14,6 @@ from kogpt.errors import UsageError
 from kogpt.evaluation import load_task
 from kogpt.parallel import Parallel
 from kogpt.training import FinetuningConfig, finetune
-from kogpt.training.config import LABEL_WORDS
 
 
 def run(args: argparse.Namespace) -> None:

@@ -12,6 +12,7 @@ from kogpt.checkpoint.dtypes import compute_dtype
 from kogpt.checkpoint.headers import read_headers
 from kogpt.checkpoint.quantization import Quantization
 from kogpt.checkpoint.resources import available_memory
+from kogpt.choices import FULL, INFERENCE, P_TUNING, PROMPT_TUNING, QLORA
 from kogpt.commands.common import (
     option_of,
     parse_size,
@@ -22,8 +23,8 @@ from kogpt.commands.common import (
 )
 from kogpt.errors import NotEnoughResourcesError, ParameterError, UsageError
 from kogpt.parallel.tensor import check_divides
-from kogpt.training.config import FULL, P_TUNING, PROMPT_TUNING, QLORA, FinetuningConfig
-from kogpt.training.planning import INFERENCE, Work, plan
+from kogpt.training.config import FinetuningConfig
+from kogpt.training.planning import Work, plan
 from kogpt.training.rehearsal import Stage
 from kogpt.training.sharing import refuse_unshared
 

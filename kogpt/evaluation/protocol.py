@@ -5,14 +5,12 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from kogpt.choices import RULES
 from kogpt.errors import InputRefusedError, ParameterError
 from kogpt.evaluation.task import read_toml
 from kogpt.ranges import AT_LEAST_ONE, AT_LEAST_ZERO, set_number
 
 PRESETS = Path(__file__).with_name("presets")
-
-SUM, PER_TOKEN, PER_CHARACTER, CALIBRATED = "sum", "per-token", "per-character", "calibrated"
-RULES = (SUM, PER_TOKEN, PER_CHARACTER, CALIBRATED)
 
 
 @dataclass(frozen=True)

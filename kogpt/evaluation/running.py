@@ -9,13 +9,14 @@ from typing import Protocol as Interface
 
 import numpy as np
 
+from kogpt.choices import CALIBRATED, PER_CHARACTER, PER_TOKEN, SUM
 from kogpt.errors import InputRefusedError
 from kogpt.evaluation.data import Row, Rows, find_first, read_rows
 from kogpt.evaluation.journal import Journal, Values
 from kogpt.evaluation.likelihood import Query, SharedReader, plan_batches
 from kogpt.evaluation.metrics import Outcome
 from kogpt.evaluation.prompting import Encoder, Question, ask, ask_nothing, example, shown
-from kogpt.evaluation.protocol import CALIBRATED, PER_CHARACTER, PER_TOKEN, SUM, Protocol
+from kogpt.evaluation.protocol import Protocol
 from kogpt.evaluation.shots import draw_shots, sample_rows
 from kogpt.evaluation.task import Prompt, Task, load_task
 from kogpt.generation.requests import evaluation_mode, refuse_unreadable

@@ -10,7 +10,21 @@ from typing import Any
 
 import numpy as np
 
+from kogpt import choices
 from kogpt.adapters import LoRAConfig, PromptConfig
+from kogpt.choices import (
+    ADAMW,
+    BEST,
+    EIGHT_BITS,
+    FLOAT32,
+    FULL,
+    LORA,
+    MASTER,
+    P_TUNING,
+    PROMPT_TUNING,
+    QLORA,
+    STOCHASTIC,
+)
 from kogpt.errors import ParameterError
 from kogpt.ranges import ABOVE_ZERO, AT_LEAST_ONE, AT_LEAST_ZERO, Range, check_choice, set_number
 from kogpt.training.documents import COLUMN
@@ -81,10 +95,6 @@ MAY_BE_NONE = {
     *("steps", "micro_batch_size", "sequence_length", "warmup_steps", "short_length"),
     *("encoder_width", "test_rows"),
 }
-
-PRECISIONS = ("float32", "bfloat16")
-ADAMW, EIGHT_BITS = OPTIMIZERS = ("adamw", "adamw-8bit")
-FLOAT32, MASTER, STOCHASTIC = WEIGHTS = ("float32", "bfloat16-master", "bfloat16-stochastic")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,9 +179,9 @@ class RunConfig:
     def __post_init__(self) -> None:
         self._set_plain()
         _set_numbers(self, OF_ANY_RUN)
-        check_choice("precision", self.precision, PRECISIONS)
-        check_choice("weights", self.weights, WEIGHTS)
-        check_choice("optimizer", self.optimizer, OPTIMIZERS)
+        check_choice("precision", self.precision, choices.PRECISIONS)
+        check_choice("weights", self.weights, choices.WEIGHTS)
+        check_choice("optimizer", self.optimizer, choices.OPTIMIZERS)
         if self.weights != FLOAT32 and self.precision == "float32":
             raise ParameterError(f"weights is {self.weights!r}, which goes with precision bfloat16")
         if self.optimizer == EIGHT_BITS and self.weights == MASTER:
@@ -258,15 +268,7 @@ class TrainingConfig(RunConfig):
         _set_numbers(self, OF_PRETRAINING)
 
 
-FULL, LORA, QLORA, P_TUNING, PROMPT_TUNING = METHODS = (
-    *("full", "lora", "qlora", "p-tuning", "prompt-tuning"),
-)
-COMPLETION, LABEL_WORDS, HEAD, REGRESSION = OBJECTIVES = (
-    *("completion", "label-words", "head", "regression"),
-)
-ENCODERS = ("lstm", "mlp")
 EXAMPLES = (".jsonl", ".jsonl.xz")  # what files of examples end in
-BEST, LAST = KEPT = ("best", "last")
 
 # A method that trains fewer numbers takes longer steps.
 LEARNING_RATES = {FULL: 5e-5, LORA: 2e-4, QLORA: 2e-4, P_TUNING: 1e-3, PROMPT_TUNING: 1e-2}
@@ -332,7 +334,7 @@ class FinetuningConfig(RunConfig):
     beta2: float = 0.98
 
     def __post_init__(self) -> None:
-        check_choice("method", self.method, METHODS)
+        check_choice("method", self.method, choices.METHODS)
         if self.learning_rate is None:
             object.__setattr__(self, "learning_rate", LEARNING_RATES[self.method])
         super().__post_init__()
@@ -348,13 +350,13 @@ class FinetuningConfig(RunConfig):
                 ' {"prompt": "...", "completion": "..."} a line'
             )
         if self.objective is not None:
-            check_choice("objective", self.objective, OBJECTIVES)
-        check_choice("encoder", self.encoder, ENCODERS)
+            check_choice("objective", self.objective, choices.OBJECTIVES)
+        check_choice("encoder", self.encoder, choices.ENCODERS)
         _set_numbers(self, OF_FINETUNING)
         _ = self.soft_prompt  # which checks its values
         for name in ("targets", "rank", "alpha", "dropout"):
             object.__setattr__(self, name, getattr(self.lora, name))
-        check_choice("keep_weights", self.keep_weights, KEPT)
+        check_choice("keep_weights", self.keep_weights, choices.KEPT)
         if self.weights != FLOAT32 and self.method != FULL:
             raise ParameterError(
                 f"weights is {self.weights!r}, which goes with method full: what {self.method}"

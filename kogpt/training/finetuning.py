@@ -22,6 +22,7 @@ from kogpt.adapters.head import read_head
 from kogpt.checkpoint import write_checkpoint
 from kogpt.checkpoint.convert import license_of
 from kogpt.checkpoint.staging import fsync_path, refuse_existing, write_atomically
+from kogpt.choices import BEST, COMPLETION, FULL, HEAD, LABEL_WORDS, REGRESSION
 from kogpt.errors import InputRefusedError, ParameterError
 from kogpt.evaluation.metrics import interval, measure, require_sklearn
 from kogpt.evaluation.provenance import commit
@@ -32,15 +33,7 @@ from kogpt.model import KoGPT
 from kogpt.parallel import Parallel
 from kogpt.tokenizer import Tokenizer, load_tokenizer
 from kogpt.training.batching import Plan, cut
-from kogpt.training.config import (
-    BEST,
-    COMPLETION,
-    FULL,
-    HEAD,
-    LABEL_WORDS,
-    REGRESSION,
-    FinetuningConfig,
-)
+from kogpt.training.config import FinetuningConfig
 from kogpt.training.examples import Splits, fingerprint, read_examples, read_task
 from kogpt.training.job import Job
 from kogpt.training.log import LOG_NAME, read_log

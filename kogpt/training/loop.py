@@ -15,13 +15,13 @@ from torch import Tensor
 
 from kogpt.architecture import source_fingerprint
 from kogpt.checkpoint.resources import require_disk, require_memory
+from kogpt.choices import EIGHT_BITS, FLOAT32, MASTER
 from kogpt.errors import InputRefusedError, KoGPTError, NotFiniteError, ParameterError
 from kogpt.model.source import network_fingerprint
 from kogpt.parallel import Parallel
 from kogpt.parallel.parts import held
 from kogpt.pictures import require_matplotlib
 from kogpt.training.activation_checkpointing import checkpoint_activations
-from kogpt.training.config import EIGHT_BITS, FLOAT32, MASTER
 from kogpt.training.curve import CURVE_NAME, draw_curve
 from kogpt.training.job import B, C, Job
 from kogpt.training.log import LOG_NAME, Progress, Silent, read_log

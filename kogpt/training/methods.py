@@ -10,12 +10,13 @@ from torch import Tensor
 from kogpt.adapters import attach_head, attach_lora, attach_prompt
 from kogpt.adapters.head import put_head, read_head
 from kogpt.checkpoint import load_model
+from kogpt.choices import FLOAT32, FULL, LORA, QLORA
 from kogpt.errors import InputRefusedError
 from kogpt.kernels.frozen import FrozenLinear
 from kogpt.model import KoGPT
 from kogpt.parallel import Parallel
 from kogpt.parallel.parts import Rows, fill
-from kogpt.training.config import FLOAT32, FULL, LORA, QLORA, FinetuningConfig
+from kogpt.training.config import FinetuningConfig
 from kogpt.training.model import load_weights, own_class
 from kogpt.training.optimizer import trained
 from kogpt.training.sharing import share_out

@@ -16,6 +16,7 @@ from kogpt.checkpoint import load_model, open_checkpoint
 from kogpt.checkpoint.names import count_parameters, expand, refuse_unsavable
 from kogpt.checkpoint.resources import require_memory
 from kogpt.checkpoint.writer import raw_bytes
+from kogpt.choices import FLOAT32
 from kogpt.errors import InputRefusedError, ParameterError
 from kogpt.jsonfiles import read_config_object, to_json
 from kogpt.model import KoGPT, KoGPTConfig
@@ -23,7 +24,7 @@ from kogpt.model.hollow import unwritten
 from kogpt.model.variants import PRESETS, class_of, find_config
 from kogpt.parallel import Parallel
 from kogpt.tokenizer import Tokenizer, load_tokenizer
-from kogpt.training.config import FLOAT32, RunConfig, TrainingConfig
+from kogpt.training.config import RunConfig, TrainingConfig
 from kogpt.training.sharing import share_out
 
 TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")  # of a shape, from its tokenizer

@@ -18,11 +18,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from kogpt.choices import SUM
 from kogpt.evaluation.data import Row, Rows
 from kogpt.evaluation.likelihood import Ids, Query, log_likelihoods
 from kogpt.evaluation.metrics import Outcome, measure
 from kogpt.evaluation.prompting import Encoder, Question, ask, shown
-from kogpt.evaluation.protocol import SUM, Protocol
+from kogpt.evaluation.protocol import Protocol
 from kogpt.evaluation.running import Evaluator, Run, TaskData
 from kogpt.evaluation.task import LABEL, Prompt, Task
 from kogpt.model import KoGPT

@@ -8,10 +8,11 @@ from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
 from kogpt.adapters.config import stored_name
+from kogpt.choices import EIGHT_BITS, FLOAT32, STOCHASTIC
 from kogpt.errors import InputRefusedError, KoGPTError, ParameterError
 from kogpt.kernels.building import CannotBuildError, find_compiler
 from kogpt.parallel.parts import Rows, fill, is_cut
-from kogpt.training.config import EIGHT_BITS, FLOAT32, STOCHASTIC, RunConfig
+from kogpt.training.config import RunConfig
 
 STEP, MASTER = "step", "master"
 MOMENTS = ("exp_avg", "exp_avg_sq")

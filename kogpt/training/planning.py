@@ -13,22 +13,22 @@ from kogpt.checkpoint.convert import GROUP_SIZE
 from kogpt.checkpoint.names import count_parameters, expand
 from kogpt.checkpoint.quantization import Quantization
 from kogpt.checkpoint.resources import human
-from kogpt.errors import ParameterError
-from kogpt.model import KoGPTConfig
-from kogpt.parallel.tensor import check_divides
-from kogpt.training.config import (
+from kogpt.choices import (
     ADAMW,
     EIGHT_BITS,
     FLOAT32,
     FULL,
+    INFERENCE,
     LORA,
     MASTER,
-    P_TUNING,
-    PROMPT_TUNING,
     QLORA,
+    SOFT_PROMPTS,
     STOCHASTIC,
-    FinetuningConfig,
 )
+from kogpt.errors import ParameterError
+from kogpt.model import KoGPTConfig
+from kogpt.parallel.tensor import check_divides
+from kogpt.training.config import FinetuningConfig
 from kogpt.training.memory import (
     CACHE,
     CASTS,
@@ -49,8 +49,6 @@ from kogpt.training.rehearsal import (
     rehearse_training,
 )
 
-INFERENCE = "inference"
-SOFT = (P_TUNING, PROMPT_TUNING)
 TABLES = ("transformer.wte.weight", "lm_head.weight")
 LOADING = "loading, before it is divided"
 GATHERED = "gathered"  # weights of others, for as long as a block is computed
@@ -369,7 +367,7 @@ def divided(parts: Parts, work: Work) -> Parts:
     """
     if work.method == INFERENCE:
         return {**parts, **{part: parts[part] // work.gpus for part in (WEIGHTS, CACHE)}}
-    prompt = bytes_of_prompt(work.stage, work.config) if work.method in SOFT else 0
+    prompt = bytes_of_prompt(work.stage, work.config) if work.method in SOFT_PROMPTS else 0
     whole = bytes_of_integers(work.stage) + prompt
     cut = parts[WEIGHTS] - whole
     parts = {**parts, CASTS: 0, GATHERED: gathered(work)}

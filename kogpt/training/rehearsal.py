@@ -18,12 +18,13 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from kogpt.checkpoint.quantization import Quantization, Scheme
+from kogpt.choices import EIGHT_BITS
 from kogpt.generation.speculative import PREFILL_CHUNK
 from kogpt.kernels import FrozenLinear, Weight
 from kogpt.kernels.extension import suppose_gpu
 from kogpt.model import KoGPT, KoGPTConfig, KVCache
 from kogpt.model.variants import class_of
-from kogpt.training.config import EIGHT_BITS, FinetuningConfig
+from kogpt.training.config import FinetuningConfig
 from kogpt.training.cross_entropy import chunk_rows
 from kogpt.training.job import Files, Job
 from kogpt.training.loop import Trainer

@@ -1,9 +1,10 @@
 """How several processes share a run: what each holds of the model, and what cannot be shared."""
 
+from kogpt.choices import ADAMW, FLOAT32
 from kogpt.errors import ParameterError
 from kogpt.model import KoGPT
 from kogpt.parallel import Parallel
-from kogpt.training.config import ADAMW, FLOAT32, RunConfig
+from kogpt.training.config import RunConfig
 
 
 def share_out(model: KoGPT, config: RunConfig, parallel: Parallel) -> None:
