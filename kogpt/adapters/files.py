@@ -21,7 +21,6 @@ from torch import Tensor
 from kogpt.adapters.config import TARGETS
 from kogpt.adapters.lora import LoRALinear
 from kogpt.adapters.peft_config import (
-    HEAD,
     P_TUNING,
     PROMPT_TUNING,
     LoRATable,
@@ -35,7 +34,7 @@ from kogpt.box import BOX
 from kogpt.checkpoint.convert import license_of
 from kogpt.checkpoint.dtypes import check_float
 from kogpt.checkpoint.files import refuse_foreign, require_regular
-from kogpt.checkpoint.names import expand
+from kogpt.checkpoint.names import CLASSIFIER, expand
 from kogpt.checkpoint.safetensors_file import SafetensorsFile, encode_header
 from kogpt.checkpoint.staging import put_in_place, writing, written_beside
 from kogpt.checkpoint.writer import raw_bytes
@@ -147,7 +146,7 @@ def _read_lora(
         A = weights.take(f"{LORA_PREFIX}{layer}.lora_A.weight", (r, K))
         B = weights.take(f"{LORA_PREFIX}{layer}.lora_B.weight", (N, r))
         updates[layer] = Update(A, B, table.alpha(layer))
-    head = weights.take_head(f"{LORA_PREFIX}{HEAD}", config) if table.has_head else None
+    head = weights.take_head(f"{LORA_PREFIX}{CLASSIFIER}", config) if table.has_head else None
     return Adapter(folder, updates, head=head, license=weights.license)
 
 
@@ -160,7 +159,7 @@ def _read_prompt(
             f" model holds {config.n_positions}"
         )
     prompt = weights.take("prompt_embeddings", (table.tokens, config.n_embd))
-    head = weights.take_head(f"{PROMPT_PREFIX}{HEAD}", config) if table.has_head else None
+    head = weights.take_head(f"{PROMPT_PREFIX}{CLASSIFIER}", config) if table.has_head else None
     return Adapter(folder, prompt=prompt, head=head, license=weights.license)
 
 
@@ -309,7 +308,7 @@ def adapter_content(model: KoGPT) -> AdapterContent:
         values = _describe_prompt(model, len(prompt), head is not None)
         tensors, prefix = {"prompt_embeddings": prompt}, PROMPT_PREFIX
     if isinstance(head, Tensor):
-        tensors[f"{prefix}{HEAD}"] = head
+        tensors[f"{prefix}{CLASSIFIER}"] = head
     return AdapterContent(values, {name: _whole(value) for name, value in tensors.items()})
 
 

@@ -20,7 +20,6 @@ from kogpt.textfiles import brief
 
 LORA, PROMPT_TUNING, P_TUNING = "LORA", "PROMPT_TUNING", "P_TUNING"
 CAUSAL_LM, SEQ_CLS = "CAUSAL_LM", "SEQ_CLS"
-HEAD = "score.weight"
 
 MAX_FLOAT = sys.float_info.max  # integers may be larger
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from kogpt.checkpoint.dtypes import check_float, dtype_name
-from kogpt.checkpoint.files import refuse_foreign, require_regular
+from kogpt.checkpoint.files import ORIGINAL, refuse_foreign, require_regular
 from kogpt.checkpoint.index import ShardIndex, read_index
 from kogpt.checkpoint.layouts import LAYOUTS, Layout, ReleasedTensors
 from kogpt.checkpoint.mesh import MeshCheckpoint, is_mesh_checkpoint
@@ -39,14 +39,12 @@ WEIGHTS = (
     "pytorch_model.bin.index.json",
 )
 
-CONVERT = "convert from the original weights instead"
-
 # What a folder without any of those may hold instead.
 FOREIGN = {
     "adapter_model.*": "an adapter, which is no model of its own; give it as one, beside its model",
-    "*.gguf": f"a GGUF file; {CONVERT}",
-    "*.h5": f"weights of TensorFlow; {CONVERT}",
-    "*.msgpack": f"weights of Flax; {CONVERT}",
+    "*.gguf": f"a GGUF file; {ORIGINAL}",
+    "*.h5": f"weights of TensorFlow; {ORIGINAL}",
+    "*.msgpack": f"weights of Flax; {ORIGINAL}",
     "*.distcp": "a part of a distributed checkpoint; make one file of it with"
     " `python -m torch.distributed.checkpoint.format_utils dcp_to_torch`",
 }
