@@ -244,7 +244,7 @@ def print_json(value: object) -> None:
     print(text, flush=True)
 
 
-class Report(Protocol):
+class Printable(Protocol):
     """What an operation tells of itself: as text for a person, as an object for a program."""
 
     def __str__(self) -> str: ...
@@ -252,7 +252,7 @@ class Report(Protocol):
     def to_dict(self) -> dict[str, Any]: ...
 
 
-def print_report(report: Report, as_json: bool) -> None:
+def print_report(report: Printable, as_json: bool) -> None:
     """The report on standard output, in either form."""
     if as_json:
         print_json(report.to_dict())
