@@ -18,7 +18,7 @@ T = TypeVar("T")
 SORTED_TOGETHER = 50
 
 
-class Plan:
+class RowPlan:
     """The rows of every step, a function of (seed, step), several epochs on.
 
     Every epoch has an order of its own, in which each example comes once. A row is one example, and

@@ -32,7 +32,7 @@ from kogpt.jsonfiles import to_json
 from kogpt.model import KoGPT
 from kogpt.parallel import Parallel
 from kogpt.tokenizer import Tokenizer, load_tokenizer
-from kogpt.training.batching import Plan, cut
+from kogpt.training.batching import RowPlan, cut
 from kogpt.training.config import FinetuningConfig
 from kogpt.training.examples import Splits, fingerprint, read_examples, read_task
 from kogpt.training.job import Job
@@ -130,7 +130,7 @@ class Finetuning(Job[FinetuningConfig, ExampleBatch]):
             )
         lengths = list(map(objective.length, self.examples))
         room = objective.room if config.pack else None
-        self.plan = Plan(lengths, config.batch_size, config.seed, room)
+        self.plan = RowPlan(lengths, config.batch_size, config.seed, room)
 
     @classmethod
     def start(

@@ -9,7 +9,7 @@ from kogpt.evaluation import load_task
 from kogpt.evaluation.data import Row
 from kogpt.model import KoGPT
 from kogpt.tokenizer import load_tokenizer
-from kogpt.training.batching import Plan, lay_out
+from kogpt.training.batching import RowPlan, lay_out
 from kogpt.training.examples import Completion
 from kogpt.training.objectives import Classification, Completions
 from tests.training.conftest import TINY
@@ -18,13 +18,13 @@ CHANCE = random.Random(0)
 LENGTHS = [CHANCE.randrange(1, 30) for _ in range(157)]
 
 
-def steps(plan: Plan, epochs: int) -> list[list[list[int]]]:
+def steps(plan: RowPlan, epochs: int) -> list[list[list[int]]]:
     return [list(plan.step(step)) for step in range(plan.num_steps(epochs))]
 
 
 @pytest.mark.parametrize("room", [None, 40])
 def test_every_example_comes_once_an_epoch_in_an_order_of_its_own(room):
-    plan = Plan(LENGTHS, 8, seed=3, room=room)
+    plan = RowPlan(LENGTHS, 8, seed=3, room=room)
     counts = [plan._steps_of(epoch) for epoch in range(3)]
     rows = steps(plan, 3)
     assert len(rows) == sum(counts)
@@ -38,43 +38,45 @@ def test_every_example_comes_once_an_epoch_in_an_order_of_its_own(room):
 
 
 def test_a_plan_is_a_function_of_seed_and_step():
-    forwards = steps(Plan(LENGTHS, 8, seed=3), 2)
-    plan = Plan(LENGTHS, 8, seed=3)
+    forwards = steps(RowPlan(LENGTHS, 8, seed=3), 2)
+    plan = RowPlan(LENGTHS, 8, seed=3)
     backwards = [list(plan.step(step)) for step in reversed(range(len(forwards)))]
     assert backwards[::-1] == forwards
-    assert steps(Plan(LENGTHS, 8, seed=4), 2) != forwards
+    assert steps(RowPlan(LENGTHS, 8, seed=4), 2) != forwards
 
 
 def test_examples_of_like_length_share_a_batch():
     spread = [
         max(LENGTHS[e] for (e,) in step) - min(LENGTHS[e] for (e,) in step)
-        for step in steps(Plan(LENGTHS, 8, seed=0), 1)
+        for step in steps(RowPlan(LENGTHS, 8, seed=0), 1)
     ]
     assert sum(spread) / len(spread) < 3  # of 29; at random it is 22
 
 
 def test_batches_of_short_and_of_long_examples_come_in_no_order():
     """Else an epoch would go from the shortest to the longest."""
-    plan = Plan(LENGTHS, 8, seed=0)
+    plan = RowPlan(LENGTHS, 8, seed=0)
     for epoch in range(2):
         lengths = [LENGTHS[e] for step in plan._epoch(epoch) for (e,) in step]
         assert lengths != sorted(lengths)
 
 
 def test_the_orders_of_one_seed_are_not_those_of_the_next():
-    first, second = Plan(LENGTHS, 8, seed=3), Plan(LENGTHS, 8, seed=4)
+    first, second = RowPlan(LENGTHS, 8, seed=3), RowPlan(LENGTHS, 8, seed=4)
     assert first._epoch(1) != second._epoch(0)
 
 
 def test_a_row_may_be_full_to_the_last_token_and_one_too_long_is_alone():
-    plan = Plan([4, 4, 4, 4], 2, 0, room=8)
+    plan = RowPlan([4, 4, 4, 4], 2, 0, room=8)
     assert plan.num_steps(1) == 1 and [len(row) for row in plan.step(0)] == [2, 2]
-    assert sorted(Plan([9, 9], 2, 0, room=8).step(0)) == [[0], [1]]
+    assert sorted(RowPlan([9, 9], 2, 0, room=8).step(0)) == [[0], [1]]
 
 
 def test_packed_rows_are_nearly_full_and_never_too_long():
     filled = [
-        sum(LENGTHS[e] for e in row) for step in steps(Plan(LENGTHS, 8, 0, 40), 1) for row in step
+        sum(LENGTHS[e] for e in row)
+        for step in steps(RowPlan(LENGTHS, 8, 0, 40), 1)
+        for row in step
     ]
     assert max(filled) <= 40
     assert sum(filled) / len(filled) > 28
@@ -84,7 +86,7 @@ def test_packed_rows_are_nearly_full_and_never_too_long():
     ("epochs", "expected"), [(1, 20), (2, 40), (1.5, 30), (0.99, 20), (0.01, 1)]
 )
 def test_epochs_are_so_many_steps(epochs, expected):
-    assert Plan(LENGTHS, 8, 0).num_steps(epochs) == expected
+    assert RowPlan(LENGTHS, 8, 0).num_steps(epochs) == expected
 
 
 @pytest.fixture
@@ -151,12 +153,12 @@ def test_an_example_may_fill_the_room_to_the_last_token():
 
 
 def test_an_epoch_is_laid_out_once_for_all_its_steps():
-    plan = Plan(LENGTHS, 8, seed=0)
+    plan = RowPlan(LENGTHS, 8, seed=0)
     assert plan._epoch(1) is plan._epoch(1)
 
 
 def test_a_part_of_an_epoch_is_one_of_the_steps_of_that_very_epoch():
-    plan = Plan(LENGTHS, 1, seed=1, room=40)
+    plan = RowPlan(LENGTHS, 1, seed=1, room=40)
     first, second = (plan._steps_of(epoch) for epoch in range(2))
     assert abs(first - second) > 1  # packed in another order, it has other rows
     assert plan.num_steps(1.9) == first + round(0.9 * second) != first + round(0.9 * first)
