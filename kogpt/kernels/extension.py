@@ -126,11 +126,10 @@ def obtain(target: Target) -> Library:
     architectures = wanted(target)
     folder = folder_for(target, architectures)
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(folder.with_name(f"{folder.name}.lock")):
+        with _locked(folder.with_name(f"{folder.name}.lock")) as lock:
             # Another process may have compiled it while this one waited.
             if find(target) is None:
-                compile_library(target, folder, architectures)
+                compile_library(target, folder, architectures, lock)
     except OSError as error:
         raise CannotBuildError(f"{error.filename or folder}: {error.strerror}") from error
     library = find(target)
@@ -257,27 +256,33 @@ def refuse_failed(target: Target, folder: Path) -> None:
         raise CannotBuildError(f"compiling it failed before; remove {log} to try again")
 
 
-def compile_library(target: Target, folder: Path, architectures: str) -> None:
+def compile_library(target: Target, folder: Path, architectures: str, lock: int) -> None:
     """Compiles into a folder that appears complete or not at all; the caller holds its lock.
 
     Raises:
-        CannotBuildError: the compiler failed, now or in an earlier process.
+        CannotBuildError: the compiler failed, now or in an earlier process, or the folder's parent
+            was removed.
     """
     refuse_failed(target, folder)
-    for leftover in folder.parent.glob(f"{folder.name}.partial-*"):
+    for leftover in folder.parent.glob(f"partial-{folder.name}-*"):
         shutil.rmtree(leftover, ignore_errors=True)  # of a process that was killed
     what = f"the {target.name} kernels for {architectures}"
     say(f"kogpt: compiling {what}, once; this takes about {target.patience}")
-    partial = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
+    # By a name that `libraries` does not look at.
+    partial = folder.with_name(f"partial-{folder.name}-{os.getpid()}")
     partial.mkdir()
     try:
-        run_compiler(target, partial, architectures, log_of(folder))
+        run_compiler(target, partial, architectures, log_of(folder), lock)
         if folder.exists():
             shutil.rmtree(folder)  # without a record, or it would have been found
         for path in partial.iterdir():
             with path.open("rb") as file:
                 os.fsync(file.fileno())
         partial.rename(folder)
+    except FileNotFoundError:
+        if partial.exists():
+            raise
+        raise CannotBuildError(f"{folder.parent} was removed while they were compiled") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -289,8 +294,10 @@ PASSING = (
 )
 
 
-def run_compiler(target: Target, partial: Path, architectures: str, log: Path) -> None:
+def run_compiler(target: Target, partial: Path, architectures: str, log: Path, lock: int) -> None:
     """Runs `building.py` in a process of its own, which leaves this one's modules as they are.
+
+    It may outlive this one, whose lock it holds on to until then.
 
     Raises:
         CannotBuildError: it failed. The log is kept, unless the failure will pass.
@@ -307,6 +314,7 @@ def run_compiler(target: Target, partial: Path, architectures: str, log: Path) -
             stderr=file,
             cwd=building.HERE,
             env={**os.environ, "PYTHONUTF8": "1"},  # for folders of any name, in any locale
+            pass_fds=[lock],
         )
     if done.returncode < 0:
         raise CannotBuildError(f"signal {-done.returncode} ended the compiler")
@@ -319,12 +327,17 @@ def run_compiler(target: Target, partial: Path, architectures: str, log: Path) -
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Waits for a lock that ends with the process, however it ends."""
-    with path.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say("kogpt: waiting for another process that compiles kernels")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+def _locked(path: Path) -> Iterator[int]:
+    """Waits for a lock that ends with the processes that have its descriptor, however they end."""
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                say("kogpt: waiting for another process that compiles kernels")
+                fcntl.flock(file, fcntl.LOCK_EX)
+            # The cache may have been removed before this process got the lock.
+            if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                yield file.fileno()
+                return

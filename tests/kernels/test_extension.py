@@ -4,6 +4,7 @@ Most tests compile nothing of weight: a toolkit of shell scripts stands in for C
 the package has trivial sources. Some run the real compilers on the real kernels.
 """
 
+import fcntl
 import json
 import os
 import re
@@ -40,7 +41,7 @@ case "$*" in
 --dryrun*) echo "#\\$ TOP=$here/bin/.." >&2 && exit ;;
 esac
 echo compiled >> "$here/compilations"
-[ -e "$here/slow" ] && sleep 60
+while [ -e "$here/slow" ]; do sleep 0.1; done
 [ -e "$here/fail" ] && cat "$here/fail" >&2 && exit 1
 while [ "$1" != "-o" ]; do
   [ "$1" = "-MF" ] && : > "$2"
@@ -128,6 +129,12 @@ def ask_for_kernels(kernels: Path, target: Target) -> None:
     print(extension.load(target), extension.find(target))
 
 
+def wait_for_compiler(package: Package, process: Forked) -> None:
+    while package.compilations() == 0:
+        assert process.poll() is None, process.written(1)
+        time.sleep(0.05)
+
+
 def answer(process: Forked) -> tuple[str, str]:
     """What a process writes to output and errors until it ends."""
     return process.finish(time.monotonic() + 120)[1:]
@@ -170,16 +177,56 @@ def test_processes_that_start_together_compile_once(package):
 def test_a_compilation_that_is_killed_leaves_nothing_that_breaks_the_next(package):
     (package.toolkit / "slow").touch()
     process = package.start()
-    while package.compilations() == 0:
-        assert process.poll() is None, process.written(1)
-        time.sleep(0.05)
+    wait_for_compiler(package, process)
     os.killpg(process.pid, signal.SIGKILL)
     answer(process)
-    assert list(package.cache.glob("*.partial-*"))
+    assert list(package.cache.glob("partial-*"))
     (package.toolkit / "slow").unlink()
     out, err = package.ask()
     assert out.startswith("True") and err.count("\n") == 1, err
-    assert not list(package.cache.glob("*.partial-*"))
+    assert not list(package.cache.glob("partial-*"))
+
+
+@needs_cuda_torch
+def test_a_compiler_that_outlives_its_process_is_waited_for(package):
+    (package.toolkit / "slow").touch()
+    first = package.start()
+    wait_for_compiler(package, first)
+    os.kill(first.pid, signal.SIGKILL)
+    second = package.start()
+    while "waiting" not in second.written(1):
+        assert second.poll() is None, second.written(1)
+        time.sleep(0.05)
+    assert package.compilations() == 1
+    (package.toolkit / "slow").unlink()
+    assert answer(second)[0].startswith("True") and package.compilations() == 2
+
+
+@needs_cuda_torch
+def test_a_cache_that_is_removed_during_a_compilation_is_named(package):
+    (package.toolkit / "slow").touch()
+    process = package.start()
+    wait_for_compiler(package, process)
+    shutil.rmtree(package.cache)
+    (package.toolkit / "slow").unlink()
+    out, err = answer(process)
+    assert out.startswith("False")
+    assert err.endswith(f" {package.cache} was removed while they were compiled\n")
+    assert package.ask()[0].startswith("True")
+
+
+def test_a_lock_whose_file_is_removed_before_it_is_had_is_made_again(tmp_path, monkeypatch):
+    real, path, calls = fcntl.flock, tmp_path / "cache" / "lock", []
+
+    def flock(file, how):
+        real(file, how)
+        calls.append(how)
+        if len(calls) == 1:
+            shutil.rmtree(path.parent)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with extension._locked(path) as lock:
+        assert len(calls) == 2 and os.path.samestat(os.fstat(lock), path.stat())
 
 
 @needs_cuda_torch
@@ -673,7 +720,8 @@ def compiled(request, tmp_path_factory) -> Path:
     except CannotBuildError as reason:
         pytest.skip(f"needs a compiler: {reason}")
     folder = tmp_path_factory.mktemp("compiled")
-    extension.run_compiler(HOPPER, folder, "9.0", folder / "failed")
+    with extension._locked(folder / "lock") as lock:
+        extension.run_compiler(HOPPER, folder, "9.0", folder / "failed", lock)
     return folder / "library_cuda.so"
 
 
