@@ -13,6 +13,7 @@ import subprocess
 import sys
 import weakref
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -320,6 +321,16 @@ def test_greedy_text_is_that_of_the_model_to_read(nano, tokenizer, batch_size):
 def test_all_that_generation_does_it_does_with_the_prepared_model(nano, tokenizer, options):
     plain, fast = (ids_of(each, tokenizer, PROMPTS[:3], **options) for each in nano)
     assert fast == plain
+
+
+@pytest.mark.parametrize("way", [0, 1], ids=["plain", "fast"])
+def test_threads_that_share_a_model_get_the_texts_that_each_gets_alone(nano, tokenizer, way):
+    def written(prompt: str) -> list[tuple[int, ...]]:
+        return ids_of(nano[way], tokenizer, [prompt], seed=1, temperature=0.9, max_new_tokens=24)
+
+    alone = list(map(written, PROMPTS[:8]))
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(written, PROMPTS[:8])) == alone
 
 
 @torch.inference_mode()
