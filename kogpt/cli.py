@@ -5,7 +5,9 @@ command's own module is imported when it runs.
 """
 
 import argparse
+import codecs
 import errno
+import functools
 import importlib
 import io
 import os
@@ -153,9 +155,23 @@ def prepare_streams() -> None:
     """Lets nothing that is told fail for how it is told."""
     usual = ("strict", "surrogateescape")  # Python's own, the second in the C locale
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors in usual:
-        sys.stdout.reconfigure(errors="replace")  # where the locale has no such character
+        codecs.register_error("kogpt", replace_and_tell)
+        sys.stdout.reconfigure(errors="kogpt")
     if sys.stderr is None:  # closed; `print` would take standard output instead
         sys.stderr = open(os.devnull, "w")
+
+
+def replace_and_tell(error: UnicodeError) -> tuple[str | bytes, int]:
+    """A question mark for what an output's encoding lacks, which is told once."""
+    if isinstance(error, UnicodeEncodeError):
+        tell_of_encoding(error.encoding)
+    return codecs.replace_errors(error)
+
+
+@functools.cache
+def tell_of_encoding(encoding: str) -> None:
+    """Says what became of characters."""
+    say(f"{PROGRAM}: the output is in {encoding}: ? stands for a character that it lacks")
 
 
 def let_go_of_output() -> None:

@@ -133,5 +133,7 @@ sys.exit(exit_code(act))
 )
 def test_hangul_is_question_marks_where_an_output_has_none(environment):
     asked = ("tokenize", "-")
-    code, text = kogpt(*asked, input="이 영화는", stderr=subprocess.DEVNULL, **environment)
-    assert code == 0 and "??" in text and text.isascii()
+    code, text = kogpt(*asked, input="이 영화는\n배우들", stderr=subprocess.STDOUT, **environment)
+    assert code == 0 and text.isascii()
+    *pieces, told = sorted(text.splitlines(), key=lambda line: line.startswith("kogpt: "))
+    assert "??" in "".join(pieces) and "? stands for a character that it lacks" in told
