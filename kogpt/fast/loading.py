@@ -134,9 +134,12 @@ class _Loader:
         return sum(map(self._size, self.reader.names))
 
     def _size(self, name: str) -> int:
+        shape = self.reader.shape(name)
         if self.reader.is_integer(name):
             return self.reader.stored_bytes(name)
-        return math.prod(self.reader.shape(name)) * self.weight_dtype.itemsize
+        if len(shape) == 2 and self.may_pack([[name.removesuffix(".weight")]]):
+            return shape[0] * row_bytes(shape[1])  # or else it stays in its file
+        return math.prod(shape) * self.weight_dtype.itemsize
 
     def model(self) -> FastKoGPT:
         with ThreadPoolExecutor(READERS) as pool:
@@ -308,21 +311,29 @@ class _Loader:
 
     def packed(self, grid: Sequence[Sequence[str]]) -> Weight | None:
         """The same in 12 bits a weight; None where that is not possible, or not worth it."""
-        names = [name for row in grid for name in row]
-        nbytes = sum(self.reader.stored_bytes(f"{name}.weight") for name in names)
-        large = self.device.type == "cpu" and nbytes >= MAPPED
-        floats = self.weight_dtype == torch.bfloat16 and not any(map(self.is_integer, names))
-        K = sum(self.reader.shape(f"{name}.weight")[1] for name in grid[0])
-        if not (large and floats and packs(K)):
+        if not self.may_pack(grid):
             return None
-        values = torch.empty(self.height(grid), row_bytes(K), dtype=torch.uint8, device="cpu")
+        nbytes = row_bytes(self.width(grid))
+        values = torch.empty(self.height(grid), nbytes, dtype=torch.uint8, device="cpu")
         parts = self.parts(grid, PACKED_PIECE)
         done = all(pack(part.values, values[rows]) for rows, part in parts)
         return Weight(values) if done else None
 
+    def may_pack(self, grid: Sequence[Sequence[str]]) -> bool:
+        """Whether the matrix that a grid becomes is packed, if its numbers allow it."""
+        names = [name for row in grid for name in row]
+        nbytes = sum(self.reader.stored_bytes(f"{name}.weight") for name in names)
+        large = self.device.type == "cpu" and nbytes >= MAPPED
+        floats = self.weight_dtype == torch.bfloat16 and not any(map(self.is_integer, names))
+        return large and floats and packs(self.width(grid))
+
     def height(self, grid: Sequence[Sequence[str]]) -> int:
         """Outputs of the matrix that a grid becomes."""
         return sum(self.reader.shape(f"{row[0]}.weight")[0] for row in grid)
+
+    def width(self, grid: Sequence[Sequence[str]]) -> int:
+        """Its inputs."""
+        return sum(self.reader.shape(f"{name}.weight")[1] for name in grid[0])
 
     def parts(self, grid: Sequence[Sequence[str]], nbytes: int) -> Iterator[tuple[slice, Weight]]:
         """The matrix that a grid becomes, some of its outputs at a time, read in `nbytes`."""

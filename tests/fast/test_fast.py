@@ -478,6 +478,14 @@ def test_a_shortage_of_memory_is_told_before_loading(tmp_path):
         load_fast(tmp_path)
 
 
+@pytest.mark.parametrize(("packs", "needed"), [(True, 1227.05), (False, 1612.91)])
+def test_weights_that_will_be_packed_need_12_bits(tmp_path, monkeypatch, packs, needed):
+    write_hollow(tmp_path, KoGPTConfig(n_embd=8192, n_layer=1000))
+    monkeypatch.setattr("kogpt.fast.loading.packs", lambda K: packs)
+    with pytest.raises(NotEnoughResourcesError, match=f"memory on cpu: {needed:.2f} GB needed"):
+        load_fast(tmp_path, dtype="bfloat16")
+
+
 WITHOUT_COMPILER = """
 import torch
 from kogpt.checkpoint import load_model
