@@ -37,8 +37,9 @@ OF_PROMPTS = {
 OF_KIND = {
     LORA: {
         *("r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern"),
-        *("target_modules", "layers_to_transform", "layers_pattern", "bias", "init_lora_weights"),
-        *("lora_dropout", "megatron_core", "qalora_group_size", "eva_config", "runtime_config"),
+        *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
+        *("bias", "init_lora_weights", "lora_dropout", "megatron_core", "qalora_group_size"),
+        *("eva_config", "runtime_config"),
     },
     PROMPT_TUNING: {
         *OF_PROMPTS,
@@ -76,22 +77,27 @@ class LoRATable:
         """Which layers have updates, of all that can have one, in their order.
 
         Raises:
-            InputRefusedError: none has, or the targets are no regular expression that can be tried.
+            InputRefusedError: none has, or it is told by what is no regular expression that can be
+                tried.
         """
-        targets = self.values["target_modules"]
-        numbers = self._numbers()
-        if isinstance(targets, str):
-            try:
-                chosen = fitting(targets, all_layers)
-            except ValueError as error:
-                _refuse(self.where, "target_modules", self.values, str(error))
-        else:
-            chosen = [layer for layer in all_layers if any(_ends_in(layer, t) for t in targets)]
-            if numbers:  # peft takes an empty list for all
-                chosen = [layer for layer in chosen if _number(layer) in numbers]
+        chosen, numbers = self._named("target_modules", all_layers), self._numbers()
+        if numbers:  # peft takes an empty list for all
+            chosen = [layer for layer in chosen if _number(layer) in numbers]
+        excluded = self._named("exclude_modules", chosen)
+        chosen = [layer for layer in chosen if layer not in excluded]
         if not chosen:
-            raise InputRefusedError(f"{self.where}: target_modules is {brief(targets)}: no layer")
+            _refuse(self.where, "target_modules", self.values, "no layer")
         return chosen
+
+    def _named(self, key: str, layers: Collection[str]) -> list[str]:
+        """Those of some layers that a list of names names, or an expression fits."""
+        named = self.values.get(key) or ()
+        if not isinstance(named, str):
+            return [layer for layer in layers if any(_ends_in(layer, name) for name in named)]
+        try:
+            return fitting(named, layers)
+        except ValueError as error:
+            _refuse(self.where, key, self.values, str(error))
 
     def rank(self, layer: str) -> int:
         return self._of_layer("rank_pattern", layer, self.values["r"])
@@ -167,8 +173,10 @@ def _check_lora(values: Mapping[str, Any], where: str) -> None:
     if values.get("layers_pattern") not in (*OFF, "h", ["h"]):
         _refuse(where, "layers_pattern", values, "must be h")
     targets = values.get("target_modules")
-    if not isinstance(targets, str) and not _is_list_of(targets, str):
-        _refuse(where, "target_modules", values, "must be a list of names, or an expression")
+    excluded = values.get("exclude_modules") or ""
+    for key, named in (("target_modules", targets), ("exclude_modules", excluded)):
+        if not isinstance(named, str) and not _is_list_of(named, str):
+            _refuse(where, key, values, "must be a list of names, or an expression")
     numbers = values.get("layers_to_transform")
     if isinstance(targets, str) and numbers not in (None, []):
         _refuse(where, "layers_to_transform", values, "goes with a list of target_modules alone")

@@ -85,6 +85,16 @@ LORAS = {
     "one layer": {"r": 2, "target_modules": ["fc_in"], "layers_to_transform": [1]},
     "all layers": {"r": 2, "target_modules": ["fc_in"], "layers_to_transform": []},
     "expression": {"r": 2, "target_modules": r".*\.1\..*(out_proj|fc_in)"},
+    "all but some": {
+        "r": 2,
+        "target_modules": ["q_proj", "fc_in"],
+        "exclude_modules": ["h.1.attn.q_proj", "1.mlp.fc_in", "proj"],
+    },
+    "all but what an expression fits": {
+        "r": 2,
+        "target_modules": r".*(_proj|fc_in)",
+        "exclude_modules": r".*(\.0\..*|k_proj)",
+    },
     "patterns": {
         "r": 2,
         "target_modules": ["q_proj", "fc_in"],
@@ -317,6 +327,10 @@ def change(folder: Path, **values: object) -> None:
         ({"target_modules": ["proj"]}, r"target_modules is \['proj'\]: no layer"),
         ({"target_modules": [1]}, "target_modules is .*: must be a list of names"),
         ({"target_modules": None}, "target_modules is None"),
+        ({"exclude_modules": [1]}, "exclude_modules is .*: must be a list of names"),
+        ({"exclude_modules": "((("}, r"exclude_modules is '\(\(\(': is no expression"),
+        ({"exclude_modules": ".*"}, "target_modules is .*: no layer"),
+        ({"exclude_modules": ["0.attn.q_proj"]}, "h.0.attn.q_proj.lora_A.weight is no part"),
         ({"target_modules": r".*\.v_proj"}, "h.0.attn.v_proj.lora_A.weight is missing"),
         ({"target_modules": r".*\.[qv]_proj"}, "h.0.attn.v_proj.lora_A.weight is missing"),
         ({"target_modules": r".*h\.0\.attn\.q_proj"}, "h.1.attn.q_proj.lora_A.weight is no part"),
