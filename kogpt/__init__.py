@@ -14,6 +14,7 @@ _HOMES = {
     ),
     "kogpt.checkpoint": ("ConversionOptions", "convert", "inspect", "load_model", "verify"),
     "kogpt.errors": ("InputRefusedError", "KoGPTError", "NotEnoughResourcesError"),
+    "kogpt.evaluation.classifying": ("Prediction", "classify"),
     "kogpt.generation": (
         *("CorpusScore", "DraftModel", "Generation", "PromptLookup", "SamplingParams", "Score"),
         *("generate", "score", "stream"),

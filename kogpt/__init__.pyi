@@ -10,6 +10,7 @@ from kogpt.adapters import (
 )
 from kogpt.checkpoint import ConversionOptions, convert, inspect, load_model, verify
 from kogpt.errors import InputRefusedError, KoGPTError, NotEnoughResourcesError
+from kogpt.evaluation.classifying import Prediction, classify
 from kogpt.generation import (
     CorpusScore,
     DraftModel,
@@ -41,12 +42,14 @@ __all__ = [
     "KoGPTError",
     "LoRAConfig",
     "NotEnoughResourcesError",
+    "Prediction",
     "PromptConfig",
     "PromptLookup",
     "SamplingParams",
     "Score",
     "Tokenizer",
     "TrainingConfig",
+    "classify",
     "convert",
     "finetune",
     "generate",

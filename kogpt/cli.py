@@ -229,6 +229,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_generate(commands)
     add_chat(commands)
     add_score(commands)
+    add_classify(commands)
     add_tokenize(commands)
     add_convert(commands)
     add_merge(commands)
@@ -447,6 +448,23 @@ def add_score(commands: Commands) -> None:
     add_reference_argument(parser)
     add_text_arguments(parser)
     add_json_argument(parser, "one object per text, and one for all texts of stdin or files,")
+
+
+def add_classify(commands: Commands) -> None:
+    parser = add_command(commands, "classify", "tell what a finetuned classifier takes a text for")
+    parser.add_argument(
+        "text",
+        metavar="TEXT",
+        nargs="+",
+        help="a text, or the contents of one, such as two to compare; - reads a text a line from"
+        " stdin, its contents parted by tabs",
+    )
+    add_model_arguments(parser)
+    add_reference_argument(parser)
+    parser.add_argument(
+        "--batch-size", type=int, default=32, metavar="N", help="texts read at once (default: 32)"
+    )
+    add_json_argument(parser, "one object per text")
 
 
 def add_tokenize(commands: Commands) -> None:

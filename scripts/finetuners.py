@@ -188,7 +188,7 @@ class Ours(Contender):
             if quantized:
                 quantize(model)
         set_dropout(model, case.dropout)
-        attach_method(model, case.config, outputs=0)
+        attach_method(model, case.config)
         fill({name: p for name, p in model.named_parameters() if ".lora_" in name})
         self.trainer = Trainer(RandomRows(case, model.train()))
 

@@ -10,6 +10,7 @@ Three kinds are read and written, each with a head beside it or without:
 What a file asks for beyond that is refused by its key, not passed over.
 """
 
+import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from kogpt.adapters.config import TARGETS
+from kogpt.adapters.head import StoredHead, head_of
 from kogpt.adapters.lora import LoRALinear
 from kogpt.adapters.peft_config import (
     P_TUNING,
@@ -34,18 +36,20 @@ from kogpt.box import BOX
 from kogpt.checkpoint.convert import license_of
 from kogpt.checkpoint.dtypes import check_float
 from kogpt.checkpoint.files import refuse_foreign, require_regular
-from kogpt.checkpoint.names import CLASSIFIER, expand
+from kogpt.checkpoint.names import CLASSIFIER, expand, numbered_labels
 from kogpt.checkpoint.safetensors_file import SafetensorsFile, encode_header
 from kogpt.checkpoint.staging import put_in_place, writing, written_beside
 from kogpt.checkpoint.writer import raw_bytes
 from kogpt.errors import InputRefusedError, ParameterError
-from kogpt.jsonfiles import read_config_object, to_json
+from kogpt.jsonfiles import parse_json, read_config_object, to_json
 from kogpt.model import KoGPT, KoGPTConfig
+from kogpt.textfiles import brief
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
 PICKLE_NAME = "adapter_model.bin"
 LORA_PREFIX, PROMPT_PREFIX = "base_model.model.", "base_model."
+LABELS = "labels"  # in the header of the weights
 
 
 LayerShapes = dict[str, tuple[int, int]]
@@ -82,14 +86,14 @@ class Adapter:
         folder: where it was read from.
         updates: of linear layers, by their names in the model.
         prompt: embeddings of virtual tokens (n, C), float32.
-        head: weights of the head (outputs, C), float32.
+        head: the head.
         license: the notice in the file, if there is one.
     """
 
     folder: Path
     updates: Mapping[str, Update] = field(default_factory=dict)
     prompt: Tensor | None = None
-    head: Tensor | None = None
+    head: StoredHead | None = None
     license: str | None = None
 
 
@@ -181,6 +185,7 @@ class _Weights:
         self._file = SafetensorsFile(path)
         self.names = list(self._file.tensors)
         self.license = self._file.header.metadata.get("license")
+        self._labels = self._file.header.metadata.get(LABELS)
 
     def __enter__(self) -> "_Weights":
         return self
@@ -203,10 +208,27 @@ class _Weights:
         self.names.remove(name)
         return values
 
-    def take_head(self, name: str, config: KoGPTConfig) -> Tensor:
+    def take_head(self, name: str, config: KoGPTConfig) -> StoredHead:
         """A head: as many outputs as there are."""
-        outputs = next(iter(self._shape(name)), 1)
-        return self.take(name, (max(1, outputs), config.n_embd))
+        outputs = max(1, next(iter(self._shape(name)), 1))
+        weight = self.take(name, (outputs, config.n_embd))
+        return StoredHead(weight, self._names_of(outputs))
+
+    def _names_of(self, outputs: int) -> tuple[str, ...]:
+        """The head's labels, which peft's files have no place for but the header of the weights."""
+        if self._labels is None:
+            return numbered_labels(outputs)
+        try:
+            labels = parse_json(self._labels)
+        except ValueError:
+            labels = None
+        texts = isinstance(labels, list) and all(isinstance(label, str) for label in labels)
+        if not texts or len(labels) != outputs:
+            raise InputRefusedError(
+                f"{self.path}: {LABELS} in its header is {brief(self._labels)}, it must be a list"
+                f" of {outputs} names"
+            )
+        return tuple(labels)
 
     def refuse_rest(self) -> None:
         """Refuses what was not asked for."""
@@ -251,24 +273,29 @@ class AdapterContent(NamedTuple):
     Attributes:
         values: the keys of the config.
         tensors: by peft's names, float32 on the CPU.
+        labels: of the head's outputs; None where there is no head.
     """
 
     values: dict[str, Any]
     tensors: dict[str, Tensor]
+    labels: tuple[str, ...] | None = None
 
 
 def write_adapter_content(
     folder: Path, content: AdapterContent, base: Path, license_notice: str
 ) -> None:
     """Writes what `adapter_content` gave; for its arguments and errors see `write_adapter`."""
-    values, tensors = content
+    values, tensors, labels = content
+    metadata = {"format": "pt", "license": license_notice}
+    if labels is not None:
+        metadata[LABELS] = json.dumps(labels, ensure_ascii=False)
     path = folder / CONFIG_NAME
     config = to_json({**values, "base_model_name_or_path": str(base)})
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         header = encode_header(
             ((name, tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()),
-            {"format": "pt", "license": license_notice},
+            metadata,
         )
         weights = folder / WEIGHTS_NAME
         data = map(raw_bytes, tensors.values())
@@ -294,7 +321,7 @@ def adapter_content(model: KoGPT) -> AdapterContent:
     if bool(updates) == (prompt is not None):
         have = "both updates and a soft prompt" if updates else "neither updates nor a soft prompt"
         raise ParameterError(f"the model has {have}: an adapter's file holds one of them")
-    head = model.get_submodule("score").weight if hasattr(model, "score") else None
+    head = head_of(model)
     if prompt is None:
         layers = list(linear_layers(model.config, type(model)))
         values = describe_lora(updates, layers, head is not None)
@@ -307,9 +334,10 @@ def adapter_content(model: KoGPT) -> AdapterContent:
     else:
         values = _describe_prompt(model, len(prompt), head is not None)
         tensors, prefix = {"prompt_embeddings": prompt}, PROMPT_PREFIX
-    if isinstance(head, Tensor):
-        tensors[f"{prefix}{CLASSIFIER}"] = head
-    return AdapterContent(values, {name: _whole(value) for name, value in tensors.items()})
+    if head is not None:
+        tensors[f"{prefix}{CLASSIFIER}"] = head.weight
+    whole = {name: _whole(value) for name, value in tensors.items()}
+    return AdapterContent(values, whole, None if head is None else head.labels)
 
 
 def _whole(value: Tensor) -> Tensor:

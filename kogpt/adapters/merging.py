@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from kogpt.adapters.config import refuse_prepared, stored_name
 from kogpt.adapters.files import Adapter, updated
+from kogpt.adapters.head import StoredHead, head_in
 from kogpt.adapters.loading import Folder, Folders, read_adapters
 from kogpt.adapters.lora import LoRALinear
 from kogpt.box import BOX
@@ -175,22 +176,23 @@ class _Merge:
     def __init__(self, reader: CheckpointReader, adapters: list[Adapter], dst: Path) -> None:
         self.reader, self.adapters, self.dst = reader, adapters, dst
         self.config = reader.require_config()
-        self.head = next((a.head for a in adapters if a.head is not None), None)
-        if self.head is None and CLASSIFIER in reader.ignored:
-            self.head = reader.read(CLASSIFIER)
+        heads = [adapter.head for adapter in adapters] + [head_in(reader)]
+        self.head = next((head for head in heads if head is not None), None)
         self.changes = 0  # numbers that updates change
         self.undone = 0  # those that rounding changes back
 
     def specs(self) -> list[TensorSpec]:
         shapes = expand(self.config, self.reader.model_class).items()
         specs = [TensorSpec(name, self.reader.dtype(name), shape) for name, shape in shapes]
-        return specs + ([] if self.head is None else [classifier_spec(len(self.head), self.config)])
+        if self.head is not None:
+            specs.append(classifier_spec(len(self.head.weight), self.config))
+        return specs
 
     def read(self, name: str, rows: slice) -> Tensor:
         """Rows of a tensor to be written, not rounded yet."""
         if name == CLASSIFIER:
             assert self.head is not None, "it is among the tensors"
-            return self.head[rows]
+            return self.head.weight[rows]
         values = self.reader.read(name, rows)
         sums = updated(values, self.adapters, name.removesuffix(".weight"), rows)
         return values if sums is values else self._rounded(name, sums, values)
@@ -211,9 +213,9 @@ class _Merge:
         self.undone += int((changed & (rounded == values)).sum())
         return rounded
 
-    def _describe(self, head: Tensor) -> dict[str, Any]:
+    def _describe(self, head: StoredHead) -> dict[str, Any]:
         """What `config.json` says of a head; of its own, what the source says."""
-        described = describe_classifier(len(head))
+        described = describe_classifier(len(head.weight), head.labels)
         if any(adapter.head is not None for adapter in self.adapters):
             return described
         values = read_config_object(self.reader.folder / "config.json")

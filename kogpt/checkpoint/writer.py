@@ -27,7 +27,7 @@ from kogpt.checkpoint.manifest import (
     TensorRecord,
     file_record,
 )
-from kogpt.checkpoint.names import CLASSIFIER, check_names, expand
+from kogpt.checkpoint.names import CLASSIFIER, check_names, expand, numbered_labels
 from kogpt.checkpoint.quantization import Quantization
 from kogpt.checkpoint.resources import require_disk
 from kogpt.checkpoint.safetensors_file import encode_header
@@ -193,7 +193,7 @@ def describe_classifier(outputs: int, labels: Sequence[str] | None = None) -> di
     Raises:
         ValueError: there are other than one label for each output.
     """
-    labels = [f"LABEL_{i}" for i in range(outputs)] if labels is None else labels
+    labels = numbered_labels(outputs) if labels is None else labels
     if len(labels) != outputs:
         raise ParameterError(f"there are {len(labels)} labels, the head has {outputs} outputs")
     return {

@@ -190,8 +190,7 @@ def evaluate(works: list[Work], args: argparse.Namespace, parallel: Parallel) ->
         rank = parallel.data_rank if parallel.leads else None
         if parallel.first and has_head(model, folders[0]):
             say(
-                "note: there is the head of a classifier, which no prompt asks:"
-                " kogpt.load_classifier reads it in Python"
+                "note: there is the head of a classifier, which no prompt asks: kogpt classify does"
             )
         with closing(Journal(output, repr(computed_by), rank)) as journal:
             if output:

@@ -18,9 +18,10 @@ from torch import Tensor
 
 import kogpt
 from kogpt.adapters.files import adapter_content, write_adapter_content
-from kogpt.adapters.head import read_head
+from kogpt.adapters.head import head_of, read_head
 from kogpt.checkpoint import write_checkpoint
 from kogpt.checkpoint.convert import license_of
+from kogpt.checkpoint.names import numbered_labels
 from kogpt.checkpoint.staging import fsync_path, refuse_existing, write_atomically
 from kogpt.choices import BEST, COMPLETION, FULL, HEAD, LABEL_WORDS, REGRESSION
 from kogpt.errors import InputRefusedError, ParameterError
@@ -141,7 +142,7 @@ class Finetuning(Job[FinetuningConfig, ExampleBatch]):
         kind = find_objective(config, task)
         require_checkpoint(config)
         tokenizer = load_tokenizer(config.model)
-        model = start_model(config, head_width(kind, task), parallel)
+        model = start_model(config, head_labels(kind, task), parallel)
         parallel.once(lambda: forget_best(config.folder / BEST_NAME, last))
         if last is not None:
             with stored_tensors(last / WEIGHTS_NAME) as tensors:
@@ -333,12 +334,12 @@ def find_objective(config: FinetuningConfig, task: Task | None) -> str:
     return config.objective or LABEL_WORDS
 
 
-def head_width(kind: str, task: Task | None) -> int:
-    """Width of the head that an objective needs; 0 for none."""
+def head_labels(kind: str, task: Task | None) -> tuple[str, ...]:
+    """Names of the outputs of the head that an objective needs; none where it needs no head."""
     if kind == HEAD:
         assert task is not None, "a head is for tasks"
-        return len(task.labels)
-    return int(kind == REGRESSION)
+        return task.labels
+    return numbered_labels(1) if kind == REGRESSION else ()
 
 
 def make_objective(
@@ -393,8 +394,8 @@ def publish(job: Finetuning) -> None:
 def write_result(staged: Path, job: Finetuning, notice: str) -> None:
     """Writes all weights as a checkpoint."""
     files = {path.name: path for path in job.tokenizer.files}
-    objective = job.objective
-    labels = objective.task.labels if isinstance(objective, Classification) else None
+    head = head_of(job.model)
+    labels = None if head is None else head.labels
     if job.parallel.alone:
         tensors = job.model.state_dict()
         write_checkpoint(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from kogpt.adapters import attach_head, attach_lora, attach_prompt
-from kogpt.adapters.head import put_head, read_head
+from kogpt.adapters.head import StoredHead, put_head, read_head
 from kogpt.checkpoint import load_model
 from kogpt.choices import FLOAT32, FULL, LORA, QLORA
 from kogpt.errors import InputRefusedError
@@ -22,8 +22,8 @@ from kogpt.training.optimizer import trained
 from kogpt.training.sharing import share_out
 
 
-def start_model(config: FinetuningConfig, outputs: int, parallel: Parallel) -> KoGPT:
-    """The model with what the method puts into it.
+def start_model(config: FinetuningConfig, labels: tuple[str, ...], parallel: Parallel) -> KoGPT:
+    """The model with what the method puts into it, and a head with these labels, if any.
 
     Raises:
         InputRefusedError: it cannot be loaded, or holds no integers for QLoRA.
@@ -31,7 +31,7 @@ def start_model(config: FinetuningConfig, outputs: int, parallel: Parallel) -> K
     """
     dtype = base_dtype(config)
     if config.method in (FULL, LORA):
-        add = partial(attach_method, config=config, outputs=outputs)
+        add = partial(attach_method, config=config, labels=labels)
         return load_weights(Path(config.model), dtype, config, parallel, add)
     # Whole at first: integers are not cut, and a prompt begins as rows of the table.
     quantized = config.method == QLORA
@@ -41,7 +41,7 @@ def start_model(config: FinetuningConfig, outputs: int, parallel: Parallel) -> K
         raise InputRefusedError(
             f"{config.model}: holds no integers to keep: kogpt convert --quantize int4, or lora"
         )
-    attach_method(model, config, outputs)
+    attach_method(model, config, labels)
     share_out(model, config, parallel)
     return model
 
@@ -53,8 +53,8 @@ def base_dtype(config: FinetuningConfig) -> torch.dtype:
     return torch.bfloat16 if narrow else torch.float32
 
 
-def attach_method(model: KoGPT, config: FinetuningConfig, outputs: int) -> None:
-    """Puts into the model what the method and a head of so many outputs add to it.
+def attach_method(model: KoGPT, config: FinetuningConfig, labels: tuple[str, ...] = ()) -> None:
+    """Puts into the model what the method and a head with these labels, if any, add to it.
 
     Raises:
         ValueError: it does not fit the model.
@@ -64,18 +64,21 @@ def attach_method(model: KoGPT, config: FinetuningConfig, outputs: int) -> None:
         attach_lora(model, config.lora, generator)
     elif config.method != FULL:
         attach_prompt(model, config.soft_prompt, generator)
-    if outputs:
-        stored = stored_head(config, outputs)
-        attach_head(model, outputs, generator) if stored is None else put_head(model, stored)
+    if labels:
+        stored = stored_head(config, len(labels))
+        if stored is None:
+            attach_head(model, len(labels), generator, labels)
+        else:
+            put_head(model, stored._replace(labels=labels))
         for name, parameter in model.named_parameters():
             if name.startswith("lm_head."):
                 parameter.requires_grad_(False)  # nothing asks for tokens
 
 
-def stored_head(config: FinetuningConfig, outputs: int) -> Tensor | None:
+def stored_head(config: FinetuningConfig, outputs: int) -> StoredHead | None:
     """The head that the base has already, if it has so many outputs: training goes on with it."""
     head = read_head(config.model, own_class(config))
-    return head if head is not None and len(head) == outputs else None
+    return head if head is not None and len(head.weight) == outputs else None
 
 
 def learnt(model: KoGPT, method: str) -> dict[str, Tensor]:

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kogpt.choices import SUM
+from kogpt.evaluation.classifying import for_head
 from kogpt.evaluation.data import Row, Rows
 from kogpt.evaluation.likelihood import Ids, Query, log_likelihoods
 from kogpt.evaluation.metrics import Outcome, measure
@@ -261,9 +262,8 @@ class HeadExample(NamedTuple):
 class LastToken(TaskObjective[HeadExample]):
     """What objectives have in common that put a head on the last token of a text.
 
-    The mean of its outputs counts where there are several texts. Several contents of a row that
-    prompts of the task show are one text, each between begin and end:
-    `[BOS] a [EOS] [BOS] b [EOS]`.
+    The mean of its outputs counts where there are several texts, and the contents of a row that
+    prompts of the task show are one: `kogpt.evaluation.classifying`.
     """
 
     both_orders: ClassVar[bool] = False
@@ -288,15 +288,8 @@ class LastToken(TaskObjective[HeadExample]):
         """Scores of labels (N, L) by outputs."""
 
     def example(self, row: Row) -> HeadExample | None:
-        encode = self.tokenizer.encode
-        eos = self.tokenizer.eos_id is not None
-        parts = [
-            encode(text, bos=self.tokenizer.bos_id is not None, eos=eos) for text in self.texts(row)
-        ]
-        orders = [parts, parts[::-1]] if self.both_orders and len(parts) > 1 else [parts]
-        texts = [(*self.prefix, *(id for part in order for id in part)) for order in orders]
-        fits = len(texts[0]) <= self.room
-        return HeadExample(tuple(texts), self.goal(row)) if fits else None
+        texts = for_head(self.tokenizer, self.prefix, self.texts(row), self.both_orders)
+        return HeadExample(texts, self.goal(row)) if len(texts[0]) <= self.room else None
 
     def length(self, example: HeadExample) -> int:
         return sum(map(len, example.texts))

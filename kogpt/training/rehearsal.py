@@ -185,7 +185,7 @@ class _Rehearsal(Job[FinetuningConfig, Sequences]):
 def take_step(stage: Stage, tracker: MemoryTracker, config: FinetuningConfig) -> None:
     """Takes a step before a tracker that is on, of a model that is made for it."""
     model = make_model(stage, base_dtype(config))
-    attach_method(model, config, outputs=0)
+    attach_method(model, config)
     trainer = Trainer(_Rehearsal(config, model.train(), tracker))
     optimizer, parameters = trainer.optimizer, list(trained(model).values())
     for parameter in parameters:
@@ -284,7 +284,7 @@ def bytes_of_prompt(stage: Stage, config: FinetuningConfig) -> int:
     """What a soft prompt takes, with the network that computes it."""
     with empty_tensors(stage.gpu):
         model = make_model(_of_layers(stage, 1), base_dtype(config))  # of which it knows nothing
-        attach_method(model, config, outputs=0)
+        attach_method(model, config)
         return sum(parameter.nbytes for parameter in trained(model).values())
 
 

@@ -45,6 +45,7 @@ def test_labels_are_those_of_the_config(model, tmp_path):
     values = json.loads((tmp_path / "c" / "config.json").read_text())
     assert values["id2label"] == {"0": "부정", "1": "긍정"}
     assert values["label2id"] == {"부정": 0, "긍정": 1}
+    assert load_classifier(tmp_path / "c").score.labels == ("부정", "긍정")
     with pytest.raises(ValueError, match="there are 1 labels, the head has 2 outputs"):
         write_checkpoint(tmp_path / "d", CONFIG, model.state_dict(), labels=["한쪽"])
 

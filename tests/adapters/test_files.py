@@ -525,6 +525,19 @@ def test_files_are_in_the_order_of_the_network(lora):
     assert names[0] == "base_model.model.transformer.h.0.attn.q_proj.lora_A.weight"
 
 
+@pytest.mark.parametrize("labels", ["[", "7", '["하나"]', '["하나", 2]'])
+def test_labels_that_are_not_the_names_of_the_outputs_are_refused(labels, model, base, tmp_path):
+    trained_lora(model, LoRAConfig())
+    attach_head(model, 2)
+    write_adapter(tmp_path / "a", model, base)
+    path = tmp_path / "a" / "adapter_model.safetensors"
+    save_file(load_file(path), path, metadata={"format": "pt", "labels": labels})
+    with pytest.raises(InputRefusedError, match="labels in its header is .* a list of 2 names"):
+        read_adapter(tmp_path / "a", CONFIG)
+    save_file(load_file(path), path, metadata={"format": "pt"})  # as peft writes it
+    assert read_adapter(tmp_path / "a", CONFIG).head.labels == ("LABEL_0", "LABEL_1")
+
+
 def test_the_second_of_two_heads_is_the_one_that_is_refused(base, prompt, tmp_path):
     headed = KoGPT(CONFIG)
     attach_prompt(headed, PromptConfig(3))

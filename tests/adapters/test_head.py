@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from kogpt.adapters import LoRAConfig, attach_head, attach_lora
+from kogpt.adapters.head import labels_in
 
 
 def test_a_head_is_a_linear_layer_in_float32(model):
@@ -27,3 +28,26 @@ def test_a_second_head_is_refused(model):
         attach_head(model, 2)
     with pytest.raises(ValueError, match="outputs is 0"):
         attach_head(model, 0)
+
+
+def test_outputs_have_names_or_numbers(model):
+    with pytest.raises(ValueError, match="there are 1 labels, the head has 2 outputs"):
+        attach_head(model, 2, labels=["한쪽"])
+    attach_head(model, 2)
+    assert model.score.labels == ("LABEL_0", "LABEL_1")
+
+
+@pytest.mark.parametrize(
+    ("names", "labels"),
+    [
+        ({"0": "부정", "1": "긍정"}, ("부정", "긍정")),
+        ({"1": "긍정", "0": "부정"}, ("부정", "긍정")),
+        ({"0": "부정"}, ("LABEL_0", "LABEL_1")),
+        ({"0": "부정", "1": "긍정", "2": "중립"}, ("LABEL_0", "LABEL_1")),
+        ({"0": "부정", "1": 1}, ("LABEL_0", "LABEL_1")),
+        (["부정", "긍정"], ("LABEL_0", "LABEL_1")),
+        (None, ("LABEL_0", "LABEL_1")),
+    ],
+)
+def test_names_in_a_config_count_where_they_are_those_of_the_outputs(names, labels):
+    assert labels_in({"id2label": names}, 2) == labels

@@ -188,14 +188,16 @@ def test_a_head_is_written_beside_the_weights(tmp_path, ids):
     write_checkpoint(tmp_path / "base", CONFIG, tiny_state())
     model = KoGPT(CONFIG)
     trained_lora(model, LoRAConfig())
-    attach_head(model, 3)
+    attach_head(model, 3, labels=["나쁨", "보통", "좋음"])
     write_adapter(tmp_path / "a", model, tmp_path / "base")
     assert merge_checkpoint(tmp_path / "base", tmp_path / "a", tmp_path / "b", quiet=True).has_head
     trained_lora(plain := KoGPT(CONFIG), LoRAConfig(), seed=9)
     write_adapter(tmp_path / "c", plain, tmp_path / "b")
     merge_checkpoint(tmp_path / "b", tmp_path / "c", tmp_path / "d", quiet=True)
     for folder in ("b", "d"):
-        assert torch.equal(load_classifier(tmp_path / folder).score.weight, model.score.weight)
+        head = load_classifier(tmp_path / folder).score
+        assert torch.equal(head.weight, model.score.weight)
+        assert head.labels == ("나쁨", "보통", "좋음")
 
 
 def test_a_head_of_the_source_keeps_its_labels(tmp_path, adapters):

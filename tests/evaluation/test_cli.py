@@ -283,7 +283,7 @@ def test_a_task_of_ones_own_runs_from_one_file(reviews):
 
 
 def test_a_head_that_no_prompt_asks_is_noted(reviews, tmp_path):
-    note = "note: there is the head of a classifier, which no prompt asks: kogpt.load_classifier "
+    note = "note: there is the head of a classifier, which no prompt asks: kogpt classify does"
     assert note not in kogpt(*reviews).stderr
     model, _ = load()
     attach_head(model, 2)

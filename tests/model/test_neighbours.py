@@ -110,7 +110,7 @@ def test_a_classifiers_head_is_trained_with_the_embedding_if_that_is_its_input(f
 
     model = kogpt.load_model(folder)
     config = FinetuningConfig(data=("nsmc",), out=tmp_path, model=str(folder), method="full")
-    attach_method(model, config, outputs=2)
+    attach_method(model, config, ("bad", "good"))
     frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
     assert frozen == {name for name, _ in model.named_parameters() if name.startswith("lm_head.")}
 

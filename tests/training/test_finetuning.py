@@ -82,6 +82,15 @@ def test_a_head_learns_classes_and_is_found_in_the_result(finetuning, task):
         ids = torch.tensor([tokenizer.encode(text, bos=True, eos=True)])
         right += model.score(model.transformer(ids)[0, -1]).argmax().item() == label
     assert 100 * right / 40 == pytest.approx(results["test"]["accuracy"]["value"])
+    assert right == count_right(model, tokenizer, config)
+
+
+def count_right(model, tokenizer, config):
+    """Reviews that a classifier takes for what they are, by the names of the task's labels."""
+    texts, gold = zip(*reviews(40, 1000), strict=True)
+    found = kogpt.classify(model, tokenizer, texts)
+    labels = load_task(config.task).labels
+    return sum(one.label == labels[label] for one, label in zip(found, gold, strict=True))
 
 
 def test_training_goes_on_with_the_head_that_there_is(finetuning, tmp_path):
@@ -119,6 +128,7 @@ def test_a_head_beside_an_adapter_is_stored_with_it(finetuning, base):
         ids = torch.tensor([tokenizer.encode(text, bos=True, eos=True)])
         right += model.score(model.transformer(ids)[0, -1]).argmax().item() == label
     assert 100 * right / 40 == pytest.approx(results["test"]["accuracy"]["value"])
+    assert right == count_right(model, tokenizer, config)
 
 
 def test_a_regression_reads_pairs_in_both_orders(finetuning, tmp_path):
@@ -130,9 +140,10 @@ def test_a_regression_reads_pairs_in_both_orders(finetuning, tmp_path):
     assert results["test"]["spearman"]["value"] > 50
     model, tokenizer = load_classifier(config.out), load_tokenizer(config.out)
     lines = (tmp_path / "pairs-test.tsv").read_text(encoding="utf-8").splitlines()[1:]
-    gold, found = [], []
+    gold, found, pairs = [], [], []
     for line in lines:
         score, *texts = line.split("\t")
+        pairs.append(texts)
         orders = [texts, texts[::-1]]
         ids = [
             [i for t in order for i in tokenizer.encode(t, bos=True, eos=True)] for order in orders
@@ -142,6 +153,8 @@ def test_a_regression_reads_pairs_in_both_orders(finetuning, tmp_path):
         found.append(torch.stack(outputs).mean().item())
     expected = 100 * spearmanr(gold, found).statistic
     assert results["test"]["spearman"]["value"] == pytest.approx(expected, abs=1e-4)
+    values = [one.value for one in kogpt.classify(model, tokenizer, pairs)]
+    assert values == pytest.approx(found, abs=1e-5)
 
 
 def test_completions_of_files_are_learnt_and_nothing_else(finetuning, tmp_path):
