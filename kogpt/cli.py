@@ -156,6 +156,7 @@ def prepare_streams() -> None:
     usual = ("strict", "surrogateescape")  # Python's own, the second in the C locale
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors in usual:
         codecs.register_error("kogpt", replace_and_tell)
+        tell_of_encoding.cache_clear()
         sys.stdout.reconfigure(errors="kogpt")
     if sys.stderr is None:  # closed; `print` would take standard output instead
         sys.stderr = open(os.devnull, "w")

@@ -302,7 +302,8 @@ def test_a_table_without_a_usable_header_is_refused(content, words, tmp_path):
 
 def test_an_output_that_is_not_utf_8_shows_what_it_can():
     code, out, errors = run_main(["tokenize", "--decode", "0 244 163 156 132"], b"", "euc_kr")
-    assert (code, errors) == (0, "") and out.endswith("?\n")
+    told = "kogpt: the output is in euc_kr: ? stands for a character that it lacks\n"
+    assert (code, errors) == (0, told) and out.endswith("?\n")
     code, out, errors = run_main(["tokenize", "영화 😀", "--json"], b"", "euc_kr")
     pieces = json.loads(out)["pieces"]
     assert (code, errors) == (0, "") and pieces == json.loads(
