@@ -144,7 +144,9 @@ class Kernels:
         library.struct_sizes(sizes)
         mirrors = map(ctypes.sizeof, (LinearParams, DecodeParams, NormParams))
         assert list(sizes) == list(mirrors), "a struct has changed"
-        if self.isa > library.best():
+        # The kernels of the last two are of the same instructions.
+        best = "zen5" if ISAS[library.best()] == "bf16" else ISAS[library.best()]
+        if self.isa > ISAS.index(best):
             pytest.skip(f"this processor has no {isa}, or the library has no kernels for it")
 
     def linear(

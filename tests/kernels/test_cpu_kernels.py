@@ -102,6 +102,15 @@ def kernels(request) -> Kernels:
     return Kernels(request.getfixturevalue("real"), request.param)
 
 
+def test_zen_5_is_told_by_its_family(real):
+    info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    family = re.search(r"cpu family\s*: (\d+)", info)
+    if family is None:
+        pytest.skip("nothing tells the processor's family")
+    is_zen5 = int(family[1]) == 26 and "avx512_bf16" in info
+    assert (ISAS[real.best()] == "zen5") == is_zen5
+
+
 def width(group: int) -> int:
     """Inputs: several blocks, and several groups."""
     return 768 if group == 96 else 512

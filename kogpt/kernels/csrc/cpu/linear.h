@@ -51,6 +51,7 @@ constexpr int64_t kPanel = 64;
 // The same of one row, whose streams begin less often then. With four panels, those of packed
 // weights would lie whole pages apart where there are 4096 inputs, and meet in few sets of a cache.
 constexpr int64_t kLongPanel = 3 * kPanel;
+static_assert(kLongPanel % kPanel == 0);
 
 inline int64_t panel_outputs(const LinearParams& params) {
   return params.M == 1 ? kLongPanel : kPanel;

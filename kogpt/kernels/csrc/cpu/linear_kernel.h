@@ -238,6 +238,7 @@ struct Linear {
     constexpr int kOutputs = tile_outputs(kWeight, kRows);
     using Totals = Floats[kRows][kOutputs];
     constexpr int64_t most = kRows == 1 ? kLongPanel : kPanel;
+    static_assert(most % (4 * kOutputs) == 0, "sums come in fours of each stream");
     Totals totals[most / kOutputs] = {};
     Tile<kRows, kOutputs> tile;
     tile.grain = grain(p);
@@ -253,7 +254,7 @@ struct Linear {
       }
     }
     for (int i = 0; i < kRows; ++i) {
-      float y[most + 3];
+      float y[most];
       for (int j = 0; j < kOutputs; ++j) {
         // What a last four has too much, the next stream writes over.
         for (int64_t t = 0; t < tiles; t += 4) {
@@ -311,7 +312,7 @@ struct Linear {
     if constexpr (kWeight == Element::kInt4) {
       int4(p, tile, first, last, totals);
     } else if constexpr (kWeight == Element::kPacked) {
-      if constexpr (Simd::kPairs) {
+      if constexpr (Simd::kFewPackedPairs) {
         if (in_pairs<Simd>(p)) return packed<true>(p, tile, first, last, totals);
       }
       packed<false>(p, tile, first, last, totals);

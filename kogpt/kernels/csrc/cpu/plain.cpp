@@ -14,7 +14,8 @@ extern const Kernels kAvx2Kernels, kAvx512Kernels, kVnniKernels, kBf16Kernels, k
 
 namespace {
 
-// By the number of its family, which is of AMD's alone: compilers older than itself cannot ask.
+// By the number of its family, which is of AMD's alone: compilers older than itself cannot ask. The
+// processors after it have the same number; which kernels suit them has not been measured.
 bool is_zen5() {
   unsigned eax = 0, ebx, ecx, edx;
   __get_cpuid(1, &eax, &ebx, &ecx, &edx);
