@@ -30,6 +30,8 @@ def fitting(expression: str, names: Iterable[str]) -> list[str]:
         raise ValueError(f"takes more than {SECONDS:g} seconds for the names of layers") from None
     except OSError as error:
         raise ValueError(f"cannot be tried: {error}") from None
+    if done.returncode < 0:
+        raise ValueError(f"cannot be tried: signal {-done.returncode}")
     if done.returncode:
         reason = done.stderr.strip().rpartition("\n")[2]
         raise ValueError(f"is no expression: {reason.partition(': ')[2] or reason}")

@@ -83,11 +83,12 @@ class LoRATable:
         chosen, numbers = self._named("target_modules", all_layers), self._numbers()
         if numbers:  # peft takes an empty list for all
             chosen = [layer for layer in chosen if _number(layer) in numbers]
-        excluded = self._named("exclude_modules", chosen)
-        chosen = [layer for layer in chosen if layer not in excluded]
         if not chosen:
             _refuse(self.where, "target_modules", self.values, "no layer")
-        return chosen
+        excluded = self._named("exclude_modules", chosen)
+        if len(excluded) == len(chosen):
+            _refuse(self.where, "exclude_modules", self.values, "leaves no layer")
+        return [layer for layer in chosen if layer not in excluded]
 
     def _named(self, key: str, layers: Collection[str]) -> list[str]:
         """Those of some layers that a list of names names, or an expression fits."""
@@ -178,7 +179,7 @@ def _check_lora(values: Mapping[str, Any], where: str) -> None:
         if not isinstance(named, str) and not _is_list_of(named, str):
             _refuse(where, key, values, "must be a list of names, or an expression")
     numbers = values.get("layers_to_transform")
-    if isinstance(targets, str) and numbers not in (None, []):
+    if isinstance(targets, str) and numbers is not None:
         _refuse(where, "layers_to_transform", values, "goes with a list of target_modules alone")
     if numbers is not None and type(numbers) is not int and not _is_list_of(numbers, int):
         _refuse(where, "layers_to_transform", values, "must hold numbers of layers")

@@ -329,7 +329,7 @@ def change(folder: Path, **values: object) -> None:
         ({"target_modules": None}, "target_modules is None"),
         ({"exclude_modules": [1]}, "exclude_modules is .*: must be a list of names"),
         ({"exclude_modules": "((("}, r"exclude_modules is '\(\(\(': is no expression"),
-        ({"exclude_modules": ".*"}, "target_modules is .*: no layer"),
+        ({"exclude_modules": ".*"}, r"exclude_modules is '\.\*': leaves no layer"),
         ({"exclude_modules": ["0.attn.q_proj"]}, "h.0.attn.q_proj.lora_A.weight is no part"),
         ({"target_modules": r".*\.v_proj"}, "h.0.attn.v_proj.lora_A.weight is missing"),
         ({"target_modules": r".*\.[qv]_proj"}, "h.0.attn.v_proj.lora_A.weight is missing"),
@@ -344,6 +344,10 @@ def change(folder: Path, **values: object) -> None:
         (
             {"layers_to_transform": 0, "target_modules": r".*q_proj"},
             "layers_to_transform is 0: goes with a list",
+        ),
+        (
+            {"layers_to_transform": [], "target_modules": r".*q_proj"},
+            r"layers_to_transform is \[\]: goes with a list",
         ),
         ({"r": 0}, "r is 0"),
         ({"r": True}, "r is True"),
@@ -370,6 +374,26 @@ def test_updates_of_another_kind_are_refused_by_key(values, message, lora):
     with pytest.raises(InputRefusedError, match=message) as caught:
         read_adapter(lora, CONFIG)
     assert str(lora) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_nothing_of_the_current_folder_runs_where_an_expression_is_tried(
+    lora, tmp_path, monkeypatch
+):
+    (tmp_path / "re.py").write_text("raise SystemExit('ran')")
+    monkeypatch.chdir(tmp_path)
+    change(lora, target_modules=r".*q_proj")
+    assert len(read_adapter(lora, CONFIG).updates) == 2
+
+
+def test_an_expression_that_cannot_be_tried_is_refused(lora, monkeypatch):
+    change(lora, target_modules=".*")
+    with monkeypatch.context() as patch:
+        patch.setattr(expressions, "PROGRAM", "import os; os.kill(os.getpid(), 9)")
+        with pytest.raises(InputRefusedError, match="cannot be tried: signal 9$"):
+            read_adapter(lora, CONFIG)
+    monkeypatch.setattr(expressions.sys, "executable", "/nowhere/python")
+    with pytest.raises(InputRefusedError, match="cannot be tried: .*No such file"):
+        read_adapter(lora, CONFIG)
 
 
 def test_an_expression_that_takes_for_ever_is_refused(lora, monkeypatch):
