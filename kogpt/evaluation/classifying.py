@@ -84,15 +84,17 @@ def classify(
     head = head_of(model)
     if head is None:
         raise ParameterError("the model has no head: kogpt.load_classifier loads one with it")
+    listed = _listed(texts)
     rows = [
         row
-        for index, contents in enumerate(_listed(texts))
+        for index, contents in enumerate(listed)
         for row in _rows_of(contents, index, model, tokenizer, head.out_features == 1)
     ]
-    found = [torch.zeros(0, head.out_features, dtype=torch.float64)] * len(texts)
+    found: list[list[Tensor]] = [[] for _ in listed]
     for index, outputs in _outputs(model, head, rows, batch_size):
-        found[index] = torch.cat((found[index], outputs[None]))
-    return [Prediction(tuple(outputs.mean(0).tolist()), head.labels) for outputs in found]
+        found[index].append(outputs)
+    means = (torch.stack(of_orders).mean(0) for of_orders in found)
+    return [Prediction(tuple(outputs.tolist()), head.labels) for outputs in means]
 
 
 def for_head(
