@@ -59,7 +59,7 @@ class Prediction:
 def classify(
     model: KoGPT,
     tokenizer: Tokenizer,
-    texts: Sequence[Contents],
+    texts: str | Sequence[Contents],
     *,
     batch_size: int = 32,
 ) -> list[Prediction]:
@@ -70,7 +70,7 @@ def classify(
     Args:
         model: with a head, as `kogpt.load_classifier` or an adapter gives it.
         tokenizer: of the model.
-        texts: each a text, or the contents of one, such as a pair.
+        texts: one, or several; each a text, or the contents of one, such as a pair.
         batch_size: texts read at once.
 
     Returns:
@@ -107,13 +107,15 @@ def for_head(
     return tuple((*prefix, *(id for part in order for id in part)) for order in orders)
 
 
-def _listed(texts: Sequence[Contents]) -> list[tuple[str, ...]]:
+def _listed(texts: str | Sequence[Contents]) -> list[tuple[str, ...]]:
     """Texts as their contents."""
-    if isinstance(texts, str):
-        raise ParameterError("texts are one text: it goes into a list")
-    listed = [(text,) if isinstance(text, str) else tuple(text) for text in texts]
-    if not all(contents and all(isinstance(c, str) for c in contents) for contents in listed):
-        raise ParameterError("texts must be texts, or lists of the contents of each")
+    listed = []
+    for text in [texts] if isinstance(texts, str) else texts:
+        contents = (text,) if isinstance(text, str) else text
+        is_list = isinstance(contents, Sequence) and len(contents) > 0
+        if not is_list or not all(isinstance(content, str) for content in contents):
+            raise ParameterError(f"texts hold {text!a}: neither a text nor the contents of one")
+        listed.append(tuple(contents))
     return listed
 
 

@@ -77,16 +77,10 @@ def test_classes_have_probabilities_and_a_number_has_none():
 
 
 @pytest.mark.parametrize(
-    ("texts", "message"),
-    [
-        ("한 글", "texts are one text: it goes into a list"),
-        ([b"bytes"], "texts must be texts"),
-        ([()], "texts must be texts"),
-        ([("a", 1)], "texts must be texts"),
-    ],
+    ("texts", "what"), [([b"bytes"], "b'bytes'"), ([()], r"\(\)"), ([("a", 1)], "a"), ([5], "5")]
 )
-def test_what_is_no_text_is_refused(tokenizer, texts, message):
-    with pytest.raises(ValueError, match=message):
+def test_what_is_no_text_is_refused(tokenizer, texts, what):
+    with pytest.raises(ValueError, match=f"texts hold .*{what}.*: neither a text nor"):
         kogpt.classify(headed(2), tokenizer, texts)
 
 
@@ -99,3 +93,5 @@ def test_a_text_beyond_the_context_and_a_model_without_a_head_are_refused(tokeni
     with pytest.raises(ValueError, match="batch_size is 0"):
         kogpt.classify(headed(2), tokenizer, ["글"], batch_size=0)
     assert kogpt.classify(headed(2), tokenizer, []) == []
+    one, same = (kogpt.classify(headed(2), tokenizer, texts) for texts in ("글", ["글"]))
+    assert one == same
