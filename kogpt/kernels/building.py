@@ -271,11 +271,14 @@ def main() -> None:
     parser.add_argument("--architectures", default=RELEASED_ARCHITECTURES, metavar="LIST")
     args = parser.parse_args()
     distribution = Distribution(setup_arguments("", [args.kind], args.architectures))
+    objects = args.folder.absolute() / "objects"
+    objects.mkdir(parents=True, exist_ok=True)
+    os.environ["TMPDIR"] = str(objects)  # the usual place may be full, or not for this user
     command = distribution.get_command_obj("build_ext")
-    command.build_lib, command.build_temp = str(args.folder), str(args.folder / "objects")
+    command.build_lib, command.build_temp = str(args.folder), str(objects)
     command.ensure_finalized()
     command.run()
-    shutil.rmtree(args.folder / "objects")
+    shutil.rmtree(objects)
 
 
 if __name__ == "__main__":

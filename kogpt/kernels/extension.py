@@ -106,6 +106,8 @@ def load(target: Target) -> bool:
         cause = error.__cause__ or error  # torch's own error says only which file it was
         if re.search(FORBIDDEN, str(cause)):  # nothing is wrong with the library
             why = f"{cause}; is its folder mounted noexec? XDG_CACHE_HOME can name another"
+            if not os.access(library.path, os.R_OK):
+                why = f"{library.path}: no permission to read it"
             say(f"kogpt: no {target.name} kernels, using PyTorch's slower operators: {why}")
             return False
         raise broken(library.path, f"cannot be loaded: {cause}") from error
@@ -183,7 +185,11 @@ def libraries(kind: str) -> Iterator[Library]:
     except (CannotBuildError, PermissionError):  # there is no place for a cache
         cached = []
     for path in [building.HERE / record_name, *cached]:
-        if path.exists() and (record := read_record(path, sources)):
+        try:
+            record = read_record(path, sources) if path.exists() else None
+        except PermissionError:  # of another user
+            continue
+        if record:
             library = Library(path.with_suffix(".so"), record)
             refuse_cut(library)
             yield library
@@ -291,6 +297,7 @@ def compile_library(target: Target, folder: Path, architectures: str, lock: int)
 PASSING = (
     *("No space left on device", "Disk quota exceeded", "Read-only file system"),
     *("out of memory", "Cannot allocate memory", "Resource temporarily unavailable", "Killed"),
+    *("Too many open files", "File too large", "File size limit exceeded", "CPU time limit"),
 )
 
 

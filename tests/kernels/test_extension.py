@@ -40,7 +40,7 @@ case "$*" in
 --version) echo "Cuda compilation tools, release {release}, V{release}.1" && exit ;;
 --dryrun*) echo "#\\$ TOP=$here/bin/.." >&2 && exit ;;
 esac
-echo compiled >> "$here/compilations"
+echo "$TMPDIR" >> "$here/compilations"
 while [ -e "$here/slow" ]; do sleep 0.1; done
 [ -e "$here/fail" ] && cat "$here/fail" >&2 && exit 1
 while [ "$1" != "-o" ]; do
@@ -157,6 +157,8 @@ def test_the_kernels_are_compiled_once_and_again_when_a_source_changes(package):
     package.source("cpu/bindings.cpp", "int four;")  # of the other library
     assert package.ask() == (out, "")
     assert package.compilations() == 1
+    temporary = (package.toolkit / "compilations").read_text()
+    assert temporary.startswith(f"{package.cache}/partial-")  # the usual place may be full
 
     package.source("kernel.cu", "int another;")
     out, err = package.ask()
@@ -255,12 +257,11 @@ def test_a_compilation_that_fails_is_told_and_not_tried_again(package, tmp_path)
 
 
 @needs_cuda_torch
-def test_a_failure_that_passes_is_tried_again(package):
-    (package.toolkit / "fail").write_text("fatal error: no.o: No space left on device\n")
+@pytest.mark.parametrize("reason", ["No space left on device", "Too many open files"])
+def test_a_failure_that_passes_is_tried_again(package, reason):
+    (package.toolkit / "fail").write_text(f"fatal error: no.o: {reason}\n")
     out, err = package.ask()
-    assert out.startswith("False") and err.endswith(
-        "compiling it failed: No space left on device\n"
-    )
+    assert out.startswith("False") and err.endswith(f"compiling it failed: {reason}\n")
     (package.toolkit / "fail").unlink()
     assert package.ask()[0].startswith("True")
 
@@ -276,6 +277,17 @@ def test_a_cache_that_may_not_be_read_is_none(monkeypatch):
 
     monkeypatch.setattr(Path, "glob", locked)
     assert all(library.path.parent == building.HERE for library in extension.libraries("cpu"))
+
+
+def test_a_library_of_which_nothing_may_be_read_is_none(empty_cache, monkeypatch):
+    put_library(empty_cache / f"{building.source_hash('cpu')}-CPU", "cpu")
+    assert list(extension.libraries("cpu"))[-1].path.is_relative_to(empty_cache)
+
+    def locked(*_):
+        raise PermissionError(13, "Permission denied", "a record of others")
+
+    monkeypatch.setattr(extension, "read_record", locked)
+    assert not list(extension.libraries("cpu"))
 
 
 def test_without_a_home_there_is_no_cache_and_a_reason(monkeypatch):
@@ -355,6 +367,9 @@ def test_a_folder_in_which_nothing_may_run_is_one_line(lines, empty_cache, monke
     monkeypatch.setattr(torch.ops, "load_library", refuse)
     (line,) = lines(Cpu())
     assert "using PyTorch's slower" in line and "library_cpu.so: failed to map segment; is" in line
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    (line,) = lines(Cpu())
+    assert line.endswith("library_cpu.so: no permission to read it")
 
 
 def test_any_of_the_usual_compilers_will_do(tmp_path, monkeypatch):
