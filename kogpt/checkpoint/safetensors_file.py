@@ -166,19 +166,25 @@ class StoredRows:
     def __init__(self, file: SafetensorsFile, name: str) -> None:
         self._file, self._name = file.reopened(), name
         weakref.finalize(self, self._file.close)
-        self._entry = file.tensors[name]
+        self._entry, self._state = file.tensors[name], file.state()
         self._start = file.header.data_start + self._entry.begin
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _reopen_rows, (self._file.path, self._name, self._file.state())
+        return _reopen_rows, (self._file.path, self._name, self._state)
 
     def __call__(self, ids: Tensor) -> Tensor:
         """Rows (..., K) of ids (...).
 
         Raises:
             IndexError: there is no such row.
-            InputRefusedError: the file has become shorter since it was opened.
+            InputRefusedError: the file was changed since it was opened, and so were matrices that
+                are mapped.
         """
+        if self._file.state() != self._state:
+            raise InputRefusedError(
+                f"{self._file.path}: was changed since it was loaded; load it again, and replace"
+                " folders as a whole"
+            )
         places = ids.flatten().tolist()
         N, K = self._entry.shape
         rows = torch.empty(len(places), K, dtype=self._entry.dtype, device="cpu")

@@ -189,13 +189,20 @@ def test_a_token_that_there_is_not_is_refused(mapping, box, place):
         load_fast(box("bfloat16"))(torch.tensor([[5, place]]))
 
 
-def test_a_file_that_became_shorter_is_refused_by_name(mapping, single, tmp_path):
+def test_a_file_that_was_changed_under_a_model_is_refused_by_name(mapping, single, tmp_path):
     shutil.copytree(single, tmp_path / "model")
     (path,) = (tmp_path / "model").glob("*.safetensors")
-    rows = load_fast(path).transformer.embedding
+    fast, ids = load_fast(path), torch.tensor([[5, 6, 7]])
+    fast(ids)
+    with path.open("r+b") as file:  # as `cp` does; a file in its place would be another
+        file.seek(-1000, os.SEEK_END)
+        file.write(bytes(1000))
+    with pytest.raises(InputRefusedError, match=f"{path}: was changed since it was loaded"):
+        fast(ids)
+    fast = load_fast(path)
     os.truncate(path, 8 << 10)
-    with pytest.raises(InputRefusedError, match="transformer.wte.weight ends early"):
-        rows(torch.tensor([7999]))
+    with pytest.raises(InputRefusedError, match=f"{path}: was changed since it was loaded"):
+        fast(ids)
 
 
 def test_files_are_closed_with_the_model(mapping, single):
