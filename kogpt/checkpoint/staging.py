@@ -25,7 +25,9 @@ from typing import Any
 
 from kogpt.errors import DISK_FULL, InputRefusedError, KoGPTError, NotEnoughResourcesError
 from kogpt.jsonfiles import to_json
+from kogpt.notes import say
 
+NAME_MAX = 255  # bytes of a name, on all usual file systems
 OWN = re.compile(r"folder|(plan|done-.*)\.json(\.tmp)?")  # names of what is in `.DST.partial`
 
 
@@ -73,7 +75,10 @@ class Staging:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._close(discard=kind is None or self._is_lost(kind))
+        discard = kind is None or self._is_lost(kind)
+        self._close(discard)
+        if not discard:
+            say(f"kogpt: what is done is kept in {self.partial}; the same command goes on from it")
 
     def _is_lost(self, kind: type[BaseException]) -> bool:
         """Whether nothing can be resumed of what such an error has ended."""
@@ -133,14 +138,18 @@ def partial_of(dst: Path) -> Path:
     """Where a folder grows before it gets its name.
 
     Raises:
-        InputRefusedError: nothing there can be renamed to `dst`, which is `/` or a mount point.
+        InputRefusedError: nothing there can be renamed to `dst`, which is `/` or a mount point; or
+            its name leaves no room for more.
     """
     path = place_of(dst)
     if not path.name:
         raise InputRefusedError(f"{dst}: exists already; choose another name")
     if path.is_dir() and path.is_mount():
         raise InputRefusedError(f"{dst}: a mount point; name a folder inside it")
-    return path.with_name(f".{path.name}.partial")
+    partial = path.with_name(f".{path.name}.partial")
+    if (much := len(os.fsencode(partial.name)) - NAME_MAX) > 0:
+        raise InputRefusedError(f"{dst}: its name is {much} bytes too long")
+    return partial
 
 
 def refuse_strangers(partial: Path) -> None:

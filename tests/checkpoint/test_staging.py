@@ -122,6 +122,24 @@ def test_a_folder_that_is_removed_before_it_is_locked_is_made_again(tmp_path, mo
     os.close(lock)
 
 
+def test_what_an_interruption_keeps_is_told(tmp_path, capsys):
+    for plan, told in (({}, f"is kept in {tmp_path}/.dst.partial; the same"), (None, "")):
+        with pytest.raises(KeyboardInterrupt), Staging(tmp_path / "dst", plan):
+            raise KeyboardInterrupt
+        assert told in capsys.readouterr().err and (tmp_path / ".dst.partial").exists() == bool(
+            told
+        )
+    with pytest.raises(ValueError), Staging(tmp_path / "dst", {}):
+        raise ValueError
+    assert capsys.readouterr().err == ""
+
+
+def test_a_name_that_leaves_no_room_for_a_temporary_one_is_refused(tmp_path):
+    Staging(tmp_path / ("가" * 82)).__enter__().__exit__(None)
+    with pytest.raises(InputRefusedError, match="its name is 3 bytes too long$"):
+        Staging(tmp_path / ("가" * 83))
+
+
 def test_work_that_can_be_resumed_is_not_swept_away(tmp_path):
     unfinished = tmp_path / ".dst.partial" / "folder"
     unfinished.mkdir(parents=True)
