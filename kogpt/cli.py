@@ -69,14 +69,24 @@ def main(argv: Sequence[str] | None = None) -> int:
             args = parse(with_default_command(given))
         except SystemExit as told:  # the help
             return told.code if isinstance(told.code, int) else FAILED
+        refuse_lost_folder()
         with ending_at_once():
             common = importlib.import_module("kogpt.commands.common")
             command = importlib.import_module(f"kogpt.commands.{args.command}")
+        common.refuse_empty(args)
         with common.naming_options(common.options_of(args)):
             code: int | None = command.run(args)
         return code
 
     return exit_code(run)
+
+
+def refuse_lost_folder() -> None:
+    """Refuses to run where no library can load what it loads late: oneMKL ends the process."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise KoGPTError("the current folder was removed; cd to one that is there") from None
 
 
 @contextmanager

@@ -293,6 +293,8 @@ def _locate(path: Path) -> Path:
     """What holds the weights that a path stands for: a file, an index of some, or the folder."""
     if not path.exists():
         raise InputRefusedError(f"{path}: no such file or folder")
+    if path.is_dir() and not os.access(path, os.R_OK | os.X_OK):
+        raise InputRefusedError(f"{path}: no permission to read it")
     if not path.is_dir() or is_mesh_checkpoint(path) or is_sliced(path):
         return path
     for name in WEIGHTS:

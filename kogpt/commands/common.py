@@ -32,6 +32,16 @@ METHODS_OF = {  # of finetuning, for which an option is
 
 NO_MEMORY = "DefaultCPUAllocator: can't allocate memory"  # which is no error of its own on a CPU
 
+POSITIONAL = {
+    **{"source": "SRC", "destination": "DST", "adapters": "ADAPTER", "path": "DIR"},
+    **{"first": "A", "second": "B"},
+}
+NAMED = {  # arguments that are names, of files most of them
+    *POSITIONAL,
+    *("model", "architecture", "adapter", "draft_model", "tokenizer", "against", "data"),
+    *("data_dir", "out", "output", "png", "plot", "compare", "license_notice"),
+}
+
 OPTIONS = {  # that are called otherwise than their parameters
     "banned_words": "--ban",
     "n": "--samples",
@@ -207,6 +217,13 @@ def refuse_below(args: argparse.Namespace, **least: int) -> None:
                 raise UsageError(f"argument {option_of(name)}: must be at least {low}, is {value}")
 
 
+def refuse_empty(args: argparse.Namespace) -> None:
+    """Refuses files and folders without a name, which would be the folder one is in."""
+    for name, value in vars(args).items():
+        if name in NAMED and (value == "" or (isinstance(value, list) and "" in value)):
+            raise UsageError(f"argument {POSITIONAL.get(name) or options_of(args)[name]}: is empty")
+
+
 def refuse_idle(args: argparse.Namespace) -> None:
     """Refuses options of one method of finetuning beside another."""
     for name, methods in METHODS_OF.items():
@@ -223,8 +240,6 @@ def run_settings(args: argparse.Namespace, config: type) -> dict[str, Any]:
         raise UsageError("argument --epochs: not with --steps")
     if "short_part" in given and "short_length" not in given:
         raise UsageError("argument --short-part: only with --short-length")
-    if empty := [name for name, value in given.items() if value == ""]:
-        raise UsageError(f"argument {options_of(args)[empty[0]]}: is empty")
     given["device"] = str(device_of(args))
     return {name: _setting(value, hints[name]) for name, value in given.items()}
 

@@ -226,9 +226,6 @@ def run_all(works: list[Work], evaluator: Evaluator, speaks: bool) -> list[Run]:
 def check_outputs(args: argparse.Namespace) -> None:
     """Refuses what could not be written once everything is computed."""
     require_sklearn()
-    for name in ("output", "plot"):
-        if getattr(args, name) == "":
-            raise UsageError(f"argument --{name}: is empty")
     if args.output:
         refuse_existing(Path(args.output))
         if Path(args.output).is_dir():

@@ -476,3 +476,9 @@ def test_a_repeated_key_is_found_in_no_time():
     with pytest.raises(InputRefusedError, match="'z' appears twice"):
         parse_header(text, 0, "file")
     assert time.perf_counter() - start < 5  # it grew with their square, to more than a minute
+
+
+def test_a_folder_that_may_not_be_entered_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may enter all
+    with pytest.raises(InputRefusedError, match=f"^{tmp_path}: no permission to read it$"):
+        load_model(tmp_path)

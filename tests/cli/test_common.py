@@ -16,11 +16,12 @@ from kogpt.commands.common import (
     options_of,
     parse_size,
     refuse_below,
+    refuse_empty,
     run_settings,
 )
 from kogpt.errors import NotEnoughResourcesError, ParameterError, UsageError
 from kogpt.generation import SamplingParams
-from kogpt.training import FinetuningConfig, TrainingConfig
+from kogpt.training import TrainingConfig
 
 
 def test_memory_that_a_cpu_has_not_is_told_as_such():
@@ -55,13 +56,25 @@ def test_settings_that_say_nothing_alone_are_refused():
         run_settings(argparse.Namespace(**given), TrainingConfig)
     settings = run_settings(argparse.Namespace(**given, short_length=8), TrainingConfig)
     assert settings == {**given, "short_length": 8}
-    with pytest.raises(UsageError, match="--out: is empty"):  # it would be the folder one is in
-        run_settings(argparse.Namespace(device="cpu", out=""), TrainingConfig)
-    with pytest.raises(UsageError, match="--output: is empty"):
-        args = argparse.Namespace(device="cpu", out="", command="finetune")
-        run_settings(args, FinetuningConfig)
     with pytest.raises(UsageError, match="--epochs: not with --steps"):
         run_settings(argparse.Namespace(device="cpu", epochs=1.0, steps=3), TrainingConfig)
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        ({"out": ""}, "--out"),
+        ({"out": "", "command": "finetune"}, "--output"),
+        ({"model": ""}, "--model"),
+        ({"adapter": ["here", ""]}, "--adapter"),
+        ({"source": "here", "destination": ""}, "DST"),
+        ({"draft_model": ""}, "--draft-model"),
+    ],
+)
+def test_a_place_without_a_name_is_refused(given, name):
+    """It would be the folder one is in."""
+    with pytest.raises(UsageError, match=f"argument {name}: is empty"):
+        refuse_empty(argparse.Namespace(**given))
 
 
 def test_a_refusal_names_the_option_that_a_parameter_comes_from():

@@ -137,3 +137,17 @@ def test_hangul_is_question_marks_where_an_output_has_none(environment):
     assert code == 0 and text.isascii()
     *pieces, told = sorted(text.splitlines(), key=lambda line: line.startswith("kogpt: "))
     assert "??" in "".join(pieces) and "? stands for a character that it lacks" in told
+
+
+def test_a_folder_that_was_removed_is_no_place_to_run_in(tmp_path):
+    """There oneMKL ends the process, with the exit code of wrong usage."""
+    code = (
+        f"import os, sys; os.rmdir({str(tmp_path)!r}); from kogpt.cli import main; sys.exit(main())"
+    )
+    command = [sys.executable, "-c", code, "inspect"]
+    root = str(Path(__file__).parents[2])
+    done = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, env=BUFFERED | {"PYTHONPATH": root}
+    )
+    line = "kogpt: the current folder was removed; cd to one that is there\n"
+    assert (done.returncode, done.stderr) == (1, line)
