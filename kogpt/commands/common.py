@@ -38,7 +38,7 @@ POSITIONAL = {
 }
 NAMED = {  # arguments that are names, of files most of them
     *POSITIONAL,
-    *("model", "architecture", "adapter", "draft_model", "tokenizer", "against", "data"),
+    *("model", "adapter", "draft_model", "tokenizer", "against", "data"),
     *("data_dir", "out", "output", "png", "plot", "compare", "license_notice"),
 }
 
