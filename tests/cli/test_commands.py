@@ -378,7 +378,7 @@ def test_inspect_passes_nothing_over():
     for path in ("", "x.py:X"):
         done = kogpt("inspect", "--kernels", "--architecture", path, code=2)
         assert done.stderr == "kogpt: argument --kernels: not allowed with --architecture\n"
-    kogpt("inspect", "", code=3)  # as of a shell's variable that is not set
+    kogpt("inspect", "", code=2)  # as of a shell's variable that is not set
 
 
 def test_inspect_tells_which_kernel_each_shape_would_run_or_why_none(kernels):
