@@ -549,11 +549,11 @@ def add_quantization_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_merge(commands: Commands) -> None:
     parser = add_command(commands, "merge", "fold adapters into the weights of a checkpoint")
-    parser.add_argument("source", metavar="DIR", help="folder or file of the checkpoint")
+    parser.add_argument("source", metavar="SRC", help="folder or file of the checkpoint")
     parser.add_argument(
         "adapters", nargs="+", metavar="ADAPTER", help="folder of an adapter of LoRA"
     )
-    parser.add_argument("destination", metavar="OUT", help="folder to write; must not exist")
+    parser.add_argument("destination", metavar="DST", help="folder to write; must not exist")
     add_architecture_argument(parser)
     add_json_argument(parser, "the report")
 

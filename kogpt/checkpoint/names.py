@@ -27,12 +27,6 @@ Shapes = dict[str, tuple[int, ...]]
 # The head of a classifier (outputs, C), which may lie beside the language model's.
 CLASSIFIER = "score.weight"
 
-
-def numbered_labels(outputs: int) -> tuple[str, ...]:
-    """Names of a classifier's outputs where none are known, as transformers has them."""
-    return tuple(f"LABEL_{i}" for i in range(outputs))
-
-
 # Buffers that some libraries saved with the weights: the causal mask, the value put where it
 # masks, and tables of rotary angles. All are derived, so they are passed over by name.
 IGNORED = re.compile(
@@ -226,6 +220,11 @@ def check_names(
                 " convert --allow-extra` would leave it out"
             )
     return extra
+
+
+def numbered_labels(outputs: int) -> tuple[str, ...]:
+    """Names of a classifier's outputs where none are known, as transformers has them."""
+    return tuple(f"LABEL_{i}" for i in range(outputs))
 
 
 def missing(names: Sequence[str], found: Collection[str]) -> str:

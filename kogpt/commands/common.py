@@ -32,7 +32,7 @@ METHODS_OF = {  # of finetuning, for which an option is
 
 NO_MEMORY = "DefaultCPUAllocator: can't allocate memory"  # which is no error of its own on a CPU
 
-POSITIONAL = {
+POSITIONAL = {  # names of arguments that have no option, as they are shown
     **{"source": "SRC", "destination": "DST", "adapters": "ADAPTER", "path": "DIR"},
     **{"first": "A", "second": "B"},
 }

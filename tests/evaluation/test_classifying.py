@@ -95,3 +95,14 @@ def test_a_text_beyond_the_context_and_a_model_without_a_head_are_refused(tokeni
     assert kogpt.classify(headed(2), tokenizer, []) == []
     one, same = (kogpt.classify(headed(2), tokenizer, texts) for texts in ("글", ["글"]))
     assert one == same
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("fast", [False, True])
+def test_a_gpu_says_the_same(tokenizer, fast, tmp_path):
+    write_adapter(tmp_path / "a", model := headed(2))
+    there, _ = kogpt.load(dtype=torch.float32, device="cuda", adapter=tmp_path / "a", fast=fast)
+    wanted, found = (kogpt.classify(each, tokenizer, TEXTS) for each in (model, there))
+    for one, other in zip(wanted, found, strict=True):
+        assert other.outputs == pytest.approx(one.outputs, abs=1e-3)
