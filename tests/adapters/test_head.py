@@ -45,6 +45,7 @@ def test_outputs_have_names_or_numbers(model):
         ({"0": "부정"}, ("LABEL_0", "LABEL_1")),
         ({"0": "부정", "1": "긍정", "2": "중립"}, ("LABEL_0", "LABEL_1")),
         ({"0": "부정", "1": 1}, ("LABEL_0", "LABEL_1")),
+        ({"1": "부정", "2": "긍정"}, ("LABEL_0", "LABEL_1")),
         (["부정", "긍정"], ("LABEL_0", "LABEL_1")),
         (None, ("LABEL_0", "LABEL_1")),
     ],

@@ -77,6 +77,18 @@ def test_classify_asks_the_head_of_a_checkpoint(classifier):
             assert one["probabilities"] == pytest.approx(prediction.probabilities, abs=1e-4)
 
 
+def test_classify_asks_the_head_of_an_adapter_before_that_of_the_checkpoint(classifier, tmp_path):
+    model = package.load_model()
+    trained_lora(model, LoRAConfig())
+    attach_head(model, 3, torch.Generator().manual_seed(2), ["하나", "둘", "셋"])
+    write_adapter(tmp_path / "a", model)
+    (wanted,) = package.classify(model, package.load_tokenizer(), ["재미있는 영화"])
+    asked = ("classify", "재미있는 영화", "--adapter", str(tmp_path / "a"), "--json")
+    for more in ([], ["--model", classifier]):
+        found = json.loads(kogpt(*asked, *more).stdout)
+        assert found["probabilities"] == pytest.approx(wanted.probabilities, abs=1e-3)
+
+
 def test_classify_says_what_is_missing(classifier):
     line = refusal("classify", "글", code=3)
     assert line.endswith("score.weight is missing: it has no head")

@@ -1,6 +1,7 @@
 """What a head says of texts is the same alone, in a batch, and by the prepared network."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -68,6 +69,14 @@ def test_the_prepared_network_and_an_adapters_file_say_the_same(tokenizer, promp
             assert other.labels == one.labels == ("나쁨", "좋음")
 
 
+def test_dropout_does_not_count_and_weights_may_be_narrow(tokenizer):
+    model = kogpt.load_model(dtype=torch.bfloat16)
+    trained_lora(model, LoRAConfig(dropout=0.5))
+    attach_head(model, 2, torch.Generator().manual_seed(1))
+    wanted, found = (kogpt.classify(m, tokenizer, TEXTS) for m in (model.eval(), model.train()))
+    assert found == wanted
+
+
 def test_classes_have_probabilities_and_a_number_has_none():
     several = Prediction((0.0, math.log(3.0)), ("나쁨", "좋음"))
     assert several.label == "좋음" and several.value is None
@@ -85,14 +94,20 @@ def test_what_is_no_text_is_refused(tokenizer, texts, what):
 
 
 def test_a_text_beyond_the_context_and_a_model_without_a_head_are_refused(tokenizer):
-    long = "영화 " * 1100
-    with pytest.raises(InputRefusedError, match=r"text 1: it has \d+ tokens, .* holds 1024"):
+    parts = tokenizer.encode("영화 " * 1100)
+    fits, long = (tokenizer.decode(parts[:n]) for n in (1022, 1023))  # and begin and end
+    assert len(tokenizer.encode(fits)) == 1022
+    kogpt.classify(headed(2), tokenizer, [fits])
+    with pytest.raises(InputRefusedError, match="text 1: it has 1025 tokens, .* holds 1024"):
         kogpt.classify(headed(2), tokenizer, ["짧은 글", long])
     with pytest.raises(ValueError, match="the model has no head"):
         kogpt.classify(kogpt.load_model(), tokenizer, ["글"])
     with pytest.raises(ValueError, match="batch_size is 0"):
         kogpt.classify(headed(2), tokenizer, ["글"], batch_size=0)
     assert kogpt.classify(headed(2), tokenizer, []) == []
+    bare = SimpleNamespace(bos_id=None, eos_id=None, encode=lambda text, **_: [7] * len(text))
+    with pytest.raises(InputRefusedError, match="text 1: it is empty"):
+        kogpt.classify(headed(2), bare, ["글", ""])
     one, same = (kogpt.classify(headed(2), tokenizer, texts) for texts in ("글", ["글"]))
     assert one == same
 

@@ -358,6 +358,12 @@ def test_a_compiler_that_is_no_command_is_one_line(lines, empty_cache, monkeypat
     assert line.endswith("no C++ compiler: CXX is 'g++ \"': No closing quotation")
 
 
+def test_an_interpreter_that_is_gone_is_one_line(lines, empty_cache, monkeypatch):
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    *_, line = lines(Cpu())
+    assert line.endswith(" /nowhere/python: No such file or directory")
+
+
 def test_a_folder_in_which_nothing_may_run_is_one_line(lines, empty_cache, monkeypatch):
     put_library(empty_cache / f"{building.source_hash('cpu')}-CPU", "cpu")
 
